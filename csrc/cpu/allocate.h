@@ -1,0 +1,23 @@
+// Memory for results and for scratch.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <memory>
+
+namespace llr {
+
+struct FreeAligned {
+  void operator()(double* p) const;
+};
+using AlignedDoubles = std::unique_ptr<double[], FreeAligned>;
+
+// Uninitialised, on a cache-line boundary: BLAS results may depend on alignment, and must not vary.
+AlignedDoubles aligned_doubles(int64_t count);
+
+// An uninitialised contiguous tensor; one above 2 MB lies on huge pages where the system has them for the
+// asking (a fresh 300 MB result is 70,000 page faults otherwise, as slow as computing it).
+at::Tensor empty_result(at::IntArrayRef sizes, at::ScalarType dtype);
+
+}  // namespace llr

@@ -1,0 +1,37 @@
+// The arguments of the MLP operators, checked and in one form, for every backend.
+#pragma once
+
+#include <ATen/core/List.h>
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+#include <string_view>
+#include <vector>
+
+#include "activation.h"
+#include "mlp_layout.h"
+
+namespace llr {
+
+struct MlpArguments {
+  at::Tensor x;                     // (n, d), or (B, n, d) if x_batched; contiguous
+  std::vector<at::Tensor> weights;  // (out, in), or (B, out, in) if weights_batched; contiguous
+  std::vector<at::Tensor> biases;   // (out), or (B, out); undefined where a layer has none; contiguous
+  Activation activation;
+  bool x_batched;
+  bool weights_batched;
+  int64_t points;   // B, 1 without a batch
+  int64_t samples;  // n
+  MlpLayout layout;
+
+  // (n, q, P), or (B, n, q, P)
+  std::vector<int64_t> result_sizes() const;
+};
+
+// Throws c10::Error naming the offending argument and its shape. Nothing is allocated before every check
+// has passed, but for contiguous copies of arguments that are not.
+MlpArguments read_mlp_arguments(const at::Tensor& x, at::TensorList weights,
+                                const c10::List<std::optional<at::Tensor>>& biases,
+                                std::string_view activation, at::OptionalIntArrayRef columns);
+
+}  // namespace llr
