@@ -12,12 +12,16 @@
 #include "cpu/simd.h"
 
 TORCH_LIBRARY(llr, m) {
+  // The out overload returns nothing: torch.compile takes no custom operator that returns its argument.
   m.def(
       "mlp_jacobian(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
       "int[]? columns=None) -> Tensor");
   m.def(
       "mlp_jacobian.out(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
-      "int[]? columns=None, *, Tensor(a!) out) -> Tensor(a!)");
+      "int[]? columns=None, *, Tensor(a!) out) -> ()");
+  m.def(
+      "_mlp_jacobian(Tensor x, Tensor[] weights, Tensor[] present_biases, bool[] has_bias, "
+      "str activation, int[]? columns=None) -> Tensor");
   m.def("first_nonfinite(Tensor[] tensors) -> int");
 }
 

@@ -396,10 +396,9 @@ at::Tensor mlp_jacobian(const at::Tensor& x, at::TensorList weights,
   return result;
 }
 
-at::Tensor& mlp_jacobian_out(const at::Tensor& x, at::TensorList weights,
-                             const c10::List<std::optional<at::Tensor>>& biases,
-                             std::string_view activation, at::OptionalIntArrayRef columns,
-                             at::Tensor& out) {
+void mlp_jacobian_out(const at::Tensor& x, at::TensorList weights,
+                      const c10::List<std::optional<at::Tensor>>& biases, std::string_view activation,
+                      at::OptionalIntArrayRef columns, at::Tensor& out) {
   const MlpArguments arguments = read_mlp_arguments(x, weights, biases, activation, columns);
   const std::vector<int64_t> sizes = arguments.result_sizes();
   TORCH_CHECK(out.sizes() == at::IntArrayRef(sizes), "mlp_jacobian: out has shape ", out.sizes(),
@@ -420,7 +419,6 @@ at::Tensor& mlp_jacobian_out(const at::Tensor& x, at::TensorList weights,
     compute(arguments, result);
     out.copy_(result);
   }
-  return out;
 }
 
 // The index of the first tensor with a NaN or an infinity, -1 if there is none. One pass, no temporaries.

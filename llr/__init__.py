@@ -1,0 +1,21 @@
+"""llr tells how many samples a network needs to pin a function down."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+from llr import reference as reference
+from llr.info import info as info
+from llr.info import selftest as selftest
+from llr.jacobian import jacobian as jacobian
+from llr.jacobian import plan as plan
+from llr.memory import memory_budget as memory_budget
+from llr.memory import set_memory_budget as set_memory_budget
+from llr.parameters import layout as layout
+from llr.rank import rank as rank
+from llr.spectrum import RankResult as RankResult
+from llr.spectrum import numerical_rank as numerical_rank
+from llr.spectrum import svdvals as svdvals
+
+try:
+    __version__ = version("llr")
+except PackageNotFoundError:  # a checkout that was never installed
+    __version__ = "unknown"

@@ -1,0 +1,219 @@
+"""Loads the native library and gives its operators shapes, gradients and a vmap rule.
+
+The only file that names ``torch.ops.llr``. Where the library cannot be loaded, ``NATIVE`` is False and
+``REASON`` says why; everything else then works on ``torch.func``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from llr import reference
+
+BUILD_FACTS = "_build.json"
+
+
+def _build_facts() -> dict[str, Any]:
+    """What setup.py wrote when this copy of llr was installed; empty for a bare checkout."""
+    try:
+        return cast(dict[str, Any], json.loads((resources.files("llr") / BUILD_FACTS).read_text()))
+    except FileNotFoundError:
+        return {}
+
+
+def _release(version: str) -> tuple[str, ...]:
+    return tuple(version.split("+")[0].split(".")[:2])
+
+
+def _load() -> tuple[Any, str]:
+    """The native module or None, and where it comes from or why it is missing."""
+    facts = _build_facts()
+    if not facts:
+        return None, "this copy of llr was never installed (pip install --no-build-isolation -e .)"
+    if not facts["native"]:
+        return None, f"installed without the native library: {facts['reason']}"
+    built, running = facts["torch"], torch.__version__
+    if _release(built) != _release(running):
+        # Not left to the linker: a library can load and still disagree on the layout of a class.
+        return None, (
+            f"the native library was built for torch {built} but torch {running} is running; "
+            "install llr again: pip install --no-build-isolation --force-reinstall --no-deps llr"
+        )
+    try:
+        from llr import _C
+    except ImportError as error:
+        return None, (
+            f"the native library, built for torch {built}, does not load with torch {running}: {error}"
+        )
+    return _C, f"built for torch {built} with {facts['compiler']}"
+
+
+_library, REASON = _load()
+NATIVE: bool = _library is not None
+
+
+def build_info() -> dict[str, str] | None:
+    """Compiler, torch, CUDA architectures and SIMD levels of the native library; None without it."""
+    return None if _library is None else dict(_library.build_info())
+
+
+def mlp_jacobian(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    columns: Sequence[int] | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """``torch.ops.llr.mlp_jacobian``; arguments and result as :func:`llr.reference.mlp_jacobian`."""
+    op = torch.ops.llr.mlp_jacobian
+    if out is None:
+        return cast(Tensor, op.default(x, weights, biases, activation, columns))
+    op.out(x, weights, biases, activation, columns, out=out)
+    return out
+
+
+def first_nonfinite(tensors: Sequence[Tensor]) -> int:
+    """The index of the first floating tensor with a NaN or an infinity, or -1."""
+    if NATIVE and all(t.is_cpu for t in tensors):
+        return cast(int, torch.ops.llr.first_nonfinite.default(tensors))
+    for index, tensor in enumerate(tensors):
+        if not bool(torch.isfinite(tensor).all()):
+            return index
+    return -1
+
+
+def _result_shape(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    columns: Sequence[int] | None,
+) -> list[Any]:
+    batch = weights[0].shape[:-2] if weights[0].dim() == 3 else x.shape[:-2]
+    count: Any = 0
+    for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        if columns is None or columns[2 * layer] >= 0:
+            count = count + w.shape[-2] * w.shape[-1]
+        if b is not None and (columns is None or columns[2 * layer + 1] >= 0):
+            count = count + w.shape[-2]
+    return [*batch, x.shape[-2], weights[-1].shape[-2], count]
+
+
+def _fake(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    columns: Sequence[int] | None = None,
+) -> Tensor:
+    return x.new_empty(_result_shape(x, weights, biases, columns))
+
+
+def _fake_out(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    columns: Sequence[int] | None = None,
+    *,
+    out: Tensor,
+) -> None:
+    pass
+
+
+def _in_places(present: Sequence[Tensor], has_bias: Sequence[bool]) -> list[Tensor | None]:
+    rest = iter(present)
+    return [next(rest) if has else None for has in has_bias]
+
+
+def _fake_of_lists(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    present_biases: Sequence[Tensor],
+    has_bias: Sequence[bool],
+    activation: str,
+    columns: Sequence[int] | None = None,
+) -> Tensor:
+    return _fake(x, weights, _in_places(present_biases, has_bias), activation, columns)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weights, present, ctx.has_bias, ctx.activation, ctx.columns = inputs
+    ctx.save_for_backward(x, *weights, *present)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
+    # The formula in torch operations is differentiated, so that the gradient has gradients of its own.
+    x, *tensors = ctx.saved_tensors
+    layers = len(ctx.has_bias)
+
+    def formula(x: Tensor, weights: list[Tensor], present: list[Tensor]) -> Tensor:
+        biases = _in_places(present, ctx.has_bias)
+        return reference.mlp_jacobian(x, weights, biases, ctx.activation, ctx.columns)
+
+    _, pullback = torch.func.vjp(formula, x, tensors[:layers], tensors[layers:])
+    return (*pullback(gradient), None, None, None)
+
+
+def _vmap(
+    info: Any,
+    in_dims: tuple[Any, ...],
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    columns: Sequence[int] | None = None,
+) -> tuple[Tensor, int]:
+    """One call for the whole batch: vmapped parameter points become the operator's own batch."""
+    size = info.batch_size
+    x_dim, weight_dims, bias_dims, *_ = in_dims
+    weight_dims = weight_dims or [None] * len(weights)
+    bias_dims = bias_dims or [None] * len(biases)
+
+    def front(t: Tensor, dim: int | None) -> Tensor:
+        return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
+
+    only_x = all(d is None for d in weight_dims) and all(d is None for d in bias_dims)
+    points = weights[0].dim() - (weight_dims[0] is not None) == 3 or (
+        x.dim() - (x_dim is not None) == 3
+    )
+    if only_x and not points:
+        return mlp_jacobian(front(x, x_dim), weights, biases, activation, columns), 0
+    moved_w = [front(w, d) for w, d in zip(weights, weight_dims, strict=True)]
+    moved_b = [
+        None if b is None else front(b, d) for b, d in zip(biases, bias_dims, strict=True)
+    ]
+    if not points:
+        moved_x = x if x_dim is None else front(x, x_dim)
+        return mlp_jacobian(moved_x, moved_w, moved_b, activation, columns), 0
+    # A batch of parameter points is there already: the two become one.
+    moved_x = front(x, x_dim)
+    inner = moved_x.shape[1] if moved_x.dim() == 4 else moved_w[0].shape[1]
+
+    def merged(t: Tensor, dims: int) -> Tensor:
+        if t.dim() == dims + 1:  # no batch of its own
+            t = t.unsqueeze(1).expand(size, inner, *t.shape[1:])
+        return t.flatten(0, 1)
+
+    result = mlp_jacobian(
+        merged(moved_x, 2),
+        [merged(w, 2) for w in moved_w],
+        [None if b is None else merged(b, 1) for b in moved_b],
+        activation,
+        columns,
+    )
+    return result.unflatten(0, (size, inner)), 0
+
+
+if NATIVE:
+    torch.library.register_fake("llr::mlp_jacobian", _fake)
+    torch.library.register_fake("llr::mlp_jacobian.out", _fake_out)
+    torch.library.register_fake("llr::_mlp_jacobian", _fake_of_lists)
+    torch.library.register_autograd("llr::_mlp_jacobian", _backward, setup_context=_save)
+    torch.library.register_vmap("llr::mlp_jacobian", _vmap)

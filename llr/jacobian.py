@@ -1,0 +1,530 @@
+"""Per-sample Jacobians of a model's outputs with respect to its parameters."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+from llr import _ops, reference
+from llr.memory import fits, format_bytes, memory_budget
+from llr.mlp import MLP, NotAnMLP, read_mlp
+from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
+from llr.probes import refuse_behaviour, refuse_layers
+
+log = logging.getLogger("llr")
+
+Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
+
+BACKENDS = ("auto", "native", "torch", "loop")
+_NAMES = {"native": "native mlp", "torch": "torch.func vmap", "loop": "autograd loop"}
+_WORKING_BYTES = 256 << 20  # what torch.func may use at a time beyond the result
+
+
+def jacobian(
+    model: Model,
+    x: Tensor,
+    *,
+    params: Selection = None,
+    out: Tensor | None = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+    create_graph: bool = False,
+) -> Tensor:
+    """The derivatives of every output of every sample with respect to every parameter.
+
+    J[i, j, k] = d f_j(x_i) / d theta_k: its row span tells which directions in parameter space the samples
+    see, its rank how many (:func:`llr.rank`).
+
+    An MLP is recognised and computed by the native operator, at the speed of writing the result. Every
+    other model goes through ``torch.func`` in chunks of samples, and one that ``vmap`` cannot take (RNNs)
+    through a loop over samples; :func:`plan` tells which, and the ``llr`` logger when it changes.
+
+    Args:
+        model: a module, evaluated in the mode it is in; or a callable f(params, x) on a batch of samples.
+        x: (n, ...) samples; float32 or float64 as the parameters, or integers for a model that takes them.
+        params: for a module, which parameters are columns: None for all trainable ones, or names or globs
+            among them (``"0.*"``); or a mapping of names to values to evaluate at, with a leading batch of
+            B parameter points as made by ``torch.func.stack_module_state``. For a callable, the mapping
+            that it is called with.
+        out: write the result here (repeated calls then allocate nothing).
+        chunk_size: samples at a time on the torch.func path; default: what fits :func:`llr.memory_budget`.
+        backend: "auto", or "native", "torch", "loop" to insist.
+        create_graph: make the result differentiable with respect to the parameters and x.
+
+    Returns:
+        (n, q, P), or (B, n, q, P); P columns in ``named_parameters()`` order, each tensor row-major (see
+        :func:`llr.layout`). Outputs of other shapes are flattened row-major to q numbers per sample, nested
+        tuples, lists and mappings in their own order, one tensor after the other.
+
+    Raises:
+        TypeError: dtypes that do not go together, an output that is not a floating-point tensor.
+        ValueError: NaN or infinity in x or the parameters, shapes that do not fit, a model without
+            trainable parameters, with interacting samples, random or stateful; a result larger than the
+            memory budget.
+
+    Example:
+        >>> import llr, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(10, 64), torch.nn.Tanh(), torch.nn.Linear(64, 1))
+        >>> llr.jacobian(model, torch.randn(5, 10)).shape
+        torch.Size([5, 1, 769])
+    """
+    problem = _read(model, x, params)
+    prepared = _plan(problem, chunk_size, backend, create_graph, out)
+    return _execute(problem, prepared, out, create_graph)[0]
+
+
+def evaluate(
+    model: Model,
+    x: Tensor,
+    *,
+    params: Selection = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+    dtype: torch.dtype | None = None,
+) -> tuple[Tensor, str]:
+    """:func:`jacobian`, and the name of what computed it.
+
+    With ``dtype`` the parameters, buffers and floating x are promoted to it first: their values are then the
+    exact starting point, and only the arithmetic is finer.
+    """
+    problem = _read(model, x, params, dtype)
+    prepared = _plan(problem, chunk_size, backend, False, None)
+    result, path = _execute(problem, prepared, None, False)
+    return result, _NAMES[path]
+
+
+@dataclass
+class Plan:
+    """What :func:`llr.jacobian` would do with a model and samples; see :func:`plan`."""
+
+    backend: str
+    """"native", "torch" or "loop"."""
+    reason: str
+    """Why this one."""
+    shape: tuple[int, ...]
+    """(n, q, P) or (B, n, q, P)."""
+    dtype: torch.dtype
+    nbytes: int
+    """Bytes of the result."""
+    chunk_size: int
+    """Samples at a time."""
+    insisted: bool = False
+    """Whether the backend was asked for by name, so that no other may take over."""
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return (
+            f"J {self.shape} {kind}, {format_bytes(self.nbytes)}: {_NAMES[self.backend]} ({self.reason}), "
+            f"{self.chunk_size} samples at a time"
+        )
+
+
+def plan(
+    model: Model,
+    x: Tensor,
+    *,
+    params: Selection = None,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+) -> Plan:
+    """What :func:`jacobian` would compute, with what and in how many bytes, without computing it.
+
+    Args and errors as for :func:`jacobian`, but for a result larger than the memory budget, which is no
+    error here. Whether ``vmap`` can take the model is only found out by doing it.
+
+    Example:
+        >>> import llr, torch
+        >>> print(llr.plan(torch.nn.Linear(3, 2), torch.randn(5, 3), backend="torch"))
+        J (5, 2, 8) float32, 320 bytes: torch.func vmap (asked for), 5 samples at a time
+    """
+    problem = _read(model, x, params)
+    prepared = _plan(problem, chunk_size, backend, False, None, enforce=False)
+    return replace(prepared, reason=prepared.reason or str(problem.mlp))
+
+
+@dataclass
+class _Problem:
+    """A model at its parameters and its samples, checked."""
+
+    model: Model
+    columns: Columns
+    x: Tensor
+    dtype: torch.dtype
+    mlp: MLP | None = None
+    why_not_mlp: str = ""
+    names: dict[int, str] = field(default_factory=dict)
+    """id of a parameter of the module -> its name."""
+
+    def call(
+        self, values: Mapping[str, Tensor], x: Tensor, buffers: Mapping[str, Tensor] | None = None
+    ) -> object:
+        """The model at these values, and its own buffers unless others are given."""
+        if isinstance(self.model, nn.Module):
+            buffers = self.buffers if buffers is None else buffers
+            return functional_call(self.model, {**self.columns.fixed, **values, **buffers}, (x,))
+        return self.model(values, x)
+
+    @functools.cached_property
+    def buffers(self) -> dict[str, Tensor]:
+        """The module's buffers, in the dtype of the problem."""
+        if not isinstance(self.model, nn.Module):
+            return {}
+        return {name: _promoted(b, self.dtype) for name, b in self.model.named_buffers()}
+
+    def point(self, index: int = 0) -> dict[str, Tensor]:
+        """The values at one parameter point."""
+        if self.columns.points is None:
+            return self.columns.values
+        return {name: v[index] for name, v in self.columns.values.items()}
+
+
+def _read(
+    model: Model, x: Tensor, params: Selection, dtype: torch.dtype | None = None
+) -> _Problem:
+    """Every check that needs no evaluation of the model."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor(x))")
+    if x.dim() == 0:
+        raise ValueError("x is a single number; expected samples along a first dimension")
+    mlp, why_not, names = None, "a callable", {}
+    if isinstance(model, nn.Module):
+        every = dict(model.named_parameters())
+        columns = columns_of_module(type(model).__name__, every, params)
+        names = {id(p): name for name, p in every.items()}
+        try:
+            mlp = read_mlp(model)
+            why_not = _unused(mlp, columns, names)
+        except NotAnMLP as departure:
+            why_not = str(departure)
+        mlp = None if why_not else mlp
+    elif callable(model):
+        columns = columns_of_callable(params)
+    else:
+        raise TypeError(
+            f"model is {type(model).__name__}; expected an nn.Module or a callable f(params, x)"
+        )
+    if columns.points == 0:
+        raise ValueError("params has no parameter points (leading size 0); expected at least one")
+    if dtype is not None:
+        columns = Columns(
+            {n: _promoted(v, dtype) for n, v in columns.values.items()},
+            {n: _promoted(v, dtype) for n, v in columns.fixed.items()},
+            columns.points,
+        )
+        x = _promoted(x, dtype)
+    common = _common_dtype(columns, x)
+    _check_devices(columns, x)
+    _check_finite(columns, x)
+    if mlp is not None:
+        x, why_not = _samples_for(mlp, x, common)
+        mlp = None if why_not else mlp
+    if mlp is None and isinstance(model, nn.Module):
+        refuse_layers(model)
+    return _Problem(model, columns, x, common, mlp, why_not, names)
+
+
+def _promoted(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.to(dtype) if t.is_floating_point() else t
+
+
+def _unused(mlp: MLP, columns: Columns, names: Mapping[int, str]) -> str:
+    used = {names.get(id(t)) for t in (*mlp.weights, *mlp.biases) if t is not None}
+    idle = [name for name in columns.values if name not in used]
+    return f"{idle[0]!r} is no weight or bias of a layer" if idle else ""
+
+
+def _common_dtype(columns: Columns, x: Tensor) -> torch.dtype:
+    """The dtype of the differentiated parameters, which x shares if it is floating."""
+    (first, value), *others = columns.values.items()
+    if value.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"parameter {first!r} is {value.dtype}; expected float32 or float64 (model.double())"
+        )
+    for name, other in others:
+        if other.dtype != value.dtype:
+            raise TypeError(
+                f"parameters have mixed dtypes: {first!r} is {value.dtype}, {name!r} is {other.dtype}; "
+                "expected one (model.double())"
+            )
+    if (x.is_floating_point() or x.is_complex()) and x.dtype != value.dtype:
+        raise TypeError(
+            f"x is {x.dtype} but the parameters are {value.dtype}; expected one dtype "
+            f"(x.to({value.dtype}), or model.to(x.dtype))"
+        )
+    return value.dtype
+
+
+def _check_devices(columns: Columns, x: Tensor) -> None:
+    for name, value in (*columns.values.items(), *columns.fixed.items()):
+        if value.device != x.device:
+            raise ValueError(
+                f"parameter {name!r} is on {value.device} but x is on {x.device}; expected one device"
+            )
+
+
+def _check_finite(columns: Columns, x: Tensor) -> None:
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return  # inside somebody's vmap or grad there are no numbers to look at
+    tensors = [x, *columns.values.values(), *columns.fixed.values()]
+    floating = [t for t in tensors if t.dtype in (torch.float32, torch.float64)]
+    index = _ops.first_nonfinite(floating)
+    if index < 0:
+        return
+    labels = ["x", *(f"parameter {name!r}" for name in (*columns.values, *columns.fixed))]
+    label = next(n for n, t in zip(labels, tensors, strict=True) if t is floating[index])
+    where = tuple(int(i) for i in (~torch.isfinite(floating[index])).nonzero()[0])
+    raise ValueError(
+        f"{label} is {float(floating[index][where])} at index {where}; expected finite numbers (a Jacobian "
+        "there would be NaN and its rank meaningless)"
+    )
+
+
+def _samples_for(mlp: MLP, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
+    """x as the layers take it, (n, d); or why the native operator cannot take it."""
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}; expected {dtype} as the parameters (x.to({dtype}))")
+    samples = x.flatten(1) if mlp.flattens and x.dim() > 2 else x
+    if samples.dim() < 2 or samples.shape[-1] != mlp.widths[0]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}; expected (n, {mlp.widths[0]}) for a {mlp}"
+        )
+    if samples.dim() > 2:
+        return x, f"samples of shape {tuple(x.shape[1:])}"
+    return samples, ""
+
+
+def _plan(
+    problem: _Problem,
+    chunk_size: int | None,
+    backend: str,
+    create_graph: bool,
+    out: Tensor | None,
+    enforce: bool = True,
+) -> Plan:
+    if backend not in BACKENDS:
+        raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
+        raise ValueError(f"chunk_size is {chunk_size!r}; expected a positive number of samples")
+    if out is not None and create_graph:
+        raise ValueError("out= and create_graph=True exclude each other; leave out= away")
+    chosen, reason = _choose(problem, backend)
+    n = problem.x.shape[0]
+    q = problem.mlp.widths[-1] if problem.mlp is not None else _count_outputs(problem)
+    points = problem.columns.points
+    shape = (*(() if points is None else (points,)), n, q, problem.columns.count)
+    itemsize = problem.dtype.itemsize
+    nbytes = math.prod(shape) * itemsize
+    if out is not None:
+        _check_out(out, shape, problem)
+    elif enforce:
+        _check_budget(nbytes, shape, problem.x.device)
+    if chunk_size is None:
+        # jacrev holds a chunk's result, and about as much again while it makes it.
+        per_sample = 3 * max(1, q * problem.columns.count) * itemsize
+        chunk_size = max(1, n) if chosen == "native" else max(1, _WORKING_BYTES // per_sample)
+    return Plan(
+        chosen, reason, shape, problem.dtype, nbytes, max(1, min(chunk_size, n)), backend != "auto"
+    )
+
+
+def _choose(problem: _Problem, backend: str) -> tuple[str, str]:
+    """The backend, and why."""
+    if backend in ("torch", "loop"):
+        return backend, "asked for"
+    if problem.mlp is None:
+        obstacle = problem.why_not_mlp
+    elif problem.x.device.type != "cpu":
+        obstacle = f"no native kernel for {problem.x.device.type}"
+    elif not _ops.NATIVE:
+        obstacle = _ops.REASON
+        if backend == "auto":
+            _warn_without_library()
+    else:
+        return "native", ""
+    if backend == "native":
+        raise ValueError(
+            f"backend='native' cannot compute this model: {obstacle}; backend='auto' goes through torch.func"
+        )
+    return "torch", obstacle
+
+
+@functools.cache
+def _warn_without_library() -> None:
+    warnings.warn(
+        f"llr runs without its native library and computes MLPs through torch.func, more slowly: {_ops.REASON}",
+        RuntimeWarning,
+        stacklevel=6,
+    )
+
+
+def _count_outputs(problem: _Problem) -> int:
+    """q, by evaluating the model on a few samples; refuses models without a per-sample Jacobian."""
+    values = problem.point()
+
+    def at_buffers(buffers: Mapping[str, Tensor], x: Tensor) -> object:
+        return problem.call(values, x, buffers)
+
+    x = problem.x if problem.x.shape[0] > 0 else problem.x.new_zeros(1, *problem.x.shape[1:])
+    refuse_behaviour(at_buffers, problem.buffers, x)
+    with torch.no_grad():
+        leaves = reference.output_leaves(problem.call(values, x[:1]))
+    for leaf in leaves:
+        if leaf.dtype != problem.dtype:
+            raise TypeError(
+                f"the model's output is {leaf.dtype} but its parameters are {problem.dtype}; expected one"
+            )
+    return sum(leaf.numel() for leaf in leaves)
+
+
+def _check_out(out: Tensor, shape: tuple[int, ...], problem: _Problem) -> None:
+    if tuple(out.shape) != shape:
+        raise ValueError(f"out has shape {tuple(out.shape)}; expected {shape}")
+    if out.dtype != problem.dtype or out.device != problem.x.device:
+        raise TypeError(
+            f"out is {out.dtype} on {out.device}; expected {problem.dtype} on {problem.x.device}"
+        )
+    if out.requires_grad:
+        raise ValueError("out requires a gradient; expected a plain tensor (out.detach())")
+
+
+def _check_budget(nbytes: int, shape: tuple[int, ...], device: torch.device) -> None:
+    if not fits(nbytes, device):
+        raise ValueError(
+            f"the Jacobian of shape {shape} takes {format_bytes(nbytes)} ({nbytes} bytes), more than the "
+            f"memory budget of {format_bytes(memory_budget(device))}; take fewer samples at a time, choose parameters with "
+            "params=, or raise the budget with llr.set_memory_budget(bytes)"
+        )
+
+
+def _execute(
+    problem: _Problem, prepared: Plan, out: Tensor | None, create_graph: bool
+) -> tuple[Tensor, str]:
+    if prepared.backend == "native":
+        if create_graph:
+            return _native(problem, out), "native"
+        with torch.no_grad():
+            return _native(problem, out), "native"
+    if not create_graph:
+        detached = {n: v.detach() for n, v in problem.columns.values.items()}
+        problem = replace(
+            problem, x=problem.x.detach(), columns=replace(problem.columns, values=detached)
+        )
+    with _full_precision():
+        if prepared.backend == "torch":
+            try:
+                return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"
+            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+                # What vmap cannot take, the loop may; what is really wrong, the loop will say itself.
+                if prepared.insisted:
+                    raise
+                first_line = next(iter(str(error).splitlines()), type(error).__name__)
+                log.info("torch.func.vmap cannot take this model (%s); looping over samples", first_line)
+        return _fill(problem, prepared, out, create_graph, _loop_rows), "loop"
+
+
+@contextlib.contextmanager
+def _full_precision() -> Iterator[None]:
+    """float32 products in float32: TF32 and bfloat16 would show up as rank."""
+    previous = torch.get_float32_matmul_precision()
+    if previous == "highest":
+        yield
+        return
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(previous)
+
+
+def _native(problem: _Problem, out: Tensor | None) -> Tensor:
+    mlp, columns, names = cast(MLP, problem.mlp), problem.columns, problem.names
+    chain = [t for pair in zip(mlp.weights, mlp.biases, strict=True) for t in pair]
+    chain_names = [None if t is None else names.get(id(t)) for t in chain]
+    places = None
+    if [n for t, n in zip(chain, chain_names, strict=True) if t is not None] != list(columns.values):
+        starts = columns.starts()
+        places = [-1 if n is None else starts.get(n, -1) for n in chain_names]
+
+    def value(tensor: Tensor | None, name: str | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        if name in columns.values:
+            return columns.values[cast(str, name)]
+        # Not a column: a frozen parameter, or a tensor that is no parameter at all.
+        fixed = tensor.to(problem.dtype) if name is None else columns.fixed[name]
+        return fixed if columns.points is None else fixed.expand(columns.points, *fixed.shape)
+
+    values = [value(t, n) for t, n in zip(chain, chain_names, strict=True)]
+    weights = cast(list[Tensor], values[::2])
+    return _ops.mlp_jacobian(problem.x, weights, values[1::2], mlp.activation, places, out)
+
+
+_Rows = Callable[[_Problem, dict[str, Tensor], Tensor, bool], dict[str, Tensor]]
+"""The derivatives for a few samples: name -> (samples, q, *shape of the parameter)."""
+
+
+def _fill(
+    problem: _Problem, prepared: Plan, out: Tensor | None, create_graph: bool, rows: _Rows
+) -> Tensor:
+    """The whole result, a parameter point and a chunk of samples at a time."""
+    points = problem.columns.points
+    n, q, count = prepared.shape[-3:]
+    kept: list[Tensor] = []
+    result = out
+    if result is None and not create_graph:
+        result = problem.x.new_empty(prepared.shape, dtype=problem.dtype)
+    for index in range(1 if points is None else points):
+        values = problem.point(index)
+        for first in range(0, n, prepared.chunk_size):
+            chunk = problem.x[first : first + prepared.chunk_size]
+            parts = rows(problem, values, chunk, create_graph)
+            flat = {name: d.reshape(chunk.shape[0], q, -1) for name, d in parts.items()}
+            if result is None:
+                kept.append(torch.cat([flat[name] for name in values], dim=-1))
+                continue
+            target = (result if points is None else result[index])[first : first + chunk.shape[0]]
+            for name, columns in problem.columns.slices().items():
+                target[:, :, columns] = flat[name]
+    if result is not None:
+        return result
+    if not kept:
+        return problem.x.new_empty(prepared.shape, dtype=problem.dtype)
+    return torch.cat(kept).reshape(prepared.shape)
+
+
+def _torch_rows(
+    problem: _Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
+) -> dict[str, Tensor]:
+    def outputs(values: dict[str, Tensor], sample: Tensor) -> Tensor:
+        leaves = reference.output_leaves(problem.call(values, sample[None]))
+        return torch.cat([leaf.reshape(-1) for leaf in leaves])
+
+    return cast(dict[str, Tensor], vmap(jacrev(outputs), in_dims=(None, 0))(values, x))
+
+
+def _loop_rows(
+    problem: _Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
+) -> dict[str, Tensor]:
+    leaves = values
+    if not create_graph:
+        leaves = {name: v.clone().requires_grad_() for name, v in values.items()}
+
+    def call(values: Mapping[str, Tensor], x: Tensor) -> Any:
+        return problem.call(values, x)
+
+    samples = []
+    for sample in x:
+        rows = list(reference.sample_rows(call, leaves, sample, create_graph=create_graph))
+        samples.append([torch.stack(column) for column in zip(*rows, strict=True)])
+    stacked = [torch.stack(column) for column in zip(*samples, strict=True)]
+    return dict(zip(leaves, stacked, strict=True))

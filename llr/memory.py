@@ -1,0 +1,144 @@
+"""How many bytes llr may take for a result and its working space."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+import torch
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12} | {
+    "kib": 2**10,
+    "mib": 2**20,
+    "gib": 2**30,
+    "tib": 2**40,
+}
+
+_SMALL = 16 << 20
+_budget: int | None = None
+
+
+def memory_budget(device: torch.device | str = "cpu") -> int:
+    """The bytes that llr allows itself at a time: what was set, else half of what is free now.
+
+    What would not fit is refused before anything is allocated, with the bytes it would take.
+
+    Args:
+        device: the device whose free memory counts where no budget was set.
+
+    Returns:
+        Bytes. Set by :func:`set_memory_budget` or by the environment variable ``LLR_MEMORY_BUDGET``
+        ("4GB", "512MiB", or plain bytes); a control group's limit is part of "free".
+
+    Example:
+        >>> import llr
+        >>> with llr.set_memory_budget("2 GB"):
+        ...     llr.memory_budget()
+        2000000000
+    """
+    set_for_good = _set_budget()
+    return _free(torch.device(device)) // 2 if set_for_good is None else set_for_good
+
+
+def fits(nbytes: int, device: torch.device) -> bool:
+    """Whether a result of so many bytes is within the budget.
+
+    Without a budget of the user's, free memory is not even asked for the few megabytes that any machine
+    has: it takes longer than a small Jacobian.
+    """
+    budget = _set_budget()
+    if budget is None:
+        return nbytes <= _SMALL or nbytes <= memory_budget(device)
+    return nbytes <= budget
+
+
+def _set_budget() -> int | None:
+    if _budget is not None:
+        return _budget
+    from_environment = os.environ.get("LLR_MEMORY_BUDGET")
+    return parse_bytes(from_environment) if from_environment else None
+
+
+class set_memory_budget:  # noqa: N801 - used like a function, as torch.set_grad_enabled is
+    """Set :func:`memory_budget`, for good or, as a context manager, for a block.
+
+    Args:
+        nbytes: bytes as a number or as text ("2 GB", "512 MiB"); None for the default, half of what is
+            free at each call.
+
+    Raises:
+        ValueError: not a positive number of bytes.
+
+    Example:
+        >>> import llr
+        >>> with llr.set_memory_budget(10**9):
+        ...     llr.memory_budget()
+        1000000000
+    """
+
+    def __init__(self, nbytes: int | str | None) -> None:
+        global _budget
+        value = parse_bytes(nbytes) if isinstance(nbytes, str) else nbytes
+        if value is not None and value <= 0:
+            raise ValueError(f"memory budget is {nbytes!r}; expected a positive number of bytes")
+        self._previous = _budget
+        _budget = value
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        global _budget
+        _budget = self._previous
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes from text such as "512 MiB"; raises ValueError for anything else."""
+    stripped = text.strip()
+    digits = stripped.rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ ")
+    unit = stripped[len(digits) :].strip().lower()
+    try:
+        value = int(float(digits) * _UNITS[unit])
+    except (ValueError, KeyError, OverflowError):
+        value = 0
+    if value <= 0:
+        raise ValueError(
+            f"{text!r} is not a number of bytes; expected for example 4GB, 512MiB or 1000000"
+        )
+    return value
+
+
+def format_bytes(nbytes: int) -> str:
+    """Bytes for people: three digits and a decimal unit."""
+    value = float(nbytes)
+    for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
+        if value < 1000 or unit == "PB":
+            break
+        value /= 1000
+    return f"{value:.3g} {unit}" if unit != "bytes" else f"{nbytes} bytes"
+
+
+def _free(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = int(psutil.virtual_memory().available)
+    limit, used = _control_group()
+    return free if limit is None else max(0, min(free, limit - used))
+
+
+def _control_group() -> tuple[int | None, int]:
+    """The memory limit of this process's control group (version 2, as containers see it) and its use."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        used = int((root / "memory.current").read_text())
+    except (OSError, ValueError):
+        return None, 0
+    return (None, used) if limit == "max" else (int(limit), used)
