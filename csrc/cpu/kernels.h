@@ -36,6 +36,8 @@ struct MathKernels {
                        int64_t ldb, int64_t m, int64_t n, int64_t k);
   // c[i] *= d[i]
   void (*scale)(double* c, const double* d, int64_t count);
+  bool (*all_finite_double)(const double*, int64_t count);
+  bool (*all_finite_float)(const float*, int64_t count);
 };
 
 template <typename T>
