@@ -14,6 +14,7 @@ from llr.rank import rank as rank
 from llr.spectrum import RankResult as RankResult
 from llr.spectrum import numerical_rank as numerical_rank
 from llr.spectrum import svdvals as svdvals
+from llr.spectrum import tolerance as tolerance
 
 try:
     __version__ = version("llr")

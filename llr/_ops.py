@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from importlib import resources
+from importlib import import_module, resources
 from typing import Any, cast
 
 import torch
@@ -46,12 +46,12 @@ def _load() -> tuple[Any, str]:
             "install llr again: pip install --no-build-isolation --force-reinstall --no-deps llr"
         )
     try:
-        from llr import _C
+        library = import_module("llr._C")
     except ImportError as error:
         return None, (
             f"the native library, built for torch {built}, does not load with torch {running}: {error}"
         )
-    return _C, f"built for torch {built} with {facts['compiler']}"
+    return library, f"built for torch {built} with {facts['compiler']}"
 
 
 _library, REASON = _load()
@@ -157,7 +157,7 @@ def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
         biases = _in_places(present, ctx.has_bias)
         return reference.mlp_jacobian(x, weights, biases, ctx.activation, ctx.columns)
 
-    _, pullback = torch.func.vjp(formula, x, tensors[:layers], tensors[layers:])
+    _, pullback = cast(Any, torch.func.vjp(formula, x, tensors[:layers], tensors[layers:]))
     return (*pullback(gradient), None, None, None)
 
 
@@ -186,9 +186,7 @@ def _vmap(
     if only_x and not points:
         return mlp_jacobian(front(x, x_dim), weights, biases, activation, columns), 0
     moved_w = [front(w, d) for w, d in zip(weights, weight_dims, strict=True)]
-    moved_b = [
-        None if b is None else front(b, d) for b, d in zip(biases, bias_dims, strict=True)
-    ]
+    moved_b = [None if b is None else front(b, d) for b, d in zip(biases, bias_dims, strict=True)]
     if not points:
         moved_x = x if x_dim is None else front(x, x_dim)
         return mlp_jacobian(moved_x, moved_w, moved_b, activation, columns), 0

@@ -8,22 +8,21 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call, jacrev, vmap
+from torch import Tensor
+from torch.func import jacrev, vmap
 
 from llr import _ops, reference
 from llr.memory import fits, format_bytes, memory_budget
-from llr.mlp import MLP, NotAnMLP, read_mlp
-from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
-from llr.probes import refuse_behaviour, refuse_layers
+from llr.mlp import MLP
+from llr.parameters import Selection
+from llr.probes import refuse_behaviour
+from llr.problem import Model, Problem, read_problem
 
 log = logging.getLogger("llr")
-
-Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
 
 BACKENDS = ("auto", "native", "torch", "loop")
 _NAMES = {"native": "native mlp", "torch": "torch.func vmap", "loop": "autograd loop"}
@@ -78,7 +77,7 @@ def jacobian(
         >>> llr.jacobian(model, torch.randn(5, 10)).shape
         torch.Size([5, 1, 769])
     """
-    problem = _read(model, x, params)
+    problem = read_problem(model, x, params)
     prepared = _plan(problem, chunk_size, backend, create_graph, out)
     return _execute(problem, prepared, out, create_graph)[0]
 
@@ -97,7 +96,7 @@ def evaluate(
     With ``dtype`` the parameters, buffers and floating x are promoted to it first: their values are then the
     exact starting point, and only the arithmetic is finer.
     """
-    problem = _read(model, x, params, dtype)
+    problem = read_problem(model, x, params, dtype)
     prepared = _plan(problem, chunk_size, backend, False, None)
     result, path = _execute(problem, prepared, None, False)
     return result, _NAMES[path]
@@ -147,164 +146,13 @@ def plan(
         >>> print(llr.plan(torch.nn.Linear(3, 2), torch.randn(5, 3), backend="torch"))
         J (5, 2, 8) float32, 320 bytes: torch.func vmap (asked for), 5 samples at a time
     """
-    problem = _read(model, x, params)
+    problem = read_problem(model, x, params)
     prepared = _plan(problem, chunk_size, backend, False, None, enforce=False)
     return replace(prepared, reason=prepared.reason or str(problem.mlp))
 
 
-@dataclass
-class _Problem:
-    """A model at its parameters and its samples, checked."""
-
-    model: Model
-    columns: Columns
-    x: Tensor
-    dtype: torch.dtype
-    mlp: MLP | None = None
-    why_not_mlp: str = ""
-    names: dict[int, str] = field(default_factory=dict)
-    """id of a parameter of the module -> its name."""
-
-    def call(
-        self, values: Mapping[str, Tensor], x: Tensor, buffers: Mapping[str, Tensor] | None = None
-    ) -> object:
-        """The model at these values, and its own buffers unless others are given."""
-        if isinstance(self.model, nn.Module):
-            buffers = self.buffers if buffers is None else buffers
-            return functional_call(self.model, {**self.columns.fixed, **values, **buffers}, (x,))
-        return self.model(values, x)
-
-    @functools.cached_property
-    def buffers(self) -> dict[str, Tensor]:
-        """The module's buffers, in the dtype of the problem."""
-        if not isinstance(self.model, nn.Module):
-            return {}
-        return {name: _promoted(b, self.dtype) for name, b in self.model.named_buffers()}
-
-    def point(self, index: int = 0) -> dict[str, Tensor]:
-        """The values at one parameter point."""
-        if self.columns.points is None:
-            return self.columns.values
-        return {name: v[index] for name, v in self.columns.values.items()}
-
-
-def _read(
-    model: Model, x: Tensor, params: Selection, dtype: torch.dtype | None = None
-) -> _Problem:
-    """Every check that needs no evaluation of the model."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor(x))")
-    if x.dim() == 0:
-        raise ValueError("x is a single number; expected samples along a first dimension")
-    mlp, why_not, names = None, "a callable", {}
-    if isinstance(model, nn.Module):
-        every = dict(model.named_parameters())
-        columns = columns_of_module(type(model).__name__, every, params)
-        names = {id(p): name for name, p in every.items()}
-        try:
-            mlp = read_mlp(model)
-            why_not = _unused(mlp, columns, names)
-        except NotAnMLP as departure:
-            why_not = str(departure)
-        mlp = None if why_not else mlp
-    elif callable(model):
-        columns = columns_of_callable(params)
-    else:
-        raise TypeError(
-            f"model is {type(model).__name__}; expected an nn.Module or a callable f(params, x)"
-        )
-    if columns.points == 0:
-        raise ValueError("params has no parameter points (leading size 0); expected at least one")
-    if dtype is not None:
-        columns = Columns(
-            {n: _promoted(v, dtype) for n, v in columns.values.items()},
-            {n: _promoted(v, dtype) for n, v in columns.fixed.items()},
-            columns.points,
-        )
-        x = _promoted(x, dtype)
-    common = _common_dtype(columns, x)
-    _check_devices(columns, x)
-    _check_finite(columns, x)
-    if mlp is not None:
-        x, why_not = _samples_for(mlp, x, common)
-        mlp = None if why_not else mlp
-    if mlp is None and isinstance(model, nn.Module):
-        refuse_layers(model)
-    return _Problem(model, columns, x, common, mlp, why_not, names)
-
-
-def _promoted(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return t.to(dtype) if t.is_floating_point() else t
-
-
-def _unused(mlp: MLP, columns: Columns, names: Mapping[int, str]) -> str:
-    used = {names.get(id(t)) for t in (*mlp.weights, *mlp.biases) if t is not None}
-    idle = [name for name in columns.values if name not in used]
-    return f"{idle[0]!r} is no weight or bias of a layer" if idle else ""
-
-
-def _common_dtype(columns: Columns, x: Tensor) -> torch.dtype:
-    """The dtype of the differentiated parameters, which x shares if it is floating."""
-    (first, value), *others = columns.values.items()
-    if value.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"parameter {first!r} is {value.dtype}; expected float32 or float64 (model.double())"
-        )
-    for name, other in others:
-        if other.dtype != value.dtype:
-            raise TypeError(
-                f"parameters have mixed dtypes: {first!r} is {value.dtype}, {name!r} is {other.dtype}; "
-                "expected one (model.double())"
-            )
-    if (x.is_floating_point() or x.is_complex()) and x.dtype != value.dtype:
-        raise TypeError(
-            f"x is {x.dtype} but the parameters are {value.dtype}; expected one dtype "
-            f"(x.to({value.dtype}), or model.to(x.dtype))"
-        )
-    return value.dtype
-
-
-def _check_devices(columns: Columns, x: Tensor) -> None:
-    for name, value in (*columns.values.items(), *columns.fixed.items()):
-        if value.device != x.device:
-            raise ValueError(
-                f"parameter {name!r} is on {value.device} but x is on {x.device}; expected one device"
-            )
-
-
-def _check_finite(columns: Columns, x: Tensor) -> None:
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return  # inside somebody's vmap or grad there are no numbers to look at
-    tensors = [x, *columns.values.values(), *columns.fixed.values()]
-    floating = [t for t in tensors if t.dtype in (torch.float32, torch.float64)]
-    index = _ops.first_nonfinite(floating)
-    if index < 0:
-        return
-    labels = ["x", *(f"parameter {name!r}" for name in (*columns.values, *columns.fixed))]
-    label = next(n for n, t in zip(labels, tensors, strict=True) if t is floating[index])
-    where = tuple(int(i) for i in (~torch.isfinite(floating[index])).nonzero()[0])
-    raise ValueError(
-        f"{label} is {float(floating[index][where])} at index {where}; expected finite numbers (a Jacobian "
-        "there would be NaN and its rank meaningless)"
-    )
-
-
-def _samples_for(mlp: MLP, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
-    """x as the layers take it, (n, d); or why the native operator cannot take it."""
-    if not x.is_floating_point():
-        raise TypeError(f"x is {x.dtype}; expected {dtype} as the parameters (x.to({dtype}))")
-    samples = x.flatten(1) if mlp.flattens and x.dim() > 2 else x
-    if samples.dim() < 2 or samples.shape[-1] != mlp.widths[0]:
-        raise ValueError(
-            f"x has shape {tuple(x.shape)}; expected (n, {mlp.widths[0]}) for a {mlp}"
-        )
-    if samples.dim() > 2:
-        return x, f"samples of shape {tuple(x.shape[1:])}"
-    return samples, ""
-
-
 def _plan(
-    problem: _Problem,
+    problem: Problem,
     chunk_size: int | None,
     backend: str,
     create_graph: bool,
@@ -337,7 +185,7 @@ def _plan(
     )
 
 
-def _choose(problem: _Problem, backend: str) -> tuple[str, str]:
+def _choose(problem: Problem, backend: str) -> tuple[str, str]:
     """The backend, and why."""
     if backend in ("torch", "loop"):
         return backend, "asked for"
@@ -361,13 +209,14 @@ def _choose(problem: _Problem, backend: str) -> tuple[str, str]:
 @functools.cache
 def _warn_without_library() -> None:
     warnings.warn(
-        f"llr runs without its native library and computes MLPs through torch.func, more slowly: {_ops.REASON}",
+        "llr runs without its native library and computes MLPs through torch.func, more slowly: "
+        + _ops.REASON,
         RuntimeWarning,
-        stacklevel=6,
+        stacklevel=5,
     )
 
 
-def _count_outputs(problem: _Problem) -> int:
+def _count_outputs(problem: Problem) -> int:
     """q, by evaluating the model on a few samples; refuses models without a per-sample Jacobian."""
     values = problem.point()
 
@@ -386,7 +235,7 @@ def _count_outputs(problem: _Problem) -> int:
     return sum(leaf.numel() for leaf in leaves)
 
 
-def _check_out(out: Tensor, shape: tuple[int, ...], problem: _Problem) -> None:
+def _check_out(out: Tensor, shape: tuple[int, ...], problem: Problem) -> None:
     if tuple(out.shape) != shape:
         raise ValueError(f"out has shape {tuple(out.shape)}; expected {shape}")
     if out.dtype != problem.dtype or out.device != problem.x.device:
@@ -401,13 +250,13 @@ def _check_budget(nbytes: int, shape: tuple[int, ...], device: torch.device) -> 
     if not fits(nbytes, device):
         raise ValueError(
             f"the Jacobian of shape {shape} takes {format_bytes(nbytes)} ({nbytes} bytes), more than the "
-            f"memory budget of {format_bytes(memory_budget(device))}; take fewer samples at a time, choose parameters with "
-            "params=, or raise the budget with llr.set_memory_budget(bytes)"
+            f"memory budget of {format_bytes(memory_budget(device))}; take fewer samples at a time, choose "
+            "parameters with params=, or raise the budget with llr.set_memory_budget(bytes)"
         )
 
 
 def _execute(
-    problem: _Problem, prepared: Plan, out: Tensor | None, create_graph: bool
+    problem: Problem, prepared: Plan, out: Tensor | None, create_graph: bool
 ) -> tuple[Tensor, str]:
     if prepared.backend == "native":
         if create_graph:
@@ -428,7 +277,9 @@ def _execute(
                 if prepared.insisted:
                     raise
                 first_line = next(iter(str(error).splitlines()), type(error).__name__)
-                log.info("torch.func.vmap cannot take this model (%s); looping over samples", first_line)
+                log.info(
+                    "torch.func.vmap cannot take this model (%s); looping over samples", first_line
+                )
         return _fill(problem, prepared, out, create_graph, _loop_rows), "loop"
 
 
@@ -446,12 +297,14 @@ def _full_precision() -> Iterator[None]:
         torch.set_float32_matmul_precision(previous)
 
 
-def _native(problem: _Problem, out: Tensor | None) -> Tensor:
+def _native(problem: Problem, out: Tensor | None) -> Tensor:
     mlp, columns, names = cast(MLP, problem.mlp), problem.columns, problem.names
     chain = [t for pair in zip(mlp.weights, mlp.biases, strict=True) for t in pair]
     chain_names = [None if t is None else names.get(id(t)) for t in chain]
     places = None
-    if [n for t, n in zip(chain, chain_names, strict=True) if t is not None] != list(columns.values):
+    if [n for t, n in zip(chain, chain_names, strict=True) if t is not None] != list(
+        columns.values
+    ):
         starts = columns.starts()
         places = [-1 if n is None else starts.get(n, -1) for n in chain_names]
 
@@ -459,7 +312,7 @@ def _native(problem: _Problem, out: Tensor | None) -> Tensor:
         if tensor is None:
             return None
         if name in columns.values:
-            return columns.values[cast(str, name)]
+            return columns.values[name]
         # Not a column: a frozen parameter, or a tensor that is no parameter at all.
         fixed = tensor.to(problem.dtype) if name is None else columns.fixed[name]
         return fixed if columns.points is None else fixed.expand(columns.points, *fixed.shape)
@@ -469,16 +322,16 @@ def _native(problem: _Problem, out: Tensor | None) -> Tensor:
     return _ops.mlp_jacobian(problem.x, weights, values[1::2], mlp.activation, places, out)
 
 
-_Rows = Callable[[_Problem, dict[str, Tensor], Tensor, bool], dict[str, Tensor]]
+_Rows = Callable[[Problem, dict[str, Tensor], Tensor, bool], dict[str, Tensor]]
 """The derivatives for a few samples: name -> (samples, q, *shape of the parameter)."""
 
 
 def _fill(
-    problem: _Problem, prepared: Plan, out: Tensor | None, create_graph: bool, rows: _Rows
+    problem: Problem, prepared: Plan, out: Tensor | None, create_graph: bool, rows: _Rows
 ) -> Tensor:
     """The whole result, a parameter point and a chunk of samples at a time."""
     points = problem.columns.points
-    n, q, count = prepared.shape[-3:]
+    n, q = prepared.shape[-3:-1]
     kept: list[Tensor] = []
     result = out
     if result is None and not create_graph:
@@ -503,7 +356,7 @@ def _fill(
 
 
 def _torch_rows(
-    problem: _Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
+    problem: Problem, values: dict[str, Tensor], x: Tensor, _create_graph: bool
 ) -> dict[str, Tensor]:
     def outputs(values: dict[str, Tensor], sample: Tensor) -> Tensor:
         leaves = reference.output_leaves(problem.call(values, sample[None]))
@@ -513,7 +366,7 @@ def _torch_rows(
 
 
 def _loop_rows(
-    problem: _Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
+    problem: Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
 ) -> dict[str, Tensor]:
     leaves = values
     if not create_graph:

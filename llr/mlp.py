@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -40,7 +41,9 @@ class MLP:
 
     def __str__(self) -> str:
         widths = "-".join(map(str, self.widths))
-        return f"{widths} {self.activation} MLP" if len(self.weights) > 1 else f"{widths} linear map"
+        return (
+            f"{widths} {self.activation} MLP" if len(self.weights) > 1 else f"{widths} linear map"
+        )
 
 
 @dataclass
@@ -125,7 +128,9 @@ def _links_of_module(module: nn.Module) -> list[_Link] | None:
         raise NotAnMLP(f"nn.GELU with approximate={module.approximate!r}")
     if kind in _MODULES:
         return [_MODULES[kind]]
-    if kind.__module__.startswith("torch.nn.") and any(True for _ in module.parameters(recurse=False)):
+    if kind.__module__.startswith("torch.nn.") and any(
+        True for _ in module.parameters(recurse=False)
+    ):
         raise NotAnMLP(f"{kind.__name__} is no linear layer")
     return None
 
@@ -244,7 +249,7 @@ def _assemble(links: Sequence[_Link]) -> MLP:
     tensors = [t for layer in linears for t in (layer.weight, layer.bias) if t is not None]
     if len({id(t) for t in tensors}) != len(tensors):
         raise NotAnMLP("a parameter stands in two places (tied weights)")
-    for before, after in zip(linears, linears[1:], strict=False):
+    for before, after in pairwise(linears):
         if before.weight.shape[0] != after.weight.shape[1]:
             raise NotAnMLP("consecutive layers do not fit each other")
     activation = hidden.pop() if hidden else "identity"

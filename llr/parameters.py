@@ -94,9 +94,7 @@ def columns_of_module(kind: str, every: Mapping[str, Tensor], params: Selection)
         }
         if not chosen:
             raise ValueError("params is empty; expected at least one name or glob")
-    return Columns(
-        values=dict(chosen), fixed={n: p for n, p in every.items() if n not in chosen}
-    )
+    return Columns(values=dict(chosen), fixed={n: p for n, p in every.items() if n not in chosen})
 
 
 def columns_of_callable(params: Selection) -> Columns:

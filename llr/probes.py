@@ -41,7 +41,9 @@ def refuse_layers(model: nn.Module) -> None:
             module.training and module.track_running_stats
         ):
             raise ValueError(f"{label} is in training mode, where its buffers change; {_EVAL}")
-        dropout = getattr(module, "p", 0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
+        dropout = (
+            getattr(module, "p", 0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
+        )
         if isinstance(module, nn.RNNBase | nn.MultiheadAttention):
             dropout = module.dropout
         if module.training and dropout > 0:

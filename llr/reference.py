@@ -40,7 +40,9 @@ def jacobian(model: Model, x: Tensor, params: Mapping[str, Tensor] | None = None
         params = {name: p for name, p in model.named_parameters() if p.requires_grad}
     leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
     rows = [
-        torch.stack([torch.cat([g.flatten() for g in row]) for row in sample_rows(model, leaves, xi)])
+        torch.stack(
+            [torch.cat([g.flatten() for g in row]) for row in sample_rows(model, leaves, xi)]
+        )
         for xi in x
     ]
     if rows:

@@ -17,7 +17,7 @@ using AlignedDoubles = std::unique_ptr<double[], FreeAligned>;
 AlignedDoubles aligned_doubles(int64_t count);
 
 // An uninitialised contiguous tensor; one above 2 MB lies on huge pages where the system has them for the
-// asking (a fresh 300 MB result is 70,000 page faults otherwise, as slow as computing it).
+// asking (a fresh 300 MB result is 70,000 page faults otherwise, slower than computing it).
 at::Tensor empty_result(at::IntArrayRef sizes, at::ScalarType dtype);
 
 }  // namespace llr

@@ -1,0 +1,170 @@
+"""A model, its columns and its samples, read and checked before any work.
+
+Every check here needs no evaluation of the model; :mod:`llr.probes` has those that do.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from llr import _ops
+from llr.mlp import MLP, NotAnMLP, read_mlp
+from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
+from llr.probes import refuse_layers
+
+Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
+
+
+@dataclass
+class Problem:
+    """A model at its parameters and its samples, checked."""
+
+    model: Model
+    columns: Columns
+    x: Tensor
+    dtype: torch.dtype
+    mlp: MLP | None = None
+    why_not_mlp: str = ""
+    names: dict[int, str] = field(default_factory=dict)
+    """id of a parameter of the module -> its name."""
+
+    def call(
+        self, values: Mapping[str, Tensor], x: Tensor, buffers: Mapping[str, Tensor] | None = None
+    ) -> object:
+        """The model at these values, and its own buffers unless others are given."""
+        if isinstance(self.model, nn.Module):
+            buffers = self.buffers if buffers is None else buffers
+            return functional_call(self.model, {**self.columns.fixed, **values, **buffers}, (x,))
+        return self.model(values, x)
+
+    @functools.cached_property
+    def buffers(self) -> dict[str, Tensor]:
+        """The module's buffers, in the dtype of the problem."""
+        if not isinstance(self.model, nn.Module):
+            return {}
+        return {name: _promoted(b, self.dtype) for name, b in self.model.named_buffers()}
+
+    def point(self, index: int = 0) -> dict[str, Tensor]:
+        """The values at one parameter point."""
+        if self.columns.points is None:
+            return self.columns.values
+        return {name: v[index] for name, v in self.columns.values.items()}
+
+
+def read_problem(
+    model: Model, x: Tensor, params: Selection, dtype: torch.dtype | None = None
+) -> Problem:
+    """Every check that needs no evaluation of the model."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor(x))")
+    if x.dim() == 0:
+        raise ValueError("x is a single number; expected samples along a first dimension")
+    mlp, why_not, names = None, "a callable", {}
+    if isinstance(model, nn.Module):
+        every = dict(model.named_parameters())
+        columns = columns_of_module(type(model).__name__, every, params)
+        names = {id(p): name for name, p in every.items()}
+        try:
+            mlp = read_mlp(model)
+            why_not = _unused(mlp, columns, names)
+        except NotAnMLP as departure:
+            why_not = str(departure)
+        mlp = None if why_not else mlp
+    elif callable(model):
+        columns = columns_of_callable(params)
+    else:
+        raise TypeError(
+            f"model is {type(model).__name__}; expected an nn.Module or a callable f(params, x)"
+        )
+    if columns.points == 0:
+        raise ValueError("params has no parameter points (leading size 0); expected at least one")
+    if dtype is not None:
+        columns = Columns(
+            {n: _promoted(v, dtype) for n, v in columns.values.items()},
+            {n: _promoted(v, dtype) for n, v in columns.fixed.items()},
+            columns.points,
+        )
+        x = _promoted(x, dtype)
+    common = _common_dtype(columns, x)
+    _check_devices(columns, x)
+    _check_finite(columns, x)
+    if mlp is not None:
+        x, why_not = _samples_for(mlp, x, common)
+        mlp = None if why_not else mlp
+    if mlp is None and isinstance(model, nn.Module):
+        refuse_layers(model)
+    return Problem(model, columns, x, common, mlp, why_not, names)
+
+
+def _promoted(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return t.to(dtype) if t.is_floating_point() else t
+
+
+def _unused(mlp: MLP, columns: Columns, names: Mapping[int, str]) -> str:
+    used = {names.get(id(t)) for t in (*mlp.weights, *mlp.biases) if t is not None}
+    idle = [name for name in columns.values if name not in used]
+    return f"{idle[0]!r} is no weight or bias of a layer" if idle else ""
+
+
+def _common_dtype(columns: Columns, x: Tensor) -> torch.dtype:
+    """The dtype of the differentiated parameters, which x shares if it is floating."""
+    (first, value), *others = columns.values.items()
+    if value.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"parameter {first!r} is {value.dtype}; expected float32 or float64 (model.double())"
+        )
+    for name, other in others:
+        if other.dtype != value.dtype:
+            raise TypeError(
+                f"parameters have mixed dtypes: {first!r} is {value.dtype}, {name!r} is {other.dtype}; "
+                "expected one (model.double())"
+            )
+    if (x.is_floating_point() or x.is_complex()) and x.dtype != value.dtype:
+        raise TypeError(
+            f"x is {x.dtype} but the parameters are {value.dtype}; expected one dtype "
+            f"(x.to({value.dtype}), or model.to(x.dtype))"
+        )
+    return value.dtype
+
+
+def _check_devices(columns: Columns, x: Tensor) -> None:
+    for name, value in (*columns.values.items(), *columns.fixed.items()):
+        if value.device != x.device:
+            raise ValueError(
+                f"parameter {name!r} is on {value.device} but x is on {x.device}; expected one device"
+            )
+
+
+def _check_finite(columns: Columns, x: Tensor) -> None:
+    if torch._C._functorch.is_functorch_wrapped_tensor(x):
+        return  # inside somebody's vmap or grad there are no numbers to look at
+    tensors = [x, *columns.values.values(), *columns.fixed.values()]
+    floating = [t for t in tensors if t.dtype in (torch.float32, torch.float64)]
+    index = _ops.first_nonfinite(floating)
+    if index < 0:
+        return
+    labels = ["x", *(f"parameter {name!r}" for name in (*columns.values, *columns.fixed))]
+    label = next(n for n, t in zip(labels, tensors, strict=True) if t is floating[index])
+    where = tuple(int(i) for i in (~torch.isfinite(floating[index])).nonzero()[0])
+    raise ValueError(
+        f"{label} is {float(floating[index][where])} at index {where}; expected finite numbers (a Jacobian "
+        "there would be NaN and its rank meaningless)"
+    )
+
+
+def _samples_for(mlp: MLP, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
+    """x as the layers take it, (n, d); or why the native operator cannot take it."""
+    if not x.is_floating_point():
+        raise TypeError(f"x is {x.dtype}; expected {dtype} as the parameters (x.to({dtype}))")
+    samples = x.flatten(1) if mlp.flattens and x.dim() > 2 else x
+    if samples.dim() < 2 or samples.shape[-1] != mlp.widths[0]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (n, {mlp.widths[0]}) for a {mlp}")
+    if samples.dim() > 2:
+        return x, f"samples of shape {tuple(x.shape[1:])}"
+    return samples, ""

@@ -1,0 +1,40 @@
+"""Every Python snippet of the documentation runs, in the order of its page."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def snippets(page: Path) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_snippets_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "snippet"}
+    for number, code in enumerate(snippets(page)):
+        exec(compile(code, f"{page.name}[{number}]", "exec"), namespace)
+
+
+def test_the_pages_have_snippets():
+    assert sum(len(snippets(page)) for page in PAGES) >= 10
+
+
+def test_relative_links_lead_somewhere():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#]+)[^)]*\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_log_line_in_the_page_is_what_plan_prints(capsys):
+    page = (ROOT / "docs" / "jacobian.md").read_text()
+    code, comment = re.search(
+        r"^(print\(llr\.plan.*)\n# (J .*)$", page, flags=re.MULTILINE
+    ).groups()
+    exec("import torch, llr\n" + code)
+    assert capsys.readouterr().out.strip() == comment
