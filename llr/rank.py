@@ -2,31 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llr.jacobian import evaluate
+from llr.parameters import Selection
+from llr.problem import Model
 from llr.spectrum import RankResult, check_finite, numerical_rank
 
 __all__ = ["RankResult", "rank"]
 
 
 def rank(
-    model: nn.Module | Callable[..., Any] | Tensor,
+    model: Model | Tensor,
     x: Tensor | None = None,
     *,
-    params: str | Sequence[str] | Mapping[str, Tensor] | None = None,
+    params: Selection = None,
     dtype: torch.dtype | Literal["auto"] | None = "auto",
     rtol: float | None = None,
     atol: float | None = None,
     chunk_size: int | None = None,
     backend: str = "auto",
 ) -> RankResult:
-    """Return the numerical rank of a model's Jacobian on the samples `x`, with its evidence.
+    """The numerical rank of a model's Jacobian on the samples `x`, with its evidence.
 
     The rank counts the independent directions in which the model's outputs on `x` can move when
     its parameters move. It is the rank of the (n q, P) matrix of `llr.jacobian`: n samples, q
@@ -60,10 +61,11 @@ def rank(
     Source: Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear Models" (2023),
     for the rank as the optimistic sample size.
 
-    >>> import torch, llr
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
-    >>> llr.rank(model, torch.zeros(5, 2)).rank  # five times the same sample
-    1
+    Example:
+        >>> import llr, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+        >>> llr.rank(model, torch.zeros(5, 2)).rank  # five times the same sample
+        1
     """
     if isinstance(model, Tensor):
         if x is not None or params is not None or chunk_size is not None or backend != "auto":

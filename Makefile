@@ -1,0 +1,91 @@
+# Everything a first-time user or a developer runs. `make help` lists it.
+#
+# The environment is made on first use and kept: torch first, then llr with its native library, in
+# place ("editable"), so that changed Python takes effect at once and changed C++ on the next make.
+
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch>=2.13
+ARGS ?=
+
+BIN := $(VENV)/bin
+NATIVE := setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
+# `make demo` alone installs what the demo needs; once everything is installed, that serves too.
+FOR_DEMO := $(if $(wildcard $(VENV)/.llr-dev),$(VENV)/.llr-dev,$(VENV)/.llr-demo)
+
+.PHONY: help demo install test ops asan packaging lint type bench clean FORCE
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make demo       the rank of trained networks on real data, with figures in runs/demo"
+	@echo "make test       the whole test suite, and the examples in the docstrings"
+	@echo "make ops        only the tests of the native operators"
+	@echo "make asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer (gcc)"
+	@echo "make packaging  the tests of the installation itself, with and without torch or a compiler"
+	@echo "make lint       ruff: style and likely bugs"
+	@echo "make type       mypy"
+	@echo "make bench      Jacobians against their peers and the speed of memory"
+	@echo "make install    the environment alone"
+	@echo "make clean      remove builds and caches, not the environment"
+	@echo
+	@echo "PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH='$(TORCH)'  ARGS='options for pytest or the benchmark'"
+
+demo: $(FOR_DEMO)
+	$(BIN)/llr demo
+
+install: $(VENV)/.llr-dev
+
+test: $(VENV)/.llr-dev
+	$(BIN)/pytest tests llr --doctest-modules --ignore=tests/packaging $(ARGS)
+
+ops: $(VENV)/.llr-dev
+	$(BIN)/pytest tests/test_ops.py $(ARGS)
+
+asan: $(VENV)/.llr-dev
+	tests/sanitize.sh $(BIN)/python $(ARGS)
+
+# Every environment that is there serves, so that more than one torch is tried.
+packaging: $(VENV)/.llr-dev
+	LLR_TEST_PYTHONS="$(sort $(wildcard $(BIN)/python .venv*/bin/python))" $(BIN)/pytest tests/packaging $(ARGS)
+
+lint: $(VENV)/.llr-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: $(VENV)/.llr-dev
+	$(BIN)/mypy
+
+bench: $(VENV)/.llr-dev
+	$(BIN)/python benchmarks/jacobian.py $(ARGS)
+
+clean:
+	rm -rf build dist *.egg-info llr/_C*.so llr/_build.json
+	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find llr tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Asked for another torch than the environment was made with: install that one.
+ifneq ($(shell cat $(VENV)/.torch 2>/dev/null),$(TORCH))
+$(VENV)/.torch: FORCE
+endif
+$(VENV)/.torch:
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "There is no $(PYTHON) here. Name a Python 3.10 or newer: make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
+	  { echo "llr needs Python 3.10 or newer, not $$($(PYTHON) --version 2>&1). Name one: make PYTHON=..."; exit 1; }
+	@$(PYTHON) -c "import ensurepip, venv" || \
+	  { echo "$(PYTHON) cannot make environments: install its venv module (Debian: python3-venv)."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing $(TORCH): up to several GB and some minutes"
+	$(BIN)/pip install --disable-pip-version-check "$(TORCH)" ninja
+	@echo "$(TORCH)" > $@
+
+# The library in llr/ belongs to the environment that built it last: switching rebuilds it (seconds,
+# the objects of each torch are kept). So does its absence.
+ifneq ($(shell cat build/environment 2>/dev/null) $(wildcard llr/_build.json),$(VENV) llr/_build.json)
+$(VENV)/.llr-dev $(VENV)/.llr-demo: FORCE
+endif
+$(VENV)/.llr-%: $(VENV)/.torch $(NATIVE)
+	@echo "Installing llr[$*] and building its native library: up to a minute"
+	$(BIN)/pip install --disable-pip-version-check --quiet --no-build-isolation -e ".[$*]"
+	@mkdir -p build && echo "$(VENV)" > build/environment
+	@touch $@

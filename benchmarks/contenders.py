@@ -1,0 +1,221 @@
+"""The ways to compute the Jacobian of a tanh MLP that benchmarks/jacobian.py compares."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from harness import Run
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, stack_module_state, vmap
+
+import llr
+
+FILL, OUT, FRESH = "fill", "llr out=", "llr fresh"
+OP_OUT, OP_FRESH = "op out=", "op fresh"
+TORCH, TORCH_CAT, BY_HAND, JAX = "torch.func", "torch.func + cat", "by hand out=", "JAX"
+
+AGREEMENT = {torch.float64: 1e-10, torch.float32: 1e-4}
+"""Largest difference allowed, relative to the largest entry."""
+
+
+class Disagreement(RuntimeError):
+    """Two contenders computed different Jacobians."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A tanh network, its samples, and how many parameter points."""
+
+    widths: tuple[int, ...]
+    n: int
+    points: int | None = None
+
+    def __str__(self) -> str:
+        points = "" if self.points is None else f", {self.points} parameter points"
+        return f"{'-'.join(map(str, self.widths))}, n={self.n}{points}"
+
+    @property
+    def quick(self) -> Case:
+        return replace(self, n=2, points=self.points and 3)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A case made concrete."""
+
+    model: nn.Module
+    x: Tensor
+    values: dict[str, Tensor]  # detached, stacked over the parameter points if there are any
+    points: int | None
+    shape: tuple[int, ...]  # of J
+
+    @property
+    def weights(self) -> list[Tensor]:
+        return [v for name, v in self.values.items() if name.endswith("weight")]
+
+    @property
+    def biases(self) -> list[Tensor]:
+        return [v for name, v in self.values.items() if name.endswith("bias")]
+
+
+def build(case: Case, dtype: torch.dtype, device: torch.device) -> Problem:
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"dtype": dtype, "device": device}
+
+    def network() -> nn.Module:
+        layers: list[nn.Module] = []
+        for into, out in zip(case.widths, case.widths[1:], strict=False):
+            layers += [nn.Linear(into, out, **options), nn.Tanh()]
+        return nn.Sequential(*layers[:-1])
+
+    model = network()
+    if case.points is None:
+        values = {name: p.detach() for name, p in model.named_parameters()}
+    else:
+        stacked, _ = stack_module_state([network() for _ in range(case.points)])
+        values = {name: p.detach() for name, p in stacked.items()}
+    batch = () if case.points is None else (case.points,)
+    columns = sum(p.numel() for p in model.parameters())
+    x = torch.randn(case.n, case.widths[0], **options)
+    return Problem(model, x, values, case.points, (*batch, case.n, case.widths[-1], columns))
+
+
+def contenders(problem: Problem, out: Tensor) -> dict[str, Run]:
+    """Everything that is timed but JAX; those with "out=" write into ``out``, as does the fill."""
+    model, x, values = problem.model, problem.x, problem.values
+    weights, biases = problem.weights, problem.biases
+    params = None if problem.points is None else values
+
+    def outputs(values: Mapping[str, Tensor], sample: Tensor) -> Tensor:
+        return functional_call(model, dict(values), (sample,))
+
+    derivatives = vmap(jacrev(outputs), in_dims=(None, 0))
+    if problem.points is not None:
+        derivatives = vmap(derivatives, in_dims=(0, None))
+    runs: dict[str, Run] = {
+        FILL: lambda: out.fill_(0.5),
+        OUT: lambda: llr.jacobian(model, x, params=params, out=out),
+        FRESH: lambda: llr.jacobian(model, x, params=params),
+        TORCH: lambda: derivatives(values, x),
+        TORCH_CAT: lambda: concatenate(derivatives(values, x), problem.shape),
+        BY_HAND: lambda: by_hand(x, weights, biases, out),
+    }
+    if llr.plan(model, x, params=params).backend == "native":
+        op = torch.ops.llr.mlp_jacobian
+        arguments = (x, weights, biases, "tanh")
+
+        def op_out() -> Tensor:
+            op.out(*arguments, out=out)
+            return out
+
+        runs[OP_OUT] = op_out
+        runs[OP_FRESH] = lambda: op.default(*arguments)
+    return runs
+
+
+def concatenate(blocks: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
+    """The (..., n, q, P) tensor of what torch.func gives: a dictionary of (..., n, q, *parameter's shape)."""
+    return torch.cat([block.reshape(*shape[:-1], -1) for block in blocks.values()], dim=-1)
+
+
+def by_hand(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor) -> Tensor:
+    """What an expert would write for one tanh MLP: few products, each outer product put where it belongs."""
+    if weights[0].dim() == 3:
+        x = x.expand(weights[0].shape[0], *x.shape)
+    inputs = [x]
+    for w, b in zip(weights[:-1], biases[:-1], strict=True):
+        z = (
+            torch.addmm(b, inputs[-1], w.mT)
+            if w.dim() == 2
+            else torch.baddbmm(b.unsqueeze(1), inputs[-1], w.mT)
+        )
+        inputs.append(z.tanh_())
+    q, end = out.shape[-2], out.shape[-1]
+    delta = torch.eye(q, dtype=x.dtype, device=x.device)
+    for layer in reversed(range(len(weights))):
+        rows, columns = weights[layer].shape[-2:]
+        bias_block = out[..., end - rows : end]
+        weight_block = out[..., end - rows - rows * columns : end - rows]
+        weight_block = weight_block.unflatten(-1, (rows, columns))
+        end -= rows * (columns + 1)
+        bias_block.copy_(delta)
+        if layer == len(weights) - 1:  # delta is the identity: most of the block is 0
+            weight_block.zero_().diagonal(dim1=-3, dim2=-2).copy_(inputs[layer].unsqueeze(-1))
+            pulled = weights[layer].unsqueeze(-3)
+        else:
+            torch.mul(delta.unsqueeze(-1), inputs[layer][..., None, None, :], out=weight_block)
+            if layer == 0:
+                break
+            pulled = (delta.flatten(-3, -2) @ weights[layer]).unflatten(-2, (-1, q))
+        delta = pulled * (1 - inputs[layer].square()).unsqueeze(-2)
+    return out
+
+
+def import_jax(device: torch.device) -> Any:
+    """The module, set up for a fair comparison, or None if it is not installed."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave the others some memory
+    try:
+        import jax  # noqa: PLC0415  (optional: adds a column)
+    except ImportError:
+        return None
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_default_matmul_precision", "highest")  # no TF32, as the others
+    jax.config.update("jax_platforms", "cpu" if device.type == "cpu" else f"{device.type},cpu")
+    return jax
+
+
+def jax_contender(jax: Any, problem: Problem) -> Run:
+    jnp = jax.numpy
+    q = problem.shape[-2]
+
+    def outputs(layers: Sequence[tuple[Any, Any]], sample: Any) -> Any:
+        *hidden, (w_last, b_last) = layers
+        for w, b in hidden:
+            sample = jnp.tanh(w @ sample + b)
+        return w_last @ sample + b_last
+
+    def rows(layers: Sequence[tuple[Any, Any]], sample: Any) -> Any:
+        blocks = jax.jacrev(outputs)(layers, sample)
+        return jnp.concatenate([d.reshape(q, -1) for layer in blocks for d in layer], axis=-1)
+
+    every = jax.vmap(rows, in_axes=(None, 0))
+    if problem.points is not None:
+        every = jax.vmap(every, in_axes=(0, None))
+    compiled = jax.jit(every)
+    x = jnp.asarray(problem.x.cpu().numpy())
+    pairs = zip(problem.weights, problem.biases, strict=True)
+    layers = [tuple(jnp.asarray(t.cpu().numpy()) for t in pair) for pair in pairs]
+    return lambda: compiled(layers, x).block_until_ready()
+
+
+def check(problem: Problem, runs: Mapping[str, Run], out: Tensor) -> dict[str, float]:
+    """The largest difference of each contender from torch.func, relative to the largest entry.
+
+    Raises:
+        Disagreement: a difference that rounding does not explain.
+    """
+    expected = concatenate(runs[TORCH](), problem.shape)
+    scale = float(expected.abs().max())
+    errors = {}
+    for name in sorted(runs.keys() - {FILL, TORCH}):
+        out.fill_(math.nan)  # what one left there must not pass for the next one's
+        result = runs[name]()
+        if not isinstance(result, Tensor):
+            result = torch.utils.dlpack.from_dlpack(result)
+        if tuple(result.shape) != problem.shape or result.dtype != expected.dtype:
+            raise Disagreement(
+                f"{name} gives {result.dtype} {tuple(result.shape)}; expected {expected.dtype} "
+                f"{problem.shape}"
+            )
+        errors[name] = float(result.to(expected.device).sub(expected).abs_().max()) / scale
+        if not errors[name] <= AGREEMENT[expected.dtype]:
+            raise Disagreement(
+                f"{name} differs from torch.func by {errors[name]:.1e} of the largest entry; allowed are "
+                f"{AGREEMENT[expected.dtype]:.0e}. Nothing was timed"
+            )
+    return errors

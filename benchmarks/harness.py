@@ -1,0 +1,200 @@
+"""What every benchmark here shares: interleaved timing, the facts a number depends on, tables, files."""
+
+from __future__ import annotations
+
+import gc
+import os
+import platform
+import random
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+import torch
+
+import llr
+
+Run = Callable[[], Any]
+
+SHORTEST_SAMPLE = 2e-3  # s; faster contenders are called several times per sample
+ROUNDS = (5, 101)
+QUIET_LOAD = 0.5  # a load average above this at the start: something else is running
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait for what was launched on a GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def interleaved(
+    runs: Mapping[str, Run], device: torch.device, seconds: float, quick: bool = False
+) -> tuple[dict[str, int], dict[str, list[float]]]:
+    """Time contenders side by side: each once per round, in an order shuffled anew each round.
+
+    A change of the machine's speed then hits all alike. What a contender returns is dropped within its time,
+    as it would be in a loop.
+
+    Args:
+        runs: name -> what to call; already called once.
+        device: synchronised before the clock is read.
+        seconds: how long to go on, within the bounds of ``ROUNDS``.
+        quick: only two rounds.
+
+    Returns:
+        Calls per sample, so many that a sample lasts ``SHORTEST_SAMPLE``; and the seconds per call, one
+        sample per round.
+    """
+
+    def sample(name: str) -> float:
+        run, repeats = runs[name], calls[name]
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        synchronize(device)
+        return time.perf_counter() - start
+
+    calls, expected = dict.fromkeys(runs, 1), 0.0
+    for name in runs:
+        while (took := sample(name)) < SHORTEST_SAMPLE:
+            calls[name] *= 2
+        expected += took
+    fewest, most = (2, 2) if quick else ROUNDS
+    samples: dict[str, list[float]] = {name: [] for name in runs}
+    order, shuffle = list(runs), random.Random(0).shuffle
+    gc.disable()
+    try:
+        for _ in range(min(most, max(fewest, int(seconds / expected)))):
+            gc.collect()  # a large result caught in a reference cycle would pile up
+            shuffle(order)
+            for name in order:
+                samples[name].append(sample(name) / calls[name])
+    finally:
+        gc.enable()
+    return calls, samples
+
+
+def ratios(
+    samples: Mapping[str, Sequence[float]], pairs: Sequence[tuple[str, str]]
+) -> dict[str, dict[str, float]]:
+    """The ratio of the medians, and the median of the ratios within each round, by "a / b".
+
+    The two differ where the machine was not steady. Pairs without samples are left out.
+    """
+    return {
+        f"{a} / {b}": {
+            "of_medians": median(samples[a]) / median(samples[b]),
+            "median_of_rounds": median(s / t for s, t in zip(samples[a], samples[b], strict=True)),
+        }
+        for a, b in pairs
+        if a in samples and b in samples
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the numbers depend on: machine, versions, settings, load, commit."""
+    return {
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "cpu": _cpu_model(),
+        "cores": psutil.cpu_count(logical=False),
+        "logical_cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.release()}",
+        "transparent_huge_pages": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "torch": torch.__version__,
+        "llr": llr.__version__,
+        "llr_info": llr.info().facts,
+        "commit": _commit(),
+    }
+
+
+def _cpu_model() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _first_line(path: str) -> str | None:
+    try:
+        return Path(path).read_text().partition("\n")[0]
+    except OSError:
+        return None
+
+
+def _commit() -> str | None:
+    """The commit of this checkout, "-dirty" if files differ from it; None outside a checkout."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def load_warning(before: float, after: float | None = None) -> str | None:
+    """What the load averages before and after a run say against it, if anything.
+
+    Our own threads are part of the second.
+    """
+    if before > QUIET_LOAD:
+        return f"the load average was {before:.1f} at the start"
+    threads = torch.get_num_threads()
+    if after is not None and after > threads + 1:
+        return f"the load average was {after:.1f} at the end, with {threads} threads of our own"
+    return None
+
+
+def peak_growth(run: Run, device: torch.device) -> int:
+    """By how many bytes this process' memory (the GPU's, on a GPU) grew at the most during a call.
+
+    The kernel's own high-water mark, reset before: Linux only.
+    """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    Path("/proc/self/clear_refs").write_text("5")
+    before = psutil.Process().memory_info().rss
+    run()
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    return peak * 1024 - before
+
+
+def number(value: float | None) -> str:
+    """Three digits, for a table; "-" for None."""
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, its first column to the left and the others to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)

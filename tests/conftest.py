@@ -1,0 +1,60 @@
+"""Fixtures of all tests. Imports torch, numpy and pytest only, as the operator tests must."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from llr import _ops
+
+# Higher levels first: what a processor has, it has with all lower levels.
+SIMD_LEVELS = {"AVX512": ("baseline", "avx2", "avx512"), "AVX2": ("baseline", "avx2")}
+
+
+def pytest_report_header() -> str:
+    return f"torch {torch.__version__}, native library: {_ops.REASON}"
+
+
+@pytest.fixture(autouse=True)
+def global_state() -> Iterator[None]:
+    """Every test begins with the same seed and must leave torch's global settings as they were."""
+    torch.manual_seed(0)
+
+    def settings() -> tuple[object, ...]:
+        return torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+
+    before = settings()
+    yield
+    assert settings() == before
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    """The number of threads is put back after the test."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def device(request: pytest.FixtureRequest) -> str:
+    """Every device that the operators have kernels for."""
+    if request.param == "cuda":
+        if not torch._C._dispatch_has_kernel_for_dispatch_key("llr::mlp_jacobian", "CUDA"):
+            pytest.skip("this build of llr has no CUDA kernels")
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU")
+    return request.param
+
+
+@pytest.fixture(params=["baseline", "avx2", "avx512"])
+def simd_level(request: pytest.FixtureRequest) -> str:
+    """Every level of vector instructions that this processor has."""
+    assert _ops.build_info() is not None
+    if request.param not in _ops.build_info()["simd_compiled"].split():
+        pytest.skip(f"this build has no {request.param}")
+    if request.param not in SIMD_LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
+        pytest.skip(f"this processor has no {request.param}")
+    return request.param
