@@ -75,11 +75,11 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
     document = {**facts, "torch": str(torch.__version__), "networks": rows}
     write_atomic(out / "ranks.json", json.dumps(document, indent=1, allow_nan=False))
     figures.save(figures.widths(rows, results), out / "spectra.png")
-    console.print(
-        f"{len(x)} samples of scikit-learn's diabetes data; tanh networks trained with weight decay\n"
-        f"{DECAY:g} until the gradient norm is below {CONVERGED:.0e}; ranks in float64",
-        highlight=False,
-    )
+    for line in (
+        f"{len(x)} samples of scikit-learn's diabetes data. Tanh networks, weight decay {DECAY:g},",
+        f"trained until the gradient norm is below {CONVERGED:.0e}. Ranks in float64.",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
     console.print(_table(rows))
     for line in (*_explanation(rows), f"wrote {out / 'ranks.json'} and {out / 'spectra.png'}"):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
@@ -305,10 +305,9 @@ def _explanation(rows: Sequence[dict[str, Any]]) -> list[str]:
     if low:
         agree = sum(row["rank"] == row["merged_P"] for row in low)
         lines += [
-            f"{len(low)} of {len(rows)} ranks are below min({samples}, P), the first at "
-            f"P = {low[0]['P']}: weight decay has made",
-            "neurons copies of each other, and a copy adds no direction. "
-            f"{agree} of these {len(low)} equal merged P.",
+            f"{len(low)} of {len(rows)} ranks are below min({samples}, P), the first at P = {low[0]['P']}:",
+            "weight decay has made neurons copies of each other, and a copy adds no direction;",
+            f"{agree} of these {len(low)} ranks equal merged P.",
         ]
     late = [row["label"] for row in rows if not row["converged"]]
     if late:

@@ -5,6 +5,7 @@ Needs torch and numpy only: the operator tests run in environments that have lit
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import subprocess
@@ -83,7 +84,7 @@ def draw(
 
     batch = () if net.points is None else (net.points,)
     x = normal(*(batch if net.own_x else ()), net.n, net.widths[0])
-    pairs = list(zip(net.widths[1:], net.widths[:-1], strict=True))
+    pairs = [(out, into) for into, out in itertools.pairwise(net.widths)]
     weights = [normal(*batch, out, into) / into**0.5 for out, into in pairs]
     biases = [
         normal(*batch, out) / 2 if has else None
@@ -154,7 +155,10 @@ def exact_rows(
             blocks.insert(0, [d * a for d in delta for a in inputs[layer]] + bias)
             if layer > 0:
                 w = weights[layer]
-                back = [sum(d * row[j] for d, row in zip(delta, w, strict=True)) for j in range(len(w[0]))]
+                back = [
+                    sum(d * row[j] for d, row in zip(delta, w, strict=True))
+                    for j in range(len(w[0]))
+                ]
                 delta = [d * s for d, s in zip(back, slopes[layer - 1], strict=True)]
         rows.append([value for block in blocks for value in block])
     return rows
@@ -168,7 +172,7 @@ def mlp(
 ) -> nn.Sequential:
     """An ``nn.Sequential`` of linear layers with an activation between them."""
     layers: list[nn.Module] = []
-    for into, out in zip(widths[:-1], widths[1:], strict=True):
+    for into, out in itertools.pairwise(widths):
         layers += [activation()] if layers else []
         layers.append(nn.Linear(into, out, bias=bias, dtype=dtype))
     return nn.Sequential(*layers)
@@ -192,7 +196,9 @@ def assert_matches(result: Tensor, expected: Tensor, tolerance: float | None = N
     assert found <= allowed, f"relative error {found:.3g}, allowed {allowed:.3g}"
 
 
-def run_python(code: str, *, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_python(
+    code: str, *, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter that can import this module."""
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],

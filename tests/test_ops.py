@@ -145,7 +145,9 @@ def test_any_shape(widths, n, points, own_x, activation, dtype, data):
 def in_float64(tensors: Tensors) -> Tensors:
     x, weights, biases = tensors
     return Tensors(
-        x.double(), [w.double() for w in weights], [None if b is None else b.double() for b in biases]
+        x.double(),
+        [w.double() for w in weights],
+        [None if b is None else b.double() for b in biases],
     )
 
 
@@ -208,7 +210,9 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("points", [None, 3])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
 def test_layouts(layout, points, dtype, device):
-    x, weights, biases = draw(Net((6, 20, 9, 2), 17, points=points, own_x=points is not None), dtype)
+    x, weights, biases = draw(
+        Net((6, 20, 9, 2), 17, points=points, own_x=points is not None), dtype
+    )
     x = layout(x.to(device))
     weights = [layout(w.to(device)) for w in weights]
     biases = [layout(b.to(device)) for b in biases]
@@ -341,7 +345,7 @@ def test_out_tells_autograd_that_it_changed():
 def placed(full: Tensor, net: Net, order: Sequence[int]) -> tuple[list[int], Tensor]:
     """`columns` for the tensors (0: first weight, 1: first bias, ...) in this order, and what they mean."""
     sizes = []
-    for into, out in zip(net.widths[:-1], net.widths[1:], strict=True):
+    for into, out in itertools.pairwise(net.widths):
         sizes += [into * out, out]
     sizes = [s if i % 2 == 0 or net.has_bias[i // 2] else 0 for i, s in enumerate(sizes)]
     starts = [0, *itertools.accumulate(sizes)]
@@ -353,9 +357,7 @@ def placed(full: Tensor, net: Net, order: Sequence[int]) -> tuple[list[int], Ten
     return columns, torch.cat(blocks, -1)
 
 
-ORDERS = [
-    list(order) for count in (1, 2, 4) for order in itertools.permutations(range(4), count)
-]
+ORDERS = [list(order) for count in (1, 2, 4) for order in itertools.permutations(range(4), count)]
 
 
 @both_dtypes
@@ -425,7 +427,9 @@ def test_bits_in_a_process_of_one_thread():
 def test_every_instruction_level(simd_level):
     if simd_level == _ops.build_info()["simd_running"]:
         pytest.skip("the level of this very run")
-    values = "test_every or biases or points or any_shape or large or layouts or out_writes or columns_"
+    values = (
+        "test_every or biases or points or any_shape or large or layouts or out_writes or columns_"
+    )
     run = run_tests_at(simd_level, "test_ops.py", values)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
@@ -576,7 +580,12 @@ def expected_by_loop(
     size = next(a.shape[d] for a, d in zip(arguments, in_dims, strict=True) if d is not None)
     return torch.stack(
         [
-            function(*(a if d is None else a.select(d, i) for a, d in zip(arguments, in_dims, strict=True)))
+            function(
+                *(
+                    a if d is None else a.select(d, i)
+                    for a, d in zip(arguments, in_dims, strict=True)
+                )
+            )
             for i in range(size)
         ]
     )
@@ -670,31 +679,38 @@ TRANSFORMS: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
 }
 
 
+def unless_refused(compute: Callable[[], Tensor]) -> Tensor | None:
+    """The result, or None where the operator refuses under its own name: both are fine, silence is not."""
+    try:
+        return compute()
+    except RuntimeError as refusal:
+        if "mlp_jacobian" not in str(refusal):
+            raise
+        return None
+
+
 @torch_itself
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=list(TRANSFORMS))
-def test_function_transforms_are_right_or_refused_by_name(transform):
+def test_function_transforms_are_right_or_refused(transform):
     weight, native, plain = first_weight()
-    try:
-        result = transform(native)(weight)
-    except RuntimeError as refusal:
-        assert "mlp_jacobian" in str(refusal)
-    else:
+    result = unless_refused(lambda: transform(native)(weight))
+    if result is not None:
         assert_matches(result, transform(plain)(weight))
 
 
 @torch_itself
-def test_forward_mode_is_right_or_refused_by_name():
+def test_forward_mode_is_right_or_refused():
     weight, native, plain = first_weight()
+
+    def tangent(function: Callable[[Tensor], Tensor]) -> Tensor:
+        found = torch.autograd.forward_ad.unpack_dual(function(dual)).tangent
+        return torch.zeros(()) if found is None else found
+
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(weight, torch.ones_like(weight))
-        expected = torch.autograd.forward_ad.unpack_dual(plain(dual)).tangent
-        try:
-            result = torch.autograd.forward_ad.unpack_dual(native(dual)).tangent
-        except RuntimeError as refusal:
-            assert "mlp_jacobian" in str(refusal)
-        else:
-            assert result is not None, "the derivative is lost without a word"
-            assert_matches(result, expected)
+        result = unless_refused(lambda: tangent(native))
+        if result is not None:
+            assert_matches(result, tangent(plain))
 
 
 # --- bad arguments -----------------------------------------------------------------------------------
@@ -707,8 +723,7 @@ SQUARE = FAR.expand(2**31, 2**31)  # 2^62 numbers in 8 bytes of memory
 BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "activation": (
         (X, [W0, W1], [B0, B1], "swish"),
-        "unknown activation 'swish'; expected one of identity, tanh, sigmoid, relu, softplus, gelu, silu, "
-        "erf, sin",
+        "unknown activation 'swish'; expected one of identity, tanh, sigmoid, relu, softplus, gelu",
     ),
     "trailing dimension": (
         (X[:, :2], [W0, W1], [B0, B1], "tanh"),
@@ -788,7 +803,12 @@ BAD: dict[str, tuple[tuple[object, ...], str]] = {
     "negative column": ((X, [W0, W1], [B0, B1], "tanh", [-2, 0, 4, 12]), r"columns\[0\] is -2"),
     "no columns": ((X, [W0, W1], [B0, B1], "tanh", [-1] * 4), "every tensor is left out"),
     "too many samples": (
-        (FAR.expand(2**40, 3), [FAR.expand(2**20, 3), FAR.expand(2**20, 2**20)], [None] * 2, "tanh"),
+        (
+            FAR.expand(2**40, 3),
+            [FAR.expand(2**20, 3), FAR.expand(2**20, 2**20)],
+            [None] * 2,
+            "tanh",
+        ),
         r"a result of shape \[1099511627776, 1048576, 1099514773504\] has more than 2\^63 bytes",
     ),
     "too many columns": (
@@ -838,7 +858,7 @@ def test_out_that_overlaps_an_argument(which):
     inside = memory[OUT.numel() - 1 :].view(arguments[which].shape).copy_(arguments[which])
     arguments[which] = inside
     x, w0, w1, b0, b1 = arguments
-    with pytest.raises(RuntimeError, match="memory overlap|single memory location"):
+    with pytest.raises(RuntimeError, match=r"memory overlap|single memory location"):
         OP.mlp_jacobian.out(x, [w0, w1], [b0, b1], "tanh", out=out)
 
 
@@ -850,7 +870,9 @@ def test_out_that_overlaps_an_argument(which):
 def test_first_nonfinite_at_every_position(length, dtype):
     clean = torch.linspace(-3, 3, length, dtype=dtype)
     assert OP.first_nonfinite([clean]) == -1
-    for position, bad in itertools.product(range(length), [float("nan"), float("inf"), -float("inf")]):
+    for position, bad in itertools.product(
+        range(length), [float("nan"), float("inf"), -float("inf")]
+    ):
         spoiled = clean.clone()
         spoiled[position] = bad
         assert OP.first_nonfinite([spoiled]) == 0

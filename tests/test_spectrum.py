@@ -1,0 +1,397 @@
+import json
+import logging
+import math
+
+import mpmath
+import numpy as np
+import pytest
+import torch
+from flint import fmpz_mat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import llr
+from llr.spectrum import tolerance
+
+DTYPES = [torch.float32, torch.float64]
+
+
+def low_rank(m, n, r, seed=0, dtype=torch.float64):
+    """An integer matrix of rank r exactly; the first r rows of its left factor are the identity."""
+    g = torch.Generator().manual_seed(seed)
+    left = torch.randint(-3, 4, (m, r), generator=g).to(dtype)
+    left[:r] = torch.eye(r, dtype=dtype)
+    right = torch.randint(-3, 4, (r, n), generator=g).to(dtype)
+    right[:, :r] = 7 * torch.eye(r, dtype=dtype)
+    return left @ right
+
+
+def with_spectrum(values, m, n, seed=0):
+    """A float64 matrix with these singular values, to rounding."""
+    g = torch.Generator().manual_seed(seed)
+    k = len(values)
+    U = torch.linalg.qr(torch.randn(m, k, generator=g, dtype=torch.float64)).Q
+    V = torch.linalg.qr(torch.randn(n, k, generator=g, dtype=torch.float64)).Q
+    return (U * torch.tensor(values, dtype=torch.float64)) @ V.T
+
+
+class TestSvdvals:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize(
+        "shape",
+        [(1, 1), (3, 3), (7, 2), (2, 7), (1, 50), (33, 34), (4, 3, 5), (2, 3, 6, 4), (3, 2000)],
+    )
+    def test_agrees_with_numpy(self, shape, dtype):
+        A = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
+        values = llr.svdvals(A)
+        expected = np.linalg.svd(A.double().numpy(), compute_uv=False)
+        assert values.dtype == dtype
+        assert values.shape == (*shape[:-2], min(shape[-2:]))
+        error = np.abs(values.double().numpy() - expected).max()
+        assert error <= 10 * torch.finfo(dtype).eps * expected.max()
+
+    @pytest.mark.parametrize("seed", range(3))
+    def test_agrees_with_50_digits(self, seed):
+        rng = np.random.default_rng(seed)
+        A = rng.standard_normal((6, 4)) * 10.0 ** -np.arange(4)  # graded columns
+        with mpmath.workdps(50):
+            exact = sorted(mpmath.svd_r(mpmath.matrix(A.tolist()), compute_uv=False), reverse=True)
+            found = llr.svdvals(torch.from_numpy(A)).tolist()
+            for value, truth in zip(found, exact, strict=True):
+                assert abs(value - truth) <= 4 * 2.0**-52 * exact[0]
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("length", [2**9, 2**13, 2**17])
+    def test_long_matrices_of_known_spectrum(self, length, dtype):
+        # Rows of a Hadamard matrix are orthogonal; scaled by powers of two they stay exact.
+        k = 6
+        signs = torch.ones(1, 1)
+        for _ in range(3):
+            signs = torch.cat((torch.cat((signs, signs), 1), torch.cat((signs, -signs), 1)))
+        A = signs[:k].repeat(1, length // 8).to(dtype) * 2.0 ** -torch.arange(k)[:, None]
+        expected = length**0.5 * 2.0 ** -torch.arange(k).double()
+        for matrix in (A, A.T.contiguous(), A.T.contiguous().T):
+            values = llr.svdvals(matrix)
+            assert (values.double() - expected).abs().max() <= 3 * torch.finfo(
+                dtype
+            ).eps * expected[0]
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize(("m", "r"), [(3, 1), (5, 2), (5, 4), (20, 5)])
+    @pytest.mark.parametrize("n", [300, 1024, 16_384, 100_000])
+    def test_noise_does_not_grow_with_length(self, m, n, r, dtype):
+        values = llr.svdvals(low_rank(m, n, r, dtype=dtype))
+        assert values[r] <= 2 * torch.finfo(dtype).eps * values[0]
+        assert values[r - 1] > 1e-3 * values[0]
+
+    def test_strides_do_not_matter(self):
+        A = torch.randn(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        views = {
+            "transposed": A.T.contiguous().T,
+            "sliced": torch.stack((A, -A), -1)[..., 0],
+            "flipped": A.flip(0).flip(0),
+        }
+        for view in views.values():
+            assert torch.equal(view, A)
+            torch.testing.assert_close(llr.svdvals(view), llr.svdvals(A), rtol=0, atol=1e-14)
+        expanded = llr.svdvals(A[:1].expand(5, 30))
+        assert expanded[0].item() == pytest.approx(5**0.5 * A[0].norm().item(), rel=1e-15)
+        assert expanded[1] <= 1e-15 * expanded[0]
+
+    def test_a_batch_is_a_loop(self):
+        A = torch.randn(3, 2, 5, 700, dtype=torch.float64)
+        A[1, 0] *= 1e200  # one that needs scaling
+        A[2, 1] = 0
+        values = llr.svdvals(A)
+        for i in range(3):
+            for j in range(2):
+                torch.testing.assert_close(values[i, j], llr.svdvals(A[i, j]), rtol=1e-14, atol=0)
+
+    @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0), (2, 0, 3), (0, 3, 2)])
+    def test_empty(self, shape):
+        values = llr.svdvals(torch.zeros(shape))
+        assert values.shape == (*shape[:-2], min(shape[-2:]))
+
+    def test_no_history(self):
+        assert not llr.svdvals(torch.ones(2, 2, requires_grad=True)).requires_grad
+
+    @pytest.mark.parametrize("scale", [1e-307, 1e-290, 1e-150, 1e-20, 1e20, 1e150, 1e290])
+    def test_scale(self, scale):
+        A = with_spectrum([3.0, 2.0, 1e-9], 20, 8)
+        values = llr.svdvals(A * scale) / scale
+        assert values[:3].tolist() == pytest.approx([3.0, 2.0, 1e-9], rel=1e-5)
+        assert values[3] < 1e-15
+
+    @pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e37])
+    def test_scale_of_float32(self, scale):
+        values = llr.svdvals(torch.diag(torch.tensor([2.0, 1.0])) * scale)
+        assert (values / scale).tolist() == pytest.approx([2.0, 1.0], rel=1e-6)
+
+
+class TestNoConvergence:
+    def test_retry_agrees_and_is_reported(self, monkeypatch, caplog):
+        A = torch.randn(2, 9, 4, dtype=torch.float64)
+        expected = np.linalg.svd(A.numpy(), compute_uv=False)
+
+        def fails(_):
+            raise torch.linalg.LinAlgError("linalg.svd: (Batch element 0): failed to converge")
+
+        monkeypatch.setattr(torch.linalg, "svdvals", fails)
+        with caplog.at_level(logging.WARNING, logger="llr"):
+            values = llr.svdvals(A)
+        assert np.abs(values.numpy() - expected).max() < 1e-14
+        assert "failed to converge" in caplog.text
+        assert "2 x 9 x 4" in caplog.text
+
+    def test_nan_counts_as_failure(self, monkeypatch, caplog):
+        A = low_rank(9, 12, 3)
+        expected = np.linalg.svd(A.numpy(), compute_uv=False)
+        monkeypatch.setattr(torch.linalg, "svdvals", lambda B: B.new_full(B.shape[-1:], math.nan))
+        values = llr.svdvals(A)
+        assert np.abs(values.numpy() - expected).max() < 1e-13
+        assert "NaN in the result" in caplog.text
+
+    def test_both_fail(self, monkeypatch):
+        nan = torch.tensor(math.nan, dtype=torch.float64)
+        monkeypatch.setattr(torch.linalg, "svdvals", lambda B: nan.expand(B.shape[-1]))
+        monkeypatch.setattr(torch.linalg, "eigvalsh", lambda B: nan.expand(B.shape[-1]))
+        with pytest.raises(torch.linalg.LinAlgError, match=r"no method .* \(5, 3\) matrix"):
+            llr.svdvals(torch.ones(3, 5))
+
+
+class TestBadMatrices:
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16, torch.complex64])
+    def test_dtype(self, dtype):
+        with pytest.raises(TypeError, match=rf"float32 or float64, got {dtype}; .*double"):
+            llr.svdvals(torch.ones(2, 2, dtype=dtype))
+
+    def test_not_a_tensor(self):
+        with pytest.raises(TypeError, match=r"expected a torch.Tensor .* got ndarray"):
+            llr.svdvals(np.eye(2))
+
+    @pytest.mark.parametrize("shape", [(), (3,)])
+    def test_too_few_dimensions(self, shape):
+        with pytest.raises(ValueError, match=r"expected a matrix or a batch .* got shape \("):
+            llr.svdvals(torch.ones(shape))
+
+    @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+    def test_non_finite(self, bad):
+        A = torch.zeros(3, 4)
+        A[1, 2] = A[2, 0] = bad
+        with pytest.raises(
+            ValueError, match=rf"has 2 NaN or Inf .* 12, .*\({bad}\) at row 1, column 2"
+        ):
+            llr.numerical_rank(A)
+
+    def test_non_finite_in_a_batch(self):
+        A = torch.zeros(2, 3, 3)
+        A[1, 0, 2] = math.nan
+        with pytest.raises(ValueError, match="at batch 1, row 0, column 2"):
+            llr.svdvals(A)
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_overflow(self, dtype):
+        A = torch.full((3, 3), torch.finfo(dtype).max, dtype=dtype)
+        with pytest.raises(ValueError, match=r"too large for .*divide the matrix"):
+            llr.svdvals(A)
+
+
+class TestTolerance:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_default_is_eps_times_the_short_side(self, dtype):
+        tol = tolerance(torch.tensor([8.0, 1.0], dtype=dtype), 2)
+        assert tol.dtype == dtype
+        assert tol.item() == 16 * torch.finfo(dtype).eps
+
+    def test_the_larger_of_the_two(self):
+        s = torch.tensor([[8.0, 1.0], [0.5, 0.1]])
+        assert tolerance(s, 2, rtol=0.25, atol=1.0).tolist() == [2.0, 1.0]
+        assert tolerance(s, 2, rtol=0.0).tolist() == [0.0, 0.0]
+
+    def test_empty_spectrum(self):
+        assert tolerance(torch.zeros(3, 0), 0, atol=0.5).tolist() == [0.5] * 3
+
+    @pytest.mark.parametrize("name", ["rtol", "atol"])
+    @pytest.mark.parametrize("value", [-1e-3, math.nan, math.inf])
+    def test_bad_values(self, name, value):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0, got {value}"):
+            llr.numerical_rank(torch.eye(2), **{name: value})
+
+    def test_more_columns_than_1_over_eps(self):
+        # max(m, n) * eps >= 1 in float32: the usual rule calls every such matrix zero.
+        A = torch.ones(2, 8_400_000)
+        A[1, ::2] = -1
+        assert torch.linalg.matrix_rank(A) == 0
+        result = llr.numerical_rank(A)
+        assert result.rank == 2
+        assert not result.ambiguous
+        A[1] = -A[0]
+        assert llr.numerical_rank(A).rank == 1
+
+
+class TestNumericalRank:
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize(
+        ("m", "n", "r"),
+        [(5, 5, 3), (8, 3, 2), (3, 8, 1), (30, 40, 17), (442, 100, 60), (6, 40_000, 4)],
+    )
+    def test_known_rank(self, m, n, r, dtype):
+        result = llr.numerical_rank(low_rank(m, n, r, dtype=dtype))
+        assert result.rank == r
+        assert not result.ambiguous
+        assert (result.n_rows, result.n_params) == (m, n)
+        assert result.method == "svd"
+        assert result.dtype == dtype
+        assert result.path is None
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.data())
+    def test_agrees_with_exact_rank(self, data):
+        m, n, k = (data.draw(st.integers(1, 7)) for _ in range(3))
+        entries = st.integers(-4, 4)
+        left = np.array(data.draw(st.lists(entries, min_size=m * k, max_size=m * k))).reshape(m, k)
+        right = np.array(data.draw(st.lists(entries, min_size=k * n, max_size=k * n))).reshape(k, n)
+        A = left @ right
+        exact = fmpz_mat(A.tolist()).rank()
+        assert llr.numerical_rank(torch.from_numpy(A.astype(float))).rank == exact
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        seed=st.integers(0, 2**32 - 1),
+        shape=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        exponent=st.floats(-150, 150),
+        sign=st.sampled_from([-1, 1]),
+    )
+    def test_invariances(self, seed, shape, exponent, sign):
+        g = torch.Generator().manual_seed(seed)
+        m, n = shape
+        r = int(torch.randint(1, min(m, n) + 1, (), generator=g))
+        A = low_rank(m, n, r, seed)
+        rows, columns = torch.randperm(m, generator=g), torch.randperm(n, generator=g)
+        assert llr.numerical_rank(A).rank == r
+        assert llr.numerical_rank(A[rows][:, columns]).rank == r
+        assert llr.numerical_rank(A.T).rank == r
+        assert llr.numerical_rank(A * (sign * 10.0**exponent)).rank == r
+        assert llr.numerical_rank(torch.cat((A, A))).rank == r
+
+    def test_hilbert_matrix_is_ambiguous(self):
+        # Nonsingular, but its singular values fall through any tolerance without a gap.
+        i = torch.arange(1, 21, dtype=torch.float64)
+        result = llr.numerical_rank(1 / (i[:, None] + i - 1))
+        assert result.rank < 20
+        assert result.ambiguous
+        assert result.gap < 1e3
+
+    @pytest.mark.parametrize("shape", [(3, 4), (0, 4), (4, 0), (0, 0)])
+    def test_zero_and_empty(self, shape):
+        for atol in (None, 1.0):
+            result = llr.numerical_rank(torch.zeros(shape), atol=atol)
+            assert result.rank == 0
+            assert result.gap == math.inf
+            assert result.ambiguous is False
+
+    def test_types_of_one_matrix(self):
+        result = llr.numerical_rank(torch.eye(3))
+        assert [type(v) for v in (result.rank, result.tol, result.gap, result.ambiguous)] == [
+            int,
+            float,
+            float,
+            bool,
+        ]
+
+    def test_a_batch_is_a_loop(self):
+        A = torch.stack(
+            [torch.stack([low_rank(9, 30, r, seed=s) for r in (1, 4, 9)]) for s in (0, 1)]
+        )
+        A[1, 2] = 0
+        result = llr.numerical_rank(A, rtol=1e-10)
+        assert result.spectrum.shape == (2, 3, 9)
+        for index in np.ndindex(2, 3):
+            one = llr.numerical_rank(A[index], rtol=1e-10)
+            assert result.rank[index] == one.rank
+            assert result.tol[index].item() == pytest.approx(one.tol, rel=1e-14)
+            assert result.ambiguous[index] == one.ambiguous
+        assert result.rank.tolist() == [[1, 4, 9], [1, 4, 0]]
+        assert not result.ambiguous.any()
+
+
+class TestGap:
+    def test_between_values(self):
+        result = llr.numerical_rank(torch.diag(torch.tensor([4.0, 1.0, 2e-18]).double()))
+        assert result.rank == 2
+        assert result.gap == pytest.approx(5e17)
+
+    def test_exact_zero_below(self):
+        result = llr.numerical_rank(torch.diag(torch.tensor([4.0, 1.0, 0.0])))
+        assert (result.rank, result.gap) == (2, math.inf)
+
+    def test_full_rank_is_measured_against_the_tolerance(self):
+        result = llr.numerical_rank(torch.diag(torch.tensor([4.0, 1.0])), rtol=1e-2)
+        assert result.gap == pytest.approx(25)
+        assert result.ambiguous
+        assert llr.numerical_rank(torch.eye(2), rtol=0.0).gap == math.inf
+
+    def test_rank_0_by_atol(self):
+        A = torch.diag(torch.tensor([0.5, 0.25]))
+        assert llr.numerical_rank(A, atol=1.0).rank == 0
+        assert llr.numerical_rank(A, atol=1.0).gap == 2
+        assert llr.numerical_rank(A, atol=1.0).ambiguous
+        assert not llr.numerical_rank(A, atol=1e4).ambiguous
+
+    @pytest.mark.parametrize(("ratio", "ambiguous"), [(999.0, True), (1001.0, False)])
+    def test_ambiguous_below_1000(self, ratio, ambiguous):
+        A = torch.diag(torch.tensor([1.0, 1e-6 / ratio])).double()
+        assert llr.numerical_rank(A * 1e3, atol=2e-6 / ratio * 1e3).gap == pytest.approx(
+            1e6 * ratio
+        )
+        A = torch.diag(torch.tensor([ratio, 1.0])).double()
+        result = llr.numerical_rank(A, atol=2.0)
+        assert (result.rank, result.ambiguous) == (1, ambiguous)
+
+
+class TestRankResult:
+    def test_line(self):
+        line = str(llr.numerical_rank(low_rank(5, 9, 2)))
+        assert line.startswith("rank 2 of a 5 x 9 matrix: sigma_2/sigma_3 = ")
+        assert line.endswith("(svd, float64)")
+        assert "\n" not in line
+        assert "AMBIGUOUS" not in line
+
+    def test_line_names_the_ends(self):
+        assert "sigma_2/tol" in str(llr.numerical_rank(torch.eye(2)))
+        assert "tol/sigma_1" in str(llr.numerical_rank(torch.zeros(2, 2)))
+
+    @pytest.mark.parametrize(
+        ("dtype", "advice"), [(torch.float32, "in float64"), (torch.float64, "vary rtol")]
+    )
+    def test_ambiguous_line(self, dtype, advice):
+        i = torch.arange(1, 21, dtype=dtype)
+        line = str(llr.numerical_rank(1 / (i[:, None] + i - 1)))
+        assert "AMBIGUOUS" in line
+        assert line.endswith(advice) or advice in line.split("; ")[-1]
+        assert "\n" not in line
+
+    def test_batch_line(self):
+        line = str(llr.numerical_rank(torch.stack((torch.eye(3), torch.zeros(3, 3)))))
+        assert line.startswith("ranks of 2 matrices from 0 to 3")
+        assert "ranks of 0 matrices" in str(llr.numerical_rank(torch.zeros(0, 3, 3)))
+
+    @pytest.mark.parametrize(
+        "A", [torch.eye(3), torch.zeros(2, 3), torch.zeros(0, 2), torch.zeros(2, 3, 3)]
+    )
+    def test_to_dict_is_strict_json(self, A):
+        result = llr.numerical_rank(A)
+        back = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+        assert back["dtype"] == "float32"
+        assert back["n_rows"] == A.shape[-2]
+        assert torch.equal(torch.tensor(back["spectrum"]), result.spectrum)
+        assert torch.equal(torch.tensor(back["rank"]), torch.as_tensor(result.rank))
+        assert set(back) == set(result.__dataclass_fields__)
+
+    def test_infinite_gap_is_null(self):
+        assert llr.numerical_rank(torch.zeros(2, 2)).to_dict()["gap"] is None
+        assert llr.numerical_rank(torch.zeros(2, 2, 2)).to_dict()["gap"] == [None, None]
+
+    def test_frozen(self):
+        with pytest.raises(AttributeError):
+            llr.numerical_rank(torch.eye(2)).rank = 5
