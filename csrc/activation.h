@@ -145,7 +145,8 @@ LLR_HD Pair activate(double z) {
     const double sigmoid_slope = e * inverse * inverse;
     if constexpr (A == Activation::sigmoid) return {sigmoid, sigmoid_slope};
     if constexpr (A == Activation::silu) return {z * sigmoid, sigmoid + z * sigmoid_slope};
-    return {(z > 0.0 ? z : 0.0) + log1p_unit(e), sigmoid};
+    // As torch defines it: the identity beyond 20, where the smooth function differs from it by 2e-9.
+    return {z > 20.0 ? z : (z > 0.0 ? z : 0.0) + log1p_unit(e), z > 20.0 ? 1.0 : sigmoid};
   } else if constexpr (A == Activation::gelu) {
     const double density = exp_nonpositive(-0.5 * (z * z)).value;  // e^(-z^2/2)
     const double tail = 0.5 * density * erfcx(magnitude(z) * inv_sqrt_2);

@@ -20,8 +20,8 @@ TORCH_LIBRARY(llr, m) {
       "mlp_jacobian.out(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
       "int[]? columns=None, *, Tensor(a!) out) -> ()");
   m.def(
-      "_mlp_jacobian(Tensor x, Tensor[] weights, Tensor[] present_biases, bool[] has_bias, "
-      "str activation, int[]? columns=None) -> Tensor");
+      "_mlp_jacobian_formula(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
+      "int[]? columns=None) -> Tensor");
   m.def("first_nonfinite(Tensor[] tensors) -> int");
 }
 

@@ -19,6 +19,15 @@ Activation activation_named(std::string_view name) {
   TORCH_CHECK(false, "mlp_jacobian: unknown activation '", std::string(name), "'; expected one of ", known);
 }
 
+constexpr int64_t most_columns = int64_t(1) << 59;
+constexpr const char* too_many =
+    "mlp_jacobian: the layers have more than 2^59 parameters; a row of the result has more than 2^63 bytes";
+
+int64_t neurons_times(int64_t neurons, int64_t width) {
+  TORCH_CHECK(neurons <= most_columns / width, too_many);
+  return neurons * width;
+}
+
 // The first column of every tensor, from `columns` (2 per layer: weight, bias) or in order of the layers.
 void place_columns(MlpLayout& layout, const std::vector<at::Tensor>& biases,
                    at::OptionalIntArrayRef columns) {
@@ -31,7 +40,7 @@ void place_columns(MlpLayout& layout, const std::vector<at::Tensor>& biases,
   std::vector<std::pair<int64_t, int64_t>> spans;  // first column, count
   for (int l = 0; l < layers; ++l) {
     for (const bool bias : {false, true}) {
-      const int64_t count = layout.out(l) * (bias ? 1 : layout.in(l));
+      const int64_t count = neurons_times(layout.out(l), bias ? 1 : layout.in(l));
       const bool present = !bias || biases[l].defined();
       int64_t at = not_a_column;
       if (columns.has_value()) {
@@ -47,6 +56,7 @@ void place_columns(MlpLayout& layout, const std::vector<at::Tensor>& biases,
       if (at == not_a_column) continue;
       spans.emplace_back(at, count);
       layout.columns += count;
+      TORCH_CHECK(layout.columns <= most_columns, too_many);
     }
   }
   TORCH_CHECK(!spans.empty(), "mlp_jacobian: every tensor is left out; expected at least one column");
@@ -67,7 +77,18 @@ void check_same_kind(const at::Tensor& t, const at::Tensor& x, const std::string
               x.device(), "; expected one device");
 }
 
+// Contiguous, at a multiple of its numbers' size (memory from elsewhere need not be), and as it reads
+// (a tensor may be lazily negated).
+at::Tensor readable(const at::Tensor& t) {
+  const at::Tensor dense = t.resolve_neg().contiguous();
+  return is_aligned(dense) ? dense : dense.clone();
+}
+
 }  // namespace
+
+bool is_aligned(const at::Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % t.element_size() == 0;
+}
 
 std::vector<int64_t> MlpArguments::result_sizes() const {
   const int64_t outputs = layout.out(layout.layers() - 1);
@@ -142,10 +163,10 @@ MlpArguments read_mlp_arguments(const at::Tensor& x, at::TensorList weights,
   TORCH_CHECK(!overflow && bytes <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()),
               "mlp_jacobian: a result of shape ", at::IntArrayRef(sizes), " has more than 2^63 bytes");
 
-  args.x = x.contiguous();
-  for (at::Tensor& w : args.weights) w = w.contiguous();
+  args.x = readable(x);
+  for (at::Tensor& w : args.weights) w = readable(w);
   for (at::Tensor& b : args.biases) {
-    if (b.defined()) b = b.contiguous();
+    if (b.defined()) b = readable(b);
   }
   return args;
 }

@@ -14,9 +14,10 @@
 namespace llr {
 
 struct MlpArguments {
-  at::Tensor x;                     // (n, d), or (B, n, d) if x_batched; contiguous
-  std::vector<at::Tensor> weights;  // (out, in), or (B, out, in) if weights_batched; contiguous
-  std::vector<at::Tensor> biases;   // (out), or (B, out); undefined where a layer has none; contiguous
+  // All contiguous and aligned.
+  at::Tensor x;                     // (n, d), or (B, n, d) if x_batched
+  std::vector<at::Tensor> weights;  // (out, in), or (B, out, in) if weights_batched
+  std::vector<at::Tensor> biases;   // (out), or (B, out); undefined where a layer has none
   Activation activation;
   bool x_batched;
   bool weights_batched;
@@ -27,6 +28,9 @@ struct MlpArguments {
   // (n, q, P), or (B, n, q, P)
   std::vector<int64_t> result_sizes() const;
 };
+
+// Whether its numbers lie at multiples of their size.
+bool is_aligned(const at::Tensor& t);
 
 // Throws c10::Error naming the offending argument and its shape. Nothing is allocated before every check
 // has passed, but for contiguous copies of arguments that are not.

@@ -81,6 +81,8 @@ def mlp_jacobian(
 
 def first_nonfinite(tensors: Sequence[Tensor]) -> int:
     """The index of the first floating tensor with a NaN or an infinity, or -1."""
+    if not tensors:
+        return -1
     if NATIVE and all(t.is_cpu for t in tensors):
         return cast(int, torch.ops.llr.first_nonfinite.default(tensors))
     for index, tensor in enumerate(tensors):
@@ -105,6 +107,17 @@ def _result_shape(
     return [*batch, x.shape[-2], weights[-1].shape[-2], count]
 
 
+def _check_devices(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+    """One meta tensor among others brings a call here instead of to the kernel that would refuse it."""
+    for name, tensors in (("weights", weights), ("biases", biases)):
+        for i, t in enumerate(tensors):
+            if t is not None and t.device != x.device:
+                raise RuntimeError(
+                    f"mlp_jacobian: {name}[{i}] is on {t.device} but x is on {x.device}; "
+                    "expected one device"
+                )
+
+
 def _fake(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -112,6 +125,7 @@ def _fake(
     activation: str,
     columns: Sequence[int] | None = None,
 ) -> Tensor:
+    _check_devices(x, weights, biases)
     return x.new_empty(_result_shape(x, weights, biases, columns))
 
 
@@ -124,41 +138,9 @@ def _fake_out(
     *,
     out: Tensor,
 ) -> None:
-    pass
-
-
-def _in_places(present: Sequence[Tensor], has_bias: Sequence[bool]) -> list[Tensor | None]:
-    rest = iter(present)
-    return [next(rest) if has else None for has in has_bias]
-
-
-def _fake_of_lists(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    present_biases: Sequence[Tensor],
-    has_bias: Sequence[bool],
-    activation: str,
-    columns: Sequence[int] | None = None,
-) -> Tensor:
-    return _fake(x, weights, _in_places(present_biases, has_bias), activation, columns)
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weights, present, ctx.has_bias, ctx.activation, ctx.columns = inputs
-    ctx.save_for_backward(x, *weights, *present)
-
-
-def _backward(ctx: Any, gradient: Tensor) -> tuple[Any, ...]:
-    # The formula in torch operations is differentiated, so that the gradient has gradients of its own.
-    x, *tensors = ctx.saved_tensors
-    layers = len(ctx.has_bias)
-
-    def formula(x: Tensor, weights: list[Tensor], present: list[Tensor]) -> Tensor:
-        biases = _in_places(present, ctx.has_bias)
-        return reference.mlp_jacobian(x, weights, biases, ctx.activation, ctx.columns)
-
-    _, pullback = cast(Any, torch.func.vjp(formula, x, tensors[:layers], tensors[layers:]))
-    return (*pullback(gradient), None, None, None)
+    _check_devices(x, weights, biases)
+    if out.device != x.device:
+        raise RuntimeError(f"mlp_jacobian: out is on {out.device}; expected {x.device} as x")
 
 
 def _vmap(
@@ -180,6 +162,12 @@ def _vmap(
         return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
 
     only_x = all(d is None for d in weight_dims) and all(d is None for d in bias_dims)
+    for name, t, dim in (("x", x, x_dim), ("weights[0]", weights[0], weight_dims[0])):
+        if t.dim() - (dim is not None) not in (2, 3):
+            raise RuntimeError(
+                f"mlp_jacobian: under vmap {name} has {t.dim() - (dim is not None)} dimensions; expected (n, d) "
+                "and (out, in), or (B, n, d) and (B, out, in) with a batch of parameter points"
+            )
     points = weights[0].dim() - (weight_dims[0] is not None) == 3 or (
         x.dim() - (x_dim is not None) == 3
     )
@@ -212,6 +200,7 @@ def _vmap(
 if NATIVE:
     torch.library.register_fake("llr::mlp_jacobian", _fake)
     torch.library.register_fake("llr::mlp_jacobian.out", _fake_out)
-    torch.library.register_fake("llr::_mlp_jacobian", _fake_of_lists)
-    torch.library.register_autograd("llr::_mlp_jacobian", _backward, setup_context=_save)
+    torch.library.impl("llr::_mlp_jacobian_formula", "CompositeImplicitAutograd")(
+        reference.mlp_jacobian
+    )
     torch.library.register_vmap("llr::mlp_jacobian", _vmap)

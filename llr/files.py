@@ -24,20 +24,16 @@ from torch import Tensor, nn
 from llr.spectrum import check_finite
 
 
-class Erf(nn.Module):
-    """The error function as a layer."""
+class Entrywise(nn.Module):
+    """A function of torch as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return erf(x), entrywise."""
-        return torch.erf(x)
-
-
-class Sin(nn.Module):
-    """The sine as a layer."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return sin(x), entrywise."""
-        return torch.sin(x)
+        """Return the function of every entry."""
+        return self.function(x)
 
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -47,8 +43,8 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "softplus": nn.Softplus,
     "gelu": nn.GELU,
     "silu": nn.SiLU,
-    "erf": Erf,
-    "sin": Sin,
+    "erf": lambda: Entrywise(torch.erf),
+    "sin": lambda: Entrywise(torch.sin),
     "identity": nn.Identity,
 }
 
@@ -88,11 +84,12 @@ def load_model(
         >>> [p.shape[0] for p in load_model("mlp:10-64-1").parameters()]
         [64, 64, 1, 1]
     """
-    with torch.random.fork_rng(devices=[]):
-        # Not torch.manual_seed, which would also reseed the generators of GPUs.
-        torch.default_generator.manual_seed(seed)
-        widths = _widths(spec)
-        model = _named_model(spec) if widths is None else _mlp(widths, activation)
+    widths = _widths(spec)
+    if widths is None:
+        model = _named_model(spec, seed)
+    else:
+        with _seeded(seed):
+            model = _mlp(widths, activation)
     if dtype is not None:
         model = model.to(dtype)
     if weights is not None:
@@ -121,7 +118,7 @@ def _mlp(widths: list[int], activation: str) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def _named_model(spec: str) -> nn.Module:
+def _named_model(spec: str, seed: int) -> nn.Module:
     module_name, colon, attribute = spec.partition(":")
     if not (module_name and colon and attribute):
         raise ValueError(
@@ -129,7 +126,8 @@ def _named_model(spec: str) -> nn.Module:
             "mlp:10-64-1"
         )
     with _current_directory_importable():
-        found = _imported(spec, module_name)
+        with _seeded(seed):  # models may be made at import, which happens only once
+            found = _imported(spec, module_name)
         for name in attribute.split("."):
             if not hasattr(found, name):
                 raise ValueError(f"model {spec!r}: module {module_name!r} has no {attribute!r}")
@@ -142,7 +140,8 @@ def _named_model(spec: str) -> nn.Module:
                 "returns one"
             )
         try:
-            model = found()
+            with _seeded(seed):
+                model = found()
         except Exception as err:
             # Somebody else's code: whatever it raises, the reader must learn where it came from.
             raise RuntimeError(
@@ -163,6 +162,14 @@ def _imported(spec: str, module_name: str) -> object:
             f"model {spec!r}: there is no module {err.name!r} here or in the Python environment; run from "
             "the directory that holds it, or install it"
         ) from err
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        # Not torch.manual_seed, which would also reseed the generators of GPUs.
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 @contextlib.contextmanager

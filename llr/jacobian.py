@@ -298,28 +298,20 @@ def _full_precision() -> Iterator[None]:
 
 
 def _native(problem: Problem, out: Tensor | None) -> Tensor:
-    mlp, columns, names = cast(MLP, problem.mlp), problem.columns, problem.names
-    chain = [t for pair in zip(mlp.weights, mlp.biases, strict=True) for t in pair]
-    chain_names = [None if t is None else names.get(id(t)) for t in chain]
+    mlp, columns = cast(MLP, problem.mlp), problem.columns
+    links = problem.chain()
     places = None
-    if [n for t, n in zip(chain, chain_names, strict=True) if t is not None] != list(
-        columns.values
-    ):
+    if [name for name, tensor in links if tensor is not None] != list(columns.values):
         starts = columns.starts()
-        places = [-1 if n is None else starts.get(n, -1) for n in chain_names]
-
-    def value(tensor: Tensor | None, name: str | None) -> Tensor | None:
-        if tensor is None:
-            return None
-        if name in columns.values:
-            return columns.values[name]
-        # Not a column: a frozen parameter, or a tensor that is no parameter at all.
-        fixed = tensor.to(problem.dtype) if name is None else columns.fixed[name]
-        return fixed if columns.points is None else fixed.expand(columns.points, *fixed.shape)
-
-    values = [value(t, n) for t, n in zip(chain, chain_names, strict=True)]
-    weights = cast(list[Tensor], values[::2])
-    return _ops.mlp_jacobian(problem.x, weights, values[1::2], mlp.activation, places, out)
+        places = [-1 if name is None else starts.get(name, -1) for name, _ in links]
+    tensors = [
+        tensor.expand(columns.points, *tensor.shape)
+        if tensor is not None and columns.points is not None and name not in columns.values
+        else tensor
+        for name, tensor in links
+    ]
+    weights = cast(list[Tensor], tensors[::2])
+    return _ops.mlp_jacobian(problem.x, weights, tensors[1::2], mlp.activation, places, out)
 
 
 _Rows = Callable[[Problem, dict[str, Tensor], Tensor, bool], dict[str, Tensor]]

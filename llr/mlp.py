@@ -8,14 +8,16 @@ What does nothing to the numbers (``nn.Identity``, dropout in evaluation mode, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from llr.reference import ACTIVATIONS
 
@@ -33,6 +35,8 @@ class MLP:
     activation: str
     flattens: bool
     """Whether it flattens its input: samples may then have any shape of the right size."""
+    traced: bool = False
+    """Whether it was read off a trace, which does not show everything (``torch.no_grad``, for one)."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -90,17 +94,26 @@ def read_mlp(model: nn.Module) -> MLP:
     Raises:
         NotAnMLP: it is something else; the message names the first thing that is.
     """
+    if _has_any_global_hook():
+        raise NotAnMLP("there are hooks on all modules")
     links = _links_of_module(model)
-    if links is None:
-        links = _links_of_trace(model)
-    return _assemble(links)
+    if links is not None:
+        return _assemble(links)
+    return replace(_assemble(_links_of_trace(model)), traced=True)
 
 
 def _links_of_module(module: nn.Module) -> list[_Link] | None:
     """The links that a well-known module stands for; None if its forward is its own."""
     kind = type(module)
-    if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    ):
         raise NotAnMLP(f"{kind.__name__} has hooks, which only the module itself runs")
+    if "forward" in module.__dict__:
+        raise NotAnMLP(f"a {kind.__name__} has a forward of its own")
     if isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward:
         links: list[_Link] = []
         for child in module:
@@ -111,6 +124,8 @@ def _links_of_module(module: nn.Module) -> list[_Link] | None:
         return links
     if kind is nn.Linear:
         parameters = module._parameters  # not through __getattr__: this is in every call's way
+        if parameters.get("weight") is None or "bias" not in parameters:
+            raise NotAnMLP("a Linear's weight or bias is no parameter")
         return [_Linear(cast(Tensor, parameters["weight"]), parameters["bias"])]
     if kind is nn.Identity:
         return []
@@ -122,8 +137,8 @@ def _links_of_module(module: nn.Module) -> list[_Link] | None:
         if [module.start_dim, module.end_dim] != [1, -1]:
             raise NotAnMLP("nn.Flatten of other dimensions than (1, -1)")
         return [_FLATTEN]
-    if kind is nn.Softplus and module.beta != 1:
-        raise NotAnMLP(f"nn.Softplus with beta={module.beta}")
+    if kind is nn.Softplus and [module.beta, module.threshold] != [1, 20]:
+        raise NotAnMLP(f"nn.Softplus with beta={module.beta}, threshold={module.threshold}")
     if kind is nn.GELU and module.approximate != "none":
         raise NotAnMLP(f"nn.GELU with approximate={module.approximate!r}")
     if kind in _MODULES:
@@ -135,6 +150,41 @@ def _links_of_module(module: nn.Module) -> list[_Link] | None:
     return None
 
 
+class _Tracer(fx.Tracer):
+    """A tracer that leaves the model alone: fx stores tensors it does not know as new attributes."""
+
+    def create_arg(self, a: Any) -> Any:
+        if isinstance(a, Tensor):
+            known = (
+                *self.root.parameters(),
+                *self.root.buffers(),
+            )
+            if not any(a is tensor for tensor in known):
+                raise NotAnMLP("its forward uses a tensor that is neither parameter nor buffer")
+        return super().create_arg(a)
+
+
+@contextlib.contextmanager
+def _spare_buffers(model: nn.Module) -> Iterator[None]:
+    """Copies in place of the buffers: a trace runs for real whatever does not depend on the input."""
+    slots = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    for module, name, _, copy in slots:
+        module._buffers[name] = copy
+    try:
+        yield
+        for module, name, _, copy in slots:
+            if module._buffers[name] is not copy or copy._version > 0:
+                raise NotAnMLP(f"its forward changes the buffer {name!r}")
+    finally:
+        for module, name, buffer, _ in slots:
+            module._buffers[name] = buffer
+
+
 def _links_of_trace(model: nn.Module) -> list[_Link]:
     """The links of the module's torch.fx trace.
 
@@ -143,7 +193,10 @@ def _links_of_trace(model: nn.Module) -> list[_Link]:
     for module in model.modules():
         _links_of_module(module)  # for what it refuses, before the cost of a trace
     try:
-        graph = fx.Tracer().trace(model)
+        with torch.random.fork_rng(devices=[]), _spare_buffers(model):
+            graph = _Tracer().trace(model)
+    except NotAnMLP:
+        raise
     except Exception as error:  # whatever the user's forward raises when it is handed a symbol
         raise NotAnMLP(f"torch.fx cannot trace it ({type(error).__name__}: {error})") from error
     nodes = list(graph.nodes)

@@ -8,12 +8,14 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from llr import _ops
+from llr import _ops, reference
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
 from llr.probes import refuse_layers
@@ -33,6 +35,8 @@ class Problem:
     why_not_mlp: str = ""
     names: dict[int, str] = field(default_factory=dict)
     """id of a parameter of the module -> its name."""
+    promotion: torch.dtype | None = None
+    """The dtype that values and buffers are promoted to, if one was asked for."""
 
     def call(
         self, values: Mapping[str, Tensor], x: Tensor, buffers: Mapping[str, Tensor] | None = None
@@ -48,13 +52,34 @@ class Problem:
         """The module's buffers, in the dtype of the problem."""
         if not isinstance(self.model, nn.Module):
             return {}
-        return {name: _promoted(b, self.dtype) for name, b in self.model.named_buffers()}
+        return {name: _promoted(b, self.promotion) for name, b in self.model.named_buffers()}
 
     def point(self, index: int = 0) -> dict[str, Tensor]:
         """The values at one parameter point."""
         if self.columns.points is None:
             return self.columns.values
         return {name: v[index] for name, v in self.columns.values.items()}
+
+    def chain(self) -> list[tuple[str | None, Tensor | None]]:
+        """The MLP's tensors in order (weight 0, bias 0, weight 1, ...), by name and value.
+
+        The name is None for a tensor that is no parameter, the value for a bias that is not there. Columns
+        have their values at all parameter points.
+        """
+        assert self.mlp is not None
+        links: list[tuple[str | None, Tensor | None]] = []
+        for layer in zip(self.mlp.weights, self.mlp.biases, strict=True):
+            for tensor in layer:
+                name = None if tensor is None else self.names.get(id(tensor))
+                if tensor is None or name is None:
+                    links.append(
+                        (None, None if tensor is None else _promoted(tensor, self.promotion))
+                    )
+                elif name in self.columns.values:
+                    links.append((name, self.columns.values[name]))
+                else:
+                    links.append((name, self.columns.fixed[name]))
+        return links
 
 
 def read_problem(
@@ -94,16 +119,20 @@ def read_problem(
     common = _common_dtype(columns, x)
     _check_devices(columns, x)
     _check_finite(columns, x)
+    problem = Problem(model, columns, x, common, mlp, why_not, names, dtype)
     if mlp is not None:
-        x, why_not = _samples_for(mlp, x, common)
-        mlp = None if why_not else mlp
-    if mlp is None and isinstance(model, nn.Module):
+        problem.x, problem.why_not_mlp = _samples_for(mlp, x, common)
+        if mlp.traced and not problem.why_not_mlp:
+            problem.why_not_mlp = _mistaken(problem, x[:4])
+        if problem.why_not_mlp:
+            problem.x, problem.mlp = x, None
+    if problem.mlp is None and isinstance(model, nn.Module):
         refuse_layers(model)
-    return Problem(model, columns, x, common, mlp, why_not, names)
+    return problem
 
 
-def _promoted(t: Tensor, dtype: torch.dtype) -> Tensor:
-    return t.to(dtype) if t.is_floating_point() else t
+def _promoted(t: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return t.to(dtype) if dtype is not None and t.is_floating_point() else t
 
 
 def _unused(mlp: MLP, columns: Columns, names: Mapping[int, str]) -> str:
@@ -168,3 +197,42 @@ def _samples_for(mlp: MLP, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
     if samples.dim() > 2:
         return x, f"samples of shape {tuple(x.shape[1:])}"
     return samples, ""
+
+
+def _mistaken(problem: Problem, x: Tensor) -> str:
+    """What a trace did not show: the model and the chain read off it, compared on a few samples.
+
+    Returns:
+        Why the chain is not the model, or nothing. Outputs and one combination of their gradients are
+        compared; a forward that is random or changes its buffers has been refused before.
+    """
+    mlp = cast(MLP, problem.mlp)
+    sigma = reference.ACTIVATIONS[mlp.activation][0]
+    values = {n: v.detach().requires_grad_() for n, v in problem.point().items()}
+    with torch.enable_grad():
+        own = problem.call(values, x, {n: b.clone() for n, b in problem.buffers.items()})
+        if not isinstance(own, Tensor) or own.numel() != len(x) * mlp.widths[-1]:
+            return "its output is not that of its layers"
+        hidden = x.flatten(1) if mlp.flattens else x
+        links = [(values.get(name or ""), fixed) for name, fixed in problem.chain()]
+        tensors = [fixed if value is None else value for value, fixed in links]
+        for weight, bias in zip(tensors[::2], tensors[1::2], strict=True):
+            hidden = sigma(hidden) if weight is not tensors[0] else hidden
+            hidden = F.linear(hidden, cast(Tensor, weight), bias)
+        own, chained = own.flatten(), hidden.flatten()
+        mix = torch.linspace(1, 2, len(own), dtype=own.dtype, device=own.device).cos()
+        pairs = [(own.detach(), chained.detach())]
+        pairs += zip(_gradients(own @ mix, values), _gradients(chained @ mix, values), strict=True)
+    scale = max((float(b.abs().max()) for _, b in pairs if b.numel()), default=0.0)
+    for a, b in pairs:
+        if a.numel() and float((a - b).abs().max()) > torch.finfo(a.dtype).eps ** 0.5 * scale:
+            return "its gradients are not those of its layers (torch.no_grad, a hook, ...)"
+    return ""
+
+
+def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
+    tensors = list(parameters.values())
+    if not value.requires_grad:
+        return [torch.zeros_like(p) for p in tensors]
+    found = torch.autograd.grad(value, tensors, allow_unused=True)
+    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, tensors, strict=True)]

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
@@ -120,7 +121,8 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "tanh": (torch.tanh, _sech_squared),
     "sigmoid": (torch.sigmoid, _logistic_slope),
     "relu": (torch.relu, lambda z: (z > 0).to(z.dtype)),
-    "softplus": (lambda z: z.clamp(min=0) + torch.log1p(torch.exp(-z.abs())), torch.sigmoid),
+    # As torch.nn.Softplus is by default: the identity beyond 20.
+    "softplus": (F.softplus, lambda z: torch.where(z > 20, 1.0, torch.sigmoid(z))),
     "gelu": (lambda z: z * _gauss_cdf(z), lambda z: _gauss_cdf(z) + z * _gauss_density(z)),
     "silu": (
         lambda z: z * torch.sigmoid(z),

@@ -197,13 +197,14 @@ def assert_matches(result: Tensor, expected: Tensor, tolerance: float | None = N
 
 
 def run_python(
-    code: str, *, timeout: float = 300, **environment: str
+    code: str, *, stdin: str = "", timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a fresh interpreter that can import this module."""
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
         cwd=HERE,  # not the checkout's root: the llr to test is the installed one
         env=os.environ | environment,
+        input=stdin,
         capture_output=True,
         text=True,
         timeout=timeout,

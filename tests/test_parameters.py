@@ -83,9 +83,21 @@ def test_names_and_globs(kind, chosen, backend):
     full, layout = llr.jacobian(model, x, backend=backend), llr.layout(model)
     J = llr.jacobian(model, x, params=chosen, backend=backend)
     names = list(llr.layout(model, params=chosen))
-    assert names == [n for n in layout if n in names], "the order is the model's, not the selection's"
+    assert names == [n for n in layout if n in names], (
+        "the order is the model's, not the selection's"
+    )
     assert_matches(J, torch.cat([full[..., layout[n]] for n in names], -1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_no_graph_hangs_on_the_parameters_that_are_no_columns(kind, backend):
+    model, x = MODELS[kind](), samples()
+    chosen = next(iter(llr.layout(model)))
+    J = llr.jacobian(model, x, params=chosen, backend=backend)
     assert not J.requires_grad
+    out = torch.empty_like(J)
+    assert not llr.jacobian(model, x, params=chosen, backend=backend, out=out).requires_grad
 
 
 def test_selections_name_what_they_should():
@@ -181,7 +193,11 @@ def test_parameter_points_with_chunks_and_out(backend):
 
 
 BAD: dict[str, tuple[object, type[Exception], str]] = {
-    "no match": ("3.*", ValueError, "'3.*' matches no parameter; expected one of 0.weight, 0.bias, 2"),
+    "no match": (
+        "3.*",
+        ValueError,
+        "'3.*' matches no parameter; expected one of 0.weight, 0.bias, 2",
+    ),
     "one of two": (["0.*", "9"], ValueError, "'9' matches no parameter"),
     "nothing": ([], ValueError, "params is empty"),
     "an entry": ([3], TypeError, "an entry of type int"),
@@ -251,11 +267,15 @@ def test_only_frozen_parameters_match():
     model = mlp(3, 4, 2)
     model[0].requires_grad_(False)
     for find in (llr.layout, lambda m, params: llr.jacobian(m, samples(), params=params)):
-        with pytest.raises(ValueError, match="'0.*' matches only frozen parameters; set requires_grad=True"):
+        with pytest.raises(
+            ValueError, match=r"'0\.\*' matches only frozen parameters; set requires_grad=True"
+        ):
             find(model, params="0.*")
 
 
-@pytest.mark.parametrize("model", [nn.Tanh(), mlp(3, 2).requires_grad_(False)], ids=["none", "frozen"])
+@pytest.mark.parametrize(
+    "model", [nn.Tanh(), mlp(3, 2).requires_grad_(False)], ids=["none", "frozen"]
+)
 def test_no_trainable_parameters(model):
     total = len(list(model.parameters()))
     message = rf"{type(model).__name__} has no trainable parameters \({total} in all"
@@ -266,5 +286,7 @@ def test_no_trainable_parameters(model):
 
 
 def test_a_long_list_of_names_is_cut_short():
-    with pytest.raises(ValueError, match=r"expected one of 0.weight.*10.bias, \.\.\. \(20 in all\)"):
+    with pytest.raises(
+        ValueError, match=r"expected one of 0.weight.*10.bias, \.\.\. \(20 in all\)"
+    ):
         llr.layout(mlp(*[2] * 11), params="nothing")

@@ -1,6 +1,11 @@
+"""Singular values, tolerance and rank against exact arithmetic and known matrices."""
+
+from __future__ import annotations
+
 import json
 import logging
 import math
+from collections.abc import Sequence
 
 import mpmath
 import numpy as np
@@ -9,6 +14,7 @@ import torch
 from flint import fmpz_mat
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 import llr
 from llr.spectrum import tolerance
@@ -16,7 +22,7 @@ from llr.spectrum import tolerance
 DTYPES = [torch.float32, torch.float64]
 
 
-def low_rank(m, n, r, seed=0, dtype=torch.float64):
+def low_rank(m: int, n: int, r: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
     """An integer matrix of rank r exactly; the first r rows of its left factor are the identity."""
     g = torch.Generator().manual_seed(seed)
     left = torch.randint(-3, 4, (m, r), generator=g).to(dtype)
@@ -26,7 +32,7 @@ def low_rank(m, n, r, seed=0, dtype=torch.float64):
     return left @ right
 
 
-def with_spectrum(values, m, n, seed=0):
+def with_spectrum(values: Sequence[float], m: int, n: int, seed: int = 0) -> Tensor:
     """A float64 matrix with these singular values, to rounding."""
     g = torch.Generator().manual_seed(seed)
     k = len(values)
@@ -41,7 +47,7 @@ class TestSvdvals:
         "shape",
         [(1, 1), (3, 3), (7, 2), (2, 7), (1, 50), (33, 34), (4, 3, 5), (2, 3, 6, 4), (3, 2000)],
     )
-    def test_agrees_with_numpy(self, shape, dtype):
+    def test_agrees_with_numpy(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         A = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=dtype)
         values = llr.svdvals(A)
         expected = np.linalg.svd(A.double().numpy(), compute_uv=False)
@@ -51,7 +57,7 @@ class TestSvdvals:
         assert error <= 10 * torch.finfo(dtype).eps * expected.max()
 
     @pytest.mark.parametrize("seed", range(3))
-    def test_agrees_with_50_digits(self, seed):
+    def test_agrees_with_50_digits(self, seed: int) -> None:
         rng = np.random.default_rng(seed)
         A = rng.standard_normal((6, 4)) * 10.0 ** -np.arange(4)  # graded columns
         with mpmath.workdps(50):
@@ -62,7 +68,7 @@ class TestSvdvals:
 
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize("length", [2**9, 2**13, 2**17])
-    def test_long_matrices_of_known_spectrum(self, length, dtype):
+    def test_long_matrices_of_known_spectrum(self, length: int, dtype: torch.dtype) -> None:
         # Rows of a Hadamard matrix are orthogonal; scaled by powers of two they stay exact.
         k = 6
         signs = torch.ones(1, 1)
@@ -79,12 +85,14 @@ class TestSvdvals:
     @pytest.mark.parametrize("dtype", DTYPES)
     @pytest.mark.parametrize(("m", "r"), [(3, 1), (5, 2), (5, 4), (20, 5)])
     @pytest.mark.parametrize("n", [300, 1024, 16_384, 100_000])
-    def test_noise_does_not_grow_with_length(self, m, n, r, dtype):
+    def test_noise_does_not_grow_with_length(
+        self, m: int, n: int, r: int, dtype: torch.dtype
+    ) -> None:
         values = llr.svdvals(low_rank(m, n, r, dtype=dtype))
         assert values[r] <= 2 * torch.finfo(dtype).eps * values[0]
         assert values[r - 1] > 1e-3 * values[0]
 
-    def test_strides_do_not_matter(self):
+    def test_strides_do_not_matter(self) -> None:
         A = torch.randn(40, 30, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
         views = {
             "transposed": A.T.contiguous().T,
@@ -98,7 +106,7 @@ class TestSvdvals:
         assert expanded[0].item() == pytest.approx(5**0.5 * A[0].norm().item(), rel=1e-15)
         assert expanded[1] <= 1e-15 * expanded[0]
 
-    def test_a_batch_is_a_loop(self):
+    def test_a_batch_is_a_loop(self) -> None:
         A = torch.randn(3, 2, 5, 700, dtype=torch.float64)
         A[1, 0] *= 1e200  # one that needs scaling
         A[2, 1] = 0
@@ -108,32 +116,34 @@ class TestSvdvals:
                 torch.testing.assert_close(values[i, j], llr.svdvals(A[i, j]), rtol=1e-14, atol=0)
 
     @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0), (2, 0, 3), (0, 3, 2)])
-    def test_empty(self, shape):
+    def test_empty(self, shape: tuple[int, ...]) -> None:
         values = llr.svdvals(torch.zeros(shape))
         assert values.shape == (*shape[:-2], min(shape[-2:]))
 
-    def test_no_history(self):
+    def test_no_history(self) -> None:
         assert not llr.svdvals(torch.ones(2, 2, requires_grad=True)).requires_grad
 
     @pytest.mark.parametrize("scale", [1e-307, 1e-290, 1e-150, 1e-20, 1e20, 1e150, 1e290])
-    def test_scale(self, scale):
+    def test_scale(self, scale: float) -> None:
         A = with_spectrum([3.0, 2.0, 1e-9], 20, 8)
         values = llr.svdvals(A * scale) / scale
         assert values[:3].tolist() == pytest.approx([3.0, 2.0, 1e-9], rel=1e-5)
         assert values[3] < 1e-15
 
     @pytest.mark.parametrize("scale", [1e-38, 1e-20, 1e37])
-    def test_scale_of_float32(self, scale):
+    def test_scale_of_float32(self, scale: float) -> None:
         values = llr.svdvals(torch.diag(torch.tensor([2.0, 1.0])) * scale)
         assert (values / scale).tolist() == pytest.approx([2.0, 1.0], rel=1e-6)
 
 
 class TestNoConvergence:
-    def test_retry_agrees_and_is_reported(self, monkeypatch, caplog):
+    def test_retry_agrees_and_is_reported(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         A = torch.randn(2, 9, 4, dtype=torch.float64)
         expected = np.linalg.svd(A.numpy(), compute_uv=False)
 
-        def fails(_):
+        def fails(_: Tensor) -> Tensor:
             raise torch.linalg.LinAlgError("linalg.svd: (Batch element 0): failed to converge")
 
         monkeypatch.setattr(torch.linalg, "svdvals", fails)
@@ -143,7 +153,9 @@ class TestNoConvergence:
         assert "failed to converge" in caplog.text
         assert "2 x 9 x 4" in caplog.text
 
-    def test_nan_counts_as_failure(self, monkeypatch, caplog):
+    def test_nan_counts_as_failure(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         A = low_rank(9, 12, 3)
         expected = np.linalg.svd(A.numpy(), compute_uv=False)
         monkeypatch.setattr(torch.linalg, "svdvals", lambda B: B.new_full(B.shape[-1:], math.nan))
@@ -151,7 +163,7 @@ class TestNoConvergence:
         assert np.abs(values.numpy() - expected).max() < 1e-13
         assert "NaN in the result" in caplog.text
 
-    def test_both_fail(self, monkeypatch):
+    def test_both_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
         nan = torch.tensor(math.nan, dtype=torch.float64)
         monkeypatch.setattr(torch.linalg, "svdvals", lambda B: nan.expand(B.shape[-1]))
         monkeypatch.setattr(torch.linalg, "eigvalsh", lambda B: nan.expand(B.shape[-1]))
@@ -161,21 +173,21 @@ class TestNoConvergence:
 
 class TestBadMatrices:
     @pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16, torch.complex64])
-    def test_dtype(self, dtype):
+    def test_dtype(self, dtype: torch.dtype) -> None:
         with pytest.raises(TypeError, match=rf"float32 or float64, got {dtype}; .*double"):
             llr.svdvals(torch.ones(2, 2, dtype=dtype))
 
-    def test_not_a_tensor(self):
+    def test_not_a_tensor(self) -> None:
         with pytest.raises(TypeError, match=r"expected a torch.Tensor .* got ndarray"):
             llr.svdvals(np.eye(2))
 
     @pytest.mark.parametrize("shape", [(), (3,)])
-    def test_too_few_dimensions(self, shape):
+    def test_too_few_dimensions(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match=r"expected a matrix or a batch .* got shape \("):
             llr.svdvals(torch.ones(shape))
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-    def test_non_finite(self, bad):
+    def test_non_finite(self, bad: float) -> None:
         A = torch.zeros(3, 4)
         A[1, 2] = A[2, 0] = bad
         with pytest.raises(
@@ -183,14 +195,14 @@ class TestBadMatrices:
         ):
             llr.numerical_rank(A)
 
-    def test_non_finite_in_a_batch(self):
+    def test_non_finite_in_a_batch(self) -> None:
         A = torch.zeros(2, 3, 3)
         A[1, 0, 2] = math.nan
         with pytest.raises(ValueError, match="at batch 1, row 0, column 2"):
             llr.svdvals(A)
 
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_overflow(self, dtype):
+    def test_overflow(self, dtype: torch.dtype) -> None:
         A = torch.full((3, 3), torch.finfo(dtype).max, dtype=dtype)
         with pytest.raises(ValueError, match=r"too large for .*divide the matrix"):
             llr.svdvals(A)
@@ -198,26 +210,26 @@ class TestBadMatrices:
 
 class TestTolerance:
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_default_is_eps_times_the_short_side(self, dtype):
+    def test_default_is_eps_times_the_short_side(self, dtype: torch.dtype) -> None:
         tol = tolerance(torch.tensor([8.0, 1.0], dtype=dtype), 2)
         assert tol.dtype == dtype
         assert tol.item() == 16 * torch.finfo(dtype).eps
 
-    def test_the_larger_of_the_two(self):
+    def test_the_larger_of_the_two(self) -> None:
         s = torch.tensor([[8.0, 1.0], [0.5, 0.1]])
         assert tolerance(s, 2, rtol=0.25, atol=1.0).tolist() == [2.0, 1.0]
         assert tolerance(s, 2, rtol=0.0).tolist() == [0.0, 0.0]
 
-    def test_empty_spectrum(self):
+    def test_empty_spectrum(self) -> None:
         assert tolerance(torch.zeros(3, 0), 0, atol=0.5).tolist() == [0.5] * 3
 
     @pytest.mark.parametrize("name", ["rtol", "atol"])
     @pytest.mark.parametrize("value", [-1e-3, math.nan, math.inf])
-    def test_bad_values(self, name, value):
+    def test_bad_values(self, name: str, value: float) -> None:
         with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0, got {value}"):
             llr.numerical_rank(torch.eye(2), **{name: value})
 
-    def test_more_columns_than_1_over_eps(self):
+    def test_more_columns_than_1_over_eps(self) -> None:
         # max(m, n) * eps >= 1 in float32: the usual rule calls every such matrix zero.
         A = torch.ones(2, 8_400_000)
         A[1, ::2] = -1
@@ -235,7 +247,7 @@ class TestNumericalRank:
         ("m", "n", "r"),
         [(5, 5, 3), (8, 3, 2), (3, 8, 1), (30, 40, 17), (442, 100, 60), (6, 40_000, 4)],
     )
-    def test_known_rank(self, m, n, r, dtype):
+    def test_known_rank(self, m: int, n: int, r: int, dtype: torch.dtype) -> None:
         result = llr.numerical_rank(low_rank(m, n, r, dtype=dtype))
         assert result.rank == r
         assert not result.ambiguous
@@ -246,7 +258,7 @@ class TestNumericalRank:
 
     @settings(max_examples=150, deadline=None)
     @given(st.data())
-    def test_agrees_with_exact_rank(self, data):
+    def test_agrees_with_exact_rank(self, data: st.DataObject) -> None:
         m, n, k = (data.draw(st.integers(1, 7)) for _ in range(3))
         entries = st.integers(-4, 4)
         left = np.array(data.draw(st.lists(entries, min_size=m * k, max_size=m * k))).reshape(m, k)
@@ -262,7 +274,9 @@ class TestNumericalRank:
         exponent=st.floats(-150, 150),
         sign=st.sampled_from([-1, 1]),
     )
-    def test_invariances(self, seed, shape, exponent, sign):
+    def test_invariances(
+        self, seed: int, shape: tuple[int, int], exponent: float, sign: int
+    ) -> None:
         g = torch.Generator().manual_seed(seed)
         m, n = shape
         r = int(torch.randint(1, min(m, n) + 1, (), generator=g))
@@ -274,7 +288,7 @@ class TestNumericalRank:
         assert llr.numerical_rank(A * (sign * 10.0**exponent)).rank == r
         assert llr.numerical_rank(torch.cat((A, A))).rank == r
 
-    def test_hilbert_matrix_is_ambiguous(self):
+    def test_hilbert_matrix_is_ambiguous(self) -> None:
         # Nonsingular, but its singular values fall through any tolerance without a gap.
         i = torch.arange(1, 21, dtype=torch.float64)
         result = llr.numerical_rank(1 / (i[:, None] + i - 1))
@@ -283,14 +297,14 @@ class TestNumericalRank:
         assert result.gap < 1e3
 
     @pytest.mark.parametrize("shape", [(3, 4), (0, 4), (4, 0), (0, 0)])
-    def test_zero_and_empty(self, shape):
+    def test_zero_and_empty(self, shape: tuple[int, ...]) -> None:
         for atol in (None, 1.0):
             result = llr.numerical_rank(torch.zeros(shape), atol=atol)
             assert result.rank == 0
             assert result.gap == math.inf
             assert result.ambiguous is False
 
-    def test_types_of_one_matrix(self):
+    def test_types_of_one_matrix(self) -> None:
         result = llr.numerical_rank(torch.eye(3))
         assert [type(v) for v in (result.rank, result.tol, result.gap, result.ambiguous)] == [
             int,
@@ -299,7 +313,7 @@ class TestNumericalRank:
             bool,
         ]
 
-    def test_a_batch_is_a_loop(self):
+    def test_a_batch_is_a_loop(self) -> None:
         A = torch.stack(
             [torch.stack([low_rank(9, 30, r, seed=s) for r in (1, 4, 9)]) for s in (0, 1)]
         )
@@ -316,22 +330,22 @@ class TestNumericalRank:
 
 
 class TestGap:
-    def test_between_values(self):
+    def test_between_values(self) -> None:
         result = llr.numerical_rank(torch.diag(torch.tensor([4.0, 1.0, 2e-18]).double()))
         assert result.rank == 2
         assert result.gap == pytest.approx(5e17)
 
-    def test_exact_zero_below(self):
+    def test_exact_zero_below(self) -> None:
         result = llr.numerical_rank(torch.diag(torch.tensor([4.0, 1.0, 0.0])))
         assert (result.rank, result.gap) == (2, math.inf)
 
-    def test_full_rank_is_measured_against_the_tolerance(self):
+    def test_full_rank_is_measured_against_the_tolerance(self) -> None:
         result = llr.numerical_rank(torch.diag(torch.tensor([4.0, 1.0])), rtol=1e-2)
         assert result.gap == pytest.approx(25)
         assert result.ambiguous
         assert llr.numerical_rank(torch.eye(2), rtol=0.0).gap == math.inf
 
-    def test_rank_0_by_atol(self):
+    def test_rank_0_by_atol(self) -> None:
         A = torch.diag(torch.tensor([0.5, 0.25]))
         assert llr.numerical_rank(A, atol=1.0).rank == 0
         assert llr.numerical_rank(A, atol=1.0).gap == 2
@@ -339,7 +353,7 @@ class TestGap:
         assert not llr.numerical_rank(A, atol=1e4).ambiguous
 
     @pytest.mark.parametrize(("ratio", "ambiguous"), [(999.0, True), (1001.0, False)])
-    def test_ambiguous_below_1000(self, ratio, ambiguous):
+    def test_ambiguous_below_1000(self, ratio: float, ambiguous: bool) -> None:
         A = torch.diag(torch.tensor([1.0, 1e-6 / ratio])).double()
         assert llr.numerical_rank(A * 1e3, atol=2e-6 / ratio * 1e3).gap == pytest.approx(
             1e6 * ratio
@@ -350,28 +364,28 @@ class TestGap:
 
 
 class TestRankResult:
-    def test_line(self):
+    def test_line(self) -> None:
         line = str(llr.numerical_rank(low_rank(5, 9, 2)))
         assert line.startswith("rank 2 of a 5 x 9 matrix: sigma_2/sigma_3 = ")
         assert line.endswith("(svd, float64)")
         assert "\n" not in line
         assert "AMBIGUOUS" not in line
 
-    def test_line_names_the_ends(self):
+    def test_line_names_the_ends(self) -> None:
         assert "sigma_2/tol" in str(llr.numerical_rank(torch.eye(2)))
         assert "tol/sigma_1" in str(llr.numerical_rank(torch.zeros(2, 2)))
 
     @pytest.mark.parametrize(
         ("dtype", "advice"), [(torch.float32, "in float64"), (torch.float64, "vary rtol")]
     )
-    def test_ambiguous_line(self, dtype, advice):
+    def test_ambiguous_line(self, dtype: torch.dtype, advice: str) -> None:
         i = torch.arange(1, 21, dtype=dtype)
         line = str(llr.numerical_rank(1 / (i[:, None] + i - 1)))
         assert "AMBIGUOUS" in line
         assert line.endswith(advice) or advice in line.split("; ")[-1]
         assert "\n" not in line
 
-    def test_batch_line(self):
+    def test_batch_line(self) -> None:
         line = str(llr.numerical_rank(torch.stack((torch.eye(3), torch.zeros(3, 3)))))
         assert line.startswith("ranks of 2 matrices from 0 to 3")
         assert "ranks of 0 matrices" in str(llr.numerical_rank(torch.zeros(0, 3, 3)))
@@ -379,7 +393,7 @@ class TestRankResult:
     @pytest.mark.parametrize(
         "A", [torch.eye(3), torch.zeros(2, 3), torch.zeros(0, 2), torch.zeros(2, 3, 3)]
     )
-    def test_to_dict_is_strict_json(self, A):
+    def test_to_dict_is_strict_json(self, A: Tensor) -> None:
         result = llr.numerical_rank(A)
         back = json.loads(json.dumps(result.to_dict(), allow_nan=False))
         assert back["dtype"] == "float32"
@@ -388,10 +402,10 @@ class TestRankResult:
         assert torch.equal(torch.tensor(back["rank"]), torch.as_tensor(result.rank))
         assert set(back) == set(result.__dataclass_fields__)
 
-    def test_infinite_gap_is_null(self):
+    def test_infinite_gap_is_null(self) -> None:
         assert llr.numerical_rank(torch.zeros(2, 2)).to_dict()["gap"] is None
         assert llr.numerical_rank(torch.zeros(2, 2, 2)).to_dict()["gap"] == [None, None]
 
-    def test_frozen(self):
+    def test_frozen(self) -> None:
         with pytest.raises(AttributeError):
             llr.numerical_rank(torch.eye(2)).rank = 5

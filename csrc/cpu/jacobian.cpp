@@ -348,13 +348,15 @@ void mlp_jacobian_out(const at::Tensor& x, at::TensorList weights,
   for (const at::Tensor& b : arguments.biases) {
     if (b.defined()) at::assert_no_overlap(out, b);
   }
-  if (out.is_contiguous()) {
+  if (out.is_contiguous() && !out.is_neg() && is_aligned(out)) {
     compute(arguments, out);
   } else {
     at::Tensor result = empty_result(sizes, x.scalar_type());
     compute(arguments, result);
     out.copy_(result);
   }
+  // What autograd has saved of it is no longer valid.
+  if (!out.is_inference()) out.unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace

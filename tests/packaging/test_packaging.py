@@ -25,6 +25,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
+[VERSION] = re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
 PYTHONS = os.environ.get("LLR_TEST_PYTHONS", sys.executable).split()
 LEFT_OUT = re.compile(r"LLR_|PYTHON|(CXX|CC|VIRTUAL_ENV|TORCH_CUDA_ARCH_LIST)$")
 
@@ -131,7 +132,7 @@ class Environment:
         answer = run(self.python, "-I", "-c", code, cwd=self.folder, CUDA_VISIBLE_DEVICES="")
         seen = dict(json.loads(succeed(answer).splitlines()[-1]))
         assert seen["J"] == [[[1.0, 1.0, 1.0]]] * 3
-        assert seen["version"] == "0.1.0"
+        assert seen["version"] == VERSION
         return seen
 
     def falls_back(self, *reasons: str) -> None:
@@ -251,13 +252,13 @@ def test_wheel_has_the_package_and_its_library_alone(host: Host, wheel_for: Whee
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         facts = json.loads(archive.read("llr/_build.json"))
-    assert {name.split("/")[0] for name in names} == {"llr", "llr-0.1.0.dist-info"}
+    assert {name.split("/")[0] for name in names} == {"llr", f"llr-{VERSION}.dist-info"}
     others = {Path(name).name for name in names if re.match(r"llr/.*(?<!\.py)(?<!\.pyi)$", name)}
     [library] = {name for name in others if re.fullmatch(r"_C\..*\.so", name)}
     assert others == {library, "_build.json", "py.typed"}
     assert facts["native"]
     assert facts["torch"] == host.torch
-    assert "llr-0.1.0.dist-info/licenses/LICENSE" in names
+    assert f"llr-{VERSION}.dist-info/licenses/LICENSE" in names
 
 
 def test_setup_and_pyproject_name_the_same_oldest_torch() -> None:
