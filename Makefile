@@ -39,7 +39,7 @@ test: $(VENV)/.llr-dev
 	$(BIN)/pytest tests llr --doctest-modules --ignore=tests/packaging $(ARGS)
 
 ops: $(VENV)/.llr-dev
-	$(BIN)/pytest tests/test_ops.py $(ARGS)
+	$(BIN)/pytest tests/test_ops*.py $(ARGS)
 
 asan: $(VENV)/.llr-dev
 	tests/sanitize.sh $(BIN)/python $(ARGS)

@@ -77,17 +77,15 @@ void check_same_kind(const at::Tensor& t, const at::Tensor& x, const std::string
               x.device(), "; expected one device");
 }
 
-// Contiguous, at a multiple of its numbers' size (memory from elsewhere need not be), and as it reads
-// (a tensor may be lazily negated).
-at::Tensor readable(const at::Tensor& t) {
-  const at::Tensor dense = t.resolve_neg().contiguous();
-  return is_aligned(dense) ? dense : dense.clone();
-}
-
 }  // namespace
 
 bool is_aligned(const at::Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % t.element_size() == 0;
+}
+
+at::Tensor readable(const at::Tensor& t) {
+  const at::Tensor dense = t.resolve_neg().contiguous();
+  return is_aligned(dense) ? dense : dense.clone();
 }
 
 std::vector<int64_t> MlpArguments::result_sizes() const {

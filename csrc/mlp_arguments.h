@@ -32,6 +32,10 @@ struct MlpArguments {
 // Whether its numbers lie at multiples of their size.
 bool is_aligned(const at::Tensor& t);
 
+// A tensor as a kernel can read it: contiguous, at a multiple of its numbers' size (memory from elsewhere
+// need not be), and not lazily negated.
+at::Tensor readable(const at::Tensor& t);
+
 // Throws c10::Error naming the offending argument and its shape. Nothing is allocated before every check
 // has passed, but for contiguous copies of arguments that are not.
 MlpArguments read_mlp_arguments(const at::Tensor& x, at::TensorList weights,

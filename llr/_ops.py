@@ -163,10 +163,11 @@ def _vmap(
 
     only_x = all(d is None for d in weight_dims) and all(d is None for d in bias_dims)
     for name, t, dim in (("x", x, x_dim), ("weights[0]", weights[0], weight_dims[0])):
-        if t.dim() - (dim is not None) not in (2, 3):
+        logical = t.dim() - (dim is not None)
+        if logical not in (2, 3):
             raise RuntimeError(
-                f"mlp_jacobian: under vmap {name} has {t.dim() - (dim is not None)} dimensions; expected (n, d) "
-                "and (out, in), or (B, n, d) and (B, out, in) with a batch of parameter points"
+                f"mlp_jacobian: under vmap {name} has {logical} dimensions; expected (n, d) and (out, in), "
+                "or (B, n, d) and (B, out, in) with a batch of parameter points"
             )
     points = weights[0].dim() - (weight_dims[0] is not None) == 3 or (
         x.dim() - (x_dim is not None) == 3

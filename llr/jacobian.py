@@ -219,14 +219,9 @@ def _warn_without_library() -> None:
 def _count_outputs(problem: Problem) -> int:
     """q, by evaluating the model on a few samples; refuses models without a per-sample Jacobian."""
     values = problem.point()
-
-    def at_buffers(buffers: Mapping[str, Tensor], x: Tensor) -> object:
-        return problem.call(values, x, buffers)
-
     x = problem.x if problem.x.shape[0] > 0 else problem.x.new_zeros(1, *problem.x.shape[1:])
-    refuse_behaviour(at_buffers, problem.buffers, x)
-    with torch.no_grad():
-        leaves = reference.output_leaves(problem.call(values, x[:1]))
+    with problem.spared_buffers() as changed:
+        leaves = refuse_behaviour(lambda x: problem.call(values, x, {}), changed, x)
     for leaf in leaves:
         if leaf.dtype != problem.dtype:
             raise TypeError(
@@ -268,7 +263,7 @@ def _execute(
         problem = replace(
             problem, x=problem.x.detach(), columns=replace(problem.columns, values=detached)
         )
-    with _full_precision():
+    with _full_precision(), contextlib.nullcontext() if create_graph else torch.no_grad():
         if prepared.backend == "torch":
             try:
                 return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"

@@ -119,7 +119,7 @@ def format_bytes(nbytes: int) -> str:
     """Bytes for people: three digits and a decimal unit."""
     value = float(nbytes)
     for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
-        if value < 1000 or unit == "PB":
+        if value < 999.5 or unit == "PB":  # 999.5 would print as 1e+03
             break
         value /= 1000
     return f"{value:.3g} {unit}" if unit != "bytes" else f"{nbytes} bytes"

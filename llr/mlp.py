@@ -8,8 +8,7 @@ What does nothing to the numbers (``nn.Identity``, dropout in evaluation mode, a
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, cast
@@ -19,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from llr.probes import spared_buffers
 from llr.reference import ACTIVATIONS
 
 
@@ -164,27 +164,6 @@ class _Tracer(fx.Tracer):
         return super().create_arg(a)
 
 
-@contextlib.contextmanager
-def _spare_buffers(model: nn.Module) -> Iterator[None]:
-    """Copies in place of the buffers: a trace runs for real whatever does not depend on the input."""
-    slots = [
-        (module, name, buffer, buffer.clone())
-        for module in model.modules()
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    for module, name, _, copy in slots:
-        module._buffers[name] = copy
-    try:
-        yield
-        for module, name, _, copy in slots:
-            if module._buffers[name] is not copy or copy._version > 0:
-                raise NotAnMLP(f"its forward changes the buffer {name!r}")
-    finally:
-        for module, name, buffer, _ in slots:
-            module._buffers[name] = buffer
-
-
 def _links_of_trace(model: nn.Module) -> list[_Link]:
     """The links of the module's torch.fx trace.
 
@@ -193,8 +172,12 @@ def _links_of_trace(model: nn.Module) -> list[_Link]:
     for module in model.modules():
         _links_of_module(module)  # for what it refuses, before the cost of a trace
     try:
-        with torch.random.fork_rng(devices=[]), _spare_buffers(model):
+        # What does not depend on the input runs for real.
+        with torch.random.fork_rng(devices=[]), spared_buffers(model) as changed:
             graph = _Tracer().trace(model)
+            name = changed()
+        if name is not None:
+            raise NotAnMLP(f"its forward changes the buffer {name!r}")
     except NotAnMLP:
         raise
     except Exception as error:  # whatever the user's forward raises when it is handed a symbol

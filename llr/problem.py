@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import cast
 
@@ -18,7 +19,7 @@ from torch.func import functional_call
 from llr import _ops, reference
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
-from llr.probes import refuse_layers
+from llr.probes import refuse_layers, spared_buffers
 
 Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
 
@@ -53,6 +54,12 @@ class Problem:
         if not isinstance(self.model, nn.Module):
             return {}
         return {name: _promoted(b, self.promotion) for name, b in self.model.named_buffers()}
+
+    def spared_buffers(self) -> AbstractContextManager[Callable[[], str | None]]:
+        """Copies in place of the module's buffers; see :func:`llr.probes.spared_buffers`."""
+        if not isinstance(self.model, nn.Module):
+            return nullcontext(lambda: None)
+        return spared_buffers(self.model, self.promotion)
 
     def point(self, index: int = 0) -> dict[str, Tensor]:
         """The values at one parameter point."""
@@ -210,7 +217,8 @@ def _mistaken(problem: Problem, x: Tensor) -> str:
     sigma = reference.ACTIVATIONS[mlp.activation][0]
     values = {n: v.detach().requires_grad_() for n, v in problem.point().items()}
     with torch.enable_grad():
-        own = problem.call(values, x, {n: b.clone() for n, b in problem.buffers.items()})
+        with problem.spared_buffers():
+            own = problem.call(values, x, {})
         if not isinstance(own, Tensor) or own.numel() != len(x) * mlp.widths[-1]:
             return "its output is not that of its layers"
         hidden = x.flatten(1) if mlp.flattens else x

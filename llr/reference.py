@@ -61,9 +61,9 @@ def sample_rows(
             output = torch.func.functional_call(model, dict(params), (sample[None],))
         else:
             output = model(params, sample[None])
-        flat = torch.cat([leaf.flatten() for leaf in output_leaves(output)])
+        values = torch.cat([leaf.flatten() for leaf in output_leaves(output)]).unbind()
     tensors = list(params.values())
-    for value in flat:
+    for value in values:
         if not value.requires_grad:
             yield [torch.zeros_like(p) for p in tensors]
             continue

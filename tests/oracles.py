@@ -29,7 +29,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
-    "softplus": lambda z: torch.logaddexp(z, torch.zeros_like(z)),
+    "softplus": F.softplus,
     "gelu": F.gelu,
     "silu": F.silu,
     "erf": torch.erf,
@@ -63,6 +63,15 @@ class Net:
     def has_bias(self) -> tuple[bool, ...]:
         layers = len(self.widths) - 1
         return (self.biases,) * layers if isinstance(self.biases, bool) else self.biases
+
+
+def name(value: object) -> str:
+    """A short test id for a net or its sizes."""
+    if isinstance(value, Net):
+        biases = "" if value.biases is True else "-b" + "".join(str(int(b)) for b in value.has_bias)
+        points = "" if value.points is None else f"-B{value.points}{'x' * value.own_x}"
+        return "-".join(map(str, value.widths)) + f"-n{value.n}{biases}{points}"
+    return str(value)
 
 
 class Tensors(NamedTuple):

@@ -54,4 +54,4 @@ code = pytest.main(sys.argv[1:])
 import llr._C
 print('tested:', llr._C.__file__)
 sys.exit(code or '/asan/' not in llr._C.__file__)" \
-  tests/test_ops.py -m "not slow" -p no:cacheprovider --capture=sys "$@"
+  tests/test_ops*.py -m "not slow" -p no:cacheprovider --capture=sys "$@"

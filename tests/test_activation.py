@@ -51,7 +51,11 @@ MPMATH: dict[str, tuple[Function, Function]] = {
     "tanh": (mp.tanh, lambda z: mp.sech(z) ** 2),
     "sigmoid": (mp_logistic, lambda z: mp_logistic(z) * mp_logistic(-z)),
     "relu": (lambda z: z if z > 0 else mp.mpf(0), lambda z: mp.mpf(z > 0)),
-    "softplus": (lambda z: mp.log1p(mp.exp(z)), mp_logistic),
+    # As torch.nn.Softplus: the identity beyond 20.
+    "softplus": (
+        lambda z: z if z > 20 else mp.log1p(mp.exp(z)),
+        lambda z: mp.mpf(1) if z > 20 else mp_logistic(z),
+    ),
     "gelu": (lambda z: z * mp_cdf(z), lambda z: mp_cdf(z) + z * mp.npdf(z)),
     "silu": (
         lambda z: z * mp_logistic(z),
@@ -79,7 +83,10 @@ ARB: dict[str, tuple[Function, Function]] = {
     "tanh": (lambda z: z.tanh(), lambda z: z.sech() ** 2),
     "sigmoid": (arb_logistic, lambda z: arb_logistic(z) * arb_logistic(-z)),
     "relu": (lambda z: z if z > 0 else flint.arb(0), lambda z: flint.arb(int(z > 0))),
-    "softplus": (lambda z: z.exp().log1p(), arb_logistic),
+    "softplus": (
+        lambda z: z if z > 20 else z.exp().log1p(),
+        lambda z: flint.arb(1) if z > 20 else arb_logistic(z),
+    ),
     "gelu": (lambda z: z * arb_cdf(z), lambda z: arb_cdf(z) + z * arb_density(z)),
     "silu": (
         lambda z: z * arb_logistic(z),

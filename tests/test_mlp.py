@@ -10,6 +10,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from models import F64, Model
 from oracles import MODULES, assert_matches, mlp
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -19,25 +20,7 @@ from llr import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 
-F64 = torch.float64
 torch_itself = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
-
-
-class Custom(nn.Module):
-    """A module with this forward, a function of itself and x, and a few layers to use there."""
-
-    def __init__(self, forward: Callable[[Custom, Tensor], Tensor], **parts: nn.Module | Tensor):
-        super().__init__()
-        self.run = forward
-        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
-        for name, part in copy.deepcopy(parts).items():
-            if isinstance(part, Tensor) and not isinstance(part, nn.Parameter):
-                self.register_buffer(name, part)
-            else:
-                setattr(self, name, part)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.run(self, x)
 
 
 class Swapped(nn.Module):
@@ -73,8 +56,10 @@ class OwnSequential(nn.Sequential):
         return super().forward(x) * 2
 
 
-def custom(forward: Callable[[Custom, Tensor], Tensor], **parts: nn.Module | Tensor):
-    return lambda: Custom(forward, **parts)
+def custom(
+    forward: Callable[[Model, Tensor], object], **parts: nn.Module | Tensor
+) -> Callable[[], nn.Module]:
+    return lambda: Model(forward, first=nn.Linear(3, 4), second=nn.Linear(4, 2), **parts)
 
 
 def sequential(*layers: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
@@ -151,14 +136,14 @@ def replace_forward(module: nn.Module, forward: Callable[[nn.Module, Tensor], Te
     module.forward = types.MethodType(forward, module)
 
 
-def partly_without_gradient(m: Custom, x: Tensor) -> Tensor:
+def partly_without_gradient(m: Model, x: Tensor) -> Tensor:
     with torch.no_grad():
         hidden = torch.tanh(m.first(x))
     return m.second(hidden)
 
 
 def plain_weight(model: nn.Module) -> None:
-    value = model[0].weight.detach().clone()
+    value = model[0].weight.detach().double()
     del model[0].weight
     model[0].weight = value
 
@@ -254,7 +239,7 @@ def test_global_hooks_are_seen():
 
 
 def test_softplus_beyond_its_threshold():
-    # nn.Softplus is the identity from 20 on, where the smooth function's slope is off by 2e-9.
+    # nn.Softplus is the identity from 20 on, where the slope of ln(1 + e^z) is off by 2e-9.
     model = mlp(3, 4, 2, activation=nn.Softplus)
     with torch.no_grad():
         model[0].weight.zero_()
@@ -280,13 +265,13 @@ def test_samples_with_more_dimensions_go_through_torch():
 
 
 def test_flatten_of_the_samples_dimension_is_refused():
-    model = Custom(lambda m, x: m.first(x).flatten(end_dim=1))
+    model = custom(lambda m, x: m.first(x).flatten(end_dim=1))()
     with pytest.raises(ValueError, match="expected the number of samples as its first size"):
         llr.jacobian(model, torch.randn(6, 3))
 
 
 def test_forward_that_hangs_on_an_attribute_is_read_afresh():
-    model = Custom(lambda m, x: m.second(m.activation(m.first(x)) * m.scale)).double()
+    model = custom(lambda m, x: m.second(m.activation(m.first(x)) * m.scale))().double()
     x = torch.randn(6, 3, dtype=F64)
     for activation, scale in [(torch.tanh, 1), (torch.sin, 1), (torch.tanh, 3), (torch.cos, 1)]:
         model.activation, model.scale = activation, scale
@@ -355,17 +340,17 @@ def unchanged(model: nn.Module) -> Callable[[], None]:
     return compare
 
 
-def counting(m: Custom, x: Tensor) -> Tensor:
+def counting(m: Model, x: Tensor) -> Tensor:
     m.count += 1
     return m.second(torch.tanh(m.first(x)))
 
 
-def replacing(m: Custom, x: Tensor) -> Tensor:
+def replacing(m: Model, x: Tensor) -> Tensor:
     m.count = m.count + 1
     return m.second(torch.tanh(m.first(x)))
 
 
-def drawing(m: Custom, x: Tensor) -> Tensor:
+def drawing(m: Model, x: Tensor) -> Tensor:
     return m.second(torch.tanh(F.linear(x, torch.randn(4, 3, dtype=F64))))
 
 

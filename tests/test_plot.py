@@ -123,6 +123,15 @@ def test_nothing_is_clipped(deficient: llr.RankResult, tmp_path: Path) -> None:
     assert not any(overlaps)
 
 
+def test_no_empty_space_above_the_legend() -> None:
+    rows = [{"label": "a", "P": 5, "rank": 5, "n_rows": 9}]
+    figure = plot.widths(rows, {"a": llr.numerical_rank(torch.eye(5))})
+    figure.draw_without_rendering()
+    legend = figure.legends[0].get_window_extent()
+    lowest = min(ax.get_tightbbox().y0 for ax in figure.axes)
+    assert 0 < lowest - legend.y1 < 0.06 * figure.bbox.height
+
+
 def test_rank_panel(deficient: llr.RankResult) -> None:
     rows = [
         {"label": "a", "P": 10, "rank": 10, "n_rows": 20},

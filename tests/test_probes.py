@@ -8,35 +8,23 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from models import F64, Model
 from oracles import assert_matches
 from torch import Tensor, nn
 
 import llr
 
-F64 = torch.float64
 BACKENDS = ["auto", "torch", "loop"]
 
 
-class Model(nn.Module):
-    """A linear layer, some parts, and a forward that is a function of the module and x."""
-
-    def __init__(self, forward: Callable[[Model, Tensor], object], *parts: nn.Module):
-        super().__init__()
-        self.run = forward
-        self.linear = nn.Linear(3, 4)
-        self.parts = nn.Sequential(*parts)
-        self.register_buffer("count", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> object:
-        return self.run(self, x)
+def doing(forward: Callable[[Model, Tensor], object], *parts: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: Model(
+        forward, linear=nn.Linear(3, 4), parts=nn.Sequential(*parts), count=torch.zeros(())
+    )
 
 
 def with_layer(*parts: nn.Module) -> Callable[[], nn.Module]:
-    return lambda: Model(lambda m, x: m.parts(m.linear(x)), *parts)
-
-
-def doing(forward: Callable[[Model, Tensor], object]) -> Callable[[], nn.Module]:
-    return lambda: Model(forward)
+    return doing(lambda m, x: m.parts(m.linear(x)), *parts)
 
 
 def counting(m: Model, x: Tensor) -> Tensor:
@@ -175,12 +163,12 @@ def test_behaviour_is_refused(case, backend):
 )
 def test_outputs_that_are_not_finite_are_called_so(forward):
     with pytest.raises(ValueError, match=r"(?i)\b(nan|inf|infinity|finite)\b") as refusal:
-        llr.jacobian(Model(forward).double(), torch.randn(5, 3, dtype=F64))
+        llr.jacobian(doing(forward)().double(), torch.randn(5, 3, dtype=F64))
     assert not re.search("random|interact", str(refusal.value))
 
 
 def test_interaction_shows_though_the_first_samples_are_equal():
-    model = Model(lambda m, x: m.linear(x - x.mean(0))).double()
+    model = doing(lambda m, x: m.linear(x - x.mean(0)))().double()
     x = torch.randn(5, 3, dtype=F64)
     x[1] = x[0]
     with pytest.raises(ValueError, match="samples interact"):
@@ -207,9 +195,9 @@ ACCEPTED: dict[str, Callable[[], nn.Module]] = {
     "LayerNorm": with_layer(nn.LayerNorm(4)),
     "dropout at rest": lambda: with_layer(nn.Dropout(0.5), nn.Linear(4, 2))().eval(),
     "dropout of nothing": with_layer(nn.Dropout(0.0), nn.LayerNorm(4)),
-    "functional dropout at rest": lambda: Model(
+    "functional dropout at rest": lambda: doing(
         lambda m, x: F.dropout(m.linear(x), training=m.training)
-    ).eval(),
+    )().eval(),
     "a buffer that is read": doing(lambda m, x: m.linear(x) + m.count),
     "a tiny output": doing(lambda m, x: 1e-40 * m.linear(x)),
     "a huge output": doing(lambda m, x: 1e200 * m.linear(x)),
@@ -231,13 +219,13 @@ def test_accepted(case, backend):
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_few_samples_are_probed(n):
-    model = Model(lambda m, x: F.dropout(m.linear(x)))
+    model = doing(lambda m, x: F.dropout(m.linear(x)))()
     with pytest.raises(ValueError, match="forward is random"):
         llr.jacobian(model, torch.ones(n, 3))
 
 
 def test_random_state_is_left_alone_by_a_refusal():
-    model = Model(lambda m, x: F.dropout(m.linear(x)))
+    model = doing(lambda m, x: F.dropout(m.linear(x)))()
     before = torch.get_rng_state()
     with pytest.raises(ValueError, match="forward is random"):
         llr.jacobian(model, torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))

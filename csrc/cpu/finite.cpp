@@ -2,6 +2,7 @@
 #include <ATen/core/Tensor.h>
 #include <torch/library.h>
 
+#include "../mlp_arguments.h"
 #include "kernels.h"
 
 namespace llr {
@@ -13,7 +14,11 @@ int64_t first_nonfinite(at::TensorList tensors) {
     const at::Tensor& t = tensors[i];
     TORCH_CHECK(t.scalar_type() == at::kDouble || t.scalar_type() == at::kFloat,
                 "first_nonfinite: tensors[", i, "] is ", t.scalar_type(), "; expected float32 or float64");
-    const at::Tensor dense = t.contiguous();
+    at::Tensor once = t;  // without the repetitions of an expanded tensor, which may be larger than memory
+    for (int64_t d = 0; d < t.dim(); ++d) {
+      if (t.stride(d) == 0 && t.size(d) > 1) once = once.narrow(d, 0, 1);
+    }
+    const at::Tensor dense = readable(once);
     const bool finite =
         dense.scalar_type() == at::kDouble
             ? math_kernels().all_finite_double(dense.const_data_ptr<double>(), dense.numel())
