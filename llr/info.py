@@ -96,7 +96,7 @@ _ALLOWED = {torch.float64: 1e-13, torch.float32: 1e-5}
 
 
 def selftest() -> SelfTest:
-    """Compare every native operator with plain torch on this machine, in about a second.
+    """Compare every native operator with plain torch on this machine, in seconds.
 
     Wrong instructions or a bad build show here. Without the native library, the torch.func path is compared
     with the reference loop instead.

@@ -68,19 +68,19 @@ class Jacobian {
     const int64_t signals = 2 * hidden + layout_.in(0);
     chunk_ = std::clamp<int64_t>((budget - signals) / std::max<int64_t>(hidden, 1), 1, outputs_);
     const int64_t cost = signals + chunk_ * hidden;
-    block_ = std::clamp<int64_t>(budget / cost, 1, block_samples);
+    const int64_t whole_block = std::min(block_samples, args_.samples);
+    block_ = std::clamp<int64_t>(budget / cost, 1, whole_block);
     const int64_t per_point = ceil_div(args_.samples, block_);
     blocks_ = args_.points * per_point;
     at_once_ = std::clamp<int64_t>(budget / (cost * block_), 1, blocks_);
     const int64_t threads = at::get_num_threads();
-    // (Only with whole blocks: every thread's scratch is then equally aligned, which BLAS may round by.)
-    narrow_ = widest <= piece_neurons && block_ == block_samples &&
+    narrow_ = widest <= piece_neurons && block_ == whole_block &&
               (threads == 1 || blocks_ >= 4 * threads || total_numbers() <= 2 * thread_work);
   }
 
   void run() {
     if (narrow_) {
-      allocate(at::get_num_threads() * block_);
+      allocate((at::get_num_threads() - 1) * thread_slots() + block_);
       parallel_tasks(blocks_, total_numbers(), [&](int64_t i) { whole_block(i); });
       return;
     }
@@ -102,6 +102,10 @@ class Jacobian {
 
  private:
   int64_t total_numbers() const { return args_.points * args_.samples * outputs_ * layout_.columns; }
+
+  // Rows of scratch from one thread's to the next one's: a multiple of 8, so that all are equally aligned.
+  // BLAS may round by the alignment.
+  int64_t thread_slots() const { return ceil_div(block_, 8) * 8; }
 
   Block block(int64_t index, int64_t slot) const {
     const int64_t per_point = ceil_div(args_.samples, block_);
@@ -204,7 +208,7 @@ class Jacobian {
 
   // A narrow net's block from its samples to its rows.
   void whole_block(int64_t index) {
-    const Block b = block(index, at::get_thread_num() * block_);
+    const Block b = block(index, at::get_thread_num() * thread_slots());
     load(b);
     for (int l = 0; l + 1 < layers_; ++l) forward_piece(b, l, 0, layout_.out(l));
     const Kernels<T>& kernels = row_kernels<T>();
