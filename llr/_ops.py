@@ -58,6 +58,15 @@ _library, REASON = _load()
 NATIVE: bool = _library is not None
 
 
+class _native:  # noqa: N801 - a namespace
+    """The operators' overloads, looked up once: for a small net the looking up would show."""
+
+    if NATIVE:
+        mlp_jacobian = staticmethod(torch.ops.llr.mlp_jacobian.default)
+        mlp_jacobian_out = staticmethod(torch.ops.llr.mlp_jacobian.out)
+        first_nonfinite = staticmethod(torch.ops.llr.first_nonfinite.default)
+
+
 def build_info() -> dict[str, str] | None:
     """Compiler, torch, CUDA architectures and SIMD levels of the native library; None without it."""
     return None if _library is None else dict(_library.build_info())
@@ -72,19 +81,18 @@ def mlp_jacobian(
     out: Tensor | None = None,
 ) -> Tensor:
     """``torch.ops.llr.mlp_jacobian``; arguments and result as :func:`llr.reference.mlp_jacobian`."""
-    op = torch.ops.llr.mlp_jacobian
     if out is None:
-        return cast(Tensor, op.default(x, weights, biases, activation, columns))
-    op.out(x, weights, biases, activation, columns, out=out)
+        return cast(Tensor, _native.mlp_jacobian(x, weights, biases, activation, columns))
+    _native.mlp_jacobian_out(x, weights, biases, activation, columns, out=out)
     return out
 
 
 def first_nonfinite(tensors: Sequence[Tensor]) -> int:
-    """The index of the first floating tensor with a NaN or an infinity, or -1."""
+    """The index of the first tensor with a NaN or an infinity, or -1; floating, on one device."""
     if not tensors:
         return -1
-    if NATIVE and all(t.is_cpu for t in tensors):
-        return cast(int, torch.ops.llr.first_nonfinite.default(tensors))
+    if NATIVE and tensors[0].is_cpu:
+        return cast(int, _native.first_nonfinite(tensors))
     for index, tensor in enumerate(tensors):
         if not bool(torch.isfinite(tensor).all()):
             return index

@@ -29,12 +29,11 @@ class Columns:
     @property
     def count(self) -> int:
         """P, the number of columns."""
-        return sum(self.size(name) for name in self.values)
+        return sum([v.numel() for v in self.values.values()]) // (self.points or 1)
 
     def size(self, name: str) -> int:
         """How many columns the parameter has."""
-        value = self.values[name]
-        return value.numel() if self.points is None else value[0].numel()
+        return self.values[name].numel() // (self.points or 1)
 
     def starts(self) -> dict[str, int]:
         """name -> its first column."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from models import F32, F64, make, samples
+from models import F32, F64, Model, make, samples
 from oracles import assert_matches
 from torch import Tensor, nn
 
@@ -108,6 +108,17 @@ def test_create_graph_inside_torch_func(case, backend):
         assert_matches(gradient, other)
 
 
+def test_vmap_over_parameters_and_samples():
+    model, x = make("mlp")
+    points = {name: torch.randn(3, *p.shape, dtype=F64) for name, p in model.named_parameters()}
+    expected = llr.jacobian(model, x, params=points, backend="loop")
+    J = torch.vmap(lambda p: llr.jacobian(model, x, params=p))(points)
+    assert_matches(J, expected)
+    xs = torch.stack([x, 2 * x])
+    J = torch.vmap(lambda s: llr.jacobian(model, s))(xs)
+    assert_matches(J, torch.stack([llr.jacobian(model, s, backend="loop") for s in xs]))
+
+
 @pytest.mark.parametrize("case", ["mlp", "layer norm"])
 def test_no_graph_unless_asked_for(case):
     model, x = make(case)
@@ -185,6 +196,15 @@ def test_gradient_modes(mode, case, backend):
     expected = llr.reference.jacobian(model, x)
     with mode():
         assert_matches(llr.jacobian(model, x, backend=backend), expected)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", ["mlp", "traced", "layer norm"])
+def test_samples_made_in_inference_mode(case, backend):
+    model, x = make(case)
+    with torch.inference_mode():
+        same = x.clone()
+    assert_matches(llr.jacobian(model, same, backend=backend), llr.reference.jacobian(model, x))
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -6,9 +6,10 @@ import logging
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import EVERY, F32, F64, LOOPED, MODELS, affine, affine_params, make, samples
+from models import EVERY, F32, F64, LOOPED, MODELS, Model, affine, affine_params, make, samples
 from oracles import MODULES, assert_matches, error, mlp
 from torch import Tensor, nn
 
@@ -135,6 +136,38 @@ def test_out(case, backend):
     llr.jacobian(model, x, out=wide[..., ::2], backend=backend)
     assert_matches(wide[..., ::2], expected)
     assert wide[..., 1::2].isnan().all()
+
+
+def doubling(m: Model, x: Tensor) -> Tensor:
+    return m.a(x.mul_(2)).cos()
+
+
+def blanking(m: Model, x: Tensor) -> Tensor:
+    x[:, 0] = 0
+    return m.a(x).cos()
+
+
+# A forward in place, and the same on a copy.
+IN_PLACE = {
+    "multiplied": (doubling, lambda m, x: m.a(2 * x).cos()),
+    "written to": (blanking, lambda m, x: m.a(x * torch.tensor([0.0, 1, 1], dtype=F64)).cos()),
+    "rectified": (
+        lambda m, x: m.a(F.relu(x, inplace=True)).cos(),
+        lambda m, x: m.a(F.relu(x)).cos(),
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", list(IN_PLACE))
+def test_samples_are_not_written_to(case, backend):
+    in_place, on_a_copy = (Model(forward, a=nn.Linear(3, 4)).double() for forward in IN_PLACE[case])
+    points = {name: torch.randn(2, *p.shape, dtype=F64) for name, p in in_place.named_parameters()}
+    x = samples()
+    before = x.clone()
+    J = llr.jacobian(in_place, x, params=points, backend=backend)
+    assert torch.equal(x, before)
+    assert_matches(J, llr.jacobian(on_a_copy, x, params=points, backend="loop"))
 
 
 @settings(max_examples=40, deadline=None)
