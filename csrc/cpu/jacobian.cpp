@@ -34,7 +34,7 @@ constexpr int64_t block_samples = 32;         // samples that share a matrix pro
 constexpr int64_t piece_neurons = 128;        // neurons that a task computes for them
 constexpr int64_t strip_columns = 1 << 15;    // columns that a task writes of a row, when rows are few
 // Larger results do not fit a core's share of the cache: they are written past it.
-constexpr int64_t streaming_bytes = int64_t(4) << 20;
+constexpr int64_t streaming_bytes = int64_t(32) << 20;
 
 // Samples [sample, sample + count) of a parameter point; their signals begin at row `slot` of the scratch
 // arrays.
