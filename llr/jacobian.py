@@ -7,7 +7,7 @@ import functools
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -21,6 +21,7 @@ from llr.mlp import MLP
 from llr.parameters import Selection
 from llr.probes import refuse_behaviour
 from llr.problem import Model, Problem, read_problem
+from llr.surroundings import full_precision, outside_inference_mode
 
 log = logging.getLogger("llr")
 
@@ -29,6 +30,7 @@ _NAMES = {"native": "native mlp", "torch": "torch.func vmap", "loop": "autograd 
 _WORKING_BYTES = 256 << 20  # what torch.func may use at a time beyond the result
 
 
+@outside_inference_mode
 def jacobian(
     model: Model,
     x: Tensor,
@@ -82,6 +84,7 @@ def jacobian(
     return _execute(problem, prepared, out, create_graph)[0]
 
 
+@outside_inference_mode
 def evaluate(
     model: Model,
     x: Tensor,
@@ -128,6 +131,7 @@ class Plan:
         )
 
 
+@outside_inference_mode
 def plan(
     model: Model,
     x: Tensor,
@@ -212,7 +216,7 @@ def _warn_without_library() -> None:
         "llr runs without its native library and computes MLPs through torch.func, more slowly: "
         + _ops.REASON,
         RuntimeWarning,
-        stacklevel=5,
+        stacklevel=6,
     )
 
 
@@ -220,7 +224,7 @@ def _count_outputs(problem: Problem) -> int:
     """q, by evaluating the model on a few samples; refuses models without a per-sample Jacobian."""
     values = problem.point()
     x = problem.x if problem.x.shape[0] > 0 else problem.x.new_zeros(1, *problem.x.shape[1:])
-    with problem.spared_buffers() as changed:
+    with full_precision(), problem.spared_buffers() as changed:
         leaves = refuse_behaviour(lambda x: problem.call(values, x, {}), changed, x)
     for leaf in leaves:
         if leaf.dtype != problem.dtype:
@@ -239,6 +243,29 @@ def _check_out(out: Tensor, shape: tuple[int, ...], problem: Problem) -> None:
         )
     if out.requires_grad:
         raise ValueError("out requires a gradient; expected a plain tensor (out.detach())")
+    if out.numel() > 0 and any(
+        step == 0 and size > 1 for step, size in zip(out.stride(), out.shape, strict=True)
+    ):
+        raise ValueError(
+            "out overlaps itself (an expanded tensor); expected memory for every number"
+        )
+    columns = problem.columns
+    others = {"x": problem.x} | {
+        f"parameter {name!r}": value for name, value in (columns.values | columns.fixed).items()
+    }
+    first, last = _extent(out)
+    for name, other in others.items():
+        start, end = _extent(other)
+        if start < last and first < end and out.device == other.device:
+            raise ValueError(f"out overlaps {name} in memory; expected memory of its own")
+
+
+def _extent(t: Tensor) -> tuple[int, int]:
+    """The addresses that a tensor's numbers lie between."""
+    if t.numel() == 0:
+        return 0, 0
+    span = sum(step * (size - 1) for step, size in zip(t.stride(), t.shape, strict=True))
+    return t.data_ptr(), t.data_ptr() + (span + 1) * t.element_size()
 
 
 def _check_budget(nbytes: int, shape: tuple[int, ...], device: torch.device) -> None:
@@ -263,7 +290,7 @@ def _execute(
         problem = replace(
             problem, x=problem.x.detach(), columns=replace(problem.columns, values=detached)
         )
-    with _full_precision(), contextlib.nullcontext() if create_graph else torch.no_grad():
+    with full_precision(), contextlib.nullcontext() if create_graph else torch.no_grad():
         if prepared.backend == "torch":
             try:
                 return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"
@@ -276,20 +303,6 @@ def _execute(
                     "torch.func.vmap cannot take this model (%s); looping over samples", first_line
                 )
         return _fill(problem, prepared, out, create_graph, _loop_rows), "loop"
-
-
-@contextlib.contextmanager
-def _full_precision() -> Iterator[None]:
-    """float32 products in float32: TF32 and bfloat16 would show up as rank."""
-    previous = torch.get_float32_matmul_precision()
-    if previous == "highest":
-        yield
-        return
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(previous)
 
 
 def _native(problem: Problem, out: Tensor | None) -> Tensor:
@@ -317,6 +330,10 @@ def _fill(
     problem: Problem, prepared: Plan, out: Tensor | None, create_graph: bool, rows: _Rows
 ) -> Tensor:
     """The whole result, a parameter point and a chunk of samples at a time."""
+    if out is not None and out.is_inference():
+        ordinary = _fill(problem, prepared, None, create_graph, rows)
+        with torch.inference_mode():
+            return out.copy_(ordinary)
     points = problem.columns.points
     n, q = prepared.shape[-3:-1]
     kept: list[Tensor] = []
@@ -326,7 +343,8 @@ def _fill(
     for index in range(1 if points is None else points):
         values = problem.point(index)
         for first in range(0, n, prepared.chunk_size):
-            chunk = problem.x[first : first + prepared.chunk_size]
+            # A copy: a forward may work in place.
+            chunk = problem.x[first : first + prepared.chunk_size].clone()
             parts = rows(problem, values, chunk, create_graph)
             flat = {name: d.reshape(chunk.shape[0], q, -1) for name, d in parts.items()}
             if result is None:
@@ -343,13 +361,18 @@ def _fill(
 
 
 def _torch_rows(
-    problem: Problem, values: dict[str, Tensor], x: Tensor, _create_graph: bool
+    problem: Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
 ) -> dict[str, Tensor]:
     def outputs(values: dict[str, Tensor], sample: Tensor) -> Tensor:
         leaves = reference.output_leaves(problem.call(values, sample[None]))
         return torch.cat([leaf.reshape(-1) for leaf in leaves])
 
-    return cast(dict[str, Tensor], vmap(jacrev(outputs), in_dims=(None, 0))(values, x))
+    if not create_graph:
+        return cast(dict[str, Tensor], vmap(jacrev(outputs), in_dims=(None, 0))(values, x))
+    # Without vmap: torch differentiates its rule for layer_norm wrongly (the values are right, their
+    # derivatives off by tens of percent; torch 2.13 and 2.14).
+    samples = [jacrev(outputs, chunk_size=1)(values, sample) for sample in x]
+    return {name: torch.stack([rows[name] for rows in samples]) for name in values}
 
 
 def _loop_rows(

@@ -146,7 +146,7 @@ def _two_samples(x: Tensor) -> Tensor:
 def _run(
     evaluate: Callable[[Tensor], object], watch: Callable[[], str | None], x: Tensor
 ) -> list[Tensor]:
-    leaves = output_leaves(evaluate(x))
+    leaves = output_leaves(evaluate(x.clone()))  # a forward may work in place
     if not leaves:
         raise TypeError("the model's output holds no tensor; expected at least one")
     for leaf in leaves:

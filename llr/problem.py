@@ -6,7 +6,7 @@ Every check here needs no evaluation of the model; :mod:`llr.probes` has those t
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import cast
@@ -20,6 +20,7 @@ from llr import _ops, reference
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
 from llr.probes import refuse_layers, spared_buffers
+from llr.surroundings import full_precision, ordinary
 
 Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
 
@@ -123,14 +124,27 @@ def read_problem(
             columns.points,
         )
         x = _promoted(x, dtype)
+    if any(t.is_inference() for t in (x, *columns.values.values(), *columns.fixed.values())):
+        columns = Columns(
+            {n: ordinary(v) for n, v in columns.values.items()},
+            {n: ordinary(v) for n, v in columns.fixed.items()},
+            columns.points,
+        )
+        x = ordinary(x)
     common = _common_dtype(columns, x)
     _check_devices(columns, x)
     _check_finite(columns, x)
     problem = Problem(model, columns, x, common, mlp, why_not, names, dtype)
     if mlp is not None:
+        for name, tensor in problem.chain():
+            if tensor is not None and tensor.dtype != common:
+                raise TypeError(
+                    f"parameter {name!r} is {tensor.dtype} but the others are {common}; expected one dtype "
+                    f"(model.to({common}))"
+                )
         problem.x, problem.why_not_mlp = _samples_for(mlp, x, common)
         if mlp.traced and not problem.why_not_mlp:
-            problem.why_not_mlp = _mistaken(problem, x[:4])
+            problem.why_not_mlp = _mistaken(problem, x[:4].clone())
         if problem.why_not_mlp:
             problem.x, problem.mlp = x, None
     if problem.mlp is None and isinstance(model, nn.Module):
@@ -178,20 +192,26 @@ def _check_devices(columns: Columns, x: Tensor) -> None:
 
 
 def _check_finite(columns: Columns, x: Tensor) -> None:
-    if torch._C._functorch.is_functorch_wrapped_tensor(x):
-        return  # inside somebody's vmap or grad there are no numbers to look at
     tensors = [x, *columns.values.values(), *columns.fixed.values()]
+    if _transformed(tensors):
+        return  # there are no numbers to look at
     floating = [t for t in tensors if t.dtype in (torch.float32, torch.float64)]
     index = _ops.first_nonfinite(floating)
     if index < 0:
         return
     labels = ["x", *(f"parameter {name!r}" for name in (*columns.values, *columns.fixed))]
     label = next(n for n, t in zip(labels, tensors, strict=True) if t is floating[index])
-    where = tuple(int(i) for i in (~torch.isfinite(floating[index])).nonzero()[0])
+    bad = floating[index].detach()
+    where = tuple(int(i) for i in (~torch.isfinite(bad)).nonzero()[0])
     raise ValueError(
-        f"{label} is {float(floating[index][where])} at index {where}; expected finite numbers (a Jacobian "
-        "there would be NaN and its rank meaningless)"
+        f"{label} is {float(bad[where])} at index {where}; expected finite numbers (a Jacobian there would be "
+        "NaN and its rank meaningless)"
     )
+
+
+def _transformed(tensors: Sequence[Tensor]) -> bool:
+    """Whether this happens inside somebody's vmap, grad or jvp."""
+    return any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
 
 
 def _samples_for(mlp: MLP, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
@@ -214,11 +234,13 @@ def _mistaken(problem: Problem, x: Tensor) -> str:
         compared; a forward that is random or changes its buffers has been refused before.
     """
     mlp = cast(MLP, problem.mlp)
+    if _transformed([x, *problem.columns.values.values()]):
+        return "a traced module inside a transform of torch.func"
     sigma = reference.ACTIVATIONS[mlp.activation][0]
     values = {n: v.detach().requires_grad_() for n, v in problem.point().items()}
     with torch.enable_grad():
-        with problem.spared_buffers():
-            own = problem.call(values, x, {})
+        with full_precision(), problem.spared_buffers():
+            own = problem.call(values, x.clone(), {})
         if not isinstance(own, Tensor) or own.numel() != len(x) * mlp.widths[-1]:
             return "its output is not that of its layers"
         hidden = x.flatten(1) if mlp.flattens else x

@@ -39,7 +39,8 @@ def jacobian(model: Model, x: Tensor, params: Mapping[str, Tensor] | None = None
     if params is None:
         assert isinstance(model, nn.Module), "a callable needs params"
         params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
+    with torch.inference_mode(False):
+        leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
     rows = [
         torch.stack(
             [torch.cat([g.flatten() for g in row]) for row in sample_rows(model, leaves, xi)]
@@ -56,7 +57,8 @@ def sample_rows(
     model: Model, params: Mapping[str, Tensor], sample: Tensor, *, create_graph: bool = False
 ) -> Iterator[list[Tensor]]:
     """For one sample (without batch dimension), the gradients of its outputs in order, per parameter."""
-    with torch.enable_grad():
+    with torch.inference_mode(False), torch.enable_grad():
+        sample = sample.clone()  # a forward may work in place
         if isinstance(model, nn.Module):
             output = torch.func.functional_call(model, dict(params), (sample[None],))
         else:
@@ -67,9 +69,10 @@ def sample_rows(
         if not value.requires_grad:
             yield [torch.zeros_like(p) for p in tensors]
             continue
-        gradients = torch.autograd.grad(
-            value, tensors, retain_graph=True, create_graph=create_graph, allow_unused=True
-        )
+        with torch.inference_mode(False):
+            gradients = torch.autograd.grad(
+                value, tensors, retain_graph=True, create_graph=create_graph, allow_unused=True
+            )
         yield [
             torch.zeros_like(p) if g is None else g for g, p in zip(gradients, tensors, strict=True)
         ]
