@@ -204,8 +204,8 @@ def _check_finite(columns: Columns, x: Tensor) -> None:
     bad = floating[index].detach()
     where = tuple(int(i) for i in (~torch.isfinite(bad)).nonzero()[0])
     raise ValueError(
-        f"{label} is {float(bad[where])} at index {where}; expected finite numbers (a Jacobian there would be "
-        "NaN and its rank meaningless)"
+        f"{label} is {float(bad[where])} at index {where}; expected finite numbers (a Jacobian there would "
+        "be NaN and its rank meaningless)"
     )
 
 
