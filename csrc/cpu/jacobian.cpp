@@ -30,7 +30,11 @@ namespace llr {
 namespace {
 
 constexpr int64_t scratch_bytes = int64_t(8) << 20;
-constexpr int64_t block_samples = 32;         // samples that share a matrix product
+// Samples that share a matrix product: for a small net more of them, so that what a block costs beside its
+// numbers does not show, within what the second-level cache holds.
+constexpr int64_t block_samples = 32;
+constexpr int64_t most_block_samples = 128;
+constexpr int64_t block_bytes = int64_t(128) << 10;
 constexpr int64_t piece_neurons = 128;        // neurons that a task computes for them
 constexpr int64_t strip_columns = 1 << 15;    // columns that a task writes of a row, when rows are few
 // Larger results do not fit a core's share of the cache: they are written past it.
@@ -68,7 +72,9 @@ class Jacobian {
     const int64_t signals = 2 * hidden + layout_.in(0);
     chunk_ = std::clamp<int64_t>((budget - signals) / std::max<int64_t>(hidden, 1), 1, outputs_);
     const int64_t cost = signals + chunk_ * hidden;
-    const int64_t whole_block = std::min(block_samples, args_.samples);
+    const int64_t roomy = std::clamp<int64_t>(block_bytes / (cost * static_cast<int64_t>(sizeof(double))),
+                                              block_samples, most_block_samples);
+    const int64_t whole_block = std::min(roomy, args_.samples);
     block_ = std::clamp<int64_t>(budget / cost, 1, whole_block);
     const int64_t per_point = ceil_div(args_.samples, block_);
     blocks_ = args_.points * per_point;
