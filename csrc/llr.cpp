@@ -23,6 +23,7 @@ TORCH_LIBRARY(llr, m) {
       "_mlp_jacobian_formula(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
       "int[]? columns=None) -> Tensor");
   m.def("first_nonfinite(Tensor[] tensors) -> int");
+  m.def("svdvals(Tensor A, *, int sweeps=30) -> Tensor");
 }
 
 namespace {

@@ -1,0 +1,21 @@
+#include "lanes.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+
+#include "simd.h"
+
+#if LLR_X86_DISPATCH
+#include <immintrin.h>
+#endif
+
+namespace llr {
+
+#define LLR_PER_LEVEL "lanes.inc"
+#include "per_level.inc"
+
+const LaneKernels& lane_kernels() { LLR_PICK(kernels) }
+
+}  // namespace llr

@@ -1,0 +1,277 @@
+// torch.ops.llr.svdvals on the CPU.
+//
+// A matrix that is much longer than wide is shortened first: blocks of its rows are replaced by their R, until
+// at most two blocks are left. Short blocks keep the rounding errors of a short matrix, and are independent.
+// Then
+//   - matrices with a short side up to widest_in_lanes go through csrc/cpu/lanes.inc, a lane each;
+//   - others through LAPACK, each on one thread.
+// Work is cut up by the sizes alone and a lane does not see its neighbours, so that results are the same in
+// every bit for any number of threads and in any company.
+#include <ATen/ops/empty.h>
+#include <ATen/ops/from_blob.h>
+#include <ATen/ops/linalg_qr.h>
+#include <ATen/ops/linalg_svdvals.h>
+#include <c10/util/Exception.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "../mlp_arguments.h"
+#include "allocate.h"
+#include "lanes.h"
+#include "products.h"
+
+namespace llr {
+namespace {
+
+constexpr int64_t widest_in_lanes = 128;
+constexpr int64_t fewest_in_lanes = 3;   // matrices, from this width on:
+constexpr int64_t always_in_lanes = 24;
+constexpr int64_t block_rows = 256;
+constexpr int64_t most_sweeps_per_value = 30;
+
+// A batch of matrices with at least as many rows as columns, anywhere in memory.
+struct Batch {
+  std::vector<const void*> data;
+  bool single;
+  int64_t rows, columns;
+  int64_t row_stride, column_stride;
+
+  int64_t count() const { return static_cast<int64_t>(data.size()); }
+
+  const void* at(int64_t matrix, int64_t row) const {
+    const int64_t offset = row * row_stride * (single ? 4 : 8);
+    return static_cast<const char*>(data[matrix]) + offset;
+  }
+};
+
+template <typename Bits, typename T>
+Bits largest_bits(const Batch& batch, int64_t matrix) {
+  const T* from = static_cast<const T*>(batch.data[matrix]);
+  const Bits magnitude = std::numeric_limits<Bits>::max();
+  Bits largest = 0;
+  int64_t outer = batch.rows, inner = batch.columns;
+  int64_t outer_stride = batch.row_stride, inner_stride = batch.column_stride;
+  if (inner_stride != 1) {
+    std::swap(outer, inner);
+    std::swap(outer_stride, inner_stride);
+  }
+  for (int64_t i = 0; i < outer; ++i) {
+    for (int64_t j = 0; j < inner; ++j) {
+      Bits bits;
+      std::memcpy(&bits, from + i * outer_stride + j * inner_stride, sizeof bits);
+      largest = std::max(largest, bits & magnitude);
+    }
+  }
+  return largest;
+}
+
+// The power of two that brings the largest entry near 1, by which squares stay in range; NaN if there is a NaN
+// or an infinity.
+double scale_of(const Batch& batch, int64_t matrix) {
+  double largest;
+  if (batch.single) {
+    const auto bits = largest_bits<int32_t, float>(batch, matrix);
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    largest = value;
+  } else {
+    const auto bits = largest_bits<int64_t, double>(batch, matrix);
+    std::memcpy(&largest, &bits, sizeof largest);
+  }
+  if (!std::isfinite(largest)) return std::numeric_limits<double>::quiet_NaN();
+  if (largest == 0.0) return 1.0;
+  return std::ldexp(1.0, std::clamp(-std::ilogb(largest), -1020, 1020));
+}
+
+// The matrix in one piece of memory, as doubles.
+at::Tensor dense(const Batch& batch, int64_t matrix, int64_t first, int64_t rows, double scale) {
+  const at::Tensor view =
+      at::from_blob(const_cast<void*>(batch.at(matrix, first)), {rows, batch.columns},
+                    {batch.row_stride, batch.column_stride},
+                    at::TensorOptions(batch.single ? at::kFloat : at::kDouble));
+  at::Tensor result = at::empty({rows, batch.columns}, at::TensorOptions(at::kDouble));
+  result.copy_(view);
+  return scale == 1.0 ? result : result.mul_(scale);
+}
+
+class Values {
+ public:
+  // result: (count, columns) doubles
+  Values(Batch batch, std::vector<double> scales, double* result, int64_t sweeps)
+      : batch_(std::move(batch)), scales_(std::move(scales)), result_(result), sweeps_(sweeps) {}
+
+  void run() {
+    const int64_t n = batch_.columns;
+    in_lanes_ = n <= widest_in_lanes;
+    const int64_t block = in_lanes_ ? std::max(block_rows, 2 * n) : 16 * n;
+    while (batch_.rows > 2 * block) shorten(block);
+    if (in_lanes_ && (n <= always_in_lanes || batch_.count() >= fewest_in_lanes)) {
+      values_in_lanes();
+    } else {
+      parallel_tasks(batch_.count(), work(), [&](int64_t i) { lapack(i); });
+    }
+  }
+
+ private:
+  int64_t work() const { return batch_.count() * batch_.rows * batch_.columns * batch_.columns; }
+
+  // f(first, count, scratch) for every `at_once` of `total` items.
+  template <typename F>
+  void over_groups(int64_t total, int64_t at_once, int64_t rows, const F& f) {
+    const LaneKernels& kernels = lane_kernels();
+    const int64_t groups = ceil_div(total, at_once);
+    const int64_t grain = std::max<int64_t>(1, groups * thread_work / std::max<int64_t>(work(), 1));
+    at::parallel_for(0, groups, grain, [&](int64_t begin, int64_t end) {
+      const AlignedDoubles scratch = aligned_doubles(kernels.scratch(rows, batch_.columns));
+      for (int64_t g = begin; g < end; ++g) {
+        const int64_t first = g * at_once;
+        f(first, static_cast<int>(std::min(at_once, total - first)), scratch.get());
+      }
+    });
+  }
+
+  // Replaces blocks of rows by their R, one below the other.
+  void shorten(int64_t block) {
+    const int64_t n = batch_.columns, pieces = ceil_div(batch_.rows, block);
+    const auto first_row = [&](int64_t piece) { return batch_.rows * piece / pieces; };
+    const int64_t shorter = pieces * n;
+    AlignedDoubles stacked = aligned_doubles(batch_.count() * shorter * n);
+    const auto place = [&](int64_t item) { return stacked.get() + item * n * n; };
+    if (in_lanes_) {
+      const int64_t at_once = lane_kernels().lanes;
+      over_groups(batch_.count() * pieces, at_once, block, [&](int64_t first, int count, double* scratch) {
+        std::array<MatrixView, most_at_once> views;
+        std::array<double*, most_at_once> results;
+        for (int l = 0; l < count; ++l) {
+          const int64_t matrix = (first + l) / pieces, piece = (first + l) % pieces;
+          views[l] = view(matrix, first_row(piece), first_row(piece + 1));
+          results[l] = place(first + l);
+        }
+        lane_kernels().triangles(views.data(), count, n, results.data(), scratch);
+      });
+    } else {
+      parallel_tasks(batch_.count() * pieces, work(), [&](int64_t item) {
+        const int64_t matrix = item / pieces, from = first_row(item % pieces);
+        const int64_t rows = first_row(item % pieces + 1) - from;
+        const at::Tensor R =
+            std::get<1>(at::linalg_qr(dense(batch_, matrix, from, rows, scales_[matrix]), "r"));
+        at::from_blob(place(item), {n, n}, at::TensorOptions(at::kDouble)).copy_(R);
+      });
+    }
+    for (int64_t i = 0; i < batch_.count(); ++i) {
+      batch_.data[i] = place(i * pieces);
+      scales_[i] = std::isnan(scales_[i]) ? scales_[i] : 1.0;
+    }
+    batch_.single = false;
+    batch_.rows = shorter;
+    batch_.row_stride = n;
+    batch_.column_stride = 1;
+    storage_ = std::move(stacked);
+  }
+
+  // Without rows, and thus zero, for a matrix that is not finite.
+  MatrixView view(int64_t matrix, int64_t from, int64_t to) const {
+    const double scale = scales_[matrix];
+    return {batch_.at(matrix, from), batch_.single, batch_.row_stride, batch_.column_stride,
+            std::isnan(scale) ? 0 : to - from, scale};
+  }
+
+  void values_in_lanes() {
+    const int64_t n = batch_.columns;
+    // As many at once as there are, down to what keeps every thread busy.
+    const int64_t at_once = batch_.count() >= at::get_num_threads() * lane_kernels().values_at_once
+                                ? lane_kernels().values_at_once
+                                : lane_kernels().lanes;
+    over_groups(batch_.count(), at_once, batch_.rows, [&](int64_t first, int count, double* scratch) {
+      std::array<MatrixView, most_at_once> views;
+      std::array<double*, most_at_once> results;
+      for (int l = 0; l < count; ++l) {
+        views[l] = view(first + l, 0, batch_.rows);
+        results[l] = result_ + (first + l) * n;
+      }
+      const unsigned failed = lane_kernels().values(views.data(), count, n, static_cast<int>(sweeps_),
+                                                    results.data(), scratch);
+      for (int l = 0; l < count; ++l) {
+        if ((failed >> l & 1) != 0) lapack(first + l);
+      }
+    });
+  }
+
+  // NaN where it does not converge, and for a matrix that is not finite.
+  void lapack(int64_t i) {
+    double* const result = result_ + i * batch_.columns;
+    std::fill_n(result, batch_.columns, std::numeric_limits<double>::quiet_NaN());
+    if (std::isnan(scales_[i])) return;
+    const at::AutoDispatchBelowADInplaceOrView guard;
+    const OneBlasThread one_thread;
+    try {
+      const at::Tensor values = at::linalg_svdvals(dense(batch_, i, 0, batch_.rows, scales_[i]));
+      std::copy_n(values.const_data_ptr<double>(), batch_.columns, result);
+    } catch (const c10::LinAlgError&) {
+    }
+  }
+
+  Batch batch_;
+  std::vector<double> scales_;
+  double* const result_;
+  const int64_t sweeps_;
+  bool in_lanes_ = true;
+  AlignedDoubles storage_;  // of the matrices once they are shortened
+};
+
+at::Tensor svdvals(const at::Tensor& A, int64_t sweeps) {
+  TORCH_CHECK(A.scalar_type() == at::kDouble || A.scalar_type() == at::kFloat, "svdvals: A is ",
+              A.scalar_type(), "; expected float32 or float64");
+  TORCH_CHECK(A.dim() >= 2, "svdvals: A has shape ", A.sizes(), "; expected (..., m, n)");
+  TORCH_CHECK(sweeps >= 0 && sweeps <= 1000, "svdvals: sweeps is ", sweeps, "; expected 0 to 1000");
+  const at::Tensor input = A.is_neg() || !is_aligned(A) ? readable(A) : A;
+  const int64_t m = A.size(-2), n = A.size(-1), k = std::min(m, n);
+  std::vector<int64_t> sizes(A.sizes().begin(), A.sizes().end() - 2);
+  int64_t count = 1;
+  for (const int64_t size : sizes) count *= size;
+  sizes.push_back(k);
+  at::Tensor result = at::empty(sizes, at::TensorOptions(at::kDouble));
+  if (result.numel() == 0) return result.to(A.scalar_type());
+
+  Batch batch;
+  batch.single = A.scalar_type() == at::kFloat;
+  const int64_t tall = m >= n ? -2 : -1, wide = m >= n ? -1 : -2;
+  batch.rows = input.size(tall);
+  batch.columns = input.size(wide);
+  batch.row_stride = input.stride(tall);
+  batch.column_stride = input.stride(wide);
+  batch.data.resize(count);
+  for (int64_t i = 0; i < count; ++i) {
+    int64_t offset = 0, rest = i;
+    for (int64_t axis = input.dim() - 3; axis >= 0; --axis) {
+      offset += rest % input.size(axis) * input.stride(axis);
+      rest /= input.size(axis);
+    }
+    batch.data[i] = static_cast<const char*>(input.const_data_ptr()) + offset * input.element_size();
+  }
+  std::vector<double> scales(count);
+  parallel_tasks(count, count * m * n, [&](int64_t i) { scales[i] = scale_of(batch, i); });
+
+  double* const values = result.mutable_data_ptr<double>();
+  Values(std::move(batch), scales, values, sweeps).run();
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t j = 0; j < k; ++j) {
+      double& value = values[i * k + j];
+      value = std::isnan(scales[i]) ? scales[i] : value / scales[i];
+    }
+  }
+  return result.to(A.scalar_type());
+}
+
+}  // namespace
+}  // namespace llr
+
+TORCH_LIBRARY_IMPL(llr, CPU, m) { m.impl("svdvals", &llr::svdvals); }
