@@ -23,6 +23,11 @@ TORCH_LIBRARY(llr, m) {
       "_mlp_jacobian_formula(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
       "int[]? columns=None) -> Tensor");
   m.def("first_nonfinite(Tensor[] tensors) -> int");
+  m.def(
+      "mlp_gram(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, int[]? columns=None, "
+      "bool double_double=False) -> Tensor");
+  m.def("gram_add_(Tensor(a!) K, Tensor delta, Tensor a, bool bias, bool weight) -> ()");
+  m.def("gram_factor(Tensor K) -> Tensor");
   m.def("svdvals(Tensor A, *, int sweeps=30) -> Tensor");
 }
 

@@ -25,6 +25,7 @@
 #include "allocate.h"
 #include "kernels.h"
 #include "products.h"
+#include "signals.h"
 
 namespace llr {
 namespace {
@@ -35,19 +36,9 @@ constexpr int64_t scratch_bytes = int64_t(8) << 20;
 constexpr int64_t block_samples = 32;
 constexpr int64_t most_block_samples = 128;
 constexpr int64_t block_bytes = int64_t(128) << 10;
-constexpr int64_t piece_neurons = 128;        // neurons that a task computes for them
 constexpr int64_t strip_columns = 1 << 15;    // columns that a task writes of a row, when rows are few
 // Larger results do not fit a core's share of the cache: they are written past it.
 constexpr int64_t streaming_bytes = int64_t(32) << 20;
-
-// Samples [sample, sample + count) of a parameter point; their signals begin at row `slot` of the scratch
-// arrays.
-struct Block {
-  int64_t point;
-  int64_t sample;
-  int64_t count;
-  int64_t slot;
-};
 
 template <typename T>
 class Jacobian {
@@ -61,7 +52,8 @@ class Jacobian {
         strips_(strips_of(layout_, strip_columns)),
         streaming_(arguments.points * arguments.samples * outputs_ * layout_.columns *
                        static_cast<int64_t>(sizeof(T)) >=
-                   streaming_bytes) {
+                   streaming_bytes),
+        signals_(arguments) {
     // As many outputs at once, then as many samples in a block, as the budget lets.
     int64_t hidden = 0, widest = 0;
     for (int l = 1; l < layers_; ++l) {
@@ -86,21 +78,21 @@ class Jacobian {
 
   void run() {
     if (narrow_) {
-      allocate((at::get_num_threads() - 1) * thread_slots() + block_);
+      signals_.allocate((at::get_num_threads() - 1) * thread_slots() + block_, chunk_);
       parallel_tasks(blocks_, total_numbers(), [&](int64_t i) { whole_block(i); });
       return;
     }
-    allocate(at_once_ * block_);
+    signals_.allocate(at_once_ * block_, chunk_);
     std::vector<Block> round;
     for (int64_t first = 0; first < blocks_; first += at_once_) {
       round.clear();
       for (int64_t i = first; i < std::min(first + at_once_, blocks_); ++i) {
         round.push_back(block(i, (i - first) * block_));
       }
-      forward(round);
+      signals_.forward(round);
       for (int64_t j = 0; j < outputs_; j += chunk_) {
         const int64_t outputs = std::min(chunk_, outputs_ - j);
-        backward(round, j, outputs);
+        signals_.backward(round, j, outputs);
         write(round, j, outputs);
       }
     }
@@ -119,91 +111,12 @@ class Jacobian {
     return {index / per_point, sample, std::min(block_, args_.samples - sample), slot};
   }
 
-  void allocate(int64_t samples) {
-    inputs_.resize(layers_);
-    slopes_.resize(layers_);
-    deltas_.resize(layers_);
-    inputs_[0] = aligned_doubles(samples * layout_.in(0));
-    for (int l = 1; l < layers_; ++l) {
-      inputs_[l] = aligned_doubles(samples * layout_.in(l));
-      slopes_[l] = aligned_doubles(samples * layout_.in(l));
-      deltas_[l - 1] = aligned_doubles(samples * chunk_ * layout_.in(l));
-    }
-  }
-
-  const T* weight(int layer, int64_t point) const {
-    return args_.weights[layer].template const_data_ptr<T>() +
-           (args_.weights_batched ? point * layout_.in(layer) * layout_.out(layer) : 0);
-  }
-
-  const T* bias(int layer, int64_t point) const {
-    const at::Tensor& b = args_.biases[layer];
-    if (!b.defined()) return nullptr;
-    return b.template const_data_ptr<T>() + (args_.weights_batched ? point * layout_.out(layer) : 0);
-  }
-
-  // The block's samples as doubles.
-  void load(const Block& block) {
-    const int64_t d = layout_.in(0);
-    const int64_t from = (args_.x_batched ? block.point * args_.samples : 0) + block.sample;
-    std::copy_n(args_.x.template const_data_ptr<T>() + from * d, block.count * d,
-                inputs_[0].get() + block.slot * d);
-  }
-
-  // Neurons [first, last) of layer l (a hidden one), for the samples of the block.
-  void forward_piece(const Block& block, int l, int64_t first, int64_t last) {
-    const MathKernels& math = math_kernels();
-    const int64_t in = layout_.in(l), out = layout_.out(l), width = last - first;
-    const T* b = bias(l, block.point);
-    double* z = inputs_[l + 1].get() + block.slot * out + first;
-    for (int64_t s = 0; s < block.count; ++s) {
-      if (b != nullptr) {
-        std::copy_n(b + first, width, z + s * out);
-      } else {
-        std::fill_n(z + s * out, width, 0.0);
-      }
-    }
-    const Panel w(weight(l, block.point) + first * in, in, width, in);
-    multiply_add(z, out, inputs_[l].get() + block.slot * in, in, w.data, 1, w.stride, block.count, width,
-                 in);
-    double* slope = slopes_[l + 1].get() + block.slot * out + first;
-    if (width == out) {
-      math.activate(args_.activation, z, slope, block.count * out);
-    } else {
-      for (int64_t s = 0; s < block.count; ++s) {
-        math.activate(args_.activation, z + s * out, slope + s * out, width);
-      }
-    }
-  }
-
-  // d output / d z of neurons [first, last) of layer l - 1, from that of layer l, for `outputs` outputs
-  // from output j on.
-  void backward_piece(const Block& block, int l, int64_t first, int64_t last, int64_t j,
-                      int64_t outputs) {
-    const int64_t in = layout_.in(l), out = layout_.out(l), width = last - first;
-    const int64_t rows = block.count * outputs;
-    double* delta = deltas_[l - 1].get() + block.slot * outputs * in + first;
-    if (l == layers_ - 1) {
-      const T* w = weight(l, block.point) + j * in + first;
-      for (int64_t r = 0; r < rows; ++r) std::copy_n(w + r % outputs * in, width, delta + r * in);
-    } else {
-      for (int64_t r = 0; r < rows; ++r) std::fill_n(delta + r * in, width, 0.0);
-      const Panel w(weight(l, block.point) + first, in, out, width);
-      multiply_add(delta, in, deltas_[l].get() + block.slot * outputs * out, out, w.data, w.stride, 1,
-                   rows, width, out);
-    }
-    const double* slope = slopes_[l].get() + block.slot * in + first;
-    for (int64_t r = 0; r < rows; ++r) {
-      math_kernels().scale(delta + r * in, slope + r / outputs * in, width);
-    }
-  }
-
   // Points at the signals of one row: of the sample in `slot`, for output j of the `outputs` at hand.
   void aim(std::vector<const double*>& a, std::vector<const double*>& delta, int64_t slot, int64_t j,
            int64_t outputs) const {
     for (int l = 0; l < layers_; ++l) {
-      a[l] = inputs_[l].get() + slot * layout_.in(l);
-      if (l + 1 < layers_) delta[l] = deltas_[l].get() + (slot * outputs + j) * layout_.out(l);
+      a[l] = signals_.inputs(l) + slot * layout_.in(l);
+      if (l + 1 < layers_) delta[l] = signals_.deltas(l) + (slot * outputs + j) * layout_.out(l);
     }
   }
 
@@ -215,14 +128,16 @@ class Jacobian {
   // A narrow net's block from its samples to its rows.
   void whole_block(int64_t index) {
     const Block b = block(index, at::get_thread_num() * thread_slots());
-    load(b);
-    for (int l = 0; l + 1 < layers_; ++l) forward_piece(b, l, 0, layout_.out(l));
+    signals_.load(b);
+    for (int l = 0; l + 1 < layers_; ++l) signals_.forward_piece(b, l, 0, layout_.out(l));
     const Kernels<T>& kernels = row_kernels<T>();
     alignas(64) std::array<char, writer_bytes> writer;
     std::vector<const double*> a(layers_), delta(layers_, nullptr);
     for (int64_t first = 0; first < outputs_; first += chunk_) {
       const int64_t outputs = std::min(chunk_, outputs_ - first);
-      for (int l = layers_ - 1; l >= 1; --l) backward_piece(b, l, 0, layout_.in(l), first, outputs);
+      for (int l = layers_ - 1; l >= 1; --l) {
+        signals_.backward_piece(b, l, 0, layout_.in(l), first, outputs);
+      }
       for (int64_t s = 0; s < b.count; ++s) {
         if (s == 0 || outputs < outputs_) kernels.open(writer.data(), row(b, s, first), streaming_);
         for (int64_t j = 0; j < outputs; ++j) {
@@ -232,37 +147,6 @@ class Jacobian {
         }
         if (s + 1 == b.count || outputs < outputs_) kernels.close(writer.data());
       }
-    }
-  }
-
-  // f(block, first neuron, last neuron) over all blocks and all `neurons` in pieces.
-  template <typename F>
-  void over_pieces(const std::vector<Block>& round, int64_t neurons, int64_t work, const F& f) {
-    const int64_t pieces = ceil_div(neurons, piece_neurons);
-    parallel_tasks(static_cast<int64_t>(round.size()) * pieces, work, [&](int64_t i) {
-      const int64_t first = i % pieces * piece_neurons;
-      f(round[i / pieces], first, std::min(first + piece_neurons, neurons));
-    });
-  }
-
-  void forward(const std::vector<Block>& round) {
-    const auto samples = static_cast<int64_t>(round.size()) * block_;
-    parallel_tasks(static_cast<int64_t>(round.size()), samples * layout_.in(0),
-                   [&](int64_t i) { load(round[i]); });
-    for (int l = 0; l + 1 < layers_; ++l) {
-      over_pieces(round, layout_.out(l), samples * layout_.in(l) * layout_.out(l),
-                  [&](const Block& b, int64_t first, int64_t last) { forward_piece(b, l, first, last); });
-    }
-  }
-
-  void backward(const std::vector<Block>& round, int64_t j, int64_t outputs) {
-    const auto samples = static_cast<int64_t>(round.size()) * block_;
-    for (int l = layers_ - 1; l >= 1; --l) {
-      const int64_t terms = l == layers_ - 1 ? 1 : layout_.out(l);
-      over_pieces(round, layout_.in(l), samples * outputs * layout_.in(l) * terms,
-                  [&](const Block& b, int64_t first, int64_t last) {
-                    backward_piece(b, l, first, last, j, outputs);
-                  });
     }
   }
 
@@ -313,15 +197,13 @@ class Jacobian {
   T* const result_;
   const std::vector<Strip> strips_;
   const bool streaming_;
+  Signals<T> signals_;
 
   int64_t chunk_;    // outputs at once
   int64_t block_;    // samples in a block
   int64_t blocks_;   // over all parameter points
   int64_t at_once_;  // blocks at once
   bool narrow_;
-  std::vector<AlignedDoubles> inputs_;  // inputs_[l] (samples, in(l)): what layer l is fed
-  std::vector<AlignedDoubles> slopes_;  // slopes_[l] (samples, in(l)): sigma' behind it
-  std::vector<AlignedDoubles> deltas_;  // deltas_[l] (samples, chunk, out(l))
 };
 
 void compute(const MlpArguments& arguments, at::Tensor& result) {
