@@ -11,7 +11,7 @@ from llr.memory import memory_budget as memory_budget
 from llr.memory import set_memory_budget as set_memory_budget
 from llr.parameters import layout as layout
 from llr.rank import rank as rank
-from llr.spectrum import RankResult as RankResult
+from llr.result import RankResult as RankResult
 from llr.spectrum import numerical_rank as numerical_rank
 from llr.spectrum import svdvals as svdvals
 from llr.spectrum import tolerance as tolerance

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from llr import reference
+from llr import double_double, reference
 
 BUILD_FACTS = "_build.json"
 
@@ -65,6 +65,10 @@ class _native:  # noqa: N801 - a namespace
         mlp_jacobian = staticmethod(torch.ops.llr.mlp_jacobian.default)
         mlp_jacobian_out = staticmethod(torch.ops.llr.mlp_jacobian.out)
         first_nonfinite = staticmethod(torch.ops.llr.first_nonfinite.default)
+        svdvals = staticmethod(torch.ops.llr.svdvals.default)
+        mlp_gram = staticmethod(torch.ops.llr.mlp_gram.default)
+        gram_add_ = staticmethod(torch.ops.llr.gram_add_.default)
+        gram_factor = staticmethod(torch.ops.llr.gram_factor.default)
 
 
 def build_info() -> dict[str, str] | None:
@@ -97,6 +101,51 @@ def first_nonfinite(tensors: Sequence[Tensor]) -> int:
         if not bool(torch.isfinite(tensor).all()):
             return index
     return -1
+
+
+def has_kernel(*tensors: Tensor) -> bool:
+    """Whether the native operators compute on the device of these tensors."""
+    return NATIVE and all(t.is_cpu for t in tensors)
+
+
+def svdvals(A: Tensor) -> Tensor:
+    """``torch.ops.llr.svdvals`` of (..., m, n); only where :func:`has_kernel`.
+
+    A matrix that no method could do, or that is not finite, has NaN for its values.
+    """
+    return cast(Tensor, _native.svdvals(A))
+
+
+def mlp_gram(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    columns: Sequence[int] | None = None,
+    double_double: bool = False,
+) -> Tensor:
+    """``torch.ops.llr.mlp_gram``; arguments as :func:`mlp_jacobian`; only where :func:`has_kernel`.
+
+    Returns:
+        J J' in float64: (n, q, n, q), or (B, n, q, n, q); with ``double_double`` (2, ...), high and low
+        parts.
+    """
+    return cast(Tensor, _native.mlp_gram(x, weights, biases, activation, columns, double_double))
+
+
+def gram_add_(K: Tensor, delta: Tensor, a: Tensor, bias: bool = False, weight: bool = True) -> None:
+    """Add a layer's Gram matrix to K; see :func:`llr.double_double.gram_add_`."""
+    if has_kernel(K, delta, a):
+        _native.gram_add_(K, delta, a, bias, weight)
+    else:
+        double_double.gram_add_(K, delta, a, bias, weight)
+
+
+def gram_factor(K: Tensor) -> Tensor:
+    """L with L L' = K from a double-double K; see :func:`llr.double_double.gram_factor`."""
+    if has_kernel(K):
+        return cast(Tensor, _native.gram_factor(K))
+    return double_double.gram_factor(K)
 
 
 def _result_shape(
@@ -206,7 +255,38 @@ def _vmap(
     return result.unflatten(0, (size, inner)), 0
 
 
+def _fake_gram(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    columns: Sequence[int] | None = None,
+    double_double: bool = False,
+) -> Tensor:
+    _check_devices(x, weights, biases)
+    *batch, n, q, _ = _result_shape(x, weights, biases, columns)
+    shape = [*([2] if double_double else []), *batch, n, q, n, q]
+    return x.new_empty(shape, dtype=torch.float64)
+
+
+def _fake_gram_add(K: Tensor, delta: Tensor, a: Tensor, bias: bool, weight: bool) -> None:
+    pass
+
+
+def _fake_gram_factor(K: Tensor) -> Tensor:
+    rank = torch.library.get_ctx().new_dynamic_size()
+    return K.new_empty((*K.shape[1:-1], rank))
+
+
+def _fake_svdvals(A: Tensor, *, sweeps: int = 30) -> Tensor:
+    return A.new_empty((*A.shape[:-2], min(A.shape[-2:])))
+
+
 if NATIVE:
+    torch.library.register_fake("llr::mlp_gram", _fake_gram)
+    torch.library.register_fake("llr::gram_add_", _fake_gram_add)
+    torch.library.register_fake("llr::gram_factor", _fake_gram_factor)
+    torch.library.register_fake("llr::svdvals", _fake_svdvals)
     torch.library.register_fake("llr::mlp_jacobian", _fake)
     torch.library.register_fake("llr::mlp_jacobian.out", _fake_out)
     torch.library.impl("llr::_mlp_jacobian_formula", "CompositeImplicitAutograd")(

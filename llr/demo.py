@@ -21,7 +21,7 @@ from torch.func import functional_call, grad, jacrev
 
 from llr.files import load_model, write_atomic
 from llr.rank import rank
-from llr.spectrum import RankResult
+from llr.result import RankResult
 
 NETWORKS = ("10-1-1", "10-2-1", "10-4-1", "10-8-1", "10-16-1", "10-32-1", "10-64-1", "10-16-16-1")
 QUICK_NETWORKS = ("10-1-1", "10-4-1", "10-32-1")

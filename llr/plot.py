@@ -28,7 +28,7 @@ except ImportError as err:
     raise ImportError("figures need matplotlib: pip install 'llr[plot]'") from err
 
 if TYPE_CHECKING:
-    from llr.spectrum import RankResult
+    from llr.result import RankResult
 
 # Okabe and Ito's palette, distinguishable in all common forms of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

@@ -1,4 +1,4 @@
-"""Singular values, the tolerance that turns them into a rank, and the rank with its evidence.
+"""Singular values, and the tolerance that turns them into a rank.
 
 Plain linear algebra on tensors ``(..., m, n)``; nothing here knows about models.
 """
@@ -8,24 +8,18 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from llr import _ops
+from llr.result import CLEAR_GAP, RankResult
 
-__all__ = ["RankResult", "check_finite", "numerical_rank", "svdvals", "tolerance"]
+__all__ = ["RankResult", "check_finite", "count", "numerical_rank", "svdvals", "tolerance"]
 
 log = logging.getLogger("llr")
 
 _LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined] # public, but not marked so
-
-# Below this ratio of the singular values on either side of the cut, the rank hangs on where the
-# cut is made.
-CLEAR_GAP = 1e3
 
 # LAPACK's factorisations lose digits with the length of the matrix: on exact low-rank matrices with 3 to
 # 5 short-side rows, up to 2 eps at length 1024, 40 eps at 16,384 and 240 eps at 100,000 were measured in
@@ -33,125 +27,6 @@ CLEAR_GAP = 1e3
 # short side has a larger tolerance, and longer blocks are faster.
 _BLOCK_ROWS = 256
 _BLOCKS_AT_ONCE = 64
-
-
-@dataclass(frozen=True, eq=False)
-class RankResult:
-    """A numerical rank and the evidence for it.
-
-    For one matrix the fields are plain numbers; for a batch ``(..., m, n)`` the fields ``rank``,
-    ``tol``, ``gap`` and ``ambiguous`` are tensors of the leading shape.
-
-    Attributes:
-        rank: number of singular values strictly above ``tol``.
-        spectrum: all ``min(m, n)`` singular values, descending, shape ``(..., min(m, n))``.
-        tol: the absolute tolerance (see `tolerance`).
-        gap: ``sigma_r / sigma_(r+1)`` at the cut, ``inf`` where only exact zeros lie below it. At
-            full rank there is no ``sigma_(r+1)`` and ``tol`` takes its place; at rank 0 there is no
-            ``sigma_r`` and the gap is ``tol / sigma_1``. Empty and all-zero matrices have gap
-            ``inf``.
-        ambiguous: whether the gap is below 1e3: the rank then depends on the tolerance.
-        method: how the rank was found; ``"svd"`` counts singular values.
-        dtype: the precision of the matrix and of its singular values.
-        n_rows: rows of the matrix (samples times outputs for a Jacobian).
-        n_params: columns of the matrix (parameters for a Jacobian).
-        path: the code that computed the Jacobian; None for a matrix given as a tensor.
-    """
-
-    rank: int | Tensor
-    spectrum: Tensor
-    tol: float | Tensor
-    gap: float | Tensor
-    ambiguous: bool | Tensor
-    method: str
-    dtype: torch.dtype
-    n_rows: int
-    n_params: int
-    path: str | None = None
-
-    def __str__(self) -> str:
-        """One line that says the rank, how clear it is and how it was found."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        size = f"{self.n_rows} x {self.n_params}"
-        how = f"{self.method}, {dtype}" + (f", J by {self.path}" if self.path else "")
-        if self.spectrum.dim() > 1:
-            line = f"{self._batch_summary()} of shape {size} ({how})"
-        else:
-            top = f"{self.spectrum[0].item():.3g}" if self.spectrum.numel() else "0"
-            line = (
-                f"rank {self.rank} of a {size} matrix: {self._cut()} = {self.gap:.3g}, "
-                f"tol {self.tol:.3g}, sigma_1 {top} ({how})"
-            )
-        if bool(torch.as_tensor(self.ambiguous).any()):
-            advice = (
-                "vary rtol to see how far it moves"
-                if self.dtype == torch.float64
-                else "compute the matrix in float64"
-            )
-            line += (
-                f"; AMBIGUOUS: gap below {CLEAR_GAP:.0f}, so this is a count of singular values "
-                f"above tol and another tol gives another rank; {advice}"
-            )
-        return line
-
-    def _cut(self) -> str:
-        """Name the two numbers whose ratio is the gap."""
-        r = self.rank
-        above = f"sigma_{r}" if r else "tol"
-        below = f"sigma_{r + 1}" if r < self.spectrum.shape[-1] else "tol"
-        return f"{above}/{below}"
-
-    def _batch_summary(self) -> str:
-        ranks, gaps, flags = (torch.as_tensor(v) for v in (self.rank, self.gap, self.ambiguous))
-        if not ranks.numel():
-            return "ranks of 0 matrices"
-        return (
-            f"ranks of {ranks.numel()} matrices from {ranks.min()} to {ranks.max()}, smallest gap "
-            f"{gaps.min():.3g}, {int(flags.sum())} ambiguous,"
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain Python values that strict JSON can hold.
-
-        Tensors become (nested) lists and the dtype its name. An infinite gap becomes None, since
-        JSON has no infinity: ``json.dumps(result.to_dict(), allow_nan=False)`` always works.
-
-        Example:
-            >>> import llr, torch
-            >>> llr.numerical_rank(torch.zeros(2, 2)).to_dict()["gap"] is None
-            True
-        """
-        return {
-            "rank": _plain(self.rank),
-            "spectrum": _plain(self.spectrum),
-            "tol": _plain(self.tol),
-            "gap": _plain(self.gap),
-            "ambiguous": _plain(self.ambiguous),
-            "method": self.method,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "n_rows": self.n_rows,
-            "n_params": self.n_params,
-            "path": self.path,
-        }
-
-    def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the spectrum, the tolerance and the cut.
-
-        With ``ax=None`` a new figure is made, which ``result.plot().figure.savefig("s.pdf")``
-        writes; nothing of pyplot's global state is touched. Needs matplotlib
-        (``pip install 'llr[plot]'``), else ImportError.
-        """
-        from llr import plot  # noqa: PLC0415 - matplotlib is optional
-
-        return plot.spectrum(self, ax=ax)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and math.isinf(value) else value
 
 
 def check_finite(A: Tensor, what: str, axes: Sequence[str]) -> None:
@@ -185,15 +60,17 @@ def _check_matrix(A: Tensor) -> None:
 def svdvals(A: Tensor) -> Tensor:
     """The singular values of a matrix or a batch of matrices, largest first.
 
-    Long thin and short wide matrices are first reduced to a small triangle by blocked QR, so the
-    error is a small multiple of eps * sigma_1 whatever the longer side. (LAPACK's direct route
+    The error is a small multiple of eps * sigma_1 whatever the longer side: matrices much longer than wide,
+    or wider than long, are first reduced to a triangle by QR of short blocks. (LAPACK's direct route
     loses a factor of hundreds at 100,000 columns, more than the tolerance used for ranks allows.)
     The arithmetic is float64 for float32 matrices too, for the same reason: their spectrum is
-    limited by the rounding of their entries alone. Matrices with very large or small entries are
-    scaled by a power of two first.
+    limited by the rounding of their entries alone. Matrices are scaled by a power of two, so that entries
+    may be as large or small as the dtype holds.
 
-    If LAPACK does not converge, the values are computed again as the eigenvalues of the symmetric
-    matrix [[0, R], [R', 0]] on the CPU in float64, and a warning is logged.
+    On the CPU the native operator does it, many small matrices (short side up to 128) at once in the lanes
+    of the vector registers; the result is the same in every bit for any number of threads. Elsewhere, and
+    without the native library, torch does it. If neither finds the values of a matrix, they are computed
+    as the eigenvalues of the symmetric [[0, R], [R', 0]] on the CPU, and a warning is logged.
 
     Args:
         A: shape ``(..., m, n)``, float32 or float64, any strides. Empty sides are allowed.
@@ -207,7 +84,9 @@ def svdvals(A: Tensor) -> Tensor:
             for the dtype.
         torch.linalg.LinAlgError: no method converged.
 
-    Source: Demmel, Grigori, Hoemmen, Langou, "Communication-optimal parallel and sequential QR and
+    Source: Golub and Kahan, "Calculating the singular values and pseudo-inverse of a matrix", SIAM J. Numer.
+    Anal. 2 (1965); Fernando and Parlett, "Accurate singular values and differential qd algorithms", Numer.
+    Math. 67 (1994); Demmel, Grigori, Hoemmen, Langou, "Communication-optimal parallel and sequential QR and
     LU factorizations", SIAM J. Sci. Comput. 34 (2012), for the blocked QR.
 
     Example:
@@ -221,20 +100,53 @@ def svdvals(A: Tensor) -> Tensor:
     m, n = A.shape[-2:]
     if A.numel() == 0:
         return A.new_zeros((*A.shape[:-2], min(m, n)))
-    tall = A.mT if m < n else A
-    power = _power_of_two(tall)
-    scaled = bool((power != 1).any())
-    if scaled:
-        tall = tall / power[..., None, None]
-    values = _converged_svdvals(_shorten(tall)).to(A.dtype)
-    if scaled:
-        values = values * power[..., None]
+    values = _ops.svdvals(A) if _ops.has_kernel(A) else _by_torch(A)
+    failed = values.isnan().any(-1)
+    if bool(failed.any()):
+        values[failed] = _as_eigenvalues(A[failed].reshape(-1, m, n)).to(values)
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
             f"the largest singular value is too large for {A.dtype} (entries up to "
             f"{A.abs().max().item():.3g}); divide the matrix by a constant"
         )
     return values
+
+
+def _by_torch(A: Tensor) -> Tensor:
+    """NaN for what torch cannot do."""
+    tall, power = _scaled(A)
+    shortened = _shorten(tall)
+    try:
+        values = torch.linalg.svdvals(shortened)
+    except _LinAlgError:
+        values = shortened.new_full((*A.shape[:-2], min(A.shape[-2:])), math.nan)
+    return (values * power[..., None]).to(A.dtype)
+
+
+def _as_eigenvalues(A: Tensor) -> Tensor:
+    """Singular values by another algorithm, for matrices (k, m, n) where the first has failed."""
+    log.warning(
+        "the SVD of %s failed; computing its singular values as eigenvalues of a symmetric matrix on the "
+        "CPU in float64",
+        " x ".join(map(str, A.shape)),
+    )
+    tall, power = _scaled(A)
+    R = torch.linalg.qr(_shorten(tall).cpu(), mode="r").R
+    k = R.shape[-1]
+    symmetric = R.new_zeros((*R.shape[:-2], 2 * k, 2 * k))
+    symmetric[..., :k, k:] = R
+    symmetric[..., k:, :k] = R.mT
+    values = torch.linalg.eigvalsh(symmetric)[..., k:].flip(-1).clamp(min=0)
+    if bool(values.isnan().any()):
+        raise _LinAlgError(f"no method found the singular values of a {tuple(A.shape)} matrix")
+    return values.to(A.device) * power[..., None]
+
+
+def _scaled(A: Tensor) -> tuple[Tensor, Tensor]:
+    """The matrices as tall ones with moderate entries, and the powers of two that were taken out."""
+    tall = A.mT if A.shape[-2] < A.shape[-1] else A
+    power = _power_of_two(tall)
+    return (tall / power[..., None, None] if bool((power != 1).any()) else tall), power
 
 
 def _power_of_two(A: Tensor) -> Tensor:
@@ -262,33 +174,6 @@ def _shorten(tall: Tensor) -> Tensor:
             shorter.append(rows[..., whole:, :])
         tall = torch.cat(shorter, dim=-2)
     return tall.double()
-
-
-def _converged_svdvals(tall: Tensor) -> Tensor:
-    try:
-        values = torch.linalg.svdvals(tall)
-        if bool(torch.isfinite(values).all()):
-            return values
-        problem = "NaN in the result"
-    except _LinAlgError as err:
-        problem = str(err).strip().splitlines()[0]
-    log.warning(
-        "the SVD of a %s matrix failed (%s); computing its singular values as eigenvalues of a "
-        "symmetric matrix on the CPU in float64",
-        " x ".join(map(str, tall.shape)),
-        problem,
-    )
-    R = torch.linalg.qr(tall.cpu(), mode="r").R
-    k = R.shape[-1]
-    symmetric = R.new_zeros((*R.shape[:-2], 2 * k, 2 * k))
-    symmetric[..., :k, k:] = R
-    symmetric[..., k:, :k] = R.mT
-    values = torch.linalg.eigvalsh(symmetric)[..., k:].flip(-1).clamp(min=0)
-    if not bool(torch.isfinite(values).all()):
-        raise _LinAlgError(
-            f"no method found the singular values of a {tuple(tall.shape)} matrix ({problem})"
-        )
-    return values.to(tall.device)
 
 
 def tolerance(
@@ -351,29 +236,43 @@ def numerical_rank(
         >>> llr.numerical_rank(torch.ones(3, 4)).rank
         1
     """
-    values = svdvals(A)
     m, n = A.shape[-2:]
-    tol = tolerance(values, min(m, n), rtol=rtol, atol=atol)
+    return count(svdvals(A), m, n, rtol=rtol, atol=atol)
+
+
+def count(
+    spectrum: Tensor,
+    n_rows: int,
+    n_params: int,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    method: str = "svd",
+) -> RankResult:
+    """The rank of an (n_rows, n_params) matrix, or a batch, from its singular values (..., k)."""
+    upper = min(n_rows, n_params)
+    tol = tolerance(spectrum, upper, rtol=rtol, atol=atol)
     # Strictly above, or an all-zero matrix (tol 0) would have full rank.
-    rank = (values > tol[..., None]).sum(-1)
+    rank = (spectrum > tol[..., None]).sum(-1)
     # tol stands in for the missing neighbour at either end: sigma_0 and sigma_(k+1).
     ends = tol[..., None]
-    extended = torch.cat((ends, values, ends), dim=-1)
+    extended = torch.cat((ends, spectrum, ends), dim=-1)
     above = extended.gather(-1, rank[..., None])[..., 0]
     below = extended.gather(-1, rank[..., None] + 1)[..., 0]
     gap = torch.where(below > 0, above / below, math.inf)
-    if values.shape[-1] == 0:
+    if spectrum.shape[-1] == 0:
         gap = torch.full_like(gap, math.inf)
     ambiguous = gap < CLEAR_GAP
-    batched = A.dim() > 2
+    batched = spectrum.dim() > 1
     return RankResult(
         rank=rank if batched else int(rank),
-        spectrum=values,
+        spectrum=spectrum,
         tol=tol if batched else float(tol),
         gap=gap if batched else float(gap),
         ambiguous=ambiguous if batched else bool(ambiguous),
-        method="svd",
-        dtype=A.dtype,
-        n_rows=m,
-        n_params=n,
+        method=method,
+        dtype=spectrum.dtype,
+        n_rows=n_rows,
+        n_params=n_params,
+        upper=upper,
     )

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import llr
+from llr import _ops
 from llr.spectrum import tolerance
 
 DTYPES = [torch.float32, torch.float64]
@@ -137,38 +138,56 @@ class TestSvdvals:
 
 
 class TestNoConvergence:
-    def test_retry_agrees_and_is_reported(
+    """What the first method cannot do is done by another, and said."""
+
+    @staticmethod
+    def agrees(A: Tensor, caplog: pytest.LogCaptureFixture) -> None:
+        expected = np.linalg.svd(A.numpy(), compute_uv=False)
+        with caplog.at_level(logging.WARNING, logger="llr"):
+            values = llr.svdvals(A)
+        assert np.abs(values.numpy() - expected).max() < 1e-13
+        assert "failed; computing its singular values as eigenvalues" in caplog.text
+
+    @pytest.mark.skipif(not _ops.NATIVE, reason="needs the native library")
+    def test_the_operator_gives_up_on_one(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        A = torch.randn(2, 9, 4, dtype=torch.float64)
-        expected = np.linalg.svd(A.numpy(), compute_uv=False)
+        native = _ops.svdvals
 
+        def fails(A: Tensor) -> Tensor:
+            values = native(A)
+            values[1] = math.nan
+            return values
+
+        monkeypatch.setattr(_ops, "svdvals", fails)
+        self.agrees(torch.randn(3, 9, 4, dtype=torch.float64), caplog)
+        assert "1 x 9 x 4" in caplog.text
+
+    def test_torch_gives_up(
+        self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
         def fails(_: Tensor) -> Tensor:
             raise torch.linalg.LinAlgError("linalg.svd: (Batch element 0): failed to converge")
 
+        monkeypatch.setattr(_ops, "has_kernel", lambda *_: False)
         monkeypatch.setattr(torch.linalg, "svdvals", fails)
-        with caplog.at_level(logging.WARNING, logger="llr"):
-            values = llr.svdvals(A)
-        assert np.abs(values.numpy() - expected).max() < 1e-14
-        assert "failed to converge" in caplog.text
+        self.agrees(torch.randn(2, 9, 4, dtype=torch.float64), caplog)
         assert "2 x 9 x 4" in caplog.text
 
-    def test_nan_counts_as_failure(
+    def test_torch_gives_nan(
         self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
     ) -> None:
-        A = low_rank(9, 12, 3)
-        expected = np.linalg.svd(A.numpy(), compute_uv=False)
+        monkeypatch.setattr(_ops, "has_kernel", lambda *_: False)
         monkeypatch.setattr(torch.linalg, "svdvals", lambda B: B.new_full(B.shape[-1:], math.nan))
-        values = llr.svdvals(A)
-        assert np.abs(values.numpy() - expected).max() < 1e-13
-        assert "NaN in the result" in caplog.text
+        self.agrees(low_rank(9, 12, 3), caplog)
 
     def test_both_fail(self, monkeypatch: pytest.MonkeyPatch) -> None:
         nan = torch.tensor(math.nan, dtype=torch.float64)
+        monkeypatch.setattr(_ops, "has_kernel", lambda *_: False)
         monkeypatch.setattr(torch.linalg, "svdvals", lambda B: nan.expand(B.shape[-1]))
         monkeypatch.setattr(torch.linalg, "eigvalsh", lambda B: nan.expand(B.shape[-1]))
-        with pytest.raises(torch.linalg.LinAlgError, match=r"no method .* \(5, 3\) matrix"):
-            llr.svdvals(torch.ones(3, 5))
+        with pytest.raises(torch.linalg.LinAlgError, match=r"no method .* \(1, 5, 3\) matrix"):
+            llr.svdvals(torch.ones(1, 5, 3))
 
 
 class TestBadMatrices:
@@ -400,7 +419,7 @@ class TestRankResult:
         assert back["n_rows"] == A.shape[-2]
         assert torch.equal(torch.tensor(back["spectrum"]), result.spectrum)
         assert torch.equal(torch.tensor(back["rank"]), torch.as_tensor(result.rank))
-        assert set(back) == set(result.__dataclass_fields__)
+        assert set(back) == {*result.__dataclass_fields__, "exact"}
 
     def test_infinite_gap_is_null(self) -> None:
         assert llr.numerical_rank(torch.zeros(2, 2)).to_dict()["gap"] is None

@@ -34,7 +34,8 @@ namespace {
 constexpr int64_t widest_in_lanes = 128;
 constexpr int64_t fewest_in_lanes = 3;   // matrices, from this width on:
 constexpr int64_t always_in_lanes = 24;
-constexpr int64_t block_rows = 256;
+constexpr int64_t least_block_rows = 64;
+constexpr int64_t most_block_rows = 256;  // in lanes: they stay in the second-level cache
 constexpr int64_t most_sweeps_per_value = 30;
 
 // A batch of matrices with at least as many rows as columns, anywhere in memory.
@@ -111,7 +112,7 @@ class Values {
   void run() {
     const int64_t n = batch_.columns;
     in_lanes_ = n <= widest_in_lanes;
-    const int64_t block = in_lanes_ ? std::max(block_rows, 2 * n) : 16 * n;
+    const int64_t block = in_lanes_ ? std::clamp(4 * n, least_block_rows, most_block_rows) : 16 * n;
     while (batch_.rows > 2 * block) shorten(block);
     if (in_lanes_ && (n <= always_in_lanes || batch_.count() >= fewest_in_lanes)) {
       values_in_lanes();
