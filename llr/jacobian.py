@@ -100,7 +100,17 @@ def evaluate(
     exact starting point, and only the arithmetic is finer.
     """
     problem = read_problem(model, x, params, dtype)
-    prepared = _plan(problem, chunk_size, backend, False, None)
+    return execute(problem, prepare(problem, chunk_size, backend))
+
+
+def prepare(problem: Problem, chunk_size: int | None = None, backend: str = "auto") -> Plan:
+    """What :func:`execute` will do; the memory budget is not looked at."""
+    return _plan(problem, chunk_size, backend, False, None, enforce=False)
+
+
+def execute(problem: Problem, prepared: Plan) -> tuple[Tensor, str]:
+    """The Jacobian, and the name of what computed it; refused if it does not fit the memory budget."""
+    _check_budget(prepared.nbytes, prepared.shape, problem.x.device)
     result, path = _execute(problem, prepared, None, False)
     return result, _NAMES[path]
 
@@ -151,7 +161,7 @@ def plan(
         J (5, 2, 8) float32, 320 bytes: torch.func vmap (asked for), 5 samples at a time
     """
     problem = read_problem(model, x, params)
-    prepared = _plan(problem, chunk_size, backend, False, None, enforce=False)
+    prepared = prepare(problem, chunk_size, backend)
     return replace(prepared, reason=prepared.reason or str(problem.mlp))
 
 

@@ -1,0 +1,229 @@
+"""The proof of a lower bound of a rank as a value: what it says, its JSON, its checks of form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+from flint import arb, fmpz
+
+from llr.files import write_atomic
+
+FORMAT = "llr rank certificate 1"
+LOWEST_BITS, HIGHEST_BITS = 32, 1 << 20
+_CHOICES = {
+    "upper_from": ("shape", "caller", "exact rank"),
+    "arithmetic": ("balls", "rationals"),
+    "stopped": ("upper bound met", "stopped growing", "precision cap"),
+}
+_HEX = re.compile(r"[0-9a-f]{64}")
+DECIMAL = re.compile(r"(\d)\.(\d{1,30})e([+-]?\d{1,7})")
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Rows and columns of a Jacobian whose determinant is proved not to be zero.
+
+    A value is always well formed (ValueError otherwise, naming the field); whether it is true, for which
+    model and samples, is what :func:`verify` finds out.
+
+    Attributes:
+        rank: the proved lower bound r.
+        upper: the upper bound.
+        upper_from: "shape" for min(n_rows, n_params), "caller" for a bound that was passed to
+            :func:`certify` and is not part of the proof, "exact rank" for a rank in rational arithmetic.
+        rows, columns: r of each, ascending. Rows count sample by sample, then output by output.
+        bound: decimal text, a positive lower bound of the absolute value of their determinant.
+        arithmetic: "balls" or "rationals".
+        bits: the precision of the balls; None for rationals.
+        stopped: "upper bound met", "stopped growing" (the rank did not grow when the precision doubled, while
+            what remained shrank around zero: evidence, no proof, that it is no larger) or "precision cap".
+        structure: the model's layers in words.
+        model: SHA-256 of the layers, the parameters' exact values and names, and which of them are columns.
+        samples: SHA-256 of the samples in their order.
+        n_rows, n_params: size of the Jacobian.
+        version: of llr.
+        checksum: SHA-256 of all other fields.
+    """
+
+    rank: int
+    upper: int
+    upper_from: str
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    bound: str
+    arithmetic: str
+    bits: int | None
+    stopped: str
+    structure: str
+    model: str
+    samples: str
+    n_rows: int
+    n_params: int
+    version: str
+    checksum: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_rows", 1), ("n_params", 1), ("rank", 0), ("upper", 0)):
+            check_int(name, getattr(self, name), least)
+        side = min(self.n_rows, self.n_params)
+        if not self.rank <= self.upper <= side:
+            raise ValueError(
+                f"rank is {self.rank} and upper is {self.upper}; expected rank <= upper <= {side}, the "
+                "shorter side"
+            )
+        for name, size in (("rows", self.n_rows), ("columns", self.n_params)):
+            self._check_indices(name, size)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}; expected one of {', '.join(choices)}"
+                )
+        rational = self.arithmetic == "rationals"
+        if rational != (self.bits is None) or rational != (self.upper_from == "exact rank"):
+            raise ValueError(
+                f"bits is {self.bits} and upper_from is {self.upper_from!r} with arithmetic="
+                f"{self.arithmetic!r}; expected None and 'exact rank' with rationals, and only there"
+            )
+        if self.bits is not None:
+            check_int("bits", self.bits, LOWEST_BITS, HIGHEST_BITS)
+        if (self.stopped == "upper bound met") != (self.rank == self.upper):
+            raise ValueError(f"stopped is {self.stopped!r} at rank {self.rank} of {self.upper}")
+        if not isinstance(self.bound, str) or not DECIMAL.fullmatch(self.bound):
+            raise ValueError(f"bound is {self.bound!r}; expected a decimal such as '1.25e-300'")
+        if self.bound.startswith("0"):
+            raise ValueError(f"bound is {self.bound!r}; expected a positive number")
+        for name in ("structure", "version"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; expected text")
+        if not self.checksum:
+            object.__setattr__(self, "checksum", self._digest())
+        for name in ("model", "samples", "checksum"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not _HEX.fullmatch(value):
+                raise ValueError(f"{name} is {value!r}; expected 64 hexadecimal digits")
+
+    def _check_indices(self, name: str, size: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, tuple) or any(type(i) is not int for i in value):
+            raise ValueError(f"{name} is {value!r}; expected a tuple of integers")
+        if list(value) != sorted(set(value)) or not all(0 <= i < size for i in value):
+            raise ValueError(f"{name} must ascend within 0 to {size - 1}, each once; got {value!r}")
+        if len(value) != self.rank:
+            raise ValueError(f"{name} has {len(value)} entries; expected rank = {self.rank}")
+
+    def _digest(self) -> str:
+        content = {k: v for k, v in self.to_dict().items() if k != "checksum"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def intact(self) -> bool:
+        """Whether the checksum fits the other fields."""
+        return self.checksum == self._digest()
+
+    @property
+    def exact(self) -> bool:
+        """Whether lower and upper bound meet: then this is the rank, if the upper bound is right."""
+        return self.rank == self.upper
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model and the samples."""
+        return hashlib.sha256(f"{self.model} {self.samples}".encode()).hexdigest()
+
+    def __str__(self) -> str:
+        """One line: the rank, how it is proved, and what bounds it from above."""
+        how = "rational arithmetic" if self.bits is None else f"balls of {self.bits} bits"
+        relation = "=" if self.exact else ">="
+        above = "" if self.exact else f", {self.stopped}"
+        return (
+            f"rank {relation} {self.rank} of the {self.n_rows} x {self.n_params} Jacobian of "
+            f"{self.structure}: proved in {how}, |det| >= {self.bound}; upper bound {self.upper} "
+            f"({self.upper_from}){above}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        lists = {name: list(getattr(self, name)) for name in ("rows", "columns")}
+        return {"format": FORMAT, **asdict(self), **lists}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Certificate:
+        """The certificate that :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: fields are missing, unknown, of another type or out of range, or do not add up to the
+                checksum; names the field.
+        """
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            raise ValueError(f"this is no certificate: expected the format {FORMAT!r}")
+        names = {field.name for field in fields(cls)}
+        given = set(content) - {"format"}
+        if given != names:
+            wrong = sorted(names - given) or sorted(map(str, given - names))
+            raise ValueError(
+                f"{wrong[0]!r} is {'missing' if names - given else 'no field'} of a certificate"
+            )
+        values = dict(content)
+        del values["format"]
+        for name in ("rows", "columns"):
+            if not isinstance(values[name], list):
+                raise ValueError(f"{name} is {values[name]!r}; expected a list of integers")
+            values[name] = tuple(values[name])
+        if not values["checksum"]:
+            raise ValueError("checksum is empty; expected 64 hexadecimal digits")
+        found = cls(**values)
+        if not found.intact:
+            raise ValueError("checksum does not fit the other fields: the certificate was altered")
+        return found
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the certificate as JSON, whole or not at all. Raises OSError where that fails."""
+        write_atomic(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Certificate:
+        """The certificate in a file that :meth:`save` wrote. Reads data only, executes nothing.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it holds no well-formed certificate; names the file and the field.
+        """
+        try:
+            return cls.from_dict(json.loads(Path(path).read_bytes()))
+        except ValueError as error:  # what json and utf-8 raise is a ValueError, too
+            raise ValueError(f"{os.fspath(path)}: {error}") from error
+
+
+def decimal_below(value: arb) -> str:
+    """Twelve digits of an exact positive number, rounded down; for :attr:`Certificate.bound`."""
+    man, exp = (int(part) for part in value.man_exp())
+    power = math.floor((man.bit_length() + exp) * math.log10(2)) - 12
+    scaled = man * 10 ** max(-power, 0) << max(exp, 0)
+    digits = str((scaled >> max(-exp, 0)) // 10 ** max(power, 0))
+    return f"{digits[0]}.{digits[1:12]}e{power + len(digits) - 1}"
+
+
+def at_most(bound: str, value: arb) -> bool:
+    """Whether a decimal as :func:`decimal_below` writes it is at most an exact number >= 0."""
+    whole, fraction, power = cast(re.Match[str], DECIMAL.fullmatch(bound)).groups()
+    ten = int(power) - len(fraction)
+    man, exp = value.man_exp()
+    # Integers of flint: exponents may have seven digits, for which Python's are slow.
+    left = fmpz(int(whole + fraction)) * fmpz(10) ** max(ten, 0) * fmpz(2) ** max(-int(exp), 0)
+    right = man * fmpz(10) ** max(-ten, 0) * fmpz(2) ** max(int(exp), 0)
+    return bool(left <= right)
+
+
+def check_int(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Refuse what is no integer of this range."""
+    if type(value) is not int or value < least or (most is not None and value > most):
+        limits = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} is {value!r}; expected an integer {limits}")

@@ -1,0 +1,214 @@
+"""Which functions modules stand for: linear layers that may share weights, and activations, in a chain.
+
+Exact arithmetic cannot run a module's forward; it works from this description. A module class takes part by a
+rule in :data:`RULES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+OTHERWISE = 'or take method="svd", which works for any model'
+
+
+@dataclass(frozen=True, eq=False)
+class Affine:
+    """A linear layer that may share its weights over positions and groups.
+
+    ``out[write[g, t, o]] = sum_i W[g, o, i] in[read[g, t, i]] + b[g, o]`` for groups g and positions t, on
+    the flattened sample; -1 in `read` is a zero (padding). A dense layer has one group and one position.
+    """
+
+    label: str
+    weight: Tensor
+    """The module's own parameter; its entries, row-major, are W (G, h, w)."""
+    bias: Tensor | None
+    read: Array
+    """(G, T, w)"""
+    write: Array
+    """(G, T, h), every output once."""
+
+
+@dataclass(frozen=True)
+class Entrywise:
+    """An activation of the table."""
+
+    activation: str
+
+
+Step = Affine | Entrywise
+Rule = Callable[[Any, Shape], tuple[Sequence[Step], Shape]]
+"""(module, shape of one sample that goes in) -> the module's steps, shape of what comes out."""
+
+
+def dense(
+    label: str,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    shape: tuple[int, int] | None = None,
+    positions: int = 1,
+) -> Affine:
+    """The step of a matrix (h, w) that acts on the last dimension, at so many positions.
+
+    Args:
+        label: what errors and certificates call it.
+        weight: the parameter.
+        bias: (h), or None.
+        shape: (h, w), if the parameter has another shape; its entries count row-major.
+        positions: how many vectors of size w a sample is made of.
+    """
+    h, w = shape or weight.shape
+    return Affine(
+        label,
+        weight,
+        bias,
+        np.arange(positions * w).reshape(1, positions, w),
+        np.arange(positions * h).reshape(1, positions, h),
+    )
+
+
+def _linear(module: nn.Linear, shape: Shape) -> tuple[Sequence[Step], Shape]:
+    h, w = module.weight.shape
+    if not shape or shape[-1] != w:
+        raise ValueError(f"takes samples of shape (..., {w}); what comes in has shape {shape}")
+    positions = int(np.prod(shape[:-1]))
+    step = dense(f"Linear({w}, {h})", module.weight, module.bias, positions=positions)
+    return [step], (*shape[:-1], h)
+
+
+def _conv1d(module: nn.Conv1d, shape: Shape) -> tuple[Sequence[Step], Shape]:
+    channels, kernel, groups = module.in_channels, module.kernel_size[0], module.groups
+    stride, dilation, padding = module.stride[0], module.dilation[0], module.padding
+    if len(shape) != 2 or shape[0] != channels:
+        raise ValueError(f"takes samples of shape ({channels}, L); what comes in has shape {shape}")
+    if module.padding_mode != "zeros":
+        raise ValueError(f"has padding_mode={module.padding_mode!r}; expected 'zeros'")
+    span = dilation * (kernel - 1) + 1
+    if isinstance(padding, str):
+        before = (span - 1) // 2 if padding == "same" else 0
+        after = span - 1 - before if padding == "same" else 0
+    else:
+        before = after = padding[0]
+    places = F.pad(torch.arange(channels * shape[1]).view(shape), (before, after), value=-1)
+    if places.shape[1] < span:
+        raise ValueError(f"has a kernel of span {span}; what comes in has shape {shape}")
+    read = places.unfold(1, span, stride)[..., ::dilation]  # (channels, T, kernel)
+    positions, h = read.shape[1], module.out_channels
+    read = read.reshape(groups, channels // groups, positions, kernel).transpose(1, 2).flatten(2)
+    write = torch.arange(h * positions).view(groups, h // groups, positions).transpose(1, 2)
+    label = (
+        f"Conv1d({channels}, {h}, {kernel}, stride={stride}, padding={before}+{after}, "
+        f"dilation={dilation}, groups={groups})"
+    )
+    step = Affine(label, module.weight, module.bias, read.numpy(), write.numpy())
+    return [step], (h, positions)
+
+
+def _reshape(module: nn.Flatten | nn.Unflatten, shape: Shape) -> tuple[Sequence[Step], Shape]:
+    out = module(torch.empty(2, *shape, device="meta")).shape
+    if out[0] != 2:
+        raise ValueError("touches the dimension of the samples")
+    return [], tuple(out[1:])
+
+
+def _dropout(module: nn.modules.dropout._DropoutNd, shape: Shape) -> tuple[Sequence[Step], Shape]:
+    if module.training and module.p > 0:
+        raise ValueError("is active; call model.eval() first")
+    return [], shape
+
+
+def _activation(name: str, **settings: object) -> Rule:
+    def rule(module: nn.Module, shape: Shape) -> tuple[Sequence[Step], Shape]:
+        for setting, expected in settings.items():
+            if (found := getattr(module, setting)) != expected:
+                raise ValueError(f"has {setting}={found!r}; expected {expected!r}")
+        return [Entrywise(name)], shape
+
+    return rule
+
+
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _conv1d,
+    nn.Flatten: _reshape,
+    nn.Unflatten: _reshape,
+    nn.Identity: lambda _, shape: ([], shape),
+    nn.Dropout: _dropout,
+    nn.Dropout1d: _dropout,
+    nn.AlphaDropout: _dropout,
+    nn.Tanh: _activation("tanh"),
+    nn.Sigmoid: _activation("sigmoid"),
+    nn.ReLU: _activation("relu"),
+    nn.Softplus: _activation("softplus", beta=1, threshold=20),
+    nn.GELU: _activation("gelu", approximate="none"),
+    nn.SiLU: _activation("silu"),
+}
+"""Which modules are known, beside ``nn.Sequential``; :func:`register` adds to it."""
+
+
+def register(kind: type[nn.Module], rule: Rule) -> None:
+    """Let a module class take part in exact evaluation, and so in certificates.
+
+    Args:
+        kind: the class itself; its subclasses, which may have another forward, are not included.
+        rule: given a module of the class and the shape of one sample that goes in, returns the steps
+            (`Affine`, `Entrywise`, those of its parts by :func:`steps_of`) and the shape that comes out. The
+            class's ``forward`` must be just that chain: nothing checks it.
+
+    Example:
+        >>> import torch
+        >>> from llr.chain import Entrywise, register
+        >>> class Sine(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.sin(x)
+        >>> register(Sine, lambda module, shape: ([Entrywise("sin")], shape))
+    """
+    RULES[kind] = rule
+
+
+def steps_of(module: nn.Module, shape: Shape, name: str = "") -> tuple[list[Step], Shape]:
+    """The steps that a module stands for, and the shape of what comes out for one sample.
+
+    Raises:
+        ValueError: a module that no rule covers, or that departs from its class's rule; names it.
+    """
+    kind = type(module)
+    label = f"{kind.__name__} {name!r}" if name else kind.__name__
+    if (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or _has_any_global_hook()
+    ):
+        raise ValueError(f"{label} has hooks or a forward of its own; remove them, {OTHERWISE}")
+    if kind is nn.Sequential:
+        steps: list[Step] = []
+        for key, child in module._modules.items():  # named_children leaves repetitions out
+            assert child is not None
+            inner, shape = steps_of(child, shape, f"{name}.{key}" if name else key)
+            steps += inner
+        return steps, shape
+    if kind not in RULES:
+        known = ", ".join(k.__name__ for k in RULES)
+        raise ValueError(
+            f"exact arithmetic has no rule for {label}; it knows MLPs and nn.Sequential of {known}; "
+            f"register the class with llr.chain.register, {OTHERWISE}"
+        )
+    try:
+        found, shape = RULES[kind](module, shape)
+    except ValueError as error:
+        raise ValueError(f"{label} {error}") from error
+    return list(found), shape

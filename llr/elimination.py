@@ -1,0 +1,268 @@
+"""Which rows and columns of an exact matrix carry its rank, and the proof that they do.
+
+The rows and columns are found by elimination with complete pivoting, in approximate arithmetic; only the
+proof is rigorous: one determinant in balls that does not contain zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+from flint import arb, arb_mat, fmpq_mat, fmpz, fmpz_mat, nmod_mat
+
+from llr.balls import precision
+from llr.chain import Array
+
+Pivots = list[tuple[int, int]]
+"""(row, column), in the order of elimination."""
+
+Indices = Sequence[int] | Array
+
+# Ratio of the pivots that one factorisation in float64 may find: with sixteen digits, nine are safe.
+_RANGE = 2.0**-30
+
+
+class Scaled:
+    """A ball matrix with rows and columns multiplied by powers of two so that its entries are near 1.
+
+    The rank does not care, and neither tiny outgoing weights nor large inputs cost precision.
+    """
+
+    def __init__(self, A: arb_mat, bits: int) -> None:
+        """Take a matrix whose balls were computed at this precision."""
+        self.bits = bits
+        entries = _array(A)
+        exponents = _each(_exponent, entries).astype(np.float64)  # -inf for zeros
+        self._columns = -_finite(exponents.max(axis=0, initial=-np.inf))
+        self._rows = -_finite((exponents + self._columns).max(axis=1, initial=-np.inf))
+        powers = np.add.outer(self._rows, self._columns).astype(np.int64)
+        with precision(bits):
+            self.entries = entries * _each(lambda e: arb((1, e)), powers.astype(object))
+
+    def matrix(self, rows: Indices, columns: Indices) -> arb_mat:
+        """The scaled matrix at these rows and columns."""
+        return _matrix(self.entries[np.ix_(np.asarray(rows, int), np.asarray(columns, int))])
+
+    def determinant(self, rows: Indices, columns: Indices) -> arb:
+        """The determinant of the unscaled matrix at these rows and columns."""
+        power = int(self._rows[list(rows)].sum() + self._columns[list(columns)].sum())
+        with precision(self.bits):
+            return self.matrix(rows, columns).det() * arb((1, -power))
+
+
+def _array(A: arb_mat) -> Array:
+    return np.array(A.entries(), dtype=object).reshape(A.nrows(), A.ncols())
+
+
+def _matrix(entries: Array) -> arb_mat:
+    m, n = entries.shape
+    return arb_mat(m, n, entries.ravel().tolist())
+
+
+def _each(function: Callable[[Any], Any], entries: Array) -> Array:
+    return cast(Array, np.frompyfunc(function, 1, 1)(entries))
+
+
+def _exponent(x: arb) -> float:
+    """The e of 2^(e-1) <= |x| < 2^e, about; -inf for a ball that may be zero, which has no size."""
+    if not x.is_finite() or x.contains(0):
+        return -np.inf
+    man, exp = x.abs_upper().man_exp()
+    return float(man.bit_length() + exp)
+
+
+def _finite(exponents: Array) -> Array:
+    return np.where(np.isfinite(exponents), exponents, 0.0)
+
+
+def find_pivots(A: Scaled, beat: Callable[[], None] = lambda: None) -> Pivots:
+    """Rows and columns of a well-conditioned submatrix, as large as the precision of A shows one.
+
+    Complete pivoting, nine digits at a time: a float64 factorisation chooses pivots from the leading digits
+    of what remains, then these are eliminated together at full precision. Nothing here is rigorous.
+
+    Args:
+        A: the matrix; what is smaller than the noise of its balls is no pivot.
+        beat: called after each factorisation.
+    """
+    pivots: Pivots = []
+    with precision(A.bits):
+        rows, columns = _narrow_rows(A), np.arange(A.entries.shape[1])
+        rest = _each(lambda x: x.mid(), A.entries[rows])
+        radii = _each(lambda x: x.rad(), A.entries[rows]).ravel().tolist()
+        noise = 16 * max([arb((1, -A.bits)), *radii])
+        while rest.size:
+            peak = max(map(abs, rest.ravel().tolist()))
+            if peak <= noise:
+                break
+            floats = _each(float, rest / peak).astype(np.float64)
+            i, j = _complete_pivots(floats, max(_RANGE, float(noise / peak)))
+            pivots += zip(rows[i].tolist(), columns[j].tolist(), strict=True)
+            beat()
+            other_i = np.setdiff1d(np.arange(len(rows)), i)
+            other_j = np.setdiff1d(np.arange(len(columns)), j)
+            block, right, left, kept = (
+                _matrix(rest[np.ix_(a, b)])
+                for a, b in ((i, j), (i, other_j), (other_i, j), (other_i, other_j))
+            )
+            rows, columns = rows[other_i], columns[other_j]
+            if not kept.nrows() or not kept.ncols():
+                break
+            try:
+                solved = block.solve(right, algorithm="approx").mid()
+            except ZeroDivisionError:  # so little precision that the pivots drown in it
+                break
+            rest = _array((kept - left * solved).mid())
+    return pivots
+
+
+def _narrow_rows(A: Scaled) -> Array:
+    """The rows whose balls are about as narrow as most.
+
+    A ball over a kink is wide whatever the precision. Its row must not drown the others in its noise.
+    """
+    radii = [max(x.rad() for x in row) for row in A.entries]
+    most = sorted(radii, key=float)[len(radii) // 2]
+    limit = max(most * 2**20, arb((1, -A.bits // 2)))
+    return np.array([i for i, r in enumerate(radii) if r.is_finite() and r <= limit], dtype=int)
+
+
+def _complete_pivots(A: Array, smallest: float) -> tuple[Array, Array]:
+    """Rows and columns in the order of Gauss elimination, until the pivots are this small."""
+    A = A.copy()
+    rows, columns = np.arange(A.shape[0]), np.arange(A.shape[1])
+    k = 0
+    while k < min(A.shape):
+        rest = A[k:, k:]
+        i, j = divmod(int(np.abs(rest).argmax()), rest.shape[1])
+        if abs(rest[i, j]) <= smallest:
+            break
+        A[[k, k + i]], rows[[k, k + i]] = A[[k + i, k]], rows[[k + i, k]]
+        A[:, [k, k + j]], columns[[k, k + j]] = A[:, [k + j, k]], columns[[k + j, k]]
+        A[k + 1 :, k + 1 :] -= np.outer(A[k + 1 :, k] / A[k, k], A[k, k + 1 :])
+        k += 1
+    return rows[:k], columns[:k]
+
+
+def prove(A: Scaled, pivots: Pivots) -> tuple[int, arb]:
+    """How many of the leading pivots are proved independent, and a lower bound of their determinant.
+
+    The proof is a determinant in balls that does not contain zero. If that of all pivots does, the largest
+    number that is proved is found by bisection.
+
+    Returns:
+        r, and an exact positive number that the absolute value of the determinant of the first r rows and
+        columns, unscaled, is at least.
+    """
+    proved, bound = 0, arb(1)
+    high = k = len(pivots)
+    while k > proved:
+        found = A.determinant(*zip(*pivots[:k], strict=True)).abs_lower()
+        if found > 0 and found.is_finite():
+            proved, bound = k, found
+        else:
+            high = k - 1
+        k = (proved + high + 1) // 2
+    return proved, bound
+
+
+def remainder(A: Scaled, pivots: Pivots) -> arb | None:
+    """What is left of the scaled matrix after eliminating proved pivots, in balls.
+
+    Returns:
+        What the absolute values of the remaining entries are at most. None if one of them is certainly not
+        zero, or if nothing can be said at this precision.
+    """
+    rows, columns = ([p[side] for p in pivots] for side in (0, 1))
+    other_rows, other_columns = (
+        np.setdiff1d(np.arange(size), chosen)
+        for size, chosen in zip(A.entries.shape, (rows, columns), strict=True)
+    )
+    with precision(A.bits):
+        left = A.matrix(other_rows, other_columns)
+        if pivots:
+            try:
+                X = A.matrix(rows, columns).solve(A.matrix(rows, other_columns))
+            except ZeroDivisionError:  # singular as far as these balls tell
+                return None
+            left = left - A.matrix(other_rows, columns) * X
+        entries = left.entries()
+        if not all(x.is_finite() and x.contains(0) for x in entries):
+            return None
+        return max((x.abs_upper() for x in entries), default=arb(0))
+
+
+def rational_pivots(J: fmpq_mat) -> tuple[list[int], list[int], int]:
+    """Rows and columns of a largest nonsingular submatrix of a matrix with dyadic entries.
+
+    Returns:
+        As many rows and columns as the exact rank, ascending, and an exponent e: the absolute value of
+        their determinant is at least 2^e, since scaled to integers it is a nonzero integer.
+    """
+    M, powers = integer_rows(J)
+    rank, prime = exact_rank(M)
+    if rank == 0:
+        return [], [], 0
+    rows = _leading(nmod_mat(M.transpose(), prime))
+    kept = _select(M, rows)
+    return rows, _leading(nmod_mat(kept, prime)), -sum(powers[i] for i in rows)
+
+
+def integer_rows(J: fmpq_mat) -> tuple[fmpz_mat, list[int]]:
+    """A matrix of dyadic entries with each row multiplied by a power of two to integers; the exponents."""
+    integers: list[fmpz] = []
+    powers = []
+    for row in J.tolist():
+        powers.append(max((int(x.q).bit_length() - 1 for x in row), default=0))
+        scale = fmpz(2) ** powers[-1]
+        integers += [x.p * (scale // x.q) for x in row]
+    return fmpz_mat(J.nrows(), J.ncols(), integers), powers
+
+
+def exact_rank(M: fmpz_mat, below: int = 2**62) -> tuple[int, int]:
+    """The rank of an integer matrix, and a prime modulo which it has that rank.
+
+    The rank modulo a prime is never larger. If it is at most r for primes whose product exceeds Hadamard's
+    bound on the minors of size r + 1, all these minors are divisible by the product and so are zero.
+
+    Args:
+        M: the matrix.
+        below: primes are taken downwards from here; at most 2^62.
+    """
+    rows = [sum(int(x) ** 2 for x in row).bit_length() / 2 for row in M.tolist()]
+    norms = sorted((norm for norm in rows if norm), reverse=True)  # log2, rounded up
+    rank, known = -1, 0.0
+    p = prime = below
+    while rank < 0 or (rank < min(len(norms), M.ncols()) and known <= sum(norms[: rank + 1])):
+        p = _prime_below(p)
+        found = nmod_mat(M, p).rank()
+        if found > rank:
+            rank, prime = found, p
+        known += math.log2(p) - 1e-9  # less than the logarithm, whatever its rounding
+    return rank, prime
+
+
+def _prime_below(p: int) -> int:
+    p -= 1
+    while not fmpz(p).is_prime():
+        p -= 1
+    return p
+
+
+def _leading(M: nmod_mat) -> list[int]:
+    """The columns of the leading entries of the reduced row echelon form."""
+    reduced, rank = M.rref()
+    columns, at = [], 0
+    for i in range(rank):
+        while int(reduced[i, at]) == 0:
+            at += 1
+        columns.append(at)
+    return columns
+
+
+def _select(M: fmpz_mat, rows: Sequence[int]) -> fmpz_mat:
+    table = M.tolist()
+    return fmpz_mat(len(rows), M.ncols(), [x for i in rows for x in table[i]])

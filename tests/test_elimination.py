@@ -1,0 +1,131 @@
+"""Pivots, their proofs and exact ranks of matrices that are built to have a rank."""
+
+from __future__ import annotations
+
+import pytest
+from flint import arb, arb_mat, fmpq, fmpq_mat, fmpz_mat, nmod_mat
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llr.balls import precision
+from llr.certify import _nonsingular
+from llr.elimination import (
+    Scaled,
+    exact_rank,
+    find_pivots,
+    integer_rows,
+    prove,
+    rational_pivots,
+    remainder,
+)
+
+
+def integers(m: int, n: int, r: int, seed: int, size: int = 9) -> fmpz_mat:
+    """A product of (m, r) and (r, n) with small integers in it."""
+    state = seed + 1
+
+    def draw() -> int:
+        nonlocal state
+        state = state * 6364136223846793005 % 2**64
+        return (state >> 33) % (2 * size + 1) - size
+
+    left = fmpz_mat(m, r, [draw() for _ in range(m * r)])
+    return left * fmpz_mat(r, n, [draw() for _ in range(r * n)])
+
+
+SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 8), st.integers(0, 10**9))
+
+
+class TestBalls:
+    @settings(max_examples=60, derandomize=True, deadline=None)
+    @given(SIZES, st.sampled_from([0.0, 1e-60, 1e-25]))
+    def test_the_exact_rank_is_found_and_never_exceeded(
+        self, size: tuple[int, int, int, int], radius: float
+    ) -> None:
+        M = integers(*size)
+        truth = M.rank()
+        with precision(256):
+            balls = arb_mat(M.nrows(), M.ncols(), [arb(v) + arb(0, radius) for v in M.entries()])
+            A = Scaled(balls, 256)
+        pivots = find_pivots(A)
+        proved, bound = prove(A, pivots)
+        assert proved == truth
+        rows, columns = ([p[side] for p in pivots[:proved]] for side in (0, 1))
+        table = M.tolist()
+        minor = fmpz_mat(proved, proved, [table[i][j] for i in rows for j in columns])
+        with precision(300):
+            assert 0 < bound <= abs(arb(minor.det())) * (1 + arb((1, -80)))
+        left = remainder(A, pivots[:proved])
+        assert left is not None
+        assert left <= 1e-15
+
+    @settings(max_examples=40, derandomize=True, deadline=None)
+    @given(SIZES)
+    def test_singular_matrices_are_not_proved(self, size: tuple[int, int, int, int]) -> None:
+        n, _, r, seed = size
+        M = integers(n, n, min(r, n - 1), seed)
+        with precision(64):
+            A = Scaled(arb_mat(M), 64)
+            everything = [(i, i) for i in range(n)]
+            assert prove(A, everything)[0] < n
+            assert not _nonsingular(A.matrix(range(n), range(n)))
+
+    def test_balls_that_hold_a_singular_matrix(self) -> None:
+        wide = arb_mat(2, 2, [arb(1, 0.1), 1, 1, 1.05])
+        assert not _nonsingular(wide)
+        assert _nonsingular(arb_mat(2, 2, [arb(1, 0.01), 1, 1, 1.05]))
+        assert prove(Scaled(wide, 64), [(0, 0), (1, 1)])[0] == 1
+
+    def test_graded_far_beyond_float64(self) -> None:
+        # Row and column scaling makes this the matrix [[1, 1], [1, 2]] with a block of its own.
+        with precision(64):
+            A = arb_mat(
+                3, 3, [arb((1, -6000)), 1, 0, arb((1, 1)), arb((1, 6002)), 0, 0, 0, arb((3, -9000))]
+            )
+            assert prove(Scaled(A, 64), find_pivots(Scaled(A, 64)))[0] == 3
+
+    def test_infinite_entries_are_left_out(self) -> None:
+        A = arb_mat(3, 2, [1, 0, arb("nan"), 1, arb("+/- inf"), 1])
+        scaled = Scaled(A, 64)
+        assert find_pivots(scaled) == [(0, 0)]
+        assert remainder(scaled, [(0, 0)]) is None
+        assert prove(scaled, [(0, 0), (1, 1)])[0] == 1
+
+    def test_remainder_shows_that_rank_is_missing(self) -> None:
+        A = Scaled(arb_mat(2, 2, [1, 1, 1, 2]), 64)
+        assert remainder(A, [(0, 0)]) is None
+        assert remainder(A, [(0, 0), (1, 1)]) == 0
+        assert remainder(A, []) is None
+
+
+class TestIntegers:
+    @settings(max_examples=60, derandomize=True, deadline=None)
+    @given(SIZES, st.sampled_from([9, 2**40]))
+    def test_rank(self, size: tuple[int, int, int, int], entries: int) -> None:
+        M = integers(*size, size=entries)
+        rank, prime = exact_rank(M)
+        assert rank == M.rank()
+        assert nmod_mat(M, prime).rank() == rank
+
+    @pytest.mark.parametrize("size", [1, 2**200])
+    def test_a_prime_that_hides_the_rank(self, size: int) -> None:
+        prime = 2**61 - 1  # the first one below 2^61
+        M = fmpz_mat(2, 2, [prime, 0, 0, prime * size])
+        assert nmod_mat(M, prime).rank() == 0
+        rank, other = exact_rank(M, below=2**61)
+        assert (rank, other != prime) == (2, True)
+
+    @settings(max_examples=40, derandomize=True, deadline=None)
+    @given(SIZES, st.integers(0, 60))
+    def test_pivots_of_dyadic_matrices(self, size: tuple[int, int, int, int], power: int) -> None:
+        M = integers(*size)
+        J = fmpq_mat(M) * fmpq(1, 2**power)
+        rows, columns, exponent = rational_pivots(J)
+        assert len(rows) == len(columns) == M.rank()
+        table = J.tolist()
+        minor = fmpq_mat(len(rows), len(rows), [table[i][j] for i in rows for j in columns])
+        assert abs(minor.det()) >= fmpq(2) ** exponent if rows else exponent == 0
+
+    def test_scaling_to_integers(self) -> None:
+        J = fmpq_mat(2, 2, [fmpq(1, 2), fmpq(3, 8), 5, 7])
+        assert integer_rows(J) == (fmpz_mat(2, 2, [4, 3, 5, 7]), [3, 0])
