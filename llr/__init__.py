@@ -2,7 +2,9 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from llr import certify as certify
 from llr import reference as reference
+from llr.gram import gram as gram
 from llr.info import info as info
 from llr.info import selftest as selftest
 from llr.jacobian import jacobian as jacobian

@@ -315,7 +315,10 @@ def _execute(
         return _fill(problem, prepared, out, create_graph, _loop_rows), "loop"
 
 
-def _native(problem: Problem, out: Tensor | None) -> Tensor:
+def native_arguments(
+    problem: Problem,
+) -> tuple[Tensor, list[Tensor], list[Tensor | None], str, list[int] | None]:
+    """What the native operators of an MLP are called with: x, weights, biases, activation, columns."""
     mlp, columns = cast(MLP, problem.mlp), problem.columns
     links = problem.chain()
     places = None
@@ -328,8 +331,11 @@ def _native(problem: Problem, out: Tensor | None) -> Tensor:
         else tensor
         for name, tensor in links
     ]
-    weights = cast(list[Tensor], tensors[::2])
-    return _ops.mlp_jacobian(problem.x, weights, tensors[1::2], mlp.activation, places, out)
+    return problem.x, cast(list[Tensor], tensors[::2]), tensors[1::2], mlp.activation, places
+
+
+def _native(problem: Problem, out: Tensor | None) -> Tensor:
+    return _ops.mlp_jacobian(*native_arguments(problem), out)
 
 
 _Rows = Callable[[Problem, dict[str, Tensor], Tensor, bool], dict[str, Tensor]]

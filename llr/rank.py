@@ -8,26 +8,38 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llr.jacobian import evaluate
+from llr import _ops
+from llr.certify import Progress, certify
+from llr.gram import gram_matrix, triangle
+from llr.jacobian import Plan, execute, prepare
+from llr.memory import fits
+from llr.methods import BLOCK_BYTES, METHODS, Cost, choose
 from llr.parameters import Selection
-from llr.problem import Model
-from llr.spectrum import RankResult, check_finite, numerical_rank
+from llr.problem import Model, Problem, read_problem
+from llr.result import RankResult
+from llr.spectrum import check_finite, count, numerical_rank, svdvals
+from llr.surroundings import outside_inference_mode
 
-__all__ = ["RankResult", "rank"]
+__all__ = ["METHODS", "RankResult", "rank"]
 
 
+@outside_inference_mode
 def rank(
     model: Model | Tensor,
     x: Tensor | None = None,
     *,
+    method: str = "auto",
     params: Selection = None,
     dtype: torch.dtype | Literal["auto"] | None = "auto",
     rtol: float | None = None,
     atol: float | None = None,
+    upper: int | None = None,
+    max_bits: int = 4096,
     chunk_size: int | None = None,
     backend: str = "auto",
+    progress: Progress | None = None,
 ) -> RankResult:
-    """The numerical rank of a model's Jacobian on the samples `x`, with its evidence.
+    """The rank of a model's Jacobian on the samples `x`, with its evidence.
 
     The rank counts the independent directions in which the model's outputs on `x` can move when
     its parameters move. It is the rank of the (n q, P) matrix of `llr.jacobian`: n samples, q
@@ -39,23 +51,32 @@ def rank(
             Jacobian (n, q, P) computed before is ranked as ``llr.rank(J.flatten(-3, -2))``: as it
             stands it would count as a batch of n matrices (q, P).
         x: samples, shape (n, ...), n >= 1.
+        method: "svd" makes the whole J; "tsqr" never has more than a block of its columns; "gram" takes
+            J J' in double-double arithmetic, for an MLP without any J; "certified" proves a lower bound in
+            ball arithmetic. The first three count singular values and agree to rounding. "auto" takes the
+            one of them with the fewest operations that fits `llr.memory_budget`.
         params: which parameters count, or their values, as in `llr.jacobian`. Stacked values with a
             leading dimension B give B ranks.
         dtype: the precision. "auto" is float64 for a model, whatever its own precision, and the
             tensor's own dtype for a tensor, since digits that a matrix has lost do not come back.
-            None keeps the model's own; a torch.dtype converts to it.
+            None keeps the model's own; a torch.dtype converts to it. float32 is for "svd" only.
         rtol: tolerance relative to sigma_1; default ``eps * min(n q, P)``.
         atol: absolute tolerance; default 0. The larger of the two holds.
+        upper: an upper bound known from theory; believed. A certificate stops when it gets there.
+        max_bits: the precision at which a certificate gives up.
         chunk_size: samples per step, as in `llr.jacobian`.
         backend: which code computes the Jacobian, as in `llr.jacobian`.
+        progress: called as ``progress(bits, proved, upper)`` while "certified" works.
 
     Returns:
-        A `RankResult`; ``ambiguous`` tells whether the rank depends on the tolerance, ``path``
-        which code computed the Jacobian.
+        A `RankResult`; ``ambiguous`` tells whether the rank depends on the tolerance, ``method`` and
+        ``reason`` how it was found and why so, ``lower``, ``upper`` and ``exact`` what is proved.
 
     Raises:
-        TypeError: `x` missing for a model, or arguments that describe a model given for a tensor.
-        ValueError: no samples, or NaN or Inf in the Jacobian; and what `llr.jacobian` and
+        TypeError: `x` missing for a model, arguments that describe a model given for a tensor, a method
+            that computes in float64 with another dtype.
+        ValueError: no samples, NaN or Inf in the Jacobian, more memory than the budget; a model that
+            "certified" cannot read, or an `upper` that it disproves; and what `llr.jacobian` and
             `llr.numerical_rank` refuse.
 
     Source: Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear Models" (2023),
@@ -66,12 +87,17 @@ def rank(
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
         >>> llr.rank(model, torch.zeros(5, 2)).rank  # five times the same sample
         1
+        >>> llr.rank(model, torch.randn(20, 2), method="certified").exact
+        True
     """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     if isinstance(model, Tensor):
-        if x is not None or params is not None or chunk_size is not None or backend != "auto":
+        given = [x, params, chunk_size, upper, progress]
+        if any(g is not None for g in given) or backend != "auto" or method not in ("auto", "svd"):
             raise TypeError(
-                "x, params, chunk_size and backend describe a model, but a tensor was given; "
-                "call llr.rank(tensor, dtype=..., rtol=..., atol=...)"
+                "x, params, chunk_size, backend, upper, progress and other methods than 'svd' describe a model, "
+                "but a tensor was given; call llr.rank(tensor, dtype=..., rtol=..., atol=...)"
             )
         matrix = model.to(dtype) if isinstance(dtype, torch.dtype) else model
         return numerical_rank(matrix, rtol=rtol, atol=atol)
@@ -84,13 +110,71 @@ def rank(
         raise ValueError(
             f"x has no samples (shape {tuple(x.shape)}); a rank needs at least one row"
         )
-    J, path = evaluate(
-        model,
-        x,
-        params=params,
-        chunk_size=chunk_size,
-        backend=backend,
-        dtype=torch.float64 if dtype == "auto" else dtype,
-    )
-    check_finite(J, "the Jacobian", ("sample", "output", "parameter"))
-    return replace(numerical_rank(J.flatten(-3, -2), rtol=rtol, atol=atol), path=path)
+    if upper is not None and (not isinstance(upper, int) or upper < 0):
+        raise ValueError(f"upper is {upper!r}; expected a number of dimensions, 0 or more")
+    if method == "certified":
+        if dtype not in ("auto", None, torch.float64):
+            raise TypeError(
+                f"dtype is {dtype}, but a certificate is about the exact values of the parameters; leave it "
+                "away"
+            )
+        proof = certify(model, x, params=params, upper=upper, max_bits=max_bits, progress=progress)
+        found = _numerical(model, x, params, chunk_size, backend)
+        return replace(
+            found,
+            rank=proof.rank,
+            tol=0.0,
+            gap=float("inf"),
+            ambiguous=not proof.exact,
+            method="certified",
+            lower=proof.rank,
+            upper=proof.upper,
+            bits=proof.bits,
+            certificate=proof,
+            reason="asked for",
+        )
+    problem = read_problem(model, x, params, torch.float64 if dtype == "auto" else dtype)
+    prepared = prepare(problem, chunk_size, backend)
+    cost, reason = choose(method, problem, prepared, problem.dtype)
+    found = _counted(problem, prepared, cost, rtol, atol)
+    limit = found.upper if upper is None else min(found.upper, upper)
+    return replace(found, reason=reason, predicted_bytes=cost.nbytes, upper=limit)
+
+
+def _numerical(
+    model: Model, x: Tensor, params: Selection, chunk_size: int | None, backend: str
+) -> RankResult:
+    """The float64 rank beside a certificate; without a spectrum where J does not fit."""
+    problem = read_problem(model, x, params, torch.float64)
+    prepared = prepare(problem, chunk_size, backend)
+    n, q, P = prepared.shape
+    if not fits(prepared.nbytes, problem.x.device):
+        return count(torch.empty(0, dtype=torch.float64), n * q, P)
+    svd = Cost("svd", 0.0, prepared.nbytes)
+    return _counted(problem, prepared, svd, None, None)
+
+
+def _counted(
+    problem: Problem, prepared: Plan, cost: Cost, rtol: float | None, atol: float | None
+) -> RankResult:
+    """The singular values by this method, and how many count."""
+    *_, n, q, P = prepared.shape
+    N = n * q
+    if cost.method == "svd":
+        J, path = execute(problem, prepared)
+        check_finite(J, "the Jacobian", ("sample", "output", "parameter"))
+        J = J.flatten(-3, -2)
+        values, held = svdvals(J), J.nbytes
+    elif cost.method == "tsqr":
+        R, path = triangle(problem, BLOCK_BYTES)
+        values, held = svdvals(R), R.nbytes + BLOCK_BYTES
+    else:
+        K, path = gram_matrix(problem, double_double=True)
+        K = K.reshape(*K.shape[:-4], N, N)
+        L = _ops.gram_factor(K)
+        # The factor is made in two parts of double-double before it is rounded.
+        values, held = svdvals(L), 2 * K.nbytes + 2 * L.nbytes
+    short = min(N, P)
+    values = torch.nn.functional.pad(values, (0, max(0, short - values.shape[-1])))[..., :short]
+    found = count(values, N, P, rtol=rtol, atol=atol, method=cost.method)
+    return replace(found, path=path, actual_bytes=held)

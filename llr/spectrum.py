@@ -115,7 +115,7 @@ def svdvals(A: Tensor) -> Tensor:
 def _by_torch(A: Tensor) -> Tensor:
     """NaN for what torch cannot do."""
     tall, power = _scaled(A)
-    shortened = _shorten(tall)
+    shortened = shorten(tall)
     try:
         values = torch.linalg.svdvals(shortened)
     except _LinAlgError:
@@ -131,7 +131,7 @@ def _as_eigenvalues(A: Tensor) -> Tensor:
         " x ".join(map(str, A.shape)),
     )
     tall, power = _scaled(A)
-    R = torch.linalg.qr(_shorten(tall).cpu(), mode="r").R
+    R = torch.linalg.qr(shorten(tall).cpu(), mode="r").R
     k = R.shape[-1]
     symmetric = R.new_zeros((*R.shape[:-2], 2 * k, 2 * k))
     symmetric[..., :k, k:] = R
@@ -161,8 +161,8 @@ def _power_of_two(A: Tensor) -> Tensor:
     return torch.where(moderate | (peak == 0), torch.ones_like(peak), peak / mantissa)
 
 
-def _shorten(tall: Tensor) -> Tensor:
-    """A float64 matrix of at most two blocks of rows with the singular values of `tall`."""
+def shorten(tall: Tensor) -> Tensor:
+    """A float64 matrix of at most two blocks of rows that has the singular values of `tall`, (..., m, n)."""
     block = max(_BLOCK_ROWS, 16 * tall.shape[-1])
     while tall.shape[-2] > 2 * block:
         shorter = []
