@@ -1,14 +1,16 @@
-"""What every benchmark here shares: interleaved timing, the facts a number depends on, tables, files."""
+"""What every benchmark here shares: options, interleaved timing, facts a number depends on, tables, files."""
 
 from __future__ import annotations
 
+import argparse
 import gc
 import os
 import platform
 import random
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -24,6 +26,43 @@ Run = Callable[[], Any]
 SHORTEST_SAMPLE = 2e-3  # s; faster contenders are called several times per sample
 ROUNDS = (5, 101)
 QUIET_LOAD = 0.5  # a load average above this at the start: something else is running
+
+VERDICTS = {None: "-", True: "yes", False: "**no**"}
+"""How a table says whether a promise holds; "-" where it does not apply."""
+
+
+def options(description: str, cases: Iterable[str], seconds: float) -> argparse.ArgumentParser:
+    """The command line that all benchmarks have; ``seconds`` is the default of ``--seconds``."""
+    parser = argparse.ArgumentParser(description=description.partition("\n")[0])
+    add, cases, threads = parser.add_argument, list(cases), torch.get_num_threads()
+    add("--quick", action="store_true", help="tiny sizes, two rounds: proves that it runs")
+    add("--out", type=Path, help="folder for the results (default: benchmarks/results)")
+    add("--cases", nargs="+", choices=cases, default=cases, metavar="CASE", help=", ".join(cases))
+    add("--device", default="cpu", help="as torch names it, e.g. cuda")
+    add("--threads", type=int, default=threads, help="of torch (JAX chooses its own)")
+    time_help = f"to spend on each case (default: {seconds:g})"
+    add("--seconds", type=float, default=seconds, help=time_help)
+    add("--memory", action="store_true", help="also peak memory, in fresh processes")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The arguments of the command line, checked before minutes go into measuring."""
+    settings = parser.parse_args()
+    if settings.threads < 1:
+        parser.error(f"--threads is {settings.threads}; expected at least 1")
+    if settings.out is None and not settings.quick:  # a quick run is no result to keep
+        settings.out = Path(__file__).parent / "results"
+    try:
+        settings.device = torch.device(settings.device)
+        torch.empty(0, device=settings.device)
+        if settings.out is not None:
+            settings.out.mkdir(parents=True, exist_ok=True)
+    except (RuntimeError, AssertionError, OSError) as error:
+        parser.error(str(error).partition("\n")[0])
+    if settings.memory and not measures_memory(settings.device):
+        parser.error("--memory reads /proc/self/status; expected Linux, or --device=cuda")
+    return settings
 
 
 def synchronize(device: torch.device) -> None:
@@ -158,6 +197,21 @@ def load_warning(before: float, after: float | None = None) -> str | None:
     return None
 
 
+def summary(facts: Mapping[str, Any], dtype: str) -> str:
+    """What a table's numbers depend on most, for the line above it."""
+    info = facts["llr_info"]
+    return (
+        f"{dtype} on {facts['device']}, torch threads: {facts['threads']}; {facts['cpu']}; torch "
+        f"{facts['torch']}, llr {facts['llr']}, {info.get('instructions', info['backend'])}; "
+        f"commit {facts['commit'] or 'unknown'}, {facts['date']}."
+    )
+
+
+def measures_memory(device: torch.device) -> bool:
+    """Whether `peak_growth` works here."""
+    return device.type == "cuda" or sys.platform == "linux"
+
+
 def peak_growth(run: Run, device: torch.device) -> int:
     """By how many bytes this process' memory (the GPU's, on a GPU) grew at the most during a call.
 
@@ -172,9 +226,14 @@ def peak_growth(run: Run, device: torch.device) -> int:
     Path("/proc/self/clear_refs").write_text("5")
     before = psutil.Process().memory_info().rss
     run()
+    return high_water_mark() - before
+
+
+def high_water_mark() -> int:
+    """The most bytes this process held at a time, all it loaded included, since `peak_growth` began."""
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
-    return peak * 1024 - before
+    return peak * 1024
 
 
 def number(value: float | None) -> str:

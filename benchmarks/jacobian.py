@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -40,12 +39,16 @@ from contenders import (
     jax_contender,
 )
 from harness import (
+    VERDICTS,
     environment,
     interleaved,
     load_warning,
     number,
+    options,
+    parse,
     peak_growth,
     ratios,
+    summary,
     table,
     write,
 )
@@ -192,12 +195,7 @@ def report(results: Mapping[str, Any]) -> str:
     env, cases, dtype = results["environment"], results["cases"], results["settings"]["dtype"]
     rounds = min(case["rounds"] for case in cases.values())
     text = [
-        (
-            f"Medians of {rounds} or more interleaved rounds; {dtype} on {env['device']}, torch threads: "
-            f"{env['threads']}; {env['cpu']}; torch {env['torch']}, llr {env['llr']}, "
-            f"{env['llr_info'].get('instructions', env['llr_info']['backend'])}; "
-            f"commit {env['commit'] or 'unknown'}, {env['date']}."
-        ),
+        f"Medians of {rounds} or more interleaved rounds; {summary(env, dtype)}",
         *(f"**Not to be trusted: {warning}.**" for warning in results["warnings"]),
     ]
     columns = {k: v for k, v in COLUMNS.items() if k != "JAX ms" or env["jax"] is not None}
@@ -210,9 +208,8 @@ def report(results: Mapping[str, Any]) -> str:
         text += ["JAX is not installed (`pip install jax` adds its column)."]
     else:
         text += [f"JAX {env['jax']}."]
-    verdicts = {None: "-", True: "yes", False: "**no**"}
     kept = [
-        [p["case"], p["ratio"], p["bound"], number(p["measured"]), verdicts[p["holds"]]]
+        [p["case"], p["ratio"], p["bound"], number(p["measured"]), VERDICTS[p["holds"]]]
         for p in results["promises"]
     ]
     text += [table(["case", "ratio of times", "promised", "measured", "holds"], kept)]
@@ -234,33 +231,11 @@ def name_of(dtype: torch.dtype) -> str:
 
 def arguments() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    add = parser.add_argument
-    add("--quick", action="store_true", help="tiny sizes, two rounds: proves that it runs")
-    add("--out", type=Path, help="folder for the results (default: benchmarks/results)")
-    add("--cases", nargs="+", choices=CASES, default=list(CASES), help="only these")
-    add("--dtype", choices=DTYPES, default="float64")
-    add("--device", default="cpu", help="as torch names it, e.g. cuda")
-    threads = torch.get_num_threads()
-    add("--threads", type=int, default=threads, help="of torch (JAX chooses its own)")
-    add("--seconds", type=float, default=40.0, help="to spend on each case (default: 40)")
-    add("--memory", action="store_true", help="also peak memory, in fresh processes")
-    add("--peak", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
-    settings = parser.parse_args()
+    parser = options(__doc__ or "", CASES, seconds=40.0)
+    parser.add_argument("--dtype", choices=DTYPES, default="float64")
+    parser.add_argument("--peak", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
+    settings = parse(parser)
     settings.dtype = DTYPES[settings.dtype]
-    if settings.threads < 1:
-        parser.error(f"--threads is {settings.threads}; expected at least 1")
-    if settings.out is None and not settings.quick:  # a quick run is no result to keep
-        settings.out = Path(__file__).parent / "results"
-    try:
-        settings.device = torch.device(settings.device)
-        torch.empty(0, device=settings.device)
-        if settings.out is not None:
-            settings.out.mkdir(parents=True, exist_ok=True)  # now, not after minutes of measuring
-    except (RuntimeError, AssertionError, OSError) as error:
-        parser.error(str(error).partition("\n")[0])
-    if settings.memory and settings.device.type == "cpu" and sys.platform != "linux":
-        parser.error("--memory reads /proc/self/status; expected Linux, or --device=cuda")
     return settings
 
 

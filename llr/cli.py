@@ -1,66 +1,29 @@
-"""The command line: ``llr demo``, ``llr rank``, ``llr info``, ``llr selftest``."""
+"""The command line."""
 
 from __future__ import annotations
 
-import functools
 import json
 import sys
-import traceback
-import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from rich.console import Console
+from rich.progress import Progress, TextColumn
 
 import llr
 from llr import demo as demo_module
-from llr.files import ACTIVATIONS, load_inputs, load_model, write_atomic
+from llr.certificate import Certificate
+from llr.certify import certify as prove
+from llr.certify import verify as check
+from llr.files import write_atomic
 from llr.info import info as collect_info
 from llr.info import selftest as run_selftest
+
+from llr.model_rank import model_rank as rank_of_model
+from llr.rank import METHODS
 from llr.rank import rank as rank_of
-
-_DTYPES = {"float64": torch.float64, "float32": torch.float32}
-
-# What llr, torch and the system raise about input; their messages speak for themselves.
-_EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
-
-
-def _reported(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn exceptions into one line on stderr and exit code 2, Ctrl-C into exit code 130."""
-
-    @click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
-    @functools.wraps(command)
-    def wrapper(*args: Any, debug: bool, **kwargs: Any) -> None:
-        try:
-            with warnings.catch_warnings():
-                warnings.showwarning = _show_warning
-                command(*args, **kwargs)
-        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
-            raise  # click's own business
-        except KeyboardInterrupt:
-            click.echo("interrupted", err=True)
-            sys.exit(130)
-        except Exception as err:  # models are other people's code: it may be anything
-            if debug:
-                traceback.print_exc()
-            click.echo(f"error: {_one_line(err)}", err=True)
-            sys.exit(2)
-
-    return wrapper
-
-
-def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"warning: {message}", err=True)
-
-
-def _one_line(err: Exception) -> str:
-    text = " ".join(str(err).split())
-    if isinstance(err, _EXPECTED) and text:
-        return text
-    return f"{type(err).__name__}: {text} (--debug shows where)"
+from llr.shell import DTYPES, Source, console_beside, model_options, reported, versions
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,60 +41,48 @@ def main() -> None:
     help="Directory of ranks.json and spectra.png.",
 )
 @click.option("--quick", is_flag=True, help="Only three of the networks.")
-@_reported
+@reported
 def demo(out: Path, quick: bool) -> None:
     """Ranks of tanh networks of growing width, trained on real data."""
     demo_module.run(out, quick=quick)
 
 
 @main.command()
-@click.argument("model")
+@model_options(inputs=True)
 @click.option(
-    "--inputs",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="Samples: .npy, .csv, or .pt with one tensor.",
+    "--method",
+    type=click.Choice(METHODS),
+    default="auto",
+    show_default=True,
+    help="How: a full SVD, QR of blocks of columns, a Gram matrix in double-double, or a proof.",
 )
-@click.option(
-    "--weights",
-    type=click.Path(path_type=Path),
-    help="State dict: .safetensors, or .pt/.pth of plain tensors.",
-)
-@click.option(
-    "--params",
-    multiple=True,
-    metavar="GLOB",
-    help="Only parameters whose names match; may be repeated.",
-)
-@click.option(
-    "--activation", type=click.Choice(list(ACTIVATIONS)), help="Of an mlp: model.  [default: tanh]"
-)
-@click.option("--seed", default=0, show_default=True, help="Of random weights.")
 @click.option(
     "--dtype",
-    type=click.Choice([*_DTYPES, "model"]),
+    type=click.Choice([*DTYPES, "model"]),
     default="float64",
     show_default=True,
     help="Precision; 'model' keeps the model's own.",
 )
 @click.option("--rtol", type=float, help="Tolerance relative to the largest singular value.")
 @click.option("--atol", type=float, help="Absolute tolerance.")
+@click.option("--upper", type=int, help="A known upper bound of the rank, for --method certified.")
+@click.option(
+    "--max-bits", default=4096, show_default=True, help="Precision cap of --method certified."
+)
 @click.option("--chunk-size", type=click.IntRange(min=1), help="Samples at a time.")
 @click.option(
     "--json", "json_out", metavar="FILE", help="Write the result as JSON; '-' for standard output."
 )
 @click.option("--plot", "plot_out", metavar="FILE", help="Draw the spectrum: .png, .pdf or .svg.")
-@_reported
+@reported
 def rank(
-    model: str,
-    inputs: Path,
-    weights: Path | None,
-    params: tuple[str, ...],
-    activation: str | None,
-    seed: int,
+    source: Source,
+    method: str,
     dtype: str,
     rtol: float | None,
     atol: float | None,
+    upper: int | None,
+    max_bits: int,
     chunk_size: int | None,
     json_out: str | None,
     plot_out: str | None,
@@ -141,52 +92,172 @@ def rank(
     MODEL is widths, such as mlp:10-64-64-1, or module:callable, such as mypkg.models:build, called
     without arguments; or module:name of a model that exists. It is put into evaluation mode.
     """
-    if activation is not None and not model.startswith("mlp:"):
-        raise ValueError("--activation is for mlp: models; others bring their own")
     plotting = _plotting(plot_out)
-    precision = _DTYPES.get(dtype)
-    net = load_model(
-        model, weights=weights, activation=activation or "tanh", seed=seed, dtype=precision
-    )
-    net.eval()
-    x = load_inputs(inputs, precision or _own_dtype(net))
+    precision = DTYPES.get(dtype)
+    net = source.load(precision)
+    x = source.samples(precision or _own_dtype(net))
     result = rank_of(
         net,
         x,
-        params=list(params) or None,
+        method=method,
+        params=list(source.params) or None,
         dtype=None if dtype == "model" else precision,
         rtol=rtol,
         atol=atol,
+        upper=upper,
+        max_bits=max_bits,
         chunk_size=chunk_size,
     )
     if plotting is not None:
         assert plot_out is not None
         plotting.save(result.plot().figure, plot_out)
-    if json_out is not None:
-        source = {
-            "model": model,
-            "activation": activation,
-            "weights": None if weights is None else str(weights),
-            "seed": seed,
-            "params": list(params) or None,
-            "inputs": str(inputs),
-            "samples": len(x),
-        }
-        versions = {"llr": llr.__version__, "torch": str(torch.__version__)}
-        text = json.dumps({**source, **result.to_dict(), **versions}, indent=1, allow_nan=False)
-        if json_out == "-":
-            click.echo(text)
-        else:
-            write_atomic(json_out, text)
-    # With JSON on standard output, people read the standard error stream.
-    console = Console(stderr=json_out == "-", highlight=False, soft_wrap=True)
+    _write_json(json_out, {**source.to_dict(), "samples": len(x), **result.to_dict()})
+    console = console_beside(json_out)
     outputs = result.n_rows // len(x)
-    console.print(f"model  {model}, {type(net).__name__}", markup=False)
+    console.print(f"model  {source.model}, {type(net).__name__}", markup=False)
     console.print(f"J      {len(x)} samples x {outputs} outputs x {result.n_params} parameters")
     console.print(str(result), markup=False)
     for written in (json_out, plot_out):
         if written not in (None, "-"):
             console.print(f"wrote  {written}", markup=False)
+
+
+@main.command()
+@model_options(inputs=True)
+@click.option("--upper", type=int, help="A known upper bound of the rank: stop there.")
+@click.option("--max-bits", default=4096, show_default=True, help="Precision cap.")
+@click.option(
+    "--out", required=True, type=click.Path(path_type=Path), help="The certificate, as JSON."
+)
+@reported
+def certify(source: Source, upper: int | None, max_bits: int, out: Path) -> None:
+    """Prove a lower bound of the rank of MODEL's Jacobian, and write the proof.
+
+    The network counts as the function that its layers define at the exact binary values of its parameters and
+    samples.
+    """
+    net = source.load()
+    x = source.samples(torch.float64)
+    with _certifying() as progress:
+        task = progress.add_task("proving", total=None, bits="", bound="")
+
+        def report(bits: int | None, proved: int, goal: int) -> None:
+            arithmetic = "rationals" if bits is None else f"{bits} bits"
+            progress.update(task, bits=arithmetic, bound=f"rank >= {proved} of at most {goal}")
+
+        certificate = prove(
+            net,
+            x,
+            params=list(source.params) or None,
+            upper=upper,
+            max_bits=max_bits,
+            progress=report,
+        )
+    certificate.save(out)
+    click.echo(str(certificate))
+    click.echo(f"wrote  {out}")
+
+
+@main.command()
+@click.argument("certificate", type=click.Path(path_type=Path))
+@model_options(inputs=True)
+@reported
+def verify(source: Source, certificate: Path) -> None:
+    """Check a CERTIFICATE for MODEL and its samples; exit code 1 if it does not hold."""
+    proof = Certificate.load(certificate)
+    net = source.load()
+    verdict = check(proof, net, source.samples(torch.float64), params=list(source.params) or None)
+    click.echo(str(verdict))
+    if not verdict:
+        sys.exit(1)
+
+
+@main.command("model-rank")
+@model_options(inputs=False)
+@click.option(
+    "--sampler",
+    type=click.Choice(["normal", "uniform"]),
+    default="normal",
+    show_default=True,
+    help="Standard normal samples, or uniform ones from a box.",
+)
+@click.option(
+    "--box",
+    type=(float, float),
+    default=(-1.0, 1.0),
+    show_default=True,
+    help="Of uniform samples, the same for every input.",
+)
+@click.option("--upper", type=int, help="A known upper bound.")
+@click.option("--max-samples", type=click.IntRange(min=1), help="Give up beyond so many.")
+@click.option(
+    "--certify/--no-certify", default=None, help="Prove it, or not.  [default: where that is cheap]"
+)
+@click.option("--json", "json_out", metavar="FILE", help="As JSON; '-' for standard output.")
+@reported
+def model_rank(
+    source: Source,
+    sampler: str,
+    box: tuple[float, float],
+    upper: int | None,
+    max_samples: int | None,
+    certify: bool | None,
+    json_out: str | None,
+) -> None:
+    """The dimension of MODEL's tangent space: its rank on as many samples as it takes."""
+    result = rank_of_model(
+        source.load(),
+        sampler=box if sampler == "uniform" else sampler,
+        params=list(source.params) or None,
+        upper=upper,
+        max_samples=max_samples,
+        certify="auto" if certify is None else certify,
+        seed=source.seed,
+    )
+    _write_json(json_out, {**source.to_dict(), **result.to_dict()})
+    console = console_beside(json_out)
+    console.print(str(result), markup=False)
+    if json_out not in (None, "-"):
+        console.print(f"wrote  {json_out}", markup=False)
+
+
+@main.command()
+@reported
+def info() -> None:
+    """Versions, the backend in use and why, and devices."""
+    click.echo(str(collect_info()))
+
+
+@main.command()
+@reported
+def selftest() -> None:
+    """Check the native code against torch on this machine; exit code 1 if they differ."""
+    outcome = run_selftest()
+    click.echo(str(outcome))
+    if not outcome.ok:
+        sys.exit(1)
+
+
+def _certifying() -> Progress:
+    columns = [TextColumn(f"{{task.fields[{name}]}}") for name in ("bits", "bound")]
+    console = console_beside("-")
+    return Progress(
+        *Progress.get_default_columns()[:1],
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def _write_json(path: str | None, document: dict[str, Any]) -> None:
+    if path is None:
+        return
+    text = json.dumps({**document, **versions()}, indent=1, allow_nan=False)
+    if path == "-":
+        click.echo(text)
+    else:
+        write_atomic(path, text)
 
 
 def _plotting(plot_out: str | None) -> Any:
@@ -202,23 +273,6 @@ def _plotting(plot_out: str | None) -> Any:
 def _own_dtype(net: torch.nn.Module) -> torch.dtype:
     floating = (p.dtype for p in net.parameters() if p.is_floating_point())
     return next(floating, torch.get_default_dtype())
-
-
-@main.command()
-@_reported
-def info() -> None:
-    """Versions, the backend in use and why, and devices."""
-    click.echo(str(collect_info()))
-
-
-@main.command()
-@_reported
-def selftest() -> None:
-    """Check the native code against torch on this machine; exit code 1 if they differ."""
-    outcome = run_selftest()
-    click.echo(str(outcome))
-    if not outcome.ok:
-        sys.exit(1)
 
 
 if __name__ == "__main__":

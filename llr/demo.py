@@ -19,6 +19,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
+from llr.certificate import Certificate
+from llr.certify import certify
 from llr.files import load_model, write_atomic
 from llr.rank import rank
 from llr.result import RankResult
@@ -31,6 +33,9 @@ QUICK_NETWORKS = ("10-1-1", "10-4-1", "10-32-1")
 DECAY = 5e-3
 CONVERGED = 1e-12  # the gradient norm, in float64; Newton's method gets there and then below 1e-14
 SEED = 0
+
+# Networks up to this size are also certified; a proof for the largest here takes half a minute.
+_PROVED_PARAMETERS = 200
 
 _EQUAL = 1e-6  # neurons whose incoming weights differ by less, relative to the largest, are one
 
@@ -50,7 +55,8 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
     Returns:
         One dict per network: label, widths, P, r2, loss, gradient_norm, converged, steps, seconds,
         distinct (neurons per hidden layer that differ by more than sign), merged_P (parameters after
-        merging those that do not), and the fields of its `RankResult`.
+        merging those that do not), proved (the certified lower bound of the rank, None for large
+        networks), and the fields of its `RankResult` with that certificate.
 
     Raises:
         ImportError: scikit-learn or matplotlib is missing.
@@ -69,7 +75,9 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
             model = load_model(f"mlp:{name}", seed=SEED)
             fit = train(model, x, y, DECAY)
             results[name] = rank(model, x)
-            rows.append(_row(name, model, fit, results[name], y, time.perf_counter() - start))
+            proof = certify(model, x) if results[name].n_params <= _PROVED_PARAMETERS else None
+            seconds = time.perf_counter() - start
+            rows.append(_row(name, model, fit, results[name], proof, y, seconds))
             progress.advance(task)
     facts = {"data": "scikit-learn diabetes", "samples": len(x), "decay": DECAY, "seed": SEED}
     document = {**facts, "torch": str(torch.__version__), "networks": rows}
@@ -215,7 +223,13 @@ def _newton(loss: Callable[[Tensor], Tensor], theta: Tensor, steps: int = 60) ->
 
 
 def _row(
-    name: str, model: nn.Module, fit: Fit, result: RankResult, y: Tensor, seconds: float
+    name: str,
+    model: nn.Module,
+    fit: Fit,
+    result: RankResult,
+    proof: Certificate | None,
+    y: Tensor,
+    seconds: float,
 ) -> dict[str, Any]:
     widths = [int(w) for w in name.split("-")]
     distinct = distinct_neurons([m for m in model.modules() if isinstance(m, nn.Linear)])
@@ -234,6 +248,8 @@ def _row(
         "distinct": distinct,
         "merged_P": sum((a + 1) * b for a, b in pairwise([widths[0], *distinct, widths[-1]])),
         **result.to_dict(),
+        "proved": None if proof is None else proof.rank,
+        "certificate": None if proof is None else proof.to_dict(),
     }
 
 
@@ -274,7 +290,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     # Narrow enough for a terminal of 80 columns.
     table = Table(box=box.SIMPLE_HEAD, padding=0, pad_edge=False)
     table.add_column("network", no_wrap=True)
-    for heading in ("P", "R²", "|grad|", "rank", "tol", "gap", "ambiguous", "distinct", "merged P"):
+    headings = ("P", "R²", "|grad|", "rank", "gap", "ambiguous", "proved", "distinct", "merged P")
+    for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         gap = "inf" if row["gap"] is None else f"{row['gap']:.1e}"
@@ -284,9 +301,9 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
             f"{row['r2']:.3f}",
             f"{row['gradient_norm']:.0e}" + ("" if row["converged"] else "!"),
             f"[bold]{row['rank']}[/bold]",
-            f"{row['tol']:.0e}",
             gap,
             "[red]yes[/red]" if row["ambiguous"] else "no",
+            "-" if row["proved"] is None else f"≥{row['proved']}",
             "-".join(map(str, row["distinct"])),
             str(row["merged_P"]),
         )
@@ -298,6 +315,7 @@ def _explanation(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         f"rank      independent directions in which the outputs on {samples} samples can move",
         "gap       last singular value above tol, over the next (over tol at full rank)",
+        f"proved    by a certificate, for the exact numbers in the weights (up to {_PROVED_PARAMETERS} of them)",
         "distinct  hidden neurons that are no copies of others (up to sign)",
         "merged P  parameters of the network that has only those",
     ]
@@ -308,6 +326,14 @@ def _explanation(rows: Sequence[dict[str, Any]]) -> list[str]:
             f"{len(low)} of {len(rows)} ranks are below min({samples}, P), the first at P = {low[0]['P']}:",
             "weight decay has made neurons copies of each other, and a copy adds no direction;",
             f"{agree} of these {len(low)} ranks equal merged P.",
+        ]
+    copies = [
+        row["label"] for row in rows if row["proved"] is not None and row["proved"] > row["rank"]
+    ]
+    if copies:
+        lines += [
+            f"The proofs for {', '.join(copies)} say more: training ends where copies agree to rounding, and the",
+            "last bits in which they differ are rank as well. Only exact copies are none.",
         ]
     late = [row["label"] for row in rows if not row["converged"]]
     if late:

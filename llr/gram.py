@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
+from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llr import _ops
 from llr.jacobian import native_arguments, prepare
-from llr.layers import factors
+from llr.layers import Factor, stream
 from llr.memory import fits, format_bytes, memory_budget
-from llr.parameters import Columns, Selection
+from llr.parameters import Selection
 from llr.problem import Model, Problem, read_problem
-from llr.spectrum import shorten
-from llr.surroundings import full_precision, outside_inference_mode
+from llr.signals import at_point, read_layers
+from llr.surroundings import outside_inference_mode
 
 PRECISIONS = ("float64", "double-double")
-BACKENDS = ("auto", "native", "layers")
+BACKENDS = ("auto", "native", "layers", "dense")
+_NAMES = {"native": "native mlp", "layers": "layers", "dense": "blocks of columns"}
+
+BLOCK_BYTES = 256 << 20
+"""What the parts of the Jacobian that are held at a time may take together."""
+_LEAST_COLUMNS = 64
 
 
 @outside_inference_mode
@@ -28,6 +34,7 @@ def gram(
     params: Selection = None,
     precision: str = "float64",
     backend: str = "auto",
+    chunk_size: int | None = None,
 ) -> Tensor:
     """K = J J': the inner products of the rows of the Jacobian, also called the empirical tangent kernel.
 
@@ -44,7 +51,8 @@ def gram(
         precision: "float64"; or "double-double" for 106 bits. K squares singular values, so that float64
             holds half of their digits only; those of double-double's factor (`llr.rank` with
             method="gram") are as good as those of J.
-        backend: "auto", or "native" (an MLP, on the CPU) or "layers" to insist.
+        backend: "auto"; or "native" (an MLP, on the CPU), "layers" (a module) or "dense" to insist.
+        chunk_size: samples to run the model on at a time; default: by what fits :func:`llr.memory_budget`.
 
     Returns:
         (n, q, n, q), or (B, n, q, n, q) for stacked parameter points; float64 whatever the model's dtype.
@@ -72,61 +80,158 @@ def gram(
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     problem = read_problem(model, x, params, torch.float64)
-    return gram_matrix(problem, precision == "double-double", backend)[0]
+    return evaluate_gram(problem, precision=precision, backend=backend, chunk_size=chunk_size)[0]
 
 
-def gram_matrix(problem: Problem, double_double: bool, backend: str = "auto") -> tuple[Tensor, str]:
-    """:func:`gram` of a problem in float64, and the name of what computed it."""
-    *points, n, q, _ = prepare(problem).shape
-    shape = (*([2] if double_double else []), *points, n, q, n, q)
-    nbytes = 8 * torch.Size(shape).numel()
-    if not fits(nbytes, problem.x.device):
-        raise ValueError(
-            f"the Gram matrix of shape {shape} takes {format_bytes(nbytes)} ({nbytes} bytes), more than the "
-            f"memory budget of {format_bytes(memory_budget(problem.x.device))}; take fewer samples, or raise "
-            "the budget with llr.set_memory_budget(bytes)"
-        )
-    native = problem.mlp is not None and _ops.has_kernel(problem.x)
-    if backend == "native" and not native:
-        raise ValueError(
-            f"backend='native' cannot compute this model: {problem.why_not_mlp or _ops.REASON}; "
-            "backend='auto' goes layer by layer"
-        )
-    if native and backend != "layers":
-        with torch.no_grad():
-            return _ops.mlp_gram(*native_arguments(problem), double_double), "native mlp"
-    K = problem.x.new_zeros(shape, dtype=torch.float64)
-    if K.numel():
-        with torch.no_grad():
-            for point in range(points[0] if points else 1):
-                part = K.select(int(double_double), point) if points else K
-                total = part.reshape(*part.shape[:-4], n * q, n * q).contiguous()
-                for factor in factors(at_point(problem, point)):
-                    factor.add_to(total)
-                part.copy_(total.view_as(part))
-    return K, "layers"
+def evaluate_gram(
+    problem: Problem,
+    outputs: int | None = None,
+    *,
+    precision: str = "double-double",
+    backend: str = "auto",
+    chunk_size: int | None = None,
+) -> tuple[Tensor, str]:
+    """:func:`gram` of a problem read in float64, and the name of what computed it.
 
-
-def triangle(problem: Problem, nbytes: int) -> tuple[Tensor, str]:
-    """R of J' = Q R, from blocks of J's columns of about so many bytes, and what computed them.
-
-    R is (min(N, P) at most, N), with leading parameter points if there are any; its singular values are those
-    of J. Each block updates it by a QR of its own, as stable as one of J; J is never whole.
+    With `outputs`, the q that :func:`llr.jacobian.prepare` has found, the model is not probed again.
     """
-    *points, n, q, _ = prepare(problem).shape
-    found = []
-    with torch.no_grad(), full_precision():
-        for point in range(points[0] if points else 1):
-            R = problem.x.new_zeros(0, n * q)
-            for factor in factors(at_point(problem, point)):
-                for block in factor.blocks(nbytes):
-                    R = torch.linalg.qr(torch.cat((R, shorten(block.mT))), mode="r").R
-            found.append(R)
-    return (torch.stack(found) if points else found[0]), "layers"
+    n, points = len(problem.x), problem.columns.points
+    q = prepare(problem, chunk_size).shape[-2] if outputs is None else outputs
+    parts = (2,) if precision == "double-double" else ()
+    batch = () if points is None else (points,)
+    shape = (*parts, *batch, n, q, n, q)
+    nbytes = 8 * math.prod(shape)
+    room = _room(problem, nbytes, n * q, f"the Gram matrix of shape {shape}")
+    chosen = _choose(problem, backend, nbytes + _signal_bytes(problem))
+    if chosen == "native":
+        with torch.no_grad():
+            K = _ops.mlp_gram(*native_arguments(problem), precision == "double-double")
+        return K, _NAMES[chosen]
+    results = []
+    with torch.no_grad():
+        for point in range(points or 1):
+            K = problem.x.new_zeros(*parts, n * q, n * q, dtype=torch.float64)
+            for part in _parts(problem, point, q, chosen, room // 3, chunk_size):
+                _add(K, part, room // 3)
+            results.append(K)
+    K = results[0] if points is None else torch.stack(results, len(parts))
+    return K.reshape(shape), _NAMES[chosen]
 
 
-def at_point(problem: Problem, index: int) -> Problem:
-    """The problem at one of its parameter points."""
-    if problem.columns.points is None:
-        return problem
-    return replace(problem, columns=Columns(problem.point(index), problem.columns.fixed))
+def evaluate_triangle(
+    problem: Problem, outputs: int | None = None, *, chunk_size: int | None = None
+) -> tuple[Tensor, str]:
+    """R of J' = Q R from blocks of J's columns, and the name of what computed it; J is never whole.
+
+    R is upper triangular with R' R = J J', so that its singular values are those of J; each block of columns
+    updates it by a QR of its own, which is as accurate as one of J.
+
+    Args:
+        problem: read in float64.
+        outputs: as for :func:`evaluate_gram`.
+        chunk_size: samples to run the model on at a time.
+
+    Returns:
+        (min(N, P), N) with N = n q rows and P columns of J, or (B, ...); and "layers" or "blocks of columns".
+
+    Source: Demmel, Grigori, Hoemmen, Langou, "Communication-optimal parallel and sequential QR and LU
+    factorizations", SIAM J. Sci. Comput. 34 (2012), for the sequential form.
+    """
+    points, P = problem.columns.points, problem.columns.count
+    q = prepare(problem, chunk_size).shape[-2] if outputs is None else outputs
+    N = len(problem.x) * q
+    # R, and the rows of R and of a block as QR reads and writes them.
+    room = _room(problem, 3 * 8 * N * N, N, f"the triangular factor of {N} rows")
+    chosen = "layers" if isinstance(problem.model, nn.Module) else "dense"
+    results = []
+    with torch.no_grad():
+        for point in range(points or 1):
+            parts = _parts(problem, point, q, chosen, room // 4, chunk_size)
+            R = _reduce(problem.x.new_zeros(0, N), parts, max(1, room // (32 * max(1, N))))
+            padding = R.new_zeros(min(N, P) - len(R), N)  # columns of zeros may have been left out
+            results.append(torch.cat((R, padding)))
+    return (results[0] if points is None else torch.stack(results)), _NAMES[chosen]
+
+
+def _parts(
+    problem: Problem, point: int, q: int, chosen: str, room: int, chunk_size: int | None
+) -> Iterable[Factor | Tensor]:
+    if len(problem.x) * q == 0:
+        return ()
+    return stream(
+        read_layers(at_point(problem, point), q, every=chosen == "layers"), room, chunk_size
+    )
+
+
+def _reduce(R: Tensor, parts: Iterable[Factor | Tensor], columns: int) -> Tensor:
+    """The triangle of R and all parts, at most so many columns (rows of the QR) at a time."""
+    width = min(columns, max(256, 4 * R.shape[1]))
+    waiting: list[Tensor] = []
+    for part in parts:
+        for block in part.blocks(width) if isinstance(part, Factor) else part.split(width, 1):
+            waiting.append(block.mT)
+            if sum(map(len, waiting)) >= width:
+                R, waiting = torch.linalg.qr(torch.cat((R, *waiting)), mode="r").R, []
+    return torch.linalg.qr(torch.cat((R, *waiting)), mode="r").R if waiting else R
+
+
+def _add(K: Tensor, part: Factor | Tensor, room: int) -> None:
+    """Add a part's inner products to K, in the cheaper of two ways.
+
+    A pair of rows takes T^2 (h + w) products for a factor, and h w for the columns that it stands for.
+    """
+    if isinstance(part, Tensor):
+        _ops.gram_add_(K, part.new_ones(len(part), 1, 1), part[:, None].contiguous())
+        return
+    T, h, w = *part.delta.shape[2:], part.a.shape[-1]
+    if T == 1 or (not part.vocabulary and T * T * (h + w) <= h * w):
+        _ops.gram_add_(K, *part.operands(), part.bias)
+        return
+    for block in part.blocks(max(1, room // (16 * len(K[0])))):
+        _add(K, block, room)
+
+
+def _signal_bytes(problem: Problem) -> int:
+    """What the native operator holds beside K."""
+    if problem.mlp is None:
+        return 0
+    widths = problem.mlp.widths
+    q = widths[-1]
+    return 8 * len(problem.x) * (widths[0] + (2 + q) * sum(widths[1:-1]) + q * q)
+
+
+def _choose(problem: Problem, backend: str, native_bytes: int) -> str:
+    if backend in ("auto", "native"):
+        obstacle = problem.why_not_mlp
+        if problem.mlp is not None and not _ops.has_kernel(problem.x):
+            obstacle = (
+                _ops.REASON if problem.x.is_cpu else f"no native kernel for {problem.x.device.type}"
+            )
+        elif problem.mlp is not None and not fits(native_bytes, problem.x.device):
+            obstacle = f"it takes {format_bytes(native_bytes)}, more than the memory budget"
+        if not obstacle:
+            return "native"
+        if backend == "native":
+            raise ValueError(
+                f"backend='native' cannot compute this model: {obstacle}; backend='auto' goes layer by layer"
+            )
+    has_layers = isinstance(problem.model, nn.Module)
+    if backend == "layers" and not has_layers:
+        raise ValueError(
+            "backend='layers' looks into modules, and a callable has none to show; backend='auto' takes "
+            "blocks of columns of its Jacobian"
+        )
+    return "layers" if has_layers and backend != "columns" else "columns"
+
+
+def _room(problem: Problem, held: int, N: int, what: str) -> int:
+    """The bytes for parts of J beside what is held throughout."""
+    device, least = problem.x.device, 8 * N * _LEAST_COLUMNS
+    if not fits(held + least, device):
+        raise ValueError(
+            f"{what} takes {format_bytes(held)} ({held} bytes), with {_LEAST_COLUMNS} columns of the "
+            f"Jacobian {format_bytes(held + least)}, more than the memory budget of "
+            f"{format_bytes(memory_budget(device))}; take fewer samples, or raise the budget with "
+            "llr.set_memory_budget(bytes)"
+        )
+    return min(max(least, memory_budget(device) - held), BLOCK_BYTES)

@@ -8,14 +8,12 @@ from itertools import pairwise
 
 import torch
 
+from llr.gram import BLOCK_BYTES
 from llr.jacobian import Plan
 from llr.memory import fits, format_bytes, memory_budget
 from llr.problem import Problem
 
 METHODS = ("auto", "svd", "tsqr", "gram", "certified")
-
-BLOCK_BYTES = 64 << 20
-"""What a block of columns of the Jacobian may take where it is never whole."""
 
 # A multiply-add in double-double is about ten operations on doubles; they run as fast as a matrix product's.
 _DOUBLE_DOUBLE = 10

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from llr import _ops
 from llr.certify import Progress, certify
-from llr.gram import gram_matrix, triangle
+from llr.gram import BLOCK_BYTES, evaluate_gram, evaluate_triangle
 from llr.jacobian import Plan, execute, prepare
 from llr.memory import fits
-from llr.methods import BLOCK_BYTES, METHODS, Cost, choose
+from llr.methods import METHODS, Cost, choose
 from llr.parameters import Selection
 from llr.problem import Model, Problem, read_problem
 from llr.result import RankResult
@@ -136,7 +136,7 @@ def rank(
     problem = read_problem(model, x, params, torch.float64 if dtype == "auto" else dtype)
     prepared = prepare(problem, chunk_size, backend)
     cost, reason = choose(method, problem, prepared, problem.dtype)
-    found = _counted(problem, prepared, cost, rtol, atol)
+    found = _counted(problem, prepared, cost, chunk_size, rtol, atol)
     limit = found.upper if upper is None else min(found.upper, upper)
     return replace(found, reason=reason, predicted_bytes=cost.nbytes, upper=limit)
 
@@ -151,11 +151,16 @@ def _numerical(
     if not fits(prepared.nbytes, problem.x.device):
         return count(torch.empty(0, dtype=torch.float64), n * q, P)
     svd = Cost("svd", 0.0, prepared.nbytes)
-    return _counted(problem, prepared, svd, None, None)
+    return _counted(problem, prepared, svd, chunk_size, None, None)
 
 
 def _counted(
-    problem: Problem, prepared: Plan, cost: Cost, rtol: float | None, atol: float | None
+    problem: Problem,
+    prepared: Plan,
+    cost: Cost,
+    chunk_size: int | None,
+    rtol: float | None,
+    atol: float | None,
 ) -> RankResult:
     """The singular values by this method, and how many count."""
     *_, n, q, P = prepared.shape
@@ -166,10 +171,10 @@ def _counted(
         J = J.flatten(-3, -2)
         values, held = svdvals(J), J.nbytes
     elif cost.method == "tsqr":
-        R, path = triangle(problem, BLOCK_BYTES)
+        R, path = evaluate_triangle(problem, q, chunk_size=chunk_size)
         values, held = svdvals(R), R.nbytes + BLOCK_BYTES
     else:
-        K, path = gram_matrix(problem, double_double=True)
+        K, path = evaluate_gram(problem, q, chunk_size=chunk_size)
         K = K.reshape(*K.shape[:-4], N, N)
         L = _ops.gram_factor(K)
         # The factor is made in two parts of double-double before it is rounded.

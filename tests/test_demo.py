@@ -17,6 +17,8 @@ from torch import nn
 
 import llr
 from llr import demo
+from llr.certificate import Certificate
+from llr.certify import verify
 from llr.files import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
@@ -56,9 +58,22 @@ class TestRun:
             cells = next(line.split() for line in lines if line.split()[:1] == [row["label"]])
             assert cells[1] == str(row["P"])
             assert cells[4] == str(row["rank"])
-            assert cells[7] == "no"
+            assert cells[6] == "no"
+            assert cells[7] == ("-" if row["P"] > 200 else f"≥{row['P']}")
         assert all(len(line) <= 90 for line in lines if not line.startswith("wrote"))
         assert "\x1b" not in text  # neither colours nor a progress bar outside a terminal
+
+    def test_proofs_hold(self, quick: Quick) -> None:
+        _, rows, text = quick
+        x, y = demo._diabetes()
+        for row in rows:
+            if row["proved"] is None:
+                assert row["P"] > 200
+                continue
+            model = load_model(f"mlp:{row['label']}", seed=demo.SEED)
+            demo.train(model, x, y, demo.DECAY)
+            assert verify(Certificate.from_dict(row["certificate"]), model, x)
+            assert row["rank"] <= row["proved"] == row["P"]
 
     def test_files(self, quick: Quick) -> None:
         out, rows, text = quick
@@ -90,6 +105,7 @@ class TestRun:
             "ambiguous": True,
             "distinct": [1],
             "merged_P": 13,
+            "proved": None,
             "n_rows": 442,
         }
         text = io.StringIO()

@@ -1,0 +1,287 @@
+"""What benchmarks/rank.py compares: singular values, ranks of Jacobians, and proofs of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+from contenders import Case, Disagreement, build, concatenate
+from harness import Run
+from torch import Tensor, nn
+from torch.func import functional_call, jacrev, vmap
+
+import llr
+
+OP, LLR, TORCH = "torch.ops.llr.svdvals", "llr.svdvals", "torch.linalg.svdvals"
+NUMPY, GESDD, GEJSV, JAX = "numpy", "scipy gesdd", "scipy gejsv", "JAX"
+LLR_RANK, TORCH_RANK = "llr.numerical_rank", "torch.linalg.matrix_rank"
+
+AUTO, GRAM, TSQR, SVD = "llr auto", "llr gram", "llr tsqr", "llr svd"
+CERTIFIED, VERIFY, TORCH_FUNC = "llr certified", "verify", "torch.func + matrix_rank"
+RANKS = (AUTO, GRAM, TSQR, SVD, TORCH_FUNC)
+"""The contenders for the rank of a Jacobian."""
+
+AGREEMENT = 1e-12
+"""Largest difference of two singular values, relative to the largest of their matrix."""
+
+LONG_AGREEMENT = 1e-11
+"""The same for Jacobians: LAPACK loses digits with the length of a row, here up to 268,801."""
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """A batch of matrices for their singular values."""
+
+    number: int
+    rows: int
+    columns: int
+
+    def __str__(self) -> str:
+        return f"{self.number} of {self.rows} x {self.columns}"
+
+    @property
+    def quick(self) -> Matrices:
+        return replace(self, number=3)
+
+    @property
+    def short_side(self) -> int:
+        return min(self.rows, self.columns)
+
+
+def matrices(case: Matrices, rank: int, device: torch.device) -> Tensor:
+    """Normal entries; below full rank, products of two normal factors."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(rows: int, columns: int) -> Tensor:
+        shape = (case.number, rows, columns)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+
+    if rank == case.short_side:
+        return normal(case.rows, case.columns).to(device)
+    return (normal(case.rows, rank) @ normal(rank, case.columns)).to(device)
+
+
+def svd_contenders(A: Tensor, jax: Any) -> dict[str, Run]:
+    """All that is timed on a batch of matrices; what runs on the CPU only gets a copy there."""
+    on_cpu = A.cpu().numpy()
+    runs: dict[str, Run] = {
+        LLR: lambda: llr.svdvals(A),
+        TORCH: lambda: torch.linalg.svdvals(A),
+        NUMPY: lambda: np.linalg.svd(on_cpu, compute_uv=False),
+        LLR_RANK: lambda: llr.numerical_rank(A).rank,
+        TORCH_RANK: lambda: torch.linalg.matrix_rank(A),
+    }
+    if A.is_cpu and hasattr(torch.ops.llr, "svdvals"):  # missing without the native library
+        op = torch.ops.llr.svdvals.default
+        runs[OP] = lambda: op(A)
+    runs |= scipy_contenders(on_cpu)
+    if jax is not None:
+        there = jax.numpy.asarray(on_cpu)
+        compiled = jax.jit(lambda a: jax.numpy.linalg.svd(a, compute_uv=False))
+        runs[JAX] = lambda: compiled(there).block_until_ready()
+    return runs
+
+
+def scipy_contenders(A: Any) -> dict[str, Run]:
+    """LAPACK's drivers called one matrix at a time, if scipy is installed."""
+    try:
+        from scipy import linalg  # noqa: PLC0415 (optional: adds columns)
+    except ImportError:
+        return {}
+    runs: dict[str, Run] = {
+        GESDD: lambda: [linalg.svd(a, compute_uv=False, lapack_driver="gesdd") for a in A]
+    }
+    gejsv = getattr(linalg.lapack, "dgejsv", None)
+    if gejsv is None or A.shape[-2] < A.shape[-1]:  # it takes no wide matrices
+        return runs
+
+    def jacobi(a: Any) -> Any:
+        # No vectors; joba=0 keeps the smallest values, which the default would round to zero.
+        values, _, _, work, _, _ = gejsv(a, joba=0, jobu=3, jobv=3)
+        return values * (work[0] / work[1])
+
+    return runs | {GEJSV: lambda: [jacobi(a) for a in A]}
+
+
+def check_svd(
+    runs: Mapping[str, Run], case: Matrices, rank: int, device: torch.device
+) -> dict[str, float]:
+    """The largest difference of each contender's values from torch's, relative to sigma_1.
+
+    Raises:
+        Disagreement: a difference that rounding does not explain, or a rank that is not ``rank``.
+    """
+    expected = runs[TORCH]()
+    errors = {}
+    for name in sorted(runs.keys() - {TORCH, TORCH_RANK, LLR_RANK}):
+        values = as_tensor(runs[name](), device)
+        if values.shape != expected.shape or values.dtype != expected.dtype:
+            raise Disagreement(
+                f"{name} gives {values.dtype} {tuple(values.shape)}; expected {expected.dtype} "
+                f"{tuple(expected.shape)}"
+            )
+        errors[name] = difference(name, TORCH, values, expected, AGREEMENT)
+    for name in (TORCH_RANK, LLR_RANK):
+        ranks = sorted(set(runs[name]().tolist()))
+        if ranks != [rank]:
+            raise Disagreement(
+                f"{name} of {case}, all of rank {rank}, is {ranks}; nothing was timed"
+            )
+    return errors
+
+
+def difference(name: str, other: str, values: Tensor, expected: Tensor, allowed: float) -> float:
+    """The largest difference of two batches of spectra, relative to sigma_1; refused if too large."""
+    error = float((values.sub(expected).abs() / expected[..., :1]).max())
+    if not error <= allowed:
+        raise Disagreement(
+            f"{name} differs from {other} by {error:.1e} of sigma_1; allowed are {allowed:.0e}. "
+            "Nothing was timed"
+        )
+    return error
+
+
+def as_tensor(values: Any, device: torch.device) -> Tensor:
+    """What any of the libraries returned, lists of arrays included."""
+    if isinstance(values, list):
+        values = torch.stack([torch.from_numpy(v) for v in values])
+    elif not isinstance(values, Tensor):
+        values = torch.utils.dlpack.from_dlpack(values)
+    return values.to(device)
+
+
+def network(case: Case, device: torch.device) -> tuple[nn.Module, Tensor]:
+    """The tanh network and samples of a case of benchmarks/jacobian.py, in float64."""
+    problem = build(case, torch.float64, device)
+    return problem.model, problem.x
+
+
+def jacobian_by_torch(model: nn.Module, x: Tensor) -> Tensor:
+    """The (n q, P) matrix as one would write it with torch alone."""
+    values = {name: p.detach() for name, p in model.named_parameters()}
+
+    def outputs(values: Mapping[str, Tensor], sample: Tensor) -> Tensor:
+        return functional_call(model, dict(values), (sample,))
+
+    blocks = vmap(jacrev(outputs), in_dims=(None, 0))(values, x)
+    rows = next(iter(blocks.values())).shape[:2]
+    columns = sum(value.numel() for value in values.values())
+    return concatenate(blocks, (*rows, columns)).flatten(0, 1)
+
+
+def rank_contender(name: str, model: nn.Module, x: Tensor) -> Run:
+    """Something to call for the rank of a model's Jacobian: `llr.rank` by some method, or torch."""
+    if name == TORCH_FUNC:
+        return lambda: torch.linalg.matrix_rank(jacobian_by_torch(model, x))
+    method = name.removeprefix("llr ")
+    return lambda: llr.rank(model, x, method=method)
+
+
+def facts(result: Any) -> dict[str, Any]:
+    """What a contender says of a rank, for JSON; of torch's the number alone."""
+    if isinstance(result, Tensor):
+        return {"rank": int(result)}
+    names = ("rank", "method", "reason", "path", "predicted_bytes", "actual_bytes", "bits", "exact")
+    return {name: getattr(result, name) for name in names}
+
+
+def check_ranks(
+    runs: Mapping[str, Run], model: nn.Module, x: Tensor
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """What every contender says, and how far each spectrum is from torch's, relative to sigma_1.
+
+    Raises:
+        Disagreement: two ranks, or two spectra, differ.
+    """
+    expected = torch.linalg.svdvals(jacobian_by_torch(model, x))
+    said, errors = {}, {}
+    for name, run in runs.items():
+        result = run()
+        said[name] = facts(result)
+        if not isinstance(result, Tensor):
+            spectrum = result.spectrum.to(expected.device)
+            if spectrum.shape != expected.shape:
+                raise Disagreement(
+                    f"{name} gives {spectrum.numel()} singular values; expected {expected.numel()}"
+                )
+            errors[name] = difference(name, TORCH, spectrum, expected, LONG_AGREEMENT)
+    ranks = {name: fact["rank"] for name, fact in said.items()}
+    if len(set(ranks.values())) > 1:
+        found = ", ".join(f"{name}: {rank}" for name, rank in ranks.items())
+        raise Disagreement(f"the ranks differ ({found}); nothing was timed")
+    return said, errors
+
+
+@dataclass(frozen=True)
+class Proof:
+    """A tanh network with one output whose Jacobian has full column rank: exactly, not in floats."""
+
+    widths: tuple[int, ...]
+    n: int
+
+    def __str__(self) -> str:
+        return f"{'-'.join(map(str, self.widths))}, n={self.n}"
+
+    @property
+    def quick(self) -> Proof:
+        return Proof(tuple(min(width, 3) for width in self.widths), n=44)
+
+
+def proof_network(case: Proof) -> tuple[nn.Module, Tensor]:
+    """Normal parameters and samples, rounded to multiples of 2^-20.
+
+    With one hidden layer: standard normal, biases in the hidden layer only. With more: biases everywhere,
+    and weights of variance 1 / fan-in.
+    """
+    generator = torch.Generator().manual_seed(0)
+    deep = len(case.widths) > 3
+
+    def normal(shape: torch.Size | tuple[int, ...], std: float = 1.0) -> Tensor:
+        values = std * torch.randn(shape, generator=generator, dtype=torch.float64)
+        return torch.round(values * 2**20) / 2**20
+
+    layers: list[nn.Module] = []
+    last = len(case.widths) - 2
+    for i, (into, out) in enumerate(pairwise(case.widths)):
+        layer = nn.Linear(into, out, bias=deep or i < last, dtype=torch.float64)
+        layer.weight.data = normal(layer.weight.shape, 1 / math.sqrt(into) if deep else 1.0)
+        if layer.bias is not None:
+            layer.bias.data = normal(layer.bias.shape)
+        layers += [layer, nn.Tanh()]
+    return nn.Sequential(*layers[:-1]), normal((case.n, case.widths[0]))
+
+
+def import_verify() -> Callable[..., Any] | None:
+    """What checks a certificate, or None where python-flint is missing and nothing can be certified."""
+    try:
+        import flint  # noqa: F401, PLC0415 (optional: adds the certificates)
+    except ImportError:
+        return None
+    from llr.certify import verify  # noqa: PLC0415 (needs python-flint)
+
+    return verify
+
+
+def proof_contenders(
+    model: nn.Module, x: Tensor, verify: Callable[..., Any]
+) -> tuple[dict[str, Run], Any]:
+    """Finding a certificate, checking it, and torch's rank of the same Jacobian; and the certified rank.
+
+    Raises:
+        Disagreement: the certificate is not accepted.
+    """
+    result = rank_contender(CERTIFIED, model, x)()
+    verdict = verify(result.certificate, model, x)
+    if not verdict:
+        raise Disagreement(f"the certificate is not accepted: {verdict.reason}; nothing was timed")
+    runs = {
+        CERTIFIED: rank_contender(CERTIFIED, model, x),
+        VERIFY: lambda: verify(result.certificate, model, x),
+        TORCH_FUNC: rank_contender(TORCH_FUNC, model, x),
+    }
+    return runs, result

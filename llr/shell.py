@@ -1,0 +1,164 @@
+"""What the commands of the command line share: errors, the options that describe a model, outputs."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+import llr
+from llr.files import ACTIVATIONS, load_inputs, load_model
+
+DTYPES = {"float64": torch.float64, "float32": torch.float32}
+
+# What llr, torch and the system raise about input; their messages speak for themselves.
+_EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def reported(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn exceptions into one line on stderr and exit code 2, Ctrl-C into exit code 130."""
+
+    @click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
+    @functools.wraps(command)
+    def wrapper(*args: Any, debug: bool, **kwargs: Any) -> None:
+        try:
+            with warnings.catch_warnings():
+                warnings.showwarning = _show_warning
+                command(*args, **kwargs)
+        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+            raise  # click's own business
+        except KeyboardInterrupt:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        except Exception as err:  # models are other people's code: it may be anything
+            if debug:
+                traceback.print_exc()
+            click.echo(f"error: {_one_line(err)}", err=True)
+            sys.exit(2)
+
+    return wrapper
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"warning: {message}", err=True)
+
+
+def _one_line(err: Exception) -> str:
+    text = " ".join(str(err).split())
+    if isinstance(err, _EXPECTED) and text:
+        return text
+    return f"{type(err).__name__}: {text} (--debug shows where)"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a model and its samples come from, as the options say."""
+
+    model: str
+    weights: Path | None
+    params: tuple[str, ...]
+    activation: str | None
+    seed: int
+    inputs: Path | None = None
+
+    def load(self, dtype: torch.dtype | None = torch.float64) -> nn.Module:
+        """The model in evaluation mode; None keeps its own precision."""
+        if self.activation is not None and not self.model.startswith("mlp:"):
+            raise ValueError("--activation is for mlp: models; others bring their own")
+        activation = self.activation or "tanh"
+        net = load_model(
+            self.model, weights=self.weights, activation=activation, seed=self.seed, dtype=dtype
+        )
+        return net.eval()
+
+    def samples(self, dtype: torch.dtype) -> Tensor:
+        """What --inputs names."""
+        assert self.inputs is not None
+        return load_inputs(self.inputs, dtype)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON, beside the result."""
+        return {
+            "model": self.model,
+            "activation": self.activation,
+            "weights": None if self.weights is None else str(self.weights),
+            "seed": self.seed,
+            "params": list(self.params) or None,
+            "inputs": None if self.inputs is None else str(self.inputs),
+        }
+
+
+def model_options(inputs: bool) -> Callable[[_Command], _Command]:
+    """The options that become a `Source`, the command's first argument."""
+
+    def decorate(command: _Command) -> _Command:
+        @functools.wraps(command)
+        def with_source(
+            model: str,
+            weights: Path | None,
+            params: tuple[str, ...],
+            activation: str | None,
+            seed: int,
+            inputs: Path | None = None,
+            **others: Any,
+        ) -> Any:
+            return command(Source(model, weights, params, activation, seed, inputs), **others)
+
+        options = [
+            click.argument("model"),
+            click.option(
+                "--weights",
+                type=click.Path(path_type=Path),
+                help="State dict: .safetensors, or .pt/.pth of plain tensors.",
+            ),
+            click.option(
+                "--params",
+                multiple=True,
+                metavar="GLOB",
+                help="Only parameters whose names match; may be repeated.",
+            ),
+            click.option(
+                "--activation",
+                type=click.Choice(list(ACTIVATIONS)),
+                help="Of an mlp: model.  [default: tanh]",
+            ),
+            click.option("--seed", default=0, show_default=True, help="Of random weights."),
+        ]
+        if inputs:
+            options.insert(
+                1,
+                click.option(
+                    "--inputs",
+                    required=True,
+                    type=click.Path(path_type=Path),
+                    help="Samples: .npy, .csv, or .pt with one tensor.",
+                ),
+            )
+        decorated: Any = with_source
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated
+
+    return decorate
+
+
+def console_beside(json_out: str | None) -> Console:
+    """Where people read: standard output, or standard error if JSON takes that one."""
+    return Console(stderr=json_out == "-", highlight=False, soft_wrap=True)
+
+
+def versions() -> dict[str, str]:
+    """For JSON, beside the result."""
+    return {"llr": llr.__version__, "torch": str(torch.__version__)}
