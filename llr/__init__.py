@@ -6,6 +6,7 @@ from llr import certify as certify
 from llr import reference as reference
 from llr.certificate import Certificate as Certificate
 from llr.gram import gram as gram
+from llr.guarantee import Guarantee as Guarantee
 from llr.guarantee import has_llr_guarantee as has_llr_guarantee
 from llr.guarantee import llr_sample_size as llr_sample_size
 from llr.info import info as info
@@ -14,6 +15,7 @@ from llr.jacobian import jacobian as jacobian
 from llr.jacobian import plan as plan
 from llr.memory import memory_budget as memory_budget
 from llr.memory import set_memory_budget as set_memory_budget
+from llr.model_rank import ModelRank as ModelRank
 from llr.model_rank import model_rank as model_rank
 from llr.parameters import layout as layout
 from llr.rank import rank as rank

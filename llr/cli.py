@@ -167,7 +167,7 @@ def verify(source: Source, certificate: Path) -> None:
     proof = Certificate.load(certificate)
     net = source.load()
     verdict = check(proof, net, source.samples(torch.float64), params=list(source.params) or None)
-    click.echo(str(verdict))
+    click.echo(f"{'holds' if verdict else 'does NOT hold'}: {verdict.reason}")
     if not verdict:
         sys.exit(1)
 

@@ -1,15 +1,16 @@
 """Double-double arithmetic on tensors: the native operators' reference, and what computes without them.
 
-A number is an unevaluated sum high + low of two float64 numbers, about 106 bits together. A Gram matrix K = J J'
-squares the singular values of J, so that float64 keeps half of their digits; in double-double it keeps all of
-them, and the singular values of its Cholesky factor are as good as those of J in float64.
+A number is an unevaluated sum high + low of two float64 numbers, about 106 bits together. A Gram matrix
+K = J J' squares the singular values of J, so that float64 keeps half of their digits; in double-double it
+keeps all of them, and the singular values of its Cholesky factor are as good as those of J in float64.
 
-Every function is a row of ordinary torch operations, on any device. torch has no fused multiply-add, so factors are
-split in halves whose products are exact; for numbers below 2^996, and products above 2^-968, where their
-errors would be denormal. Not to be compiled: a compiler may contract a product and a sum into one operation,
-and the errors computed here are then not those that were made.
+Every function is a row of ordinary torch operations, on any device. torch has no fused multiply-add, so
+factors are split in halves whose products are exact, for factors below 2^996 and products above 2^-968. Not
+to be compiled: a compiler may contract a product and a sum into one operation, and the errors computed here
+are then not those that were made.
 
-Source: T. J. Dekker, "A floating-point technique for extending the available precision", Numer. Math. 18 (1971).
+Source: T. J. Dekker, "A floating-point technique for extending the available precision", Numer. Math. 18
+(1971).
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def two_sum(a: Tensor, b: Tensor) -> DoubleDouble:
 
 
 def two_product(a: Tensor, b: Tensor) -> DoubleDouble:
-    """``a b`` exactly, as the rounded product and what it lacks; for numbers below 2^996 (Dekker's splitting)."""
+    """``a b`` exactly, as the rounded product and what it lacks."""
     p = a * b
     (ah, al), (bh, bl) = _split(a), _split(b)
     return DoubleDouble(p, ((ah * bh - p) + ah * bl + al * bh) + al * bl)
@@ -82,8 +83,8 @@ def _cross(left: Tensor, right: Tensor) -> DoubleDouble:
 def gram_add_(K: Tensor, delta: Tensor, a: Tensor, bias: bool = False, weight: bool = True) -> None:
     """Add to K, in place, the Gram matrix of the derivatives with respect to one layer.
 
-    Row i of the Jacobian has the derivatives ``sum_t delta[i, t] a[i, t]'`` with respect to the layer's weight
-    and ``sum_t delta[i, t]`` with respect to its bias; the inner products of rows follow without them:
+    Row i of the Jacobian has the derivatives ``sum_t delta[i, t] a[i, t]'`` with respect to the layer's
+    weight and ``sum_t delta[i, t]`` with respect to its bias; the inner products of rows follow without them:
     K[i, k] += sum over t, s of (delta[i, t] . delta[k, s]) (weight (a[i, t] . a[k, s]) + bias).
 
     Args:
@@ -93,8 +94,8 @@ def gram_add_(K: Tensor, delta: Tensor, a: Tensor, bias: bool = False, weight: b
         bias: whether a bias counts.
         weight: whether the weight does.
 
-    In double-double the error of an entry is at most about (h + w + T^2) 2^-104 of the sum of the absolute values
-    of all terms.
+    In double-double the error of an entry is at most about (h + w + T^2) 2^-104 of the sum of the absolute
+    values of all terms.
 
     Example:
         >>> import torch
@@ -127,9 +128,9 @@ def gram_factor(K: Tensor) -> Tensor:
     """L with L L' = K: Cholesky's factorisation with diagonal pivoting, in double-double.
 
     It stops where the pivots have fallen to the noise: N 2^-104 of the largest diagonal entry. An entry of
-    what is then left has been through at most N sums, each rounded to a few units of 2^-106 of the diagonal. What is
-    left away has a trace of at most N times that, so that its root, by which a singular value moves at most, is
-    N 2^-52 of the largest one: what an SVD of J in float64 would leave open too.
+    what is then left has been through at most N sums, each rounded to a few units of 2^-106 of the
+    diagonal. What is left away has a trace of at most N times that, so that its root, by which a singular
+    value moves at most, is N 2^-52 of the largest one: what an SVD of J in float64 would leave open too.
 
     Args:
         K: (2, N, N) or (2, B, N, N) float64, high and low parts of positive semidefinite matrices.

@@ -23,7 +23,7 @@ _NAMES = {"native": "native mlp", "layers": "layers", "dense": "blocks of column
 
 BLOCK_BYTES = 256 << 20
 """What the parts of the Jacobian that are held at a time may take together."""
-_LEAST_COLUMNS = 64
+LEAST_COLUMNS = 64
 
 
 @outside_inference_mode
@@ -96,7 +96,7 @@ def evaluate_gram(
     With `outputs`, the q that :func:`llr.jacobian.prepare` has found, the model is not probed again.
     """
     n, points = len(problem.x), problem.columns.points
-    q = prepare(problem, chunk_size).shape[-2] if outputs is None else outputs
+    q = prepare(problem, chunk_size, "torch").shape[-2] if outputs is None else outputs
     parts = (2,) if precision == "double-double" else ()
     batch = () if points is None else (points,)
     shape = (*parts, *batch, n, q, n, q)
@@ -138,7 +138,7 @@ def evaluate_triangle(
     factorizations", SIAM J. Sci. Comput. 34 (2012), for the sequential form.
     """
     points, P = problem.columns.points, problem.columns.count
-    q = prepare(problem, chunk_size).shape[-2] if outputs is None else outputs
+    q = prepare(problem, chunk_size, "torch").shape[-2] if outputs is None else outputs
     N = len(problem.x) * q
     # R, and the rows of R and of a block as QR reads and writes them.
     room = _room(problem, 3 * 8 * N * N, N, f"the triangular factor of {N} rows")
@@ -221,15 +221,15 @@ def _choose(problem: Problem, backend: str, native_bytes: int) -> str:
             "backend='layers' looks into modules, and a callable has none to show; backend='auto' takes "
             "blocks of columns of its Jacobian"
         )
-    return "layers" if has_layers and backend != "columns" else "columns"
+    return "layers" if has_layers and backend != "dense" else "dense"
 
 
 def _room(problem: Problem, held: int, N: int, what: str) -> int:
     """The bytes for parts of J beside what is held throughout."""
-    device, least = problem.x.device, 8 * N * _LEAST_COLUMNS
+    device, least = problem.x.device, 8 * N * LEAST_COLUMNS
     if not fits(held + least, device):
         raise ValueError(
-            f"{what} takes {format_bytes(held)} ({held} bytes), with {_LEAST_COLUMNS} columns of the "
+            f"{what} takes {format_bytes(held)} ({held} bytes), with {LEAST_COLUMNS} columns of the "
             f"Jacobian {format_bytes(held + least)}, more than the memory budget of "
             f"{format_bytes(memory_budget(device))}; take fewer samples, or raise the budget with "
             "llr.set_memory_budget(bytes)"

@@ -8,7 +8,8 @@ from itertools import pairwise
 
 import torch
 
-from llr.gram import BLOCK_BYTES
+from llr import _ops
+from llr.gram import BLOCK_BYTES, LEAST_COLUMNS
 from llr.jacobian import Plan
 from llr.memory import fits, format_bytes, memory_budget
 from llr.problem import Problem
@@ -17,6 +18,8 @@ METHODS = ("auto", "svd", "tsqr", "gram", "certified")
 
 # A multiply-add in double-double is about ten operations on doubles; they run as fast as a matrix product's.
 _DOUBLE_DOUBLE = 10
+
+_WIDEST_IN_LANES = 128  # the short side up to which singular values need next to no memory
 
 
 @dataclass(frozen=True)
@@ -32,30 +35,46 @@ class Cost:
 def costs(problem: Problem, prepared: Plan) -> dict[str, Cost]:
     """Estimates for "svd", "tsqr" and "gram", by name.
 
-    With N rows, P columns and s the shorter of the two: an SVD takes 2 N P s + 3 s^3 operations and holds J;
-    tsqr takes 2 P N^2 + 3 s^3 and holds a triangle of N^2 / 2 and a block of columns; gram takes about
-    5 N^2 (sum of widths) + 9 N^3 for an MLP, 5 N^2 P + 9 N^3 at most for another module, and holds six
-    matrices of N^2 doubles (K and its factor, two parts each, and the factor rounded, twice) with the signals
-    of an MLP. Every number is times the number of parameter points, but for bytes of the last two methods.
+    With N rows, P columns and s the shorter of the two: an SVD takes 2 N P s + 3 s^3 operations and holds J,
+    with blocks of 8 s^2 numbers for QR where s is beyond 128. tsqr takes 2 P N^2 + 3 s^3 and holds three
+    triangles of N^2, and blocks of columns. gram takes about 5 N^2 (sum of widths) + 9 N^3 for an MLP,
+    5 N^2 P + 9 N^3 at most for another module, and holds six matrices of N^2 numbers (K and its factor in
+    two parts each, and the factor rounded, twice) and the signals of an MLP, or blocks of columns. Times the
+    number of parameter points, but for what the last two hold of one at a time.
     """
     *points, n, q, P = prepared.shape
     N, batch = n * q, math.prod(points)
     s = min(N, P)
-    values = 3.0 * s**3
+    square, J = 8 * N * N, 8 * N * P
+    device, values = problem.x.device, 3.0 * s**3
+    blocks = 0
+    if s > _WIDEST_IN_LANES:
+        blocks = J // 8 + torch.get_num_threads() * 3 * min(64 * s * s, J)
     terms, signals = P, 0
     if problem.mlp is not None:
         widths = problem.mlp.widths
         terms = sum(a + b for a, b in pairwise(widths))
         signals = 8 * n * (widths[0] + (2 + q) * sum(widths[1:-1]) + q * q)
-    square = 8 * N * N
-    block = min(BLOCK_BYTES, 8 * N * P)
     gram = _DOUBLE_DOUBLE * (0.5 * N * N * terms + 0.6 * N**3) + 3.0 * N**3
+    held = 6 * square if not points else 4 * square + 2 * batch * square
+    if problem.mlp is not None and _ops.has_kernel(problem.x):
+        gram_bytes = held + signals
+    else:
+        gram_bytes = _with_blocks(held, N, J, device)
     estimates = [
-        Cost("svd", 2.0 * N * P * s + values, prepared.nbytes + 8 * batch * s),
-        Cost("tsqr", 2.0 * P * N * N + values, 3 * square + 3 * block),
-        Cost("gram", gram, 6 * square + max(signals, 0 if problem.mlp else block)),
+        Cost("svd", 2.0 * N * P * s + values, prepared.nbytes + blocks),
+        Cost("tsqr", 2.0 * P * N * N + values, _with_blocks(3 * square, N, J, device)),
+        Cost("gram", gram, gram_bytes),
     ]
     return {c.method: Cost(c.method, batch * c.flops, c.nbytes) for c in estimates}
+
+
+def _with_blocks(held: int, N: int, J: int, device: torch.device) -> int:
+    """Bytes with the blocks of columns that go beside: fewer where memory is short, but some."""
+    generous = held + min(BLOCK_BYTES, 2 * J)
+    if fits(generous, device):
+        return generous
+    return max(held + 8 * N * LEAST_COLUMNS, min(generous, memory_budget(device)))
 
 
 def choose(method: str, problem: Problem, prepared: Plan, dtype: torch.dtype) -> tuple[Cost, str]:
@@ -99,6 +118,6 @@ def _too_large(cost: Cost, estimates: dict[str, Cost], device: torch.device) -> 
     )
     return (
         f"method={cost.method!r} takes {format_bytes(cost.nbytes)} ({cost.nbytes} bytes), more than the "
-        f"memory budget of {format_bytes(memory_budget(device))} (others: {others}); take fewer samples, choose "
-        "parameters with params=, or raise the budget with llr.set_memory_budget(bytes)"
+        f"memory budget of {format_bytes(memory_budget(device))} (others: {others}); take fewer samples, "
+        "choose parameters with params=, or raise the budget with llr.set_memory_budget(bytes)"
     )

@@ -12,8 +12,7 @@ from llr import _ops
 from llr.certify import Progress, certify
 from llr.gram import BLOCK_BYTES, evaluate_gram, evaluate_triangle
 from llr.jacobian import Plan, execute, prepare
-from llr.memory import fits
-from llr.methods import METHODS, Cost, choose
+from llr.methods import METHODS, Cost, choose, costs
 from llr.parameters import Selection
 from llr.problem import Model, Problem, read_problem
 from llr.result import RankResult
@@ -52,9 +51,10 @@ def rank(
             stands it would count as a batch of n matrices (q, P).
         x: samples, shape (n, ...), n >= 1.
         method: "svd" makes the whole J; "tsqr" never has more than a block of its columns; "gram" takes
-            J J' in double-double arithmetic, for an MLP without any J; "certified" proves a lower bound in
-            ball arithmetic. The first three count singular values and agree to rounding. "auto" takes the
-            one of them with the fewest operations that fits `llr.memory_budget`.
+            J J' in double-double arithmetic, for an MLP without any J (and gives way to "tsqr" where J's
+            entries cannot be squared); "certified" proves a lower bound in ball arithmetic. The first three
+            count singular values and agree to rounding. "auto" takes the one of them with the fewest
+            operations that fits `llr.memory_budget`.
         params: which parameters count, or their values, as in `llr.jacobian`. Stacked values with a
             leading dimension B give B ranks.
         dtype: the precision. "auto" is float64 for a model, whatever its own precision, and the
@@ -96,8 +96,8 @@ def rank(
         given = [x, params, chunk_size, upper, progress]
         if any(g is not None for g in given) or backend != "auto" or method not in ("auto", "svd"):
             raise TypeError(
-                "x, params, chunk_size, backend, upper, progress and other methods than 'svd' describe a model, "
-                "but a tensor was given; call llr.rank(tensor, dtype=..., rtol=..., atol=...)"
+                "x, params, chunk_size, backend, upper, progress and other methods than 'svd' describe a "
+                "model, but a tensor was given; call llr.rank(tensor, dtype=..., rtol=..., atol=...)"
             )
         matrix = model.to(dtype) if isinstance(dtype, torch.dtype) else model
         return numerical_rank(matrix, rtol=rtol, atol=atol)
@@ -119,7 +119,10 @@ def rank(
                 "away"
             )
         proof = certify(model, x, params=params, upper=upper, max_bits=max_bits, progress=progress)
-        found = _numerical(model, x, params, chunk_size, backend)
+        problem = read_problem(model, x, params, torch.float64)
+        prepared = prepare(problem, chunk_size, backend)
+        # For the eye: what floating point sees of the same matrix, which took far less than its balls did.
+        found = _counted(problem, prepared, costs(problem, prepared)["svd"], chunk_size, rtol, atol)
         return replace(
             found,
             rank=proof.rank,
@@ -136,22 +139,14 @@ def rank(
     problem = read_problem(model, x, params, torch.float64 if dtype == "auto" else dtype)
     prepared = prepare(problem, chunk_size, backend)
     cost, reason = choose(method, problem, prepared, problem.dtype)
-    found = _counted(problem, prepared, cost, chunk_size, rtol, atol)
+    try:
+        found = _counted(problem, prepared, cost, chunk_size, rtol, atol)
+    except _ImmoderateSquares:
+        reason = "squares of J's entries leave the range of float64, so not gram"
+        cost = costs(problem, prepared)["tsqr"]
+        found = _counted(problem, prepared, cost, chunk_size, rtol, atol)
     limit = found.upper if upper is None else min(found.upper, upper)
     return replace(found, reason=reason, predicted_bytes=cost.nbytes, upper=limit)
-
-
-def _numerical(
-    model: Model, x: Tensor, params: Selection, chunk_size: int | None, backend: str
-) -> RankResult:
-    """The float64 rank beside a certificate; without a spectrum where J does not fit."""
-    problem = read_problem(model, x, params, torch.float64)
-    prepared = prepare(problem, chunk_size, backend)
-    n, q, P = prepared.shape
-    if not fits(prepared.nbytes, problem.x.device):
-        return count(torch.empty(0, dtype=torch.float64), n * q, P)
-    svd = Cost("svd", 0.0, prepared.nbytes)
-    return _counted(problem, prepared, svd, chunk_size, None, None)
 
 
 def _counted(
@@ -172,10 +167,12 @@ def _counted(
         values, held = svdvals(J), J.nbytes
     elif cost.method == "tsqr":
         R, path = evaluate_triangle(problem, q, chunk_size=chunk_size)
-        values, held = svdvals(R), R.nbytes + BLOCK_BYTES
+        values, held = svdvals(R), min(R.nbytes + min(BLOCK_BYTES, 16 * N * P), cost.nbytes)
     else:
         K, path = evaluate_gram(problem, q, chunk_size=chunk_size)
         K = K.reshape(*K.shape[:-4], N, N)
+        if not _squares_are_moderate(K):
+            raise _ImmoderateSquares
         L = _ops.gram_factor(K)
         # The factor is made in two parts of double-double before it is rounded.
         values, held = svdvals(L), 2 * K.nbytes + 2 * L.nbytes
@@ -183,3 +180,13 @@ def _counted(
     values = torch.nn.functional.pad(values, (0, max(0, short - values.shape[-1])))[..., :short]
     found = count(values, N, P, rtol=rtol, atol=atol, method=cost.method)
     return replace(found, path=path, actual_bytes=held)
+
+
+class _ImmoderateSquares(Exception):
+    pass
+
+
+def _squares_are_moderate(K: Tensor) -> bool:
+    """Whether K is finite, and large enough for the last bits of double-double to be numbers as well."""
+    top = K[0].diagonal(dim1=-2, dim2=-1).amax(-1)
+    return bool(((top > 2.0**-800) & (top < 2.0**900)).all())

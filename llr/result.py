@@ -29,8 +29,7 @@ class RankResult:
     Attributes:
         rank: number of singular values strictly above ``tol``; for method "certified", the proved
             lower bound.
-        spectrum: all ``min(m, n)`` singular values, descending, shape ``(..., min(m, n))``; empty
-            for "certified" if J in float64 did not fit.
+        spectrum: all ``min(m, n)`` singular values, descending, shape ``(..., min(m, n))``.
         tol: the absolute tolerance (see `tolerance`); 0 for "certified", which counts no values.
         gap: ``sigma_r / sigma_(r+1)`` at the cut, ``inf`` where only exact zeros lie below it. At
             full rank there is no ``sigma_(r+1)`` and ``tol`` takes its place; at rank 0 there is no

@@ -97,7 +97,7 @@ def read_layers(problem: Problem, outputs: int, *, every: bool = True) -> Layers
     """
     names = problem.columns.values
     if problem.mlp is not None and every:
-            names_of = [_selected(name, names) for name, _ in problem.chain()]
+        names_of = [_selected(name, names) for name, _ in problem.chain()]
         pairs = zip(names_of[::2], names_of[1::2], pairwise(problem.mlp.widths), strict=True)
         layers = [Layer(str(i), wn, bn, 1, 1, h, w) for i, (wn, bn, (w, h)) in enumerate(pairs)]
         return Layers(problem, outputs, [layer for layer in layers if layer.names], [])
@@ -289,13 +289,11 @@ def _hooked(problem: Problem, x: Tensor, layers: Sequence[Layer]) -> dict[Layer,
         )
         outs = [out for noted in calls.values() for _, out in noted]
         by_output = [_gradients(y[:, j].sum(), outs) for j in range(y.shape[1])]
-    calls_of = iter(
-        zip(*by_output, strict=True)
-    )  # derivatives of all outputs by what comes out of each call
+    by_call = iter(zip(*by_output, strict=True))  # of every call noted, for all outputs
     found: dict[Layer, Signal] = {}
     for layer in layers:
         inputs = [a for a, _ in calls[layer.path]]
-        signal = _signal(model, layer, len(x), inputs, [next(calls_of) for _ in inputs])
+        signal = _signal(model, layer, len(x), inputs, [next(by_call) for _ in inputs])
         if signal is not None and _agrees(layer, signal, mix, truth):
             found[layer] = signal
     return found
@@ -353,7 +351,9 @@ def _agrees(layer: Layer, signal: Signal, mix: Tensor, truth: Mapping[str, Tenso
     # The sum of the sizes of all terms is what rounding goes by: a total may vanish by symmetry.
     tolerance = torch.finfo(delta.dtype).eps ** 0.75
     return all(
-        bool((own.flatten() - true.flatten()).abs().max() <= tolerance * size.clamp(true.abs().max()))
+        bool(
+            (own.flatten() - true.flatten()).abs().max() <= tolerance * size.clamp(true.abs().max())
+        )
         for own, true, size in pairs
     )
 

@@ -269,6 +269,8 @@ class TestSampleSizes:
         assert (verdict.holds, verdict.rank, verdict.model_rank) == (False, 6, 8)
         assert "only 6 of the samples differ" in verdict.reason
         assert llr_sample_size(model, torch.cat((bad, x)), model_rank=8) == 10 + 8
+        late = torch.cat((x[:1].expand(40, 2), x[1:]))
+        assert llr_sample_size(model, late, model_rank=8) == 40 + 7
 
     def test_mirrored_points_do_not_count_for_odd_functions(self) -> None:
         model = two_layer([(w, 0.0, a) for w, _, a in TWO], beta=False)
@@ -512,7 +514,7 @@ class TestSearch:
         assert int(llr.rank(model, found.samples[:-1]).rank) == 7
 
     def test_trace_doubles(self) -> None:
-        # dim T = 28 of P = 48.
+        # Eight distinct neurons of twelve: dim T = 32 of P = 48.
         model = two_layer([([0.3 * i - 1, 1.0], 0.1 * i, [1.0]) for i in range(7)] + [TWO[0]] * 5)
         seen: list[tuple[int, int, int]] = []
         found = model_rank(model, margin=4, progress=lambda *step: seen.append(step))
@@ -523,6 +525,11 @@ class TestSearch:
         assert [rank for _, rank in found.trace[:2]] == [8, 16]
         assert {upper for *_, upper in seen} == {48}
         assert seen[-1][:2] == found.trace[-1]
+        # Of two outputs, half as many points: 16 observations are enough to see rank 5, margin 8.
+        assert model_rank(two_layer(DEGENERATE["copies, parallel outputs"][0])).trace == [
+            (8, 5),
+            (16, 5),
+        ]
 
     def test_too_few_samples_is_a_result(self) -> None:
         found = model_rank(two_layer(TWO), max_samples=6)
@@ -571,6 +578,27 @@ class TestSearch:
         assert not found.saturated
         assert not found.exact
         assert "certify=True" in found.reason
+
+    def test_count_goes_on_where_a_proof_does_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # The first 24 samples are ambiguous already, and the only ones on which a proof is affordable.
+        monkeypatch.setattr("llr.saturation._WORK", 24 * 36 * 224.0)
+        found = model_rank(random_net(1, 12, 1), margin=12)
+        assert found.lower == 24 < found.rank <= 36
+        assert found.ambiguous
+        assert found.result.certificate is None
+
+    def test_proof_of_more_than_was_counted(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        # Two neurons one unit apart with parallel outputs: dim T = 10, of which floating point sees the 5 of
+        # one neuron, on 4 points. Only a proof on these is affordable, and finds 4 + 2.
+        near = [torch.nextafter(torch.tensor(w, dtype=F64), torch.tensor(9.0)).item() for w in W1]
+        model = two_layer([(W1, 0.3, [1.0, 2.0]), (near, 0.3, [2.0, 4.0])])
+        counted = model_rank(model, certify=False)
+        assert (counted.rank, counted.n_samples, counted.ambiguous) == (5, 4, False)
+        assert model_rank(model).exact
+        monkeypatch.setattr("llr.saturation._WORK", 8 * 10 * 208.0)
+        found = model_rank(model)
+        assert (found.rank, found.lower, found.upper) == (6, 6, 10)
+        assert (found.ambiguous, found.saturated) == (True, False)
 
     @pytest.mark.parametrize("method", ["svd", "tsqr", "gram"])
     def test_methods(self, method: str) -> None:

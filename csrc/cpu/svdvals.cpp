@@ -112,7 +112,7 @@ class Values {
   void run() {
     const int64_t n = batch_.columns;
     in_lanes_ = n <= widest_in_lanes;
-    const int64_t block = in_lanes_ ? std::clamp(4 * n, least_block_rows, most_block_rows) : 16 * n;
+    const int64_t block = in_lanes_ ? std::clamp(4 * n, least_block_rows, most_block_rows) : 8 * n;
     while (batch_.rows > 2 * block) shorten(block);
     if (in_lanes_ && (n <= always_in_lanes || batch_.count() >= fewest_in_lanes)) {
       values_in_lanes();

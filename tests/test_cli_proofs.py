@@ -1,0 +1,141 @@
+"""``llr rank --method``, ``llr certify``, ``llr verify`` and ``llr model-rank``."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_cli import rank_as_json, refusal, run
+
+import llr
+from llr.files import load_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
+
+SOURCE = ("mlp:2-3-1", "--inputs", "x.npy")
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", np.random.default_rng(0).standard_normal((40, 2)))
+    return tmp_path
+
+
+class TestMethods:
+    @pytest.mark.parametrize("method", ["svd", "tsqr", "gram"])
+    def test_counting(self, method: str) -> None:
+        result = rank_as_json(*SOURCE, "--method", method)
+        assert (result["method"], result["rank"], result["upper"]) == (method, 13, 13)
+        assert (result["lower"], result["exact"], result["certificate"]) == (0, False, None)
+
+    def test_certified(self) -> None:
+        result = rank_as_json(*SOURCE, "--method", "certified", "--max-bits", 256)
+        assert (result["lower"], result["exact"], result["bits"]) == (13, True, 64)
+        assert llr.Certificate.from_dict(result["certificate"]).rank == 13
+
+    def test_upper(self) -> None:
+        assert rank_as_json(*SOURCE, "--upper", 9)["upper"] == 9
+
+    def test_unknown(self) -> None:
+        assert "'qr' is not one of" in run("rank", *SOURCE, "--method", "qr", code=2).output
+
+
+class TestCertify:
+    def test_round_trip(self, here: Path) -> None:
+        output = run("certify", *SOURCE, "--out", "deep/proof.json").stdout
+        assert "wrote  deep/proof.json" in output
+        assert "13" in output
+        kept = llr.Certificate.load(here / "deep/proof.json")
+        assert kept.exact
+        verdict = run("verify", "deep/proof.json", *SOURCE)
+        assert verdict.stdout.startswith("holds: ")
+        model, x = load_model("mlp:2-3-1", dtype=torch.float64), torch.from_numpy(np.load("x.npy"))
+        assert llr.certify.verify(kept, model, x)
+
+    def test_another_model(self) -> None:
+        run("certify", *SOURCE, "--out", "proof.json")
+        output = run("verify", "proof.json", *SOURCE, "--seed", 1, code=1).stdout
+        assert output.startswith("does NOT hold: the parameters")
+
+    def test_other_samples(self) -> None:
+        run("certify", *SOURCE, "--out", "proof.json")
+        np.save("x.npy", np.load("x.npy")[::-1])
+        assert "samples" in run("verify", "proof.json", *SOURCE, code=1).stdout
+
+    def test_edited(self, here: Path) -> None:
+        run("certify", "mlp:2-2-1", "--inputs", "x.npy", "--out", "proof.json")
+        proof = json.loads((here / "proof.json").read_text())
+        proof["rows"][0] = next(i for i in range(40) if i not in proof["rows"])
+        proof["rows"].sort()
+        (here / "proof.json").write_text(json.dumps(proof))
+        message = refusal("verify", "proof.json", "mlp:2-2-1", "--inputs", "x.npy")
+        assert "proof.json: checksum does not fit the other fields" in message
+
+    def test_no_certificate(self, here: Path) -> None:
+        (here / "proof.json").write_text("{}")
+        assert "proof.json" in refusal("verify", "proof.json", *SOURCE)
+        assert "absent.json" in refusal("verify", "absent.json", *SOURCE)
+
+    def test_disproved_upper_bound(self, here: Path) -> None:
+        assert "disprove" in refusal("certify", *SOURCE, "--upper", 5, "--out", "proof.json")
+        assert not (here / "proof.json").exists()
+
+    def test_params(self) -> None:
+        run("certify", *SOURCE, "--params", "2.*", "--out", "proof.json")
+        run("verify", "proof.json", *SOURCE, "--params", "2.*")
+        run("verify", "proof.json", *SOURCE, code=1)
+
+    @pytest.mark.slow
+    def test_interrupted(self, here: Path) -> None:
+        np.save("x.npy", np.random.default_rng(0).standard_normal((600, 1)))
+        (here / "proof.json").write_text("what was there before")
+        command = [sys.executable, "-m", "llr.cli", "certify", "mlp:1-100-1", "--inputs", "x.npy"]
+        process = subprocess.Popen(
+            [*command, "--out", "proof.json"], stderr=subprocess.PIPE, text=True, env=os.environ
+        )
+        time.sleep(12)
+        assert process.poll() is None, "it should take minutes"
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "interrupted" in errors
+        assert (here / "proof.json").read_text() == "what was there before"
+        assert sorted(p.name for p in here.iterdir()) == ["proof.json", "x.npy"]
+
+
+class TestModelRank:
+    def test_lines(self) -> None:
+        output = run("model-rank", "mlp:2-3-1").stdout
+        model = load_model("mlp:2-3-1", dtype=torch.float64)
+        assert output.strip() == str(llr.model_rank(model))
+        assert "13" in output
+
+    def test_json(self, here: Path) -> None:
+        run("model-rank", "mlp:2-3-1", "--json", "out.json")
+        result = json.loads((here / "out.json").read_text())
+        assert (result["rank"], result["exact"]) == (13, True)
+        assert result["model"] == "mlp:2-3-1"
+
+    def test_box_and_no_proof(self) -> None:
+        options = ("--sampler", "uniform", "--box", 0, 1, "--no-certify", "--json", "-")
+        result = json.loads(run("model-rank", "mlp:2-3-1", *options).stdout)
+        assert (result["rank"], result["lower"], result["exact"]) == (13, 0, False)
+
+    def test_too_few_samples(self) -> None:
+        result = json.loads(
+            run("model-rank", "mlp:2-3-1", "--max-samples", 5, "--json", "-").stdout
+        )
+        assert result["rank"] == 5
+        assert result["saturated"] is False
+
+    def test_empty_box(self) -> None:
+        assert "low" in refusal("model-rank", "mlp:2-3-1", "--sampler", "uniform", "--box", 1, 1)

@@ -1,0 +1,299 @@
+"""The four methods of llr.rank: that they agree, what they hold, which one is taken, what is proved."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+import torch
+from models import EVERY, make
+from oracles import mlp, run_python
+from test_rank import DEGENERATE, samples, two_layer
+from torch import nn
+
+import llr
+from llr import _ops
+from llr.certify import verify
+from llr.jacobian import prepare
+from llr.methods import choose, costs
+from llr.problem import read_problem
+
+F64 = torch.float64
+FLOAT_METHODS = ("svd", "tsqr", "gram")
+native = pytest.mark.skipif(not _ops.NATIVE, reason="needs the native library")
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:llr runs without its native library:RuntimeWarning",
+    "ignore:There is a performance drop:UserWarning",  # torch, of attention under vmap
+)
+
+
+@pytest.fixture(autouse=True)
+def no_budget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.delenv("LLR_MEMORY_BUDGET", raising=False)
+    with llr.set_memory_budget(None):
+        yield
+
+
+class TestAgreement:
+    @pytest.mark.parametrize("case", EVERY)
+    def test_every_model(self, case: str) -> None:
+        torch.manual_seed(0)
+        model, x = make(case)
+        J = llr.reference.jacobian(model, x).flatten(0, 1)
+        exact = torch.linalg.svdvals(J)
+        for method in FLOAT_METHODS:
+            result = llr.rank(model, x, method=method)
+            assert result.method == method
+            assert result.spectrum.shape == exact.shape
+            error = (result.spectrum - exact).abs().max()
+            assert error <= 10 * min(J.shape) * 2.0**-52 * exact[0], method
+            assert result.rank == int(torch.linalg.matrix_rank(J)), method
+            assert (result.n_rows, result.n_params) == tuple(J.shape)
+
+    @pytest.mark.parametrize("method", FLOAT_METHODS)
+    @pytest.mark.parametrize("name", DEGENERATE)
+    def test_known_ranks(self, name: str, method: str) -> None:
+        neurons, options, (expected, *_) = DEGENERATE[name]
+        result = llr.rank(two_layer(neurons, **options), samples(60, 2), method=method)
+        assert result.rank == expected
+        assert not result.ambiguous
+
+    @pytest.mark.parametrize("method", FLOAT_METHODS)
+    def test_small_singular_values(self, method: str) -> None:
+        # Falling to 1e-13 of the first: a float64 Gram matrix sees nothing below 1e-8.
+        model, x = two_layer([([1.0 + 0.3 * i], 0.1 * i, [1.0]) for i in range(8)]), samples(48, 1)
+        J = llr.jacobian(model, x)[:, 0]
+        exact = torch.linalg.svdvals(J)
+        assert exact[-1] < 1e-12 * exact[0]
+        found = llr.rank(model, x, method=method).spectrum
+        assert (found - exact).abs().max() <= 10 * 24 * 2.0**-52 * exact[0]
+        plain = torch.linalg.eigvalsh(llr.gram(model, x).reshape(48, 48)).flip(0)[:24]
+        lost = (plain.clamp(min=0).sqrt() - exact).abs().max()
+        assert lost > 1e4 * (found - exact).abs().max()
+
+    @pytest.mark.parametrize("method", FLOAT_METHODS)
+    def test_stacked_points(self, method: str) -> None:
+        models = [mlp(3, 4, 2) for _ in range(3)]
+        with torch.no_grad():
+            models[1][0].weight.zero_()
+        x = samples(30, 3)
+        stacked, _ = torch.func.stack_module_state(models)
+        result = llr.rank(models[0], x, params=stacked, method=method)
+        expected = [llr.rank(m, x, method="svd") for m in models]
+        assert result.rank.tolist() == [r.rank for r in expected]
+        for row, one in zip(result.spectrum, expected, strict=True):
+            torch.testing.assert_close(row, one.spectrum, rtol=0, atol=1e-13)
+
+    @pytest.mark.parametrize("method", FLOAT_METHODS)
+    def test_more_rows_than_columns_and_fewer(self, method: str) -> None:
+        model = mlp(3, 4, 2)
+        for n in (1, 2, 12, 13, 14, 60):
+            result = llr.rank(model, samples(n, 3), method=method)
+            assert result.rank == min(2 * n, 26)
+            assert len(result.spectrum) == min(2 * n, 26) == result.upper
+
+
+class TestChoice:
+    def test_tall_small_matrix_is_taken_whole(self) -> None:
+        result = llr.rank(mlp(3, 4, 1), samples(500, 3))
+        assert result.method == "svd"
+        assert "operations in" in result.reason
+
+    def test_wide_net_needs_no_jacobian(self) -> None:
+        result = llr.rank(mlp(10, 256, 256, 1), samples(64, 10))
+        assert result.method == "gram"
+        assert result.predicted_bytes < 64 * 68_865 * 8 / 20
+
+    def test_memory_decides(self) -> None:
+        model, x = nn.Sequential(nn.Linear(300, 20), nn.LayerNorm(20)).double(), samples(5, 300)
+        assert llr.rank(model, x, params="0.*").method == "svd"
+        whole = llr.plan(model, x, params="0.*").nbytes
+        with llr.set_memory_budget(whole // 4):
+            result = llr.rank(model, x, params="0.*")
+            with pytest.raises(ValueError, match="more than the memory budget"):
+                llr.jacobian(model, x)
+        assert result.method in ("tsqr", "gram")
+        assert result.rank == 5 * 19  # LayerNorm takes the mean out of every sample
+        assert result.actual_bytes <= result.predicted_bytes <= whole // 4
+
+    @pytest.mark.parametrize("method", FLOAT_METHODS)
+    def test_what_does_not_fit_is_refused(self, method: str) -> None:
+        model, x = mlp(3, 40, 1), samples(300, 3)
+        problem = read_problem(model, x, None)
+        needed = costs(problem, prepare(problem))[method].nbytes
+        with (
+            llr.set_memory_budget(needed // 2),
+            pytest.raises(ValueError, match=rf"method='{method}' takes .*\(\d+ bytes\), more"),
+        ):
+            llr.rank(model, x, method=method)
+
+    def test_nothing_fits(self) -> None:
+        with (
+            llr.set_memory_budget(1000),
+            pytest.raises(ValueError, match=r"more than the memory budget of 1 kB \(others: "),
+        ):
+            llr.rank(mlp(3, 40, 1), samples(300, 3))
+
+    def test_cheapest_that_fits(self) -> None:
+        for n, width in ((5, 300), (400, 3), (100, 20)):
+            problem = read_problem(mlp(3, width, 1), samples(n, 3), None)
+            prepared = prepare(problem)
+            estimates = costs(problem, prepared)
+            taken, _ = choose("auto", problem, prepared, F64)
+            assert taken.flops == min(c.flops for c in estimates.values())
+
+    def test_float32_is_for_svd(self) -> None:
+        model, x = mlp(3, 400, 1), samples(40, 3)
+        result = llr.rank(model, x, dtype=torch.float32)
+        assert (result.method, result.dtype) == ("svd", torch.float32)
+        for method in ("tsqr", "gram"):
+            with pytest.raises(
+                TypeError, match=f"method='{method}' computes in float64, but dtype"
+            ):
+                llr.rank(model, x, dtype=torch.float32, method=method)
+
+    @native
+    @pytest.mark.slow
+    @pytest.mark.parametrize("method", FLOAT_METHODS)
+    def test_peak_is_as_predicted(self, method: str) -> None:
+        # In a process of its own: how far it grows beyond what loading and a first call take.
+        code = f"""
+import torch, llr
+from pathlib import Path
+from oracles import mlp
+def status(key):
+    line = next(l for l in Path("/proc/self/status").read_text().splitlines() if l.startswith(key))
+    return int(line.split()[1]) * 1024
+model, x = mlp(10, 256, 256, 1), torch.randn(512, 10, dtype=torch.float64)
+llr.rank(model, x[:8], method={method!r})
+Path("/proc/self/clear_refs").write_text("5")
+before = status("VmRSS")
+result = llr.rank(model, x, method={method!r})
+print(status("VmHWM") - before, result.predicted_bytes, result.actual_bytes, result.rank)
+"""
+        done = run_python(code)
+        assert done.returncode == 0, done.stderr
+        grown, predicted, actual, rank = map(int, done.stdout.split())
+        assert rank == 512
+        assert actual <= predicted
+        assert grown <= 1.2 * predicted + (64 << 20)
+
+
+class TestCertified:
+    def test_what_floating_point_cannot_see(self) -> None:
+        g = torch.Generator().manual_seed(0)
+        w, b, a = (torch.randn(12, 1, generator=g, dtype=F64) for _ in range(3))
+        model = two_layer(list(zip(w.tolist(), b[:, 0].tolist(), a.tolist(), strict=True)))
+        x = samples(72, 1, seed=1)
+        blurred = llr.rank(model, x)
+        assert blurred.rank < 36
+        assert blurred.ambiguous
+        assert "method='certified' proves a bound" in str(blurred)
+        assert (blurred.lower, blurred.upper, blurred.exact) == (0, 36, False)
+        result = llr.rank(model, x, method="certified")
+        assert (result.rank, result.lower, result.upper, result.exact) == (36, 36, 36, True)
+        assert not result.ambiguous
+        assert result.bits >= 64
+        assert verify(result.certificate, model, x)
+        torch.testing.assert_close(result.spectrum, blurred.spectrum, rtol=0, atol=1e-12)
+        assert str(result) == f"rank 36 of a 72 x 36 matrix, proved (certified, {result.bits} bits)"
+
+    def test_bounds_that_do_not_meet(self) -> None:
+        neurons = [([0.5, -1.0], 0.3, [1.0]), ([0.5, -1.0], 0.3, [2.0])]
+        model, x = two_layer(neurons), samples(40, 2)
+        result = llr.rank(model, x, method="certified", max_bits=512)
+        assert (result.rank, result.lower, result.upper) == (4, 4, 8)
+        assert result.ambiguous
+        assert not result.exact
+        assert re.match(r"rank between 4 and 8 of a 40 x 8 matrix, proved", str(result))
+        known = llr.rank(model, x, method="certified", upper=4)
+        assert known.exact
+        with pytest.raises(ValueError, match="disprove"):
+            llr.rank(model, x, method="certified", upper=3)
+
+    def test_upper_bound_of_a_count(self) -> None:
+        model, x = mlp(2, 3, 1), samples(40, 2)
+        assert llr.rank(model, x, upper=9).upper == 9
+        assert llr.rank(model, x, upper=99).upper == 13
+
+    def test_relu_is_exact(self) -> None:
+        torch.manual_seed(0)
+        model = mlp(2, 4, 1, activation=nn.ReLU)
+        result = llr.rank(model, samples(60, 2), method="certified")
+        assert result.exact
+        assert result.bits is None
+        assert "rationals" in str(result)
+        assert result.rank == llr.rank(model, samples(60, 2)).rank
+
+    def test_json(self) -> None:
+        result = llr.rank(mlp(2, 3, 1), samples(30, 2), method="certified")
+        kept = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+        assert kept["exact"] is True
+        assert kept["gap"] is None
+        assert llr.Certificate.from_dict(kept["certificate"]) == result.certificate
+
+    def test_float32_parameters_are_exact_numbers(self) -> None:
+        torch.manual_seed(0)
+        model, x = mlp(2, 3, 1, dtype=torch.float32), torch.randn(30, 2)
+        assert llr.rank(model, x, method="certified").exact
+
+
+class TestBadInput:
+    def test_method(self) -> None:
+        with pytest.raises(ValueError, match=r"method is 'qr'; expected one of auto, svd, tsqr"):
+            llr.rank(mlp(2, 2, 1), samples(3, 2), method="qr")
+
+    @pytest.mark.parametrize("method", ["tsqr", "gram", "certified"])
+    def test_methods_for_a_matrix(self, method: str) -> None:
+        with pytest.raises(TypeError, match="describe a model"):
+            llr.rank(torch.eye(3), method=method)
+
+    @pytest.mark.parametrize("upper", [-1, 2.5, "3"])
+    def test_upper(self, upper: object) -> None:
+        with pytest.raises(
+            ValueError, match=f"upper is {upper!r}; expected a number of dimensions"
+        ):
+            llr.rank(mlp(2, 2, 1), samples(3, 2), upper=upper)
+
+    @pytest.mark.parametrize("method", [*FLOAT_METHODS, "certified"])
+    def test_nan(self, method: str) -> None:
+        x = samples(5, 2)
+        x[3, 1] = float("nan")
+        with pytest.raises(ValueError, match="x is nan at index"):
+            llr.rank(mlp(2, 2, 1), x, method=method)
+
+    @pytest.mark.parametrize("method", FLOAT_METHODS)
+    def test_overflowing_jacobian(self, method: str) -> None:
+        model = mlp(1, 2, 1, activation=nn.SiLU)
+        with torch.no_grad():
+            model[2].weight.fill_(1e308)
+        with pytest.raises(ValueError, match=r"NaN or Inf|too large"):
+            llr.rank(model, 1e4 * samples(5, 1), method=method)
+
+    @pytest.mark.parametrize("scale", [1e-200, 1e-140, 1e140, 1e200])
+    def test_squares_out_of_range(self, scale: float) -> None:
+        model, x = nn.Sequential(nn.Linear(3, 2, bias=False)).double(), scale * samples(10, 3)
+        result = llr.rank(model, x, method="gram")
+        assert result.rank == 6
+        assert result.method == "tsqr"
+        assert "leave the range" in result.reason
+        torch.testing.assert_close(
+            result.spectrum / scale, llr.rank(model, x / scale).spectrum, rtol=1e-12, atol=0
+        )
+
+    def test_zero_jacobian(self) -> None:
+        model = nn.Sequential(nn.Linear(3, 2, bias=False)).double()
+        for method in FLOAT_METHODS:
+            assert llr.rank(model, torch.zeros(4, 3, dtype=F64), method=method).rank == 0
+
+    def test_certificate_in_float32(self) -> None:
+        with pytest.raises(TypeError, match="a certificate is about the exact values"):
+            llr.rank(mlp(2, 2, 1), samples(3, 2), method="certified", dtype=torch.float32)
+
+    def test_certificate_of_an_unknown_layer(self) -> None:
+        model = nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 1)).double()
+        with pytest.raises(ValueError, match=r"LayerNorm.*method=.svd"):
+            llr.rank(model, samples(3, 2), method="certified")
