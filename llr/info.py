@@ -9,8 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from llr import _ops, reference
+from llr import _ops, double_double, reference
 from llr.memory import format_bytes, memory_budget
+from llr.spectrum import svdvals
 
 
 @dataclass(frozen=True)
@@ -98,8 +99,8 @@ _ALLOWED = {torch.float64: 1e-13, torch.float32: 1e-5}
 def selftest() -> SelfTest:
     """Compare every native operator with plain torch on this machine, in seconds.
 
-    Wrong instructions or a bad build show here. Without the native library, the torch.func path is compared
-    with the reference loop instead.
+    Wrong instructions or a bad build show here. Without the native library, what runs in its
+    place is checked.
 
     Returns:
         A :class:`SelfTest`; ``.ok`` tells, and it prints as a table.
@@ -120,6 +121,11 @@ def selftest() -> SelfTest:
             ]
             worst = max(errors, key=lambda e: (e != e, e))
             checks.append(Check(f"mlp_jacobian {activation} {kind}", worst, allowed))
+        checks.append(Check(f"svdvals {kind}", *_svdvals_error(dtype)))
+    if _ops.NATIVE:
+        checks.append(Check("mlp_gram", _mlp_gram_error(), 1e-13))
+    checks.append(Check("gram_add_ double-double", _gram_error(), 1e-28))
+    checks.append(Check("gram_factor", _factor_error(), 1e-13))
     checks.append(Check("first_nonfinite", _nonfinite_error(), 0.0))
     return SelfTest(tuple(checks), "native" if _ops.NATIVE else f"torch.func ({_ops.REASON})")
 
@@ -149,6 +155,56 @@ def _mlp_error(
     else:
         result = reference.mlp_jacobian(x, weights, biases, activation)
     return float((result.double() - exact).abs().max() / exact.abs().max())
+
+
+def _svdvals_error(dtype: torch.dtype) -> tuple[float, float]:
+    """The largest error over sigma_1 for sizes on every path, and ten short sides of eps."""
+    worst = 0.0
+    for shape in ((17, 30, 20), (3, 5, 40), (2, 1000, 7), (200, 150)):
+        A = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        A[..., -1] = A[..., 0]  # rank deficient
+        A = A.to(dtype)
+        exact = torch.linalg.svdvals(A.double())
+        error = (svdvals(A).double() - exact).abs().amax(-1) / exact[..., 0]
+        worst = max(worst, float(error.max()) / min(shape[-2:]))
+    return worst, 10 * torch.finfo(dtype).eps
+
+
+def _mlp_gram_error() -> float:
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((70, 3), (20, 3), (20,), (2, 20))
+    x, first, bias, second = (
+        torch.randn(*size, generator=generator, dtype=torch.float64) for size in sizes
+    )
+    arguments = (x, [first, second], [bias, None], "tanh")
+    J = reference.mlp_jacobian(*arguments).flatten(0, 1)
+    K = _ops.mlp_gram(*arguments).reshape(140, 140)
+    return float((K - J @ J.T).abs().max() / K.abs().max())
+
+
+def _layer() -> tuple[Tensor, Tensor, Tensor]:
+    """Numbers that cancel, so that their Gram matrix needs its low part."""
+    generator = torch.Generator().manual_seed(0)
+    delta, a = (torch.randn(70, 2, w, generator=generator, dtype=torch.float64) for w in (9, 5))
+    return torch.zeros(2, 70, 70, dtype=torch.float64), delta, a
+
+
+def _gram_error() -> float:
+    K, delta, a = _layer()
+    expected = K.clone()
+    _ops.gram_add_(K, delta, a, bias=True)
+    double_double.gram_add_(expected, delta, a, bias=True)
+    difference = (K[0] - expected[0]) + (K[1] - expected[1])
+    return float(difference.abs().max() / expected[0].abs().max())
+
+
+def _factor_error() -> float:
+    K, delta, a = _layer()
+    _ops.gram_add_(K, delta, a)
+    rows = (delta.mT @ a).flatten(1)  # J, of rank 45
+    exact = torch.linalg.svdvals(rows)
+    found = svdvals(_ops.gram_factor(K))[: len(exact)]
+    return float((found - exact).abs().max() / exact[0])
 
 
 def _nonfinite_error() -> float:
