@@ -102,7 +102,7 @@ def evaluate_gram(
     shape = (*parts, *batch, n, q, n, q)
     nbytes = 8 * math.prod(shape)
     room = _room(problem, nbytes, n * q, f"the Gram matrix of shape {shape}")
-    chosen = _choose(problem, backend, nbytes + _signal_bytes(problem))
+    chosen = _choose(problem, backend, nbytes + signal_bytes(problem))
     if chosen == "native":
         with torch.no_grad():
             K = _ops.mlp_gram(*native_arguments(problem), precision == "double-double")
@@ -191,7 +191,7 @@ def _add(K: Tensor, part: Factor | Tensor, room: int) -> None:
         _add(K, block, room)
 
 
-def _signal_bytes(problem: Problem) -> int:
+def signal_bytes(problem: Problem) -> int:
     """What the native operator holds beside K."""
     if problem.mlp is None:
         return 0

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from llr import _ops
-from llr.gram import BLOCK_BYTES, LEAST_COLUMNS
+from llr.gram import BLOCK_BYTES, LEAST_COLUMNS, signal_bytes
 from llr.jacobian import Plan
 from llr.memory import fits, format_bytes, memory_budget
 from llr.problem import Problem
@@ -50,15 +50,11 @@ def costs(problem: Problem, prepared: Plan) -> dict[str, Cost]:
     blocks = 0
     if s > _WIDEST_IN_LANES:
         blocks = J // 8 + torch.get_num_threads() * 3 * min(64 * s * s, J)
-    terms, signals = P, 0
-    if problem.mlp is not None:
-        widths = problem.mlp.widths
-        terms = sum(a + b for a, b in pairwise(widths))
-        signals = 8 * n * (widths[0] + (2 + q) * sum(widths[1:-1]) + q * q)
+    terms = P if problem.mlp is None else sum(a + b for a, b in pairwise(problem.mlp.widths))
     gram = _DOUBLE_DOUBLE * (0.5 * N * N * terms + 0.6 * N**3) + 3.0 * N**3
     held = 6 * square if not points else 4 * square + 2 * batch * square
     if problem.mlp is not None and _ops.has_kernel(problem.x):
-        gram_bytes = held + signals
+        gram_bytes = held + signal_bytes(problem)
     else:
         gram_bytes = _with_blocks(held, N, J, device)
     estimates = [

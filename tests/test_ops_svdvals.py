@@ -45,8 +45,7 @@ def exact_values(A: Tensor, bits: int = 300) -> Tensor:
     flint = pytest.importorskip("flint")
     before, flint.ctx.prec = flint.ctx.prec, bits
     try:
-        tall = A if A.shape[0] >= A.shape[1] else A.T
-        M = flint.arb_mat(tall.double().tolist())
+        M = flint.arb_mat((A if A.shape[0] >= A.shape[1] else A.T).double().tolist())
         squares = flint.acb_mat(M.transpose() * M).eig(algorithm="approx")
         values = [float(max(x.real.mid(), flint.arb(0)).sqrt()) for x in squares]
     finally:
@@ -76,7 +75,7 @@ def orthogonal(n: int, seed: int = 0) -> Tensor:
     return torch.linalg.qr(normal(n, n, seed=seed)).Q
 
 
-def with_spectrum(values: list[float], seed: int = 0) -> Tensor:
+def with_spectrum(*values: float, seed: int = 0) -> Tensor:
     n = len(values)
     return orthogonal(n, seed) * torch.tensor(values, dtype=F64) @ orthogonal(n, seed + 1)
 
@@ -95,25 +94,25 @@ def bidiagonal(d: Tensor, e: Tensor) -> Tensor:
 
 def awkward(n: int) -> Iterator[tuple[str, Tensor]]:
     i = torch.arange(n, dtype=F64)
-    one = torch.ones(n, dtype=F64)
+    one, slope = torch.ones(n, dtype=F64), 10 ** (-12 * (i + i[:, None]) / n)
     for m in (n, n + 1, 2 * n, 130):
         yield f"normal {m}", normal(m, n)
     yield "wide", normal(n, n + 7)
     yield "graded columns", normal(n, n) * 10 ** uniform(n, low=-300, high=300)
     yield "graded rows", normal(n, n) * 10 ** uniform(n, 1, low=-300, high=300)
-    yield "graded both", normal(n, n) * 10 ** (-12 * (i + i[:, None]) / n)
-    yield "graded upwards", (normal(n, n) * 10 ** (-12 * (i + i[:, None]) / n)).flip(0, 1)
     yield "graded entries", normal(n, n) * 10 ** uniform(n, n, low=-300, high=300)
+    yield "graded both ways", normal(n, n) * slope
+    yield "graded upwards", (normal(n, n) * slope).flip(0, 1)
     yield "orthogonal", orthogonal(n)
-    yield "clustered", with_spectrum([1 + 1e-8 * k for k in range(n)])
-    yield "tightly clustered", with_spectrum([1 + 1e-15 * k for k in range(n)])
-    yield "two clusters", with_spectrum([1.0] * (n // 2) + [1e-10] * (n - n // 2))
-    yield "geometric", with_spectrum([10 ** (-20 * k / n) for k in range(n)])
+    yield "clustered", with_spectrum(*(1 + 1e-8 * k for k in range(n)))
+    yield "tightly clustered", with_spectrum(*(1 + 1e-15 * k for k in range(n)))
+    yield "two clusters", with_spectrum(*[1.0] * (n // 2), *[1e-10] * (n - n // 2))
+    yield "geometric", with_spectrum(*(10 ** (-20 * k / n) for k in range(n)))
     yield "repeated", torch.kron(torch.eye(n // 2 + 1, dtype=F64), normal(2, 2))[:n, :n]
     yield "rank 1", torch.outer(normal(n), normal(n, seed=1))
     yield "low rank", integers(n, 2) @ integers(2, n + 3, seed=1)
     yield "zero", torch.zeros(n + 1, n, dtype=F64)
-    yield "one entry", torch.zeros(n, n, dtype=F64).index_put((i[-1:].long(), i[:1].long()), one[0])
+    yield "one entry", torch.outer(one.cumsum(0) == n, one.cumsum(0) == 1).double()
     yield "diagonal", torch.diag(10 ** uniform(n, low=-30, high=0))
     yield "diagonal of both signs", torch.diag(integers(n))
     yield "ones", torch.ones(n, n, dtype=F64)
@@ -152,27 +151,22 @@ def test_values_by_mpmath(n):
 
 @pytest.mark.parametrize(("m", "n"), [(4096, 3), (20_001, 5), (700, 30), (100_000, 1)])
 def test_values_of_long_matrices(m, n):
-    """The Gram matrix of integers is exact; its low rank shows what is lost along the long side."""
-    flint = pytest.importorskip("flint")
     rank = (n + 1) // 2
-    A = integers(m, rank) @ integers(rank, n, seed=1)
-    root = flint.arb_mat((A.T @ A).tolist())
-    before, flint.ctx.prec = flint.ctx.prec, 300
-    squares = flint.acb_mat(root).eig(algorithm="approx")
-    values = [float(max(x.real.mid(), flint.arb(0)).sqrt()) for x in squares]
-    flint.ctx.prec = before
-    exact = torch.tensor(sorted(values, reverse=True), dtype=F64)
-    for view in (A, A.T, A.float()):
-        allowed = 4 * n**0.5 if view.dtype == F64 else 2.0**29
-        assert distance(in_lanes(view), exact) <= allowed
-        assert distance(svdvals(view), exact) <= (allowed if n <= 24 else 10 * n + LAPACK_ITSELF)
+    A = integers(m, rank) @ integers(rank, n, seed=1)  # a low rank shows what the length costs
+    exact = exact_values(A)
+    for view in (A, A.T):
+        assert distance(in_lanes(view), exact) <= 4 * n**0.5
+        assert distance(svdvals(view), exact) <= 4 * n**0.5 + (LAPACK_ITSELF if n > 24 else 0)
     assert int((in_lanes(A) > EPS * n * exact[0]).sum()) == rank
+    rounded = svdvals(A.float())
+    assert torch.equal(rounded, svdvals(A).float())  # the arithmetic is that of float64
+    assert distance(rounded, exact) <= 0.5 * 2.0**29
 
 
 @pytest.mark.parametrize("n", [4, 12, 24, 40, 128])
 def test_rank_where_the_gap_is_wide(n):
     for r, floor in itertools.product({1, n // 2, n - 1}, (0.0, 1e-3 * EPS)):
-        A = with_spectrum([1.0 - k / n / 2 for k in range(r)] + [floor] * (n - r), seed=r)
+        A = with_spectrum(*(1 - k / n / 2 for k in range(r)), *[floor] * (n - r), seed=r)
         # Rounding the product leaves a few eps; exact integers leave nothing.
         assert int((in_lanes(A) > 30 * n * EPS).sum()) == r
         exact = integers(n + 5, r) @ integers(r, n, seed=1)
@@ -189,16 +183,15 @@ def test_rank_where_the_gap_is_wide(n):
 # --- convergence -------------------------------------------------------------------------------------
 
 
-def stress(n: int, count: int, seed: int) -> Iterator[tuple[str, Tensor]]:
-    generator = torch.Generator().manual_seed(1000 * seed + n)
+def stress(n: int, count: int) -> Iterator[tuple[str, Tensor]]:
+    generator = torch.Generator().manual_seed(n)
 
     def power(*shape: int, low: float = -20.0, high: float = 0.0) -> Tensor:
         return 10 ** (torch.rand(*shape, generator=generator, dtype=F64) * (high - low) + low)
 
     def one_of(values: list[float], *shape: int) -> Tensor:
-        return torch.tensor(values, dtype=F64)[
-            torch.randint(len(values), shape, generator=generator)
-        ]
+        chosen = torch.randint(len(values), shape, generator=generator)
+        return torch.tensor(values, dtype=F64)[chosen]
 
     one, i = torch.ones(count, n, dtype=F64), torch.arange(n)
     down = power(count, n, low=-16).sort(descending=True).values
@@ -221,21 +214,19 @@ def stress(n: int, count: int, seed: int) -> Iterator[tuple[str, Tensor]]:
     yield "dense upwards", dense * power(count, n, 1, low=-10).sort(-2).values
 
 
-@pytest.mark.parametrize(("n", "count"), [(3, 300), (5, 300), (9, 150), (20, 60), (40, 20), (128, 3)])
+@pytest.mark.parametrize(
+    ("n", "count"), [(3, 300), (5, 300), (9, 150), (20, 60), (40, 20), (128, 3)]
+)
 def test_no_matrix_resists(n, count):
-    for name, A in stress(n, count, seed=0):
+    for name, A in stress(n, count):
         values, expected = svdvals(A), torch.linalg.svdvals(A)
         assert not values.isnan().any(), name
         assert (values[:, :-1] >= values[:, 1:]).all(), name
         assert (values >= 0).all(), name
         assert distance(values, expected) <= 10 * n + LAPACK_ITSELF, name
-
-
-@pytest.mark.parametrize("n", [3, 5, 8, 13])
-def test_resisting_matrices_to_a_few_roundings(n):
-    for name, A in stress(n, 30, seed=1):
-        exact = torch.stack([exact_values(a) for a in A])
-        assert distance(svdvals(A), exact) <= 10 * n, name
+        if n <= 9:
+            exact = torch.stack([exact_values(a) for a in A[:30]])
+            assert distance(values[:30], exact) <= 10 * n, name
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 6, 8, 16])
@@ -286,7 +277,9 @@ def test_every_batch(m, n):
         assert distance(values, expected[:count]) <= 10 * n, count
     nested = svdvals(A.view(2, 5, 1, 4, m, n))
     assert torch.equal(nested, svdvals(A).view(2, 5, 1, 4, n))
-    assert torch.equal(svdvals(A.view(4, 10, m, n).movedim(0, 1)).movedim(1, 0).flatten(0, 1), svdvals(A))
+    assert torch.equal(
+        svdvals(A.view(4, 10, m, n).movedim(0, 1)).movedim(1, 0).flatten(0, 1), svdvals(A)
+    )
 
 
 @pytest.mark.parametrize(
@@ -306,14 +299,13 @@ def misaligned(A: Tensor) -> Tensor:
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "columns first": lambda A: A.mT.contiguous().mT,
     "batch last": lambda A: A.movedim(0, -1).contiguous().movedim(-1, 0),
-    "strided": lambda A: A.repeat_interleave(2, 0).repeat_interleave(3, 1).repeat_interleave(2, 2)[
-        ::2, ::3, ::2
-    ],
+    "strided": lambda A: (
+        A.repeat_interleave(2, 0).repeat_interleave(3, 1).repeat_interleave(2, 2)[::2, ::3, ::2]
+    ),
     "offset": lambda A: torch.cat([A.new_zeros(1), A.flatten()])[1:].view(A.shape),
     "between two numbers": misaligned,
     "rows apart": lambda A: torch.nn.functional.pad(A, (1, 2), value=math.nan)[..., 1:-2],
     "lazily negated": lambda A: torch.complex(A * 0, -A).conj().imag,
-    "needing gradients": lambda A: A.clone().requires_grad_().detach(),
 }
 
 
@@ -327,9 +319,7 @@ def test_layouts(layout, shape, dtype):
     assert torch.equal(svdvals(view), svdvals(A))
     for expanded in (A[:1].expand(shape), A[:, :1].expand(shape), A[..., :1].expand(shape)):
         assert torch.equal(svdvals(expanded), svdvals(expanded.contiguous()))
-    kept = view.clone()
-    svdvals(view)
-    assert torch.equal(view, kept)
+    assert torch.equal(view, A)  # only read
 
 
 # --- a lane does not see its neighbours --------------------------------------------------------------
@@ -406,7 +396,10 @@ def test_the_edges_of_the_range():
         A = integers(3, n + 2, n)
         values = svdvals(A * least) / least
         assert (values - svdvals(A)).abs().max() <= 0.5 + 1e-9
-        assert torch.equal(svdvals(torch.eye(n, dtype=F64).expand(3, n, n) * most), torch.full((3, n), most))
+        assert torch.equal(
+            svdvals(torch.eye(n, dtype=F64).expand(3, n, n) * most),
+            torch.full((3, n), most, dtype=F64),
+        )
         assert svdvals(torch.ones(3, n, n, dtype=F64) * most)[:, 0].isinf().all()
         both = torch.eye(n, dtype=F64) * most
         both[0, 0] = least
@@ -430,7 +423,7 @@ def test_integers(A):
     exact = flint.fmpz_mat(A.tolist())
     # The smallest nonzero singular value is at least the root of det(A'A) >= 1 over the others.
     assert int((values > 1e-13 * max(square, 1) ** 0.5).sum()) <= exact.rank()
-    if square**min(m, n) < 1e20:
+    if square ** min(m, n) < 1e20:
         assert int((values > 1e-13 * max(square, 1) ** 0.5).sum()) == exact.rank()
     if m == n:
         product, size = float(values.prod()), square ** (n / 2)
@@ -447,7 +440,6 @@ THREAD_SHAPES = [
     (1, 300, 100),
     (2, 128, 2000),
     (3, 200, 128),
-    (3, 5000, 130),
     (40, 17, 17),
 ]
 
@@ -488,9 +480,6 @@ def test_without_sweeps_lapack_does_it(shape, dtype):
     A = normal(*shape).to(dtype)
     k = min(shape[1:])
     allowed = 10 * k + LAPACK_ITSELF if dtype == F64 else 2.0**29
-    # Memory that was full of NaN, for the values that the sweeps have not found.
-    for garbage in (math.nan, math.inf, -1.0):
-        del garbage
     assert distance(svdvals(A, sweeps=0), svdvals(A.double())) <= allowed
     A[1] = math.nan
     assert svdvals(A, sweeps=0)[1].isnan().all()
@@ -515,7 +504,9 @@ def test_bad_arguments(A, options, message):
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("shape", [(3, 3), (2, 5, 3), (0, 4, 3), (2, 3, 0), (1, 2, 30, 27), (3, 200)])
+@pytest.mark.parametrize(
+    "shape", [(3, 3), (2, 5, 3), (0, 4, 3), (2, 3, 0), (1, 2, 30, 27), (3, 200)]
+)
 def test_opcheck(shape):
     for A in (normal(*shape), normal(*shape).float().mT):
         opcheck(torch.ops.llr.svdvals.default, (A,))
