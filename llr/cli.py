@@ -19,7 +19,6 @@ from llr.certify import verify as check
 from llr.files import write_atomic
 from llr.info import info as collect_info
 from llr.info import selftest as run_selftest
-
 from llr.model_rank import model_rank as rank_of_model
 from llr.rank import METHODS
 from llr.rank import rank as rank_of

@@ -315,7 +315,7 @@ def _explanation(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         f"rank      independent directions in which the outputs on {samples} samples can move",
         "gap       last singular value above tol, over the next (over tol at full rank)",
-        f"proved    by a certificate, for the exact numbers in the weights (up to {_PROVED_PARAMETERS} of them)",
+        f"proved    by a certificate, for the exact weights (networks of up to {_PROVED_PARAMETERS})",
         "distinct  hidden neurons that are no copies of others (up to sign)",
         "merged P  parameters of the network that has only those",
     ]
@@ -332,8 +332,8 @@ def _explanation(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
     if copies:
         lines += [
-            f"The proofs for {', '.join(copies)} say more: training ends where copies agree to rounding, and the",
-            "last bits in which they differ are rank as well. Only exact copies are none.",
+            f"The proofs for {', '.join(copies)} say more: training ends where copies agree to rounding, and",
+            "the last bits in which they differ are rank as well. Only exact copies are none.",
         ]
     late = [row["label"] for row in rows if not row["converged"]]
     if late:

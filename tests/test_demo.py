@@ -64,7 +64,7 @@ class TestRun:
         assert "\x1b" not in text  # neither colours nor a progress bar outside a terminal
 
     def test_proofs_hold(self, quick: Quick) -> None:
-        _, rows, text = quick
+        _, rows, _ = quick
         x, y = demo._diabetes()
         for row in rows:
             if row["proved"] is None:

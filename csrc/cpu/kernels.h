@@ -38,6 +38,9 @@ struct MathKernels {
   void (*scale)(double* c, const double* d, int64_t count);
   bool (*all_finite_double)(const double*, int64_t count);
   bool (*all_finite_float)(const float*, int64_t count);
+  // The largest magnitude of `count` numbers; NaN or infinity if there is one among them.
+  double (*largest_double)(const double*, int64_t count);
+  float (*largest_float)(const float*, int64_t count);
 };
 
 template <typename T>

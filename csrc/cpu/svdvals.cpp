@@ -25,6 +25,7 @@
 
 #include "../mlp_arguments.h"
 #include "allocate.h"
+#include "kernels.h"
 #include "lanes.h"
 #include "products.h"
 
@@ -53,43 +54,33 @@ struct Batch {
   }
 };
 
-template <typename Bits, typename T>
-Bits largest_bits(const Batch& batch, int64_t matrix) {
+double largest(const double* p, int64_t count) { return math_kernels().largest_double(p, count); }
+double largest(const float* p, int64_t count) { return math_kernels().largest_float(p, count); }
+
+template <typename T>
+double largest_entry(const Batch& batch, int64_t matrix) {
   const T* from = static_cast<const T*>(batch.data[matrix]);
-  const Bits magnitude = std::numeric_limits<Bits>::max();
-  Bits largest = 0;
-  int64_t outer = batch.rows, inner = batch.columns;
-  int64_t outer_stride = batch.row_stride, inner_stride = batch.column_stride;
-  if (inner_stride != 1) {
-    std::swap(outer, inner);
-    std::swap(outer_stride, inner_stride);
+  if (batch.column_stride == 1 && batch.row_stride == batch.columns) {
+    return largest(from, batch.rows * batch.columns);
   }
-  for (int64_t i = 0; i < outer; ++i) {
-    for (int64_t j = 0; j < inner; ++j) {
-      Bits bits;
-      std::memcpy(&bits, from + i * outer_stride + j * inner_stride, sizeof bits);
-      largest = std::max(largest, bits & magnitude);
+  double most = 0.0;
+  for (int64_t i = 0; i < batch.rows; ++i) {
+    for (int64_t j = 0; j < batch.columns; ++j) {
+      const double entry = std::abs(from[i * batch.row_stride + j * batch.column_stride]);
+      most = entry > most || std::isnan(entry) ? entry : most;
     }
+    if (!std::isfinite(most)) break;
   }
-  return largest;
+  return most;
 }
 
 // The power of two that brings the largest entry near 1, by which squares stay in range; NaN if there is a NaN
 // or an infinity.
 double scale_of(const Batch& batch, int64_t matrix) {
-  double largest;
-  if (batch.single) {
-    const auto bits = largest_bits<int32_t, float>(batch, matrix);
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    largest = value;
-  } else {
-    const auto bits = largest_bits<int64_t, double>(batch, matrix);
-    std::memcpy(&largest, &bits, sizeof largest);
-  }
-  if (!std::isfinite(largest)) return std::numeric_limits<double>::quiet_NaN();
-  if (largest == 0.0) return 1.0;
-  return std::ldexp(1.0, std::clamp(-std::ilogb(largest), -1020, 1020));
+  const double most = batch.single ? largest_entry<float>(batch, matrix) : largest_entry<double>(batch, matrix);
+  if (!std::isfinite(most)) return std::numeric_limits<double>::quiet_NaN();
+  if (most == 0.0) return 1.0;
+  return std::ldexp(1.0, std::clamp(-std::ilogb(most), -1020, 1020));
 }
 
 // The matrix in one piece of memory, as doubles.
@@ -106,23 +97,41 @@ at::Tensor dense(const Batch& batch, int64_t matrix, int64_t first, int64_t rows
 class Values {
  public:
   // result: (count, columns) doubles
-  Values(Batch batch, std::vector<double> scales, double* result, int64_t sweeps)
-      : batch_(std::move(batch)), scales_(std::move(scales)), result_(result), sweeps_(sweeps) {}
+  Values(Batch batch, double* result, int64_t sweeps)
+      : batch_(std::move(batch)), scales_(batch_.count()), result_(result), sweeps_(sweeps) {}
 
   void run() {
     const int64_t n = batch_.columns;
     in_lanes_ = n <= widest_in_lanes;
     const int64_t block = in_lanes_ ? std::clamp(4 * n, least_block_rows, most_block_rows) : 8 * n;
-    while (batch_.rows > 2 * block) shorten(block);
+    if (batch_.rows > 2 * block) {
+      parallel_tasks(batch_.count(), batch_.count() * batch_.rows * n, [&](int64_t i) { find_scale(i); });
+      while (batch_.rows > 2 * block) shorten(block);
+    }
     if (in_lanes_ && (n <= always_in_lanes || batch_.count() >= fewest_in_lanes)) {
       values_in_lanes();
     } else {
-      parallel_tasks(batch_.count(), work(), [&](int64_t i) { lapack(i); });
+      parallel_tasks(batch_.count(), work(), [&](int64_t i) {
+        find_scale(i);
+        lapack(i);
+        unscale(i);
+      });
     }
   }
 
  private:
   int64_t work() const { return batch_.count() * batch_.rows * batch_.columns * batch_.columns; }
+
+  // Where it is not known yet. Just before a matrix is used: it is in the cache then.
+  void find_scale(int64_t i) {
+    if (scales_[i] == 0.0) scales_[i] = scale_of(batch_, i);
+  }
+
+  void unscale(int64_t i) {
+    for (int64_t j = i * batch_.columns; j < (i + 1) * batch_.columns; ++j) {
+      result_[j] = std::isnan(scales_[i]) ? scales_[i] : result_[j] / scales_[i];
+    }
+  }
 
   // f(first, count, scratch) for every `at_once` of `total` items.
   template <typename F>
@@ -163,14 +172,14 @@ class Values {
         const int64_t matrix = item / pieces, from = first_row(item % pieces);
         const int64_t rows = first_row(item % pieces + 1) - from;
         const at::Tensor R =
-            std::get<1>(at::linalg_qr(dense(batch_, matrix, from, rows, scales_[matrix]), "r"));
+            std::get<1>(at::linalg_qr(dense(batch_, matrix, from, rows, scale(matrix)), "r"));
         at::from_blob(place(item), {n, n}, at::TensorOptions(at::kDouble)).copy_(R);
       });
     }
     for (int64_t i = 0; i < batch_.count(); ++i) {
       batch_.data[i] = place(i * pieces);
-      scales_[i] = std::isnan(scales_[i]) ? scales_[i] : 1.0;
     }
+    scaled_ = true;
     batch_.single = false;
     batch_.rows = shorter;
     batch_.row_stride = n;
@@ -178,11 +187,13 @@ class Values {
     storage_ = std::move(stacked);
   }
 
+  // What the numbers are still to be multiplied by.
+  double scale(int64_t matrix) const { return scaled_ ? 1.0 : scales_[matrix]; }
+
   // Without rows, and thus zero, for a matrix that is not finite.
   MatrixView view(int64_t matrix, int64_t from, int64_t to) const {
-    const double scale = scales_[matrix];
     return {batch_.at(matrix, from), batch_.single, batch_.row_stride, batch_.column_stride,
-            std::isnan(scale) ? 0 : to - from, scale};
+            std::isnan(scales_[matrix]) ? 0 : to - from, scale(matrix)};
   }
 
   void values_in_lanes() {
@@ -195,6 +206,7 @@ class Values {
       std::array<MatrixView, most_at_once> views;
       std::array<double*, most_at_once> results;
       for (int l = 0; l < count; ++l) {
+        find_scale(first + l);
         views[l] = view(first + l, 0, batch_.rows);
         results[l] = result_ + (first + l) * n;
       }
@@ -202,6 +214,7 @@ class Values {
                                                     results.data(), scratch);
       for (int l = 0; l < count; ++l) {
         if ((failed >> l & 1) != 0) lapack(first + l);
+        unscale(first + l);
       }
     });
   }
@@ -214,14 +227,15 @@ class Values {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const OneBlasThread one_thread;
     try {
-      const at::Tensor values = at::linalg_svdvals(dense(batch_, i, 0, batch_.rows, scales_[i]));
+      const at::Tensor values = at::linalg_svdvals(dense(batch_, i, 0, batch_.rows, scale(i)));
       std::copy_n(values.const_data_ptr<double>(), batch_.columns, result);
     } catch (const c10::LinAlgError&) {
     }
   }
 
   Batch batch_;
-  std::vector<double> scales_;
+  std::vector<double> scales_;  // 0 where not known yet, NaN for a matrix that is not finite
+  bool scaled_ = false;         // whether the matrices at hand have been multiplied by them
   double* const result_;
   const int64_t sweeps_;
   bool in_lanes_ = true;
@@ -258,17 +272,7 @@ at::Tensor svdvals(const at::Tensor& A, int64_t sweeps) {
     }
     batch.data[i] = static_cast<const char*>(input.const_data_ptr()) + offset * input.element_size();
   }
-  std::vector<double> scales(count);
-  parallel_tasks(count, count * m * n, [&](int64_t i) { scales[i] = scale_of(batch, i); });
-
-  double* const values = result.mutable_data_ptr<double>();
-  Values(std::move(batch), scales, values, sweeps).run();
-  for (int64_t i = 0; i < count; ++i) {
-    for (int64_t j = 0; j < k; ++j) {
-      double& value = values[i * k + j];
-      value = std::isnan(scales[i]) ? scales[i] : value / scales[i];
-    }
-  }
+  Values(std::move(batch), result.mutable_data_ptr<double>(), sweeps).run();
   return result.to(A.scalar_type());
 }
 
