@@ -1,18 +1,17 @@
-"""The operators for Gram matrices of Jacobians and their factors. Needs torch, numpy, pytest and hypothesis
-only; two tests need python-flint's exact singular values too."""
+"""The operators for Gram matrices of Jacobians and their factors. Needs torch, numpy and pytest
+only; one test needs python-flint's exact singular values too."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from oracles import ACTIVATIONS, Net, Tensors, assert_matches, draw, name, run_python, run_tests_at
+from oracles import ACTIVATIONS, Net, Tensors, assert_matches, draw, name, run_tests_at
 from torch import Tensor
 from torch.library import opcheck
 
@@ -23,16 +22,14 @@ pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 OP = torch.ops.llr
 F64, F32 = torch.float64, torch.float32
 EPS = 2.0**-52
+BITS = 110  # finer than the last bit of any signal here
+ONES = torch.ones(1, 1, 1, dtype=F64)
 both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
-both_precisions = pytest.mark.parametrize("dd", [False, True], ids=["double", "double-double"])
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=generator, dtype=F64)
-
-
-# --- mlp_gram: J J' without J ------------------------------------------------------------------------
 
 
 def product(J: Tensor) -> Tensor:
@@ -41,34 +38,23 @@ def product(J: Tensor) -> Tensor:
 
 
 def check(
-    net: Net,
-    activation: str = "tanh",
-    dtype: torch.dtype = F64,
-    columns: list[int] | None = None,
-    tensors: Tensors | None = None,
+    net: Net, activation: str = "tanh", dtype: torch.dtype = F64, given: Tensors | None = None
 ) -> None:
-    x, weights, biases = draw(net, dtype) if tensors is None else tensors
+    x, weights, biases = draw(net, dtype) if given is None else given
     exactly = [b if b is None else b.double() for b in biases]
-    J = reference.mlp_jacobian(
-        x.double(), [w.double() for w in weights], exactly, activation, columns
-    )
-    plain = OP.mlp_gram(x, weights, biases, activation, columns)
-    both = OP.mlp_gram(x, weights, biases, activation, columns, True)
+    J = reference.mlp_jacobian(x.double(), [w.double() for w in weights], exactly, activation)
+    plain = OP.mlp_gram(x, weights, biases, activation)
+    both = OP.mlp_gram(x, weights, biases, activation, None, True)
     assert plain.dtype == both.dtype == F64
     assert_matches(plain, product(J))
     assert_matches(both[0], plain, 1e-14)
     assert (both[1].abs() <= 2.0**-53 * both[0].abs()).all()  # the high part is the rounded sum
     for K in (plain, *both):
-        n, q = K.shape[-4:-2]
-        square = K.reshape(*K.shape[:-4], n * q, n * q)
-        assert torch.equal(square, square.mT)
-
-
-DEPTHS = [(5, 3), (4, 18, 2), (3, 17, 5, 1), (6, 9, 17, 4, 2)]
+        assert torch.equal(K, K.transpose(-4, -2).transpose(-3, -1))
 
 
 @both_dtypes
-@pytest.mark.parametrize("widths", DEPTHS, ids=name)
+@pytest.mark.parametrize("widths", [(5, 3), (4, 18, 2), (3, 17, 5, 1), (6, 9, 17, 4, 2)], ids=name)
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
 def test_every_activation_at_every_depth(activation, widths, dtype):
     check(Net(widths, n=7), activation, dtype)
@@ -78,23 +64,18 @@ def test_every_activation_at_every_depth(activation, widths, dtype):
 @pytest.mark.parametrize("n", [0, 1, 2, 21, 22, 32, 33, 63, 64, 65, 128, 129])
 def test_tiles(n, q):
     check(Net((3, 6, q), n))
-    K = OP.mlp_gram(*draw(Net((3, 6, q), n)), "tanh", None, True)
-    assert K.shape == (2, n, q, n, q)
+    assert OP.mlp_gram(*draw(Net((3, 6, q), n)), "tanh", None, True).shape == (2, n, q, n, q)
 
 
 # Wider than the pieces that signals are computed in, and that sums are cut into.
 WIDE = [Net((300, 4, 2), 9), Net((4, 300, 2), 9), Net((5, 513, 257, 1), 6), Net((2, 3, 300), 1)]
+FLAGS = list(itertools.product([False, True], repeat=3))
 
 
 @both_dtypes
-@pytest.mark.parametrize("net", WIDE, ids=name)
-def test_wide_layers(net, dtype):
+@pytest.mark.parametrize("net", WIDE + [Net((3, 6, 7, 2), 9, b) for b in FLAGS], ids=name)
+def test_wide_layers_and_biases(net, dtype):
     check(net, "sigmoid", dtype)
-
-
-@pytest.mark.parametrize("biases", list(itertools.product([False, True], repeat=3)))
-def test_biases(biases):
-    check(Net((3, 6, 7, 2), 9, biases), "silu")
 
 
 @pytest.mark.parametrize("own_x", [False, True])
@@ -108,63 +89,42 @@ def test_parameter_points(n, points, own_x):
         check(net)
 
 
-def test_samples_of_their_own_with_one_set_of_parameters():
-    x, weights, biases = draw(Net((3, 8, 2), 5))
-    check(Net((3, 8, 2)), tensors=Tensors(torch.stack([x, -x, 2 * x]), weights, biases))
-
-
 def test_every_choice_of_tensors():
-    net = Net((3, 4, 2, 2), 5)
+    x, weights, biases = draw(Net((3, 4, 2, 2), 5))
     sizes = [12, 4, 8, 2, 4, 2]
-    x, weights, biases = draw(net)
-    J = reference.mlp_jacobian(x, weights, biases, "tanh")
-    blocks = J.split(sizes, -1)
+    blocks = reference.mlp_jacobian(x, weights, biases, "tanh").split(sizes, -1)
     for chosen in itertools.product([False, True], repeat=6):
-        if not any(chosen):
-            continue
-        starts = iter(itertools.accumulate(itertools.compress(sizes, chosen), initial=0))
-        columns = [next(starts) if c else -1 for c in chosen]
-        expected = product(torch.cat(list(itertools.compress(blocks, chosen)), -1))
-        assert_matches(OP.mlp_gram(x, weights, biases, "tanh", columns), expected)
-        both = OP.mlp_gram(x, weights, biases, "tanh", columns, True)
-        assert_matches(both[0], expected)
+        if any(chosen):
+            starts = itertools.accumulate(itertools.compress(sizes, chosen), initial=0)
+            columns = [next(starts) if c else -1 for c in chosen]
+            expected = product(torch.cat(list(itertools.compress(blocks, chosen)), -1))
+            for dd in (False, True):
+                K = OP.mlp_gram(x, weights, biases, "tanh", columns, dd)
+                assert_matches(K[0] if dd else K, expected)
 
 
 def test_arguments_of_any_layout():
     x, weights, biases = draw(Net((6, 20, 2), 17))
     expected = OP.mlp_gram(x, weights, biases, "tanh")
     lazily = lambda t: torch.complex(t * 0, -t).conj().imag  # noqa: E731
-    for layout in (
-        lambda t: t.repeat_interleave(2, 0)[::2],
-        lambda t: t.mT.contiguous().mT,
-        lazily,
-    ):
+    for layout in (lambda t: t.repeat_interleave(2, 0)[::2], lambda t: t.mT.clone().mT, lazily):
         moved = [layout(w) for w in weights]
         assert torch.equal(OP.mlp_gram(layout(x), moved, biases, "tanh"), expected)
+    check(Net((6, 20, 2)), given=Tensors(torch.stack([x, -x, 2 * x]), weights, biases))
 
 
 @both_dtypes
 @pytest.mark.parametrize("activation", ["identity", "relu"])
 def test_integers_beyond_a_double(activation, dtype):
     """Signals of integers are exact, so that the Gram matrix can be known to the last of its digits."""
-    generator = torch.Generator().manual_seed(0)
-    most = 2**9 if dtype == F64 else 2**6
-
-    def whole(*shape: int) -> Tensor:
-        return torch.randint(-most, most, shape, generator=generator).to(dtype)
-
-    x, weights = whole(30, 7), [whole(300, 7), whole(5, 300), whole(3, 5)]
-    biases = [whole(300), None, whole(3)]
-    lifted = [b if b is None else b.double() for b in biases]
-    J = reference.mlp_jacobian(x.double(), [w.double() for w in weights], lifted, activation)
-    rows = as_integers(J.flatten(0, 1), 0)
-    exact = rows @ rows.T
+    sizes = [(12, 7), (300, 7), (5, 300), (3, 5), (300,), (3,)]
+    x, w0, w1, w2, b0, b2 = (torch.randint(-512, 512, size).to(dtype) for size in sizes)
+    exactly = [t.double() for t in (w0, w1, w2)], [b0.double(), None, b2.double()]
+    J = reference.mlp_jacobian(x.double(), *exactly, activation).flatten(0, 1)
+    exact = as_integers(J, 0) @ as_integers(J, 0).T
     assert max(abs(v) for v in exact.flat) > 2**60
-    K = OP.mlp_gram(x, weights, biases, activation, None, True).view(2, 90, 90)
-    assert worst_error(K, exact, 0, (J.abs().flatten(0, 1) @ J.abs().flatten(0, 1).T)) <= 2.0**-100
-
-
-# --- gram_add_ against rational arithmetic -----------------------------------------------------------
+    K = OP.mlp_gram(x, [w0, w1, w2], [b0, None, b2], activation, None, True).view(2, 36, 36)
+    assert worst_error(K, exact, 0, J.abs() @ J.abs().T) <= 2.0**-100
 
 
 def as_integers(t: Tensor, bits: int) -> np.ndarray:
@@ -185,14 +145,12 @@ def worst_error(K: Tensor, exact: np.ndarray, bits: int, scale: Tensor) -> float
     return found
 
 
-BITS = 110  # finer than the last bit of any signal here
-
-
 def exact_layer(delta: Tensor, a: Tensor, bias: bool, weight: bool) -> tuple[np.ndarray, Tensor]:
     """The layer's Gram matrix times 2^(4 BITS), and the sums of the terms' absolute values."""
     d, s = as_integers(delta, BITS), as_integers(a, BITS)
     positions = range(delta.shape[1])
-    total, size = 0, torch.zeros(len(delta), len(delta), dtype=F64)
+    size = torch.zeros(len(delta), len(delta), dtype=F64)
+    total = np.zeros(size.shape, dtype=object)
     for t, u in itertools.product(positions, positions):
         inner = s[:, t] @ s[:, u].T if weight else 0
         total = total + (d[:, t] @ d[:, u].T) * (inner + (int(bias) << 2 * BITS))
@@ -202,7 +160,6 @@ def exact_layer(delta: Tensor, a: Tensor, bias: bool, weight: bool) -> tuple[np.
 
 
 SHAPES = [(6, 1, 1, 5), (5, 3, 4, 2), (65, 1, 3, 2), (9, 1, 300, 1), (7, 2, 1, 520), (3, 5, 2, 2)]
-FLAGS = [(False, True), (True, True), (True, False), (False, False)]
 
 
 def layer(shape: tuple[int, int, int, int], kind: str) -> tuple[Tensor, Tensor]:
@@ -217,14 +174,13 @@ def layer(shape: tuple[int, int, int, int], kind: str) -> tuple[Tensor, Tensor]:
     return (delta * 2.0**50).round() / 2.0**50, (a * 2.0**80).round() / 2.0**80
 
 
-@pytest.mark.parametrize("flags", FLAGS, ids=["weight", "both", "bias", "neither"])
+@pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=2)), ids=str)
 @pytest.mark.parametrize("kind", ["plain", "graded", "cancelling"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_layers_in_rational_arithmetic(shape, kind, flags):
     delta, a = layer(shape, kind)
     n = shape[0]
     exact, size = exact_layer(delta, a, *flags)
-    exact = exact if isinstance(exact, np.ndarray) else np.zeros((n, n), dtype=object)
     K, plain = torch.zeros(2, n, n, dtype=F64), torch.zeros(n, n, dtype=F64)
     assert OP.gram_add_(K, delta, a, *flags) is None
     OP.gram_add_(plain, delta, a, *flags)
@@ -232,74 +188,53 @@ def test_layers_in_rational_arithmetic(shape, kind, flags):
     assert worst_error(plain, exact, 4 * BITS, size) <= 1e-13
     assert torch.equal(K, K.mT)
     assert torch.equal(plain, plain.mT)
-    # Once more, and then a layer of another size on top.
-    OP.gram_add_(K, delta, a, *flags)
-    assert worst_error(K, 2 * exact, 4 * BITS, 2 * size) <= 2.0**-96
+    # Once more, and another layer on top.
     more = layer((n, 2, 3, 2), "graded")
-    further, its_size = exact_layer(*more, True, True)
+    OP.gram_add_(K, delta, a, *flags)
     OP.gram_add_(K, *more, True, True)
-    OP.gram_add_(plain, *more, True, True)
+    further, its_size = exact_layer(*more, True, True)
     assert worst_error(K, 2 * exact + further, 4 * BITS, 2 * size + its_size) <= 2.0**-96
-    assert worst_error(plain, exact + further, 4 * BITS, size + its_size) <= 1e-13
-
-
-def test_one_double_is_not_enough_and_two_are():
-    delta, a = layer((9, 1, 300, 200), "plain")
-    exact, size = exact_layer(delta, a, True, True)
-    K, plain = torch.zeros(2, 9, 9, dtype=F64), torch.zeros(9, 9, dtype=F64)
-    OP.gram_add_(K, delta, a, True, True)
-    OP.gram_add_(plain, delta, a, True, True)
-    assert worst_error(plain, exact, 4 * BITS, size) > 1e-18
-    assert worst_error(K, exact, 4 * BITS, size) < 2.0**-100
 
 
 def test_a_plain_block_of_columns():
-    J = normal(70, 130)
-    K, ones = torch.zeros(70, 70, dtype=F64), torch.ones(70, 1, 1, dtype=F64)
-    OP.gram_add_(K, ones, J[:, None], False, True)
-    assert_matches(K, J @ J.T, 1e-14)
-    strided = normal(70, 1, 260, seed=1)[..., ::2]
-    OP.gram_add_(K, ones.expand(70, 1, 1), strided, False, True)
-    assert_matches(K, J @ J.T + strided[:, 0] @ strided[:, 0].T, 1e-14)
+    J = on_grid(normal(70, 130))
+    K, both = torch.zeros(70, 70, dtype=F64), torch.zeros(2, 70, 70, dtype=F64)
+    for result in (K, both):
+        OP.gram_add_(result, ONES.expand(70, 1, 1), J[:, None], False, True)
+    whole, size = as_integers(J, 60), J.abs() @ J.abs().T
+    assert worst_error(both, whole @ whole.T, 120, size) <= 2.0**-100
+    assert 1e-18 < worst_error(K, whole @ whole.T, 120, size) < 1e-15  # what one double can do
 
 
-@both_precisions
-def test_empty_layers(dd):
-    K = normal(3, 3)
-    K = torch.stack([K + K.mT, 1e-20 * (K + K.mT)]) if dd else K + K.mT
+@pytest.mark.parametrize("parts", [1, 2])
+def test_empty_layers(parts):
+    K = normal(3, 3).expand(parts, 3, 3) * torch.tensor([1.0, 2.0**-60])[:parts, None, None]
+    K = (K if parts == 2 else K[0]).contiguous()
     before = K.clone()
     for t, h, w in [(0, 2, 2), (2, 0, 3), (2, 3, 0)]:
-        OP.gram_add_(K, torch.ones(3, t, h, dtype=F64), torch.ones(3, t, w, dtype=F64), False, True)
-    assert torch.equal(K, before)
-    OP.gram_add_(K, torch.ones(3, 2, 3, dtype=F64), torch.ones(3, 2, 0, dtype=F64), True, True)
-    assert_matches(K[0] if dd else K, (before[0] if dd else before) + 12, 1e-15)
-    nothing = torch.zeros(2, 0, 0, dtype=F64)
-    OP.gram_add_(
-        nothing, torch.ones(0, 1, 2, dtype=F64), torch.ones(0, 1, 2, dtype=F64), True, True
-    )
+        delta, a = ONES.expand(3, t, h), ONES.expand(3, t, w)
+        OP.gram_add_(K, delta, a, False, True)
+        assert torch.equal(K.tril(), before.tril())
+    OP.gram_add_(K, delta, a, True, True)
+    assert_matches(K.tril().view(-1, 3, 3)[0], (before + 12).tril().view(-1, 3, 3)[0], 1e-15)
+    OP.gram_add_(K[..., :0, :0].clone(), delta[:0], a[:0], True, True)
 
 
 def test_autograd_learns_that_it_changed():
     K = torch.ones(3, 3, dtype=F64)
     product = K * torch.ones((), dtype=F64, requires_grad=True)
-    OP.gram_add_(K, torch.ones(3, 1, 1, dtype=F64), torch.ones(3, 1, 1, dtype=F64), False, True)
+    OP.gram_add_(K, ONES.expand(3, 1, 1), ONES.expand(3, 1, 1), False, True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
 
 
-# --- gram_factor -------------------------------------------------------------------------------------
-
-
-def rounded(exact: np.ndarray, bits: int) -> Tensor:
-    """The matrix exact / 2^bits in double-double."""
-    high = [float(Fraction(v, 2**bits)) for v in exact.flat]
-    low = [float(Fraction(v, 2**bits) - Fraction(h)) for v, h in zip(exact.flat, high, strict=True)]
-    return torch.tensor([high, low], dtype=F64).view(2, *exact.shape)
-
-
 def gram(J: Tensor, bits: int = 60) -> Tensor:
+    """J J' in double-double, rounded once."""
     whole = as_integers(J, bits)
-    return rounded(whole @ whole.T, 2 * bits)
+    exact = [Fraction(v, 4**bits) for v in (whole @ whole.T).flat]
+    high = [float(v) for v in exact]
+    low = [float(v - Fraction(h)) for v, h in zip(exact, high, strict=True)]
+    return torch.tensor([high, low], dtype=F64).view(2, len(J), len(J))
 
 
 def on_grid(J: Tensor, bits: int = 60) -> Tensor:
@@ -309,12 +244,10 @@ def on_grid(J: Tensor, bits: int = 60) -> Tensor:
 def exact_values(J: Tensor) -> Tensor:
     flint = pytest.importorskip("flint")
     before, flint.ctx.prec = flint.ctx.prec, 400
-    try:
-        M = flint.arb_mat(J.tolist())
-        squares = flint.acb_mat(M * M.transpose()).eig(algorithm="approx")
-        values = [float(max(x.real.mid(), flint.arb(0)).sqrt()) for x in squares]
-    finally:
-        flint.ctx.prec = before
+    M = flint.arb_mat(J.tolist())
+    squares = flint.acb_mat(M * M.transpose()).eig(algorithm="approx")
+    values = [float(max(x.real.mid(), flint.arb(0)).sqrt()) for x in squares]
+    flint.ctx.prec = before
     return torch.tensor(sorted(values, reverse=True), dtype=F64)
 
 
@@ -330,17 +263,14 @@ def test_factor_keeps_small_singular_values(n, columns):
     L = OP.gram_factor(K)
     assert L.shape == (n, n)
     allowed = 10 * n * EPS * exact[0]
-    found = torch.linalg.svdvals(L)
-    assert (found - exact).abs().max() <= allowed
+    assert (torch.linalg.svdvals(L) - exact).abs().max() <= allowed
     assert_matches(L @ L.T, K[0], 1e-14)
     if n > 1:  # in one double, nothing is left of the smallest
         plain = torch.linalg.eigvalsh(K[0]).abs().sqrt().min()
         assert (plain - exact[-1]).abs() > 100 * allowed
 
 
-@pytest.mark.parametrize(
-    ("n", "r"), [(1, 1), (4, 1), (7, 3), (30, 29), (66, 5), (66, 40), (130, 64)]
-)
+@pytest.mark.parametrize(("n", "r"), [(1, 1), (4, 1), (7, 3), (30, 29), (66, 40), (130, 64)])
 def test_rank_of_integers(n, r):
     generator = torch.Generator().manual_seed(n + r)
     parts = [torch.randint(-9, 10, s, generator=generator).double() for s in [(n, r), (r, n + 20)]]
@@ -348,58 +278,36 @@ def test_rank_of_integers(n, r):
     L = OP.gram_factor(gram(J, 0))
     assert L.shape == (n, r)
     assert_matches(L @ L.T, J @ J.T, 1e-14)
-    # The order of the rows, and powers of two, change nothing.
-    order = torch.randperm(n)
-    again = OP.gram_factor(gram(J[order], 0))
-    assert again.shape == (n, r)
-    assert_matches(again @ again.T, (J @ J.T)[order][:, order], 1e-14)
+    assert OP.gram_factor(gram(J[torch.randperm(n)], 0)).shape == (n, r)
     for power in (-150, 7, 150):
         assert torch.equal(OP.gram_factor(gram(J, 0) * 4.0**power), L * 2.0**power)
 
 
-@pytest.mark.parametrize("n", [0, 1, 2, 64, 65])
-def test_factor_of_nothing(n):
-    assert OP.gram_factor(torch.zeros(2, n, n, dtype=F64)).shape == (n, 0)
-    assert OP.gram_factor(torch.zeros(2, 3, n, n, dtype=F64)).shape == (3, n, 0)
-    assert OP.gram_factor(torch.zeros(2, 0, n, n, dtype=F64)).shape == (0, n, 0)
-
-
-def test_factor_of_one_row_far_below_the_others():
-    J = torch.diag(torch.tensor([1.0, 2.0**-40, 0.0, 2.0**-20], dtype=F64))
-    L = OP.gram_factor(gram(J))
-    assert L.shape == (4, 3)
-    assert torch.equal(L[[0, 3, 1]], torch.diag(torch.tensor([1.0, 2.0**-20, 2.0**-40], dtype=F64)))
-    assert (L[2] == 0).all()
-
-
 def test_factors_of_a_batch():
-    matrices = [on_grid(normal(9, r) @ normal(r, 12, seed=1)) for r in (9, 3)] + [
-        torch.zeros(9, 12)
-    ]
-    matrices.append(ill_conditioned(9, 12, 1e-9))
-    K = torch.stack([gram(J.double()) for J in matrices], 1)
+    low_rank, zero = on_grid(normal(9, 3) @ normal(3, 12, seed=1)), torch.zeros(9, 12)
+    matrices = [normal(9, 12), low_rank, zero, ill_conditioned(9, 12, 1e-9)]
+    K = torch.stack([gram(on_grid(J)) for J in matrices], 1)
     L = OP.gram_factor(K)
     assert L.shape == (4, 9, 9)
     for i in range(4):
         alone = OP.gram_factor(K[:, i])
         assert torch.equal(L[i, :, : alone.shape[1]], alone)
         assert (L[i, :, alone.shape[1] :] == 0).all()
-    assert torch.equal(OP.gram_factor(K[:, [2]]), torch.zeros(1, 9, 0, dtype=F64))
-    transposed = K.permute(0, 1, 3, 2).contiguous().permute(0, 1, 3, 2)
-    assert torch.equal(OP.gram_factor(transposed), L)
+    assert torch.equal(OP.gram_factor(K.mT.contiguous().mT), L)
+    for n, batch in itertools.product([0, 1, 2, 65], ([], [3], [0])):
+        assert OP.gram_factor(torch.zeros(2, *batch, n, n, dtype=F64)).shape == (*batch, n, 0)
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf])
-@pytest.mark.parametrize("entry", [(0, 0), (1, 1), (2, 2), (2, 0)])
-def test_what_is_not_finite_is_no_low_rank(entry, bad):
-    K = torch.stack([torch.eye(3, dtype=F64), torch.zeros(3, 3, dtype=F64)])
-    K[0][entry] = K[0][entry[::-1]] = bad
-    try:
-        L = OP.gram_factor(K)
-    except RuntimeError:
-        return
-    assert not torch.isfinite(L).all() or L.numel() == 0
-    assert L.shape[1] > 0, f"rank 0 of a matrix with {bad} at {entry}"
+def test_what_is_not_finite_is_no_low_rank():
+    """Refused, or an L that shows it: not a clean factor of fewer columns."""
+    for entry, bad in itertools.product([(0, 0), (1, 1), (2, 0)], [math.nan, math.inf]):
+        K = torch.stack([torch.eye(3, dtype=F64), torch.zeros(3, 3, dtype=F64)])
+        K[0][entry] = K[0][entry[::-1]] = bad
+        try:
+            L = OP.gram_factor(K)
+        except RuntimeError:
+            continue
+        assert not torch.isfinite(L).all(), f"rank {L.shape[1]} with {bad} at {entry}"
 
 
 def test_from_a_network_to_its_singular_values():
@@ -411,108 +319,70 @@ def test_from_a_network_to_its_singular_values():
     assert (expected[len(values) :] <= 1e-13 * expected[0]).all()
 
 
-# --- threads, instruction levels, arguments ----------------------------------------------------------
-
-
-def digests() -> list[str]:
-    found = []
-    for net, dd in itertools.product(
-        [Net((5, 40, 3), 90), Net((3, 300, 200, 1), 140)], (False, True)
-    ):
-        K = OP.mlp_gram(*draw(net), "tanh", None, dd)
-        found.append(hashlib.sha256(K.numpy().tobytes()).hexdigest())
-        if dd:
-            L = OP.gram_factor(K.flatten(1, 2).flatten(2, 3))
-            found.append(hashlib.sha256(L.numpy().tobytes()).hexdigest())
-    return found
+def results() -> Iterator[Tensor]:
+    for net in (Net((5, 40, 3), 90), Net((3, 300, 200, 1), 140)):
+        yield OP.mlp_gram(*draw(net), "tanh")
+        K = OP.mlp_gram(*draw(net), "tanh", None, True).flatten(1, 2).flatten(2, 3)
+        yield from (K, OP.gram_factor(K))
 
 
 @pytest.mark.usefixtures("threads")
 def test_bits_do_not_depend_on_threads():
     torch.set_num_threads(1)
-    expected = digests()
+    expected = list(results())
     for count in (2, 3, 5):
         torch.set_num_threads(count)
-        assert digests() == expected, f"{count} threads"
-    code = "import json, test_ops_gram as t; t.torch.set_num_threads(4); print(json.dumps(t.digests()))"
-    run = run_python(code, timeout=100)
-    assert run.returncode == 0, run.stderr
-    assert json.loads(run.stdout) == expected
+        assert all(map(torch.equal, results(), expected)), f"{count} threads"
 
 
 @pytest.mark.slow
 def test_every_instruction_level(simd_level):
     if simd_level == _ops.build_info()["simd_running"]:
         pytest.skip("the level of this very run")
-    run = run_tests_at(simd_level, "test_ops_gram.py", "not threads and not opcheck")
+    run = run_tests_at(simd_level, "test_ops_gram.py", "not threads and not bad and not opcheck")
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 
-K3, D3, A3 = (
-    torch.zeros(3, 3, dtype=F64),
-    torch.ones(3, 2, 4, dtype=F64),
-    torch.ones(3, 2, 5, dtype=F64),
-)
+K3 = torch.zeros(3, 3, dtype=F64)
+D3, A3 = ONES.expand(3, 2, 4), ONES.expand(3, 2, 5)
 BAD_ADD = [
     (K3.float(), D3, A3, "K is Float; expected float64"),
     (K3[:, :2], D3, A3, r"K has shape \[3, 2\]; expected \(N, N\), or \(2, N, N\)"),
     (K3.expand(3, 3, 3), D3, A3, r"K has shape \[3, 3, 3\]; expected"),
-    (K3[0], D3, A3, r"K has shape \[3\]; expected"),
     (torch.zeros(3, 4, dtype=F64)[:, :3], D3, A3, "K is not contiguous"),
     (K3[0].expand(3, 3), D3, A3, "K is not contiguous|single memory location"),
-    (
-        K3,
-        D3.float(),
-        A3,
-        r"delta is Float of shape \[3, 2, 4\] on cpu; expected float64 \(3, T, width\)",
-    ),
+    (K3, D3.float(), A3, r"delta is Float of shape \[3, 2, 4\] on cpu; expected float64 \(3, T"),
     (K3, D3, A3.float(), r"a is Float of shape \[3, 2, 5\] on cpu; expected float64"),
     (K3, D3[:2], A3, r"delta is Double of shape \[2, 2, 4\]"),
     (K3, D3, A3[:, :1], r"a is Double of shape \[3, 1, 5\]"),
-    (K3, D3[:, 0], A3, r"delta is Double of shape \[3, 4\]"),
     (K3, D3.to("meta"), A3, "delta is .*on meta"),
     (K3, D3, A3.to("meta"), "a is .*on meta"),
 ]
 
 
-@pytest.mark.parametrize("case", range(len(BAD_ADD)))
-def test_bad_layers(case):
-    *arguments, message = BAD_ADD[case]
-    before = arguments[0].clone()
+@pytest.mark.parametrize(("K", "delta", "a", "message"), BAD_ADD)
+def test_bad_layers(K, delta, a, message):
+    before = K.clone()
     with pytest.raises(RuntimeError, match=message):
-        OP.gram_add_(*arguments, True, True)
-    assert torch.equal(arguments[0], before)
+        OP.gram_add_(K, delta, a, True, True)
+    assert torch.equal(K, before)
 
 
 def test_other_bad_arguments():
-    x, weights, biases = draw(Net((3, 4, 2)))
-    for dd in (False, True):
-        with pytest.raises(
-            RuntimeError, match=r"weights\[0\] has shape \[4, 3\]; expected 2 columns"
-        ):
-            OP.mlp_gram(x[:, :2], weights, biases, "tanh", None, dd)
-        with pytest.raises(RuntimeError, match="unknown activation 'swish'"):
-            OP.mlp_gram(x, weights, biases, "swish", None, dd)
-        with pytest.raises(RuntimeError, match=r"weights\[1\] is on meta but x is on cpu"):
-            OP.mlp_gram(x, [weights[0], weights[1].to("meta")], biases, "tanh", None, dd)
-    for K in (
-        torch.zeros(3, 3),
-        torch.zeros(3, 3, 3),
-        torch.zeros(2, 3, 4),
-        torch.zeros(2, 2, 2, 3, 3),
-    ):
+    x, (w0, w1), biases = draw(Net((3, 4, 2)))
+    with pytest.raises(RuntimeError, match=r"weights\[0\] has shape \[4, 3\]; expected 2 columns"):
+        OP.mlp_gram(x[:, :2], [w0, w1], biases, "tanh")
+    with pytest.raises(RuntimeError, match=r"weights\[1\] is on meta but x is on cpu"):
+        OP.mlp_gram(x, [w0, w1.to("meta")], biases, "tanh")
+    for shape in [(3, 3), (3, 3, 3), (2, 3, 4), (2, 2, 2, 3, 3)]:
         with pytest.raises(
             RuntimeError, match=r"K has shape \[.*\]; expected \(2, N, N\) or \(2, B"
         ):
-            OP.gram_factor(K.double())
+            OP.gram_factor(torch.zeros(shape, dtype=F64))
     with pytest.raises(RuntimeError, match="K is Float; expected float64"):
         OP.gram_factor(torch.zeros(2, 3, 3))
-
-
-def test_messages_name_the_operator():
-    x, weights, biases = draw(Net((3, 4, 2)))
-    with pytest.raises(RuntimeError, match="mlp_gram"):
-        OP.mlp_gram(x, weights, biases, "swish")
+    with pytest.raises(RuntimeError, match="mlp_gram: unknown activation 'swish'"):
+        OP.mlp_gram(x, [w0, w1], biases, "swish")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
