@@ -30,7 +30,7 @@ at::Tensor view(const double* p, int64_t rows, int64_t columns, int64_t row_stri
 OneBlasThread::OneBlasThread() {
   // On a new thread ATen's first call tells the library its number of threads: before us, not after. (LAPACK
   // then waits for ever for threads that it cannot have inside a parallel region.)
-  at::internal::lazy_init_num_threads();
+  (void)at::get_num_threads();
   previous_ = LLR_MKL_THREADS(1);
 }
 OneBlasThread::~OneBlasThread() { (void)LLR_MKL_THREADS(previous_); }
