@@ -51,7 +51,6 @@ from rank_contenders import (
     Proof,
     check_ranks,
     check_svd,
-    import_verify,
     jacobian_by_torch,
     matrices,
     network,
@@ -182,10 +181,10 @@ def measure_big(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def measure_proof(case: Proof, settings: argparse.Namespace, verify: Any) -> dict[str, Any]:
+def measure_proof(case: Proof, settings: argparse.Namespace) -> dict[str, Any]:
     """A certified rank, and what torch says of the same Jacobian in float64 and in float32."""
     model, x = proof_network(case)
-    runs, result = proof_contenders(model, x, verify)
+    runs, result = proof_contenders(model, x)
     J = jacobian_by_torch(model, x)
     times = timed(runs, settings, seconds=0)
     return {
@@ -201,7 +200,7 @@ def measure_proof(case: Proof, settings: argparse.Namespace, verify: Any) -> dic
     }
 
 
-def measure(name: str, settings: argparse.Namespace, jax: Any, verify: Any) -> dict[str, Any]:
+def measure(name: str, settings: argparse.Namespace, jax: Any) -> dict[str, Any]:
     case = CASES[name].quick if settings.quick else CASES[name]
     (part,) = (part for part, cases in PARTS.items() if name in cases)
     if part == "svdvals":
@@ -211,7 +210,7 @@ def measure(name: str, settings: argparse.Namespace, jax: Any, verify: Any) -> d
     elif part == "big":
         found = measure_big(case, settings)
     else:
-        found = measure_proof(case, settings, verify)
+        found = measure_proof(case, settings)
     return {"part": part, "case": str(case), **found}
 
 
@@ -268,17 +267,14 @@ def main() -> None:
     before = facts["load_average"]
     if warning := load_warning(before):
         print(f"warning: {warning}; something else is running", file=sys.stderr)
-    jax, verify = import_jax(settings.device), import_verify()
+    jax = import_jax(settings.device)
     facts["jax"] = None if jax is None else jax.__version__
-    facts |= {name: version_of(name) for name in ("numpy", "scipy")}
-    facts["python-flint"] = None if verify is None else version_of("python-flint")
+    facts |= {name: version_of(name) for name in ("numpy", "scipy", "python-flint")}
     cases = {}
     for name in settings.cases:
-        if name in PROOF_CASES and verify is None:
-            continue
         print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
         try:
-            cases[name] = measure(name, settings, jax, verify)
+            cases[name] = measure(name, settings, jax)
         except Disagreement as error:
             sys.exit(f"\nerror: {error}")
         print(cases[name]["case"], file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 import llr
+from llr.certify import verify
 
 OP, LLR, TORCH = "torch.ops.llr.svdvals", "llr.svdvals", "torch.linalg.svdvals"
 NUMPY, GESDD, GEJSV, JAX = "numpy", "scipy gesdd", "scipy gejsv", "JAX"
@@ -256,20 +257,7 @@ def proof_network(case: Proof) -> tuple[nn.Module, Tensor]:
     return nn.Sequential(*layers[:-1]), normal((case.n, case.widths[0]))
 
 
-def import_verify() -> Callable[..., Any] | None:
-    """What checks a certificate, or None where python-flint is missing and nothing can be certified."""
-    try:
-        import flint  # noqa: F401, PLC0415 (optional: adds the certificates)
-    except ImportError:
-        return None
-    from llr.certify import verify  # noqa: PLC0415 (needs python-flint)
-
-    return verify
-
-
-def proof_contenders(
-    model: nn.Module, x: Tensor, verify: Callable[..., Any]
-) -> tuple[dict[str, Run], Any]:
+def proof_contenders(model: nn.Module, x: Tensor) -> tuple[dict[str, Run], Any]:
     """Finding a certificate, checking it, and torch's rank of the same Jacobian; and the certified rank.
 
     Raises:

@@ -28,7 +28,7 @@ TORCH_LIBRARY(llr, m) {
       "bool double_double=False) -> Tensor");
   m.def("gram_add_(Tensor(a!) K, Tensor delta, Tensor a, bool bias, bool weight) -> ()");
   m.def("gram_factor(Tensor K) -> Tensor");
-  m.def("svdvals(Tensor A, *, int sweeps=30) -> Tensor");
+  m.def("svdvals(Tensor A, *, int sweeps=100) -> Tensor");
 }
 
 namespace {

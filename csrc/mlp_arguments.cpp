@@ -10,44 +10,44 @@
 namespace llr {
 namespace {
 
-Activation activation_named(std::string_view name) {
+Activation activation_named(const char* op, std::string_view name) {
   std::string known;
   for (int i = 0; i < activation_count; ++i) {
     if (name == activation_names[i]) return static_cast<Activation>(i);
     known += std::string(i == 0 ? "" : ", ") + activation_names[i];
   }
-  TORCH_CHECK(false, "mlp_jacobian: unknown activation '", std::string(name), "'; expected one of ", known);
+  TORCH_CHECK(false, op, ": unknown activation '", std::string(name), "'; expected one of ", known);
 }
 
 constexpr int64_t most_columns = int64_t(1) << 59;
 constexpr const char* too_many =
-    "mlp_jacobian: the layers have more than 2^59 parameters; a row of the result has more than 2^63 bytes";
+    ": the layers have more than 2^59 parameters; a row of the result has more than 2^63 bytes";
 
-int64_t neurons_times(int64_t neurons, int64_t width) {
-  TORCH_CHECK(neurons <= most_columns / width, too_many);
+int64_t neurons_times(const char* op, int64_t neurons, int64_t width) {
+  TORCH_CHECK(neurons <= most_columns / width, op, too_many);
   return neurons * width;
 }
 
 // The first column of every tensor, from `columns` (2 per layer: weight, bias) or in order of the layers.
-void place_columns(MlpLayout& layout, const std::vector<at::Tensor>& biases,
+void place_columns(const char* op, MlpLayout& layout, const std::vector<at::Tensor>& biases,
                    at::OptionalIntArrayRef columns) {
   const int layers = layout.layers();
   if (columns.has_value()) {
-    TORCH_CHECK(static_cast<int64_t>(columns->size()) == 2 * layers, "mlp_jacobian: columns has ",
+    TORCH_CHECK(static_cast<int64_t>(columns->size()) == 2 * layers, op, ": columns has ",
                 columns->size(), " entries; expected ", 2 * layers,
                 " (first column of weight and bias of each of ", layers, " layers, -1 to leave one out)");
   }
   std::vector<std::pair<int64_t, int64_t>> spans;  // first column, count
   for (int l = 0; l < layers; ++l) {
     for (const bool bias : {false, true}) {
-      const int64_t count = neurons_times(layout.out(l), bias ? 1 : layout.in(l));
+      const int64_t count = neurons_times(op, layout.out(l), bias ? 1 : layout.in(l));
       const bool present = !bias || biases[l].defined();
       int64_t at = not_a_column;
       if (columns.has_value()) {
         at = (*columns)[2 * l + (bias ? 1 : 0)];
-        TORCH_CHECK(at >= not_a_column, "mlp_jacobian: columns[", 2 * l + (bias ? 1 : 0), "] is ", at,
+        TORCH_CHECK(at >= not_a_column, op, ": columns[", 2 * l + (bias ? 1 : 0), "] is ", at,
                     "; expected a column, or -1 to leave the tensor out");
-        TORCH_CHECK(present || at == not_a_column, "mlp_jacobian: columns places the bias of layer ", l,
+        TORCH_CHECK(present || at == not_a_column, op, ": columns places the bias of layer ", l,
                     ", which has none; expected -1");
       } else if (present) {
         at = layout.columns;
@@ -56,24 +56,24 @@ void place_columns(MlpLayout& layout, const std::vector<at::Tensor>& biases,
       if (at == not_a_column) continue;
       spans.emplace_back(at, count);
       layout.columns += count;
-      TORCH_CHECK(layout.columns <= most_columns, too_many);
+      TORCH_CHECK(layout.columns <= most_columns, op, too_many);
     }
   }
-  TORCH_CHECK(!spans.empty(), "mlp_jacobian: every tensor is left out; expected at least one column");
+  TORCH_CHECK(!spans.empty(), op, ": every tensor is left out; expected at least one column");
   std::sort(spans.begin(), spans.end());
   int64_t next = 0;
   for (const auto& [at, count] : spans) {
-    TORCH_CHECK(at == next, "mlp_jacobian: columns must follow one another without gap or overlap; a tensor of ",
+    TORCH_CHECK(at == next, op, ": columns must follow one another without gap or overlap; a tensor of ",
                 count, " numbers starts at ", at, ", expected ", next);
     next += count;
   }
 }
 
-void check_same_kind(const at::Tensor& t, const at::Tensor& x, const std::string& name) {
-  TORCH_CHECK(t.defined(), "mlp_jacobian: ", name, " is undefined");
-  TORCH_CHECK(t.scalar_type() == x.scalar_type(), "mlp_jacobian: ", name, " is ", t.scalar_type(),
+void check_same_kind(const char* op, const at::Tensor& t, const at::Tensor& x, const std::string& name) {
+  TORCH_CHECK(t.defined(), op, ": ", name, " is undefined");
+  TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " is ", t.scalar_type(),
               " but x is ", x.scalar_type(), "; expected one dtype");
-  TORCH_CHECK(t.device() == x.device(), "mlp_jacobian: ", name, " is on ", t.device(), " but x is on ",
+  TORCH_CHECK(t.device() == x.device(), op, ": ", name, " is on ", t.device(), " but x is on ",
               x.device(), "; expected one device");
 }
 
@@ -94,44 +94,44 @@ std::vector<int64_t> MlpArguments::result_sizes() const {
   return {samples, outputs, layout.columns};
 }
 
-MlpArguments read_mlp_arguments(const at::Tensor& x, at::TensorList weights,
+MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorList weights,
                                 const c10::List<std::optional<at::Tensor>>& biases,
                                 std::string_view activation, at::OptionalIntArrayRef columns) {
   MlpArguments args;
-  args.activation = activation_named(activation);
+  args.activation = activation_named(op, activation);
   TORCH_CHECK(x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat,
-              "mlp_jacobian: x is ", x.scalar_type(), "; expected float32 or float64");
-  TORCH_CHECK(x.dim() == 2 || x.dim() == 3, "mlp_jacobian: x has shape ", x.sizes(),
+              op, ": x is ", x.scalar_type(), "; expected float32 or float64");
+  TORCH_CHECK(x.dim() == 2 || x.dim() == 3, op, ": x has shape ", x.sizes(),
               "; expected (n, d), or (B, n, d) with a batch of parameter points");
-  TORCH_CHECK(x.size(-1) > 0, "mlp_jacobian: x has shape ", x.sizes(), "; expected at least one input");
-  TORCH_CHECK(!weights.empty(), "mlp_jacobian: no weights; expected one per layer");
-  TORCH_CHECK(weights.size() == biases.size(), "mlp_jacobian: ", weights.size(), " weights and ",
+  TORCH_CHECK(x.size(-1) > 0, op, ": x has shape ", x.sizes(), "; expected at least one input");
+  TORCH_CHECK(!weights.empty(), op, ": no weights; expected one per layer");
+  TORCH_CHECK(weights.size() == biases.size(), op, ": ", weights.size(), " weights and ",
               biases.size(), " biases; expected one bias, or None, per weight");
-  TORCH_CHECK(weights.size() <= 65536, "mlp_jacobian: ", weights.size(), " layers; at most 65536");
+  TORCH_CHECK(weights.size() <= 65536, op, ": ", weights.size(), " layers; at most 65536");
 
   const int64_t batch_dims = weights[0].dim() - 2;
-  TORCH_CHECK(batch_dims == 0 || batch_dims == 1, "mlp_jacobian: weights[0] has shape ",
+  TORCH_CHECK(batch_dims == 0 || batch_dims == 1, op, ": weights[0] has shape ",
               weights[0].sizes(), "; expected (out, in), or (B, out, in)");
   args.weights_batched = batch_dims == 1;
   args.x_batched = x.dim() == 3;
   args.points = args.weights_batched ? weights[0].size(0) : (args.x_batched ? x.size(0) : 1);
   args.samples = x.size(-2);
-  TORCH_CHECK(!args.x_batched || x.size(0) == args.points, "mlp_jacobian: x has shape ", x.sizes(),
+  TORCH_CHECK(!args.x_batched || x.size(0) == args.points, op, ": x has shape ", x.sizes(),
               " but there are ", args.points, " parameter points; expected the same leading size");
 
   args.layout.widths.push_back(x.size(-1));
   for (size_t l = 0; l < weights.size(); ++l) {
     const at::Tensor& w = weights[l];
     const std::string name = "weights[" + std::to_string(l) + "]";
-    check_same_kind(w, x, name);
+    check_same_kind(op, w, x, name);
     TORCH_CHECK(w.dim() == 2 + batch_dims && (batch_dims == 0 || w.size(0) == args.points),
-                "mlp_jacobian: ", name, " has shape ", w.sizes(), "; expected ",
+                op, ": ", name, " has shape ", w.sizes(), "; expected ",
                 batch_dims == 0 ? "(out, in)" : "(" + std::to_string(args.points) + ", out, in)",
                 " as weights[0]");
-    TORCH_CHECK(w.size(-1) == args.layout.widths.back(), "mlp_jacobian: ", name, " has shape ",
+    TORCH_CHECK(w.size(-1) == args.layout.widths.back(), op, ": ", name, " has shape ",
                 w.sizes(), "; expected ", args.layout.widths.back(), " columns, the width of ",
                 l == 0 ? std::string("x") : "weights[" + std::to_string(l - 1) + "]");
-    TORCH_CHECK(w.size(-2) > 0, "mlp_jacobian: ", name, " has shape ", w.sizes(),
+    TORCH_CHECK(w.size(-2) > 0, op, ": ", name, " has shape ", w.sizes(),
                 "; expected at least one neuron");
     args.layout.widths.push_back(w.size(-2));
     args.weights.push_back(w);
@@ -142,15 +142,15 @@ MlpArguments read_mlp_arguments(const at::Tensor& x, at::TensorList weights,
       continue;
     }
     const std::string bias_name = "biases[" + std::to_string(l) + "]";
-    check_same_kind(*bias, x, bias_name);
+    check_same_kind(op, *bias, x, bias_name);
     TORCH_CHECK(bias->dim() == 1 + batch_dims && bias->size(-1) == w.size(-2) &&
                     (batch_dims == 0 || bias->size(0) == args.points),
-                "mlp_jacobian: ", bias_name, " has shape ", bias->sizes(), "; expected ",
+                op, ": ", bias_name, " has shape ", bias->sizes(), "; expected ",
                 batch_dims == 0 ? "(" : "(" + std::to_string(args.points) + ", ", w.size(-2),
                 ") to go with ", name, " of shape ", w.sizes());
     args.biases.push_back(*bias);
   }
-  place_columns(args.layout, args.biases, columns);
+  place_columns(op, args.layout, args.biases, columns);
 
   const std::vector<int64_t> sizes = args.result_sizes();
   uint64_t bytes = x.element_size();
@@ -159,7 +159,7 @@ MlpArguments read_mlp_arguments(const at::Tensor& x, at::TensorList weights,
     overflow |= c10::mul_overflows(bytes, static_cast<uint64_t>(size), &bytes);
   }
   TORCH_CHECK(!overflow && bytes <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()),
-              "mlp_jacobian: a result of shape ", at::IntArrayRef(sizes), " has more than 2^63 bytes");
+              op, ": a result of shape ", at::IntArrayRef(sizes), " has more than 2^63 bytes");
 
   args.x = readable(x);
   for (at::Tensor& w : args.weights) w = readable(w);

@@ -36,9 +36,9 @@ bool is_aligned(const at::Tensor& t);
 // need not be), and not lazily negated.
 at::Tensor readable(const at::Tensor& t);
 
-// Throws c10::Error naming the offending argument and its shape. Nothing is allocated before every check
+// Throws c10::Error naming the operator, the offending argument and its shape. Nothing is allocated before every check
 // has passed, but for contiguous copies of arguments that are not.
-MlpArguments read_mlp_arguments(const at::Tensor& x, at::TensorList weights,
+MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorList weights,
                                 const c10::List<std::optional<at::Tensor>>& biases,
                                 std::string_view activation, at::OptionalIntArrayRef columns);
 

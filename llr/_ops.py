@@ -164,13 +164,15 @@ def _result_shape(
     return [*batch, x.shape[-2], weights[-1].shape[-2], count]
 
 
-def _check_devices(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+def _check_devices(
+    op: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
+) -> None:
     """One meta tensor among others brings a call here instead of to the kernel that would refuse it."""
     for name, tensors in (("weights", weights), ("biases", biases)):
         for i, t in enumerate(tensors):
             if t is not None and t.device != x.device:
                 raise RuntimeError(
-                    f"mlp_jacobian: {name}[{i}] is on {t.device} but x is on {x.device}; "
+                    f"{op}: {name}[{i}] is on {t.device} but x is on {x.device}; "
                     "expected one device"
                 )
 
@@ -182,7 +184,7 @@ def _fake(
     activation: str,
     columns: Sequence[int] | None = None,
 ) -> Tensor:
-    _check_devices(x, weights, biases)
+    _check_devices("mlp_jacobian", x, weights, biases)
     return x.new_empty(_result_shape(x, weights, biases, columns))
 
 
@@ -195,7 +197,7 @@ def _fake_out(
     *,
     out: Tensor,
 ) -> None:
-    _check_devices(x, weights, biases)
+    _check_devices("mlp_jacobian", x, weights, biases)
     if out.device != x.device:
         raise RuntimeError(f"mlp_jacobian: out is on {out.device}; expected {x.device} as x")
 
@@ -263,14 +265,16 @@ def _fake_gram(
     columns: Sequence[int] | None = None,
     double_double: bool = False,
 ) -> Tensor:
-    _check_devices(x, weights, biases)
+    _check_devices("mlp_gram", x, weights, biases)
     *batch, n, q, _ = _result_shape(x, weights, biases, columns)
     shape = [*([2] if double_double else []), *batch, n, q, n, q]
     return x.new_empty(shape, dtype=torch.float64)
 
 
 def _fake_gram_add(K: Tensor, delta: Tensor, a: Tensor, bias: bool, weight: bool) -> None:
-    pass
+    for name, t in (("delta", delta), ("a", a)):
+        if t.device != K.device:
+            raise RuntimeError(f"gram_add_: {name} is on {t.device}; expected {K.device} as K")
 
 
 def _fake_gram_factor(K: Tensor) -> Tensor:
@@ -278,7 +282,7 @@ def _fake_gram_factor(K: Tensor) -> Tensor:
     return K.new_empty((*K.shape[1:-1], rank))
 
 
-def _fake_svdvals(A: Tensor, *, sweeps: int = 30) -> Tensor:
+def _fake_svdvals(A: Tensor, *, sweeps: int = 100) -> Tensor:
     return A.new_empty((*A.shape[:-2], min(A.shape[-2:])))
 
 

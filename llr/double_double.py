@@ -149,6 +149,8 @@ def gram_factor(K: Tensor) -> Tensor:
         tensor([[2.],
                 [1.]], dtype=torch.float64)
     """
+    if not bool(torch.isfinite(K).all()):
+        raise RuntimeError("gram_factor: K has NaN or infinite entries; expected finite ones")
     if K.dim() == 4:
         factors = [gram_factor(K[:, b]) for b in range(K.shape[1])]
         most = max((L.shape[1] for L in factors), default=0)

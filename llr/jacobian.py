@@ -6,6 +6,7 @@ import contextlib
 import functools
 import logging
 import math
+import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -222,11 +223,14 @@ def _choose(problem: Problem, backend: str) -> tuple[str, str]:
 
 @functools.cache
 def _warn_without_library() -> None:
+    level, frame = 1, sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("llr."):
+        level, frame = level + 1, frame.f_back
     warnings.warn(
         "llr runs without its native library and computes MLPs through torch.func, more slowly: "
         + _ops.REASON,
         RuntimeWarning,
-        stacklevel=6,
+        stacklevel=level,  # where llr was called
     )
 
 

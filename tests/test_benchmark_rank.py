@@ -439,15 +439,6 @@ def test_memory_and_scaling_are_reported(modules, monkeypatch, tmp_path, capsys)
     assert "(rank_scaling.svg)" in capsys.readouterr().out
 
 
-def test_without_flint_there_are_no_certificates(tmp_path):
-    (tmp_path / "flint.py").write_text("raise ImportError('not here')")
-    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
-    done = run("--quick", "--cases", "proof-40", PYTHONPATH=path)
-    assert done.returncode == 0, done.stderr
-    assert "python-flint." in done.stdout.partition("without their part: ")[2]
-    assert "proof-40" not in done.stdout
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

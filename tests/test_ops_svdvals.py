@@ -86,8 +86,6 @@ def awkward(n: int) -> Iterator[tuple[str, Tensor]]:
     for m in (n, n + 1, 2 * n, 130):
         yield f"normal {m}", normal(m, n)
     yield "graded columns", normal(n, n) * 10 ** uniform(n, low=-300, high=300)
-    yield "graded rows", normal(n, n) * 10 ** uniform(n, 1, low=-300, high=300)
-    yield "graded entries", normal(n, n) * 10 ** uniform(n, n, low=-300, high=300)
     yield "graded upwards", normal(n, n) * 10 ** (12 * (i + i[:, None]) / n)
     yield "clustered", with_spectrum(*(1 + 1e-8 * k for k in range(n)))
     yield "tightly clustered", with_spectrum(*(1 + 1e-15 * k for k in range(n)))
@@ -96,24 +94,20 @@ def awkward(n: int) -> Iterator[tuple[str, Tensor]]:
     yield "repeated", torch.kron(torch.eye(n // 2 + 1, dtype=F64), normal(2, 2))[:n, :n]
     yield "low rank", integers(n, 2) @ integers(2, n + 3, seed=1)
     yield "zero", torch.zeros(n + 1, n, dtype=F64)
-    yield "diagonal", torch.diag(10 ** uniform(n, low=-30, high=0))
     yield "ones", torch.ones(n, n, dtype=F64)
     yield "bidiagonal of ones", bidiagonal(one, one[1:])
-    yield "Jordan", bidiagonal(1e-3 * one, one[1:])
     yield "nilpotent", bidiagonal(0 * one, one[1:])
     yield "Kahan", torch.eye(n, dtype=F64) - torch.ones(n, n, dtype=F64).triu(1)
     yield "Hilbert", 1 / (1 + i + i[:, None])
 
 
-# The sizes on both sides of what is always done in lanes, and a larger one.
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 16, 24, 25, 45])
 def test_values_to_a_few_roundings(n):
     for name, A in awkward(n):
         values = in_lanes(A)
         # At most 1.6 sqrt(n) was seen, on 2000 random matrices and these; 10 n is what is promised.
         assert distance(values, exact_values(A)) <= 4 * n**0.5, name
-        assert (values.diff() <= 0).all(), name
-        assert (values >= 0).all(), name
+        assert torch.equal(values, values.abs().sort(descending=True).values), name
 
 
 @pytest.mark.parametrize(("m", "n"), [(4096, 3), (20_001, 5), (700, 30), (100_000, 1)])
@@ -152,16 +146,10 @@ def stress(n: int, count: int) -> Iterator[tuple[str, Tensor]]:
         chosen = torch.randint(len(values), shape, generator=torch.manual_seed(next(seeds)))
         return torch.tensor(values, dtype=F64)[chosen]
 
-    one, distances = torch.ones(count, n, dtype=F64), (torch.arange(n) - n // 2).abs()
     yield "steps", bidiagonal(one_of([1, 1 + 1e-8, 1e-8, 1e-16], count, n), power(count, n - 1))
     yield "close", bidiagonal(one_of([1, 1 + 1e-8, 1 - 1e-8], count, n), power(count, n - 1))
     yield "up", bidiagonal(power(count, n, low=-16).sort().values, power(count, n - 1))
-    yield "wide", bidiagonal(power(count, n, low=-200), power(count, n - 1, low=-200))
     yield "some zero", bidiagonal(one_of([0, 1, 2], count, n), one_of([0, 1, 1e-8], count, n - 1))
-    yield "identity", bidiagonal(one, power(count, 1, low=-16, high=-12).expand(-1, n - 1))
-    yield "nilpotent", bidiagonal(power(count, 1, low=-16, high=-12).expand(-1, n), one[:, 1:])
-    yield "valley", bidiagonal(power(count, 1, low=0, high=3) ** distances, power(count, n - 1))
-    yield "dense", normal(count, n, n) * power(count, 1, n, low=-10)
     yield "dense upwards", normal(count, n, n) * power(count, n, 1, low=-10).sort(-2).values
 
 
@@ -171,41 +159,33 @@ def stress(n: int, count: int) -> Iterator[tuple[str, Tensor]]:
 def test_no_matrix_resists(n, count):
     for name, A in stress(n, count):
         values, expected = svdvals(A), torch.linalg.svdvals(A)
-        assert not values.isnan().any(), name
-        assert (values.diff() <= 0).all(), name
-        assert (values >= 0).all(), name
+        assert torch.equal(values, values.abs().sort(descending=True).values), name
         assert distance(values, expected) <= 10 * n + LAPACK_ITSELF, name
         if n <= 9:
             exact = torch.stack([exact_values(a) for a in A[:30]])
             assert distance(values[:30], exact) <= 10 * n, name
 
 
-# Squares of singular values that differ in their last digits only, where shifts go wrong by rounding.
-CLOSE: dict[str, Callable[[int], Tensor]] = {
-    "ones": lambda n: bidiagonal(torch.ones(200, n), 10 ** uniform(200, n - 1, low=-16, high=-13)),
-    "one number": lambda n: bidiagonal(
-        torch.ones(200, n), 10 ** uniform(200, 1, low=-16, high=-13).expand(-1, n - 1)
-    ),
-    "few eps": lambda n: bidiagonal(
-        1 + 4 * EPS * uniform(200, n, low=0, high=2).floor(),
-        10 ** uniform(200, n - 1, low=-16, high=-13, seed=1),
-    ),
-    "two clusters": lambda n: bidiagonal(
-        torch.where(torch.arange(n) % 2 == 0, 1.0, uniform(200, 1, low=0.2, high=0.5)),
-        10 ** uniform(200, 1, low=-8, high=-6, seed=1).expand(-1, n - 1),
-    ),
-}
+def clusters(n: int) -> Iterator[tuple[str, Tensor]]:
+    """Singular values that differ in their last digits only, where shifts go wrong by rounding."""
+    off, one = 10 ** uniform(200, n - 1, low=-16, high=-13), torch.ones(200, n, dtype=F64)
+    yield "ones", bidiagonal(one, off)
+    yield "one number", bidiagonal(one, off[:, :1].expand(-1, n - 1))
+    yield "few eps", bidiagonal(1 + 4 * EPS * uniform(200, n, low=0, high=2, seed=1).floor(), off)
+    other = torch.where(torch.arange(n) % 2 == 0, 1.0, uniform(200, 1, low=0.2, high=0.5, seed=1))
+    yield "two clusters", bidiagonal(other, off[:, :1].sqrt().expand(-1, n - 1))
 
 
 @pytest.mark.parametrize("n", [3, 4, 5, 6, 8, 16])
-@pytest.mark.parametrize("close", CLOSE.values(), ids=list(CLOSE))
-def test_clusters_need_no_fallback(close, n):
-    A = close(n).double()
-    values, exact = svdvals(A), torch.stack([exact_values(a, 200) for a in A[:40]])
-    # The same bits, unless 30 sweeps per value are not enough and LAPACK has to take over.
-    slow = (values != svdvals(A, sweeps=1000)).any(-1)
-    assert distance(values[:40], exact) <= 10 * n
-    assert not slow.any(), f"{int(slow.sum())} of 200, such as the {int(slow.int().argmax())}th"
+def test_clusters_need_no_fallback(n):
+    slow, errors = {}, {}
+    for name, A in clusters(n):
+        values, exact = svdvals(A), torch.stack([exact_values(a, 200) for a in A[:40]])
+        errors[name] = distance(values[:40], exact)
+        # The same bits, unless 30 sweeps per value are not enough and LAPACK has to take over.
+        slow[name] = int((values != svdvals(A, sweeps=1000)).any(-1).sum())
+    assert max(errors.values()) <= 10 * n, errors
+    assert max(slow.values()) == 0, slow
 
 
 @both_dtypes
@@ -235,7 +215,7 @@ def test_every_batch(m, n):
 
 
 def test_nothing():
-    for shape in [(0, 0), (0, 4), (4, 0), (3, 0, 4), (0, 3, 4), (2, 0, 3, 3), (2**30, 2**30, 0, 3)]:
+    for shape in [(0, 0), (0, 4), (4, 0), (3, 0, 4), (0, 3, 4), (2**30, 2**30, 0, 3)]:
         assert svdvals(torch.empty(shape)).shape == (*shape[:-2], min(shape[-2:]))
 
 
@@ -248,7 +228,6 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "columns first": lambda A: A.mT.contiguous().mT,
     "batch last": lambda A: A.movedim(0, -1).contiguous().movedim(-1, 0),
     "strided": lambda A: A.repeat_interleave(2, 0).repeat_interleave(3, 1)[::2, ::3],
-    "offset": lambda A: torch.cat([A.new_zeros(1), A.flatten()])[1:].view(A.shape),
     "between two numbers": misaligned,
     "rows apart": lambda A: torch.nn.functional.pad(A, (1, 2), value=math.nan)[..., 1:-2],
     "lazily negated": lambda A: torch.complex(A * 0, -A).conj().imag,
@@ -287,7 +266,7 @@ def test_neighbours(m, n, others):
         crowd = others(A)
         crowd[kept] = A[kept]
         assert torch.equal(svdvals(crowd)[kept], alone[kept]), kept
-    for order in (range(19), torch.randperm(19).tolist(), [4, 5, 6, 7, 8, 9, 10, 11]):
+    for order in (range(19), torch.randperm(19).tolist(), range(4, 12)):
         assert torch.equal(svdvals(A[order]), alone[order])
 
 
@@ -385,8 +364,7 @@ for shape in [(9, 2000, 130), (3, 5000, 130), (3, 200, 129)]:
 def test_every_instruction_level(simd_level):
     if simd_level == _ops.build_info()["simd_running"]:
         pytest.skip("the level of this very run")
-    which = "not threads and not first_of_all and not opcheck"
-    run = run_tests_at(simd_level, "test_ops_svdvals.py", which)
+    run = run_tests_at(simd_level, "test_ops_svdvals.py", "not threads and not first_of_all")
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 
@@ -407,8 +385,6 @@ def test_bad_arguments():
     for A, sweeps, message in [
         (square[0], 30, r"A has shape \[3\]; expected \(\.\.\., m, n\)"),
         (square.half(), 30, "A is Half; expected float32 or float64"),
-        (square.long(), 30, "A is Long; expected float32 or float64"),
-        (square.cfloat(), 30, "A is ComplexFloat; expected float32 or float64"),
         (square, -1, "sweeps is -1; expected 0 to 1000"),
         (square, 1001, "sweeps is 1001; expected 0 to 1000"),
     ]:

@@ -120,6 +120,7 @@ void gram_add(at::Tensor& K, const at::Tensor& delta, const at::Tensor& a, bool 
   add_layer(high, K.dim() == 3 ? high + rows * rows : nullptr, rows,
             {d.const_data_ptr<double>(), signals.const_data_ptr<double>(), d.size(1), d.size(2),
              signals.size(2), 1, weight, bias});
+  if (!K.is_inference()) K.unsafeGetTensorImpl()->bump_version();  // for autograd
 }
 
 template <typename T>
@@ -154,7 +155,7 @@ void mlp_gram_of(const MlpArguments& args, double* high, double* low) {
 at::Tensor mlp_gram(const at::Tensor& x, at::TensorList weights,
                     const c10::List<std::optional<at::Tensor>>& biases, std::string_view activation,
                     at::OptionalIntArrayRef columns, bool double_double) {
-  const MlpArguments args = read_mlp_arguments(x, weights, biases, activation, columns);
+  const MlpArguments args = read_mlp_arguments("mlp_gram", x, weights, biases, activation, columns);
   std::vector<int64_t> sizes;
   if (double_double) sizes.push_back(2);
   if (args.x_batched || args.weights_batched) sizes.push_back(args.points);

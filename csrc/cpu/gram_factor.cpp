@@ -13,6 +13,7 @@
 #include "../mlp_arguments.h"
 #include "allocate.h"
 #include "double_double.h"
+#include "kernels.h"
 #include "products.h"
 
 namespace llr {
@@ -95,6 +96,8 @@ at::Tensor gram_factor(const at::Tensor& K) {
   const at::Tensor dense = readable(K);
   const int64_t rows = K.size(-1), count = K.dim() == 4 ? K.size(1) : 1;
   const double* const data = dense.const_data_ptr<double>();
+  TORCH_CHECK(math_kernels().all_finite_double(data, dense.numel()),
+              "gram_factor: K has NaN or infinite entries; expected finite ones");
   at::Tensor L = at::zeros({count, rows, rows}, at::TensorOptions(at::kDouble));
   int64_t most = 0;
   for (int64_t b = 0; b < count; ++b) {

@@ -218,7 +218,7 @@ void compute(const MlpArguments& arguments, at::Tensor& result) {
 at::Tensor mlp_jacobian(const at::Tensor& x, at::TensorList weights,
                         const c10::List<std::optional<at::Tensor>>& biases, std::string_view activation,
                         at::OptionalIntArrayRef columns) {
-  const MlpArguments arguments = read_mlp_arguments(x, weights, biases, activation, columns);
+  const MlpArguments arguments = read_mlp_arguments("mlp_jacobian", x, weights, biases, activation, columns);
   at::Tensor result = empty_result(arguments.result_sizes(), x.scalar_type());
   compute(arguments, result);
   return result;
@@ -227,7 +227,7 @@ at::Tensor mlp_jacobian(const at::Tensor& x, at::TensorList weights,
 void mlp_jacobian_out(const at::Tensor& x, at::TensorList weights,
                       const c10::List<std::optional<at::Tensor>>& biases, std::string_view activation,
                       at::OptionalIntArrayRef columns, at::Tensor& out) {
-  const MlpArguments arguments = read_mlp_arguments(x, weights, biases, activation, columns);
+  const MlpArguments arguments = read_mlp_arguments("mlp_jacobian", x, weights, biases, activation, columns);
   const std::vector<int64_t> sizes = arguments.result_sizes();
   TORCH_CHECK(out.sizes() == at::IntArrayRef(sizes), "mlp_jacobian: out has shape ", out.sizes(),
               "; expected ", at::IntArrayRef(sizes));

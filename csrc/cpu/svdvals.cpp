@@ -37,7 +37,6 @@ constexpr int64_t fewest_in_lanes = 3;   // matrices, from this width on:
 constexpr int64_t always_in_lanes = 24;
 constexpr int64_t least_block_rows = 64;
 constexpr int64_t most_block_rows = 256;  // in lanes: they stay in the second-level cache
-constexpr int64_t most_sweeps_per_value = 30;
 
 // A batch of matrices with at least as many rows as columns, anywhere in memory.
 struct Batch {
