@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -223,7 +224,8 @@ def _choose(problem: Problem, backend: str) -> tuple[str, str]:
 
 @functools.cache
 def _warn_without_library() -> None:
-    level, frame = 1, sys._getframe()
+    level = 1
+    frame: FrameType | None = sys._getframe()
     while frame is not None and frame.f_globals.get("__name__", "").startswith("llr."):
         level, frame = level + 1, frame.f_back
     warnings.warn(
