@@ -254,7 +254,7 @@ def test_a_disagreement_of_ranks_is_refused(modules):
         library.check_ranks(low, model, x)
 
 
-def test_a_refused_certificate_is_refused(modules):
+def test_a_refused_certificate_is_refused(modules, monkeypatch):
     library = modules.rank_contenders
     model, x = library.proof_network(modules.rank.PROOF_CASES["proof-32"].quick)
 
@@ -264,8 +264,9 @@ def test_a_refused_certificate_is_refused(modules):
         def __bool__(self):
             return False
 
+    monkeypatch.setattr(library, "verify", lambda *_: Refused())
     with pytest.raises(library.Disagreement, match="a row is missing"):
-        library.proof_contenders(model, x, lambda *_: Refused())
+        library.proof_contenders(model, x)
 
 
 def test_a_planted_disagreement_stops_the_run(modules, monkeypatch, tmp_path, capsys):
