@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +139,7 @@ def certify(source: Source, upper: int | None, max_bits: int, out: Path) -> None
     """
     net = source.load()
     x = source.samples(torch.float64)
-    with _certifying() as progress:
-        task = progress.add_task("proving", total=None, bits="", bound="")
-
-        def report(bits: int | None, proved: int, goal: int) -> None:
-            arithmetic = "rationals" if bits is None else f"{bits} bits"
-            progress.update(task, bits=arithmetic, bound=f"rank >= {proved} of at most {goal}")
-
+    with _reporting() as report:
         certificate = prove(
             net,
             x,
@@ -237,16 +233,23 @@ def selftest() -> None:
         sys.exit(1)
 
 
-def _certifying() -> Progress:
-    columns = [TextColumn(f"{{task.fields[{name}]}}") for name in ("bits", "bound")]
+@contextlib.contextmanager
+def _reporting() -> Iterator[Callable[[int | None, int, int], None] | None]:
+    """Where a proof stands, in a line of a terminal that goes away again; None elsewhere."""
     console = console_beside("-")
-    return Progress(
-        *Progress.get_default_columns()[:1],
-        *columns,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(TextColumn("{task.description}"), console=console, transient=True) as progress:
+        task = progress.add_task("proving", total=None)
+
+        def report(bits: int | None, proved: int, goal: int) -> None:
+            arithmetic = "in rationals" if bits is None else f"at {bits} bits"
+            progress.update(
+                task, description=f"proving {arithmetic}: rank >= {proved} of at most {goal}"
+            )
+
+        yield report
 
 
 def _write_json(path: str | None, document: dict[str, Any]) -> None:

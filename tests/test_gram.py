@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import llr
 from llr import _ops
+from llr.balls import precision
 from llr.gram import evaluate_gram, evaluate_triangle
 from llr.problem import read_problem
 
@@ -200,7 +201,7 @@ def test_double_double_is_exact_to_106_bits(backend):
 def test_double_double_against_flint(case):
     model, x = make(case)
     J = llr.reference.jacobian(model, x).flatten(0, 1)
-    with flint.ctx.workprec(300):
+    with precision(300):
         balls = flint.arb_mat(J.tolist())
         exact = balls * balls.transpose()
         largest = max(abs(entry) for entry in exact.entries())
