@@ -96,14 +96,14 @@ def svdvals(A: Tensor) -> Tensor:
         tensor([4., 3.])
     """
     _check_matrix(A)
-    check_finite(A, "the matrix", ("row", "column"))
     A = A.detach()
     m, n = A.shape[-2:]
     if A.numel() == 0:
         return A.new_zeros((*A.shape[:-2], min(m, n)))
     values = _ops.svdvals(A) if _ops.has_kernel(A) else _by_torch(A)
     failed = values.isnan().any(-1)
-    if bool(failed.any()):
+    if bool(failed.any()):  # for want of convergence, or of a finite matrix
+        check_finite(A, "the matrix", ("row", "column"))
         values[failed] = _as_eigenvalues(A[failed].reshape(-1, m, n)).to(values)
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
@@ -115,6 +115,7 @@ def svdvals(A: Tensor) -> Tensor:
 
 def _by_torch(A: Tensor) -> Tensor:
     """NaN for what torch cannot do."""
+    check_finite(A, "the matrix", ("row", "column"))
     tall, power = _scaled(A)
     shortened = shorten(tall)
     try:
