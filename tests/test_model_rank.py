@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 import llr
 from llr.certify import verify
-from llr.guarantee import Guarantee, has_llr_guarantee, llr_sample_size
+from llr.guarantee import Guarantee, has_llr_guarantee
 from llr.model_rank import ModelRank, model_rank
 from llr.samplers import read_sampler
 
@@ -60,6 +59,11 @@ def integers(*shape: int, seed: int = 0) -> Tensor:
     """Small integers, of which products are exact."""
     g = torch.Generator().manual_seed(seed)
     return torch.randint(-9, 10, shape, generator=g).double()
+
+
+def source(sampler: Any, model: nn.Module | None = None, **options: Any) -> Any:
+    given = {"shape": None, "dtype": F64, "device": torch.device("cpu"), "seed": 0} | options
+    return read_sampler(sampler, model or mlp(3, 2, 1), **given)
 
 
 class TestClosedForms:
@@ -207,293 +211,6 @@ class TestClosedForms:
         assert model_rank(sine, params=params, sample_shape=(1,)).rank == 2
         params["a"] *= 0
         assert model_rank(sine, params=params, sampler=(-3.0, 3.0), sample_shape=(1,)).rank == 1
-
-
-class TestSampleSizes:
-    """Which prefixes of a sample have the guarantee."""
-
-    SPLIT = (
-        # (d, model of P parameters, P, dim T)
-        (1, [([0.9], 0.3, 0.5)] * 3 + [([-1.7], 0.4, 1.5)] * 2, {}, 15, 6),
-        (2, [(W1, 0.3, 0.5)] * 2 + [(W2, -0.7, 1.5)] * 2, {}, 16, 8),
-        (3, [([0.9, -1.3, 0.5], 0.0, 0.5)] * 3, {"beta": False}, 12, 4),
-    )
-
-    @pytest.mark.parametrize(("d", "neurons", "options", "P", "dim"), SPLIT)
-    @pytest.mark.parametrize("certify", ["auto", False])
-    def test_scalar(
-        self,
-        d: int,
-        neurons: list[Any],
-        options: dict[str, Any],
-        P: int,
-        dim: int,
-        certify: bool | str,
-    ) -> None:
-        model = two_layer([(w, b, [a]) for w, b, a in neurons], **options)
-        x = samples(dim + 1, d, seed=3)
-        found = model_rank(model, certify=certify)
-        assert (found.n_params, found.rank, found.n_samples) == (P, dim, dim)
-        for n, expected in ((dim - 1, dim - 1), (dim, dim), (dim + 1, dim)):
-            verdict = has_llr_guarantee(model, x[:n], model_rank=found, certify=certify)
-            assert bool(verdict) == verdict.holds == (n >= dim)
-            assert (verdict.rank, verdict.model_rank) == (expected, dim)
-            size = llr_sample_size(model, x[:n], model_rank=found, certify=certify)
-            assert size == (dim if n >= dim else None)
-
-    @pytest.mark.parametrize(
-        ("alphas", "ranks", "size"),
-        [
-            (([1.0, 2.0], [3.0, -1.0]), (6, 8, 8, 8), 4),
-            (([1.0, 2.0], [-2.0, -4.0]), (5, 6, 7, 8), 6),
-        ],
-    )
-    def test_two_outputs(
-        self, alphas: tuple[list[float], ...], ranks: tuple[int, ...], size: int
-    ) -> None:
-        neurons = [([0.9], 0.3, alphas[0]), ([-1.7], 0.4, alphas[1])]
-        model, x = two_layer(neurons), samples(10, 1)
-        found = model_rank(model)
-        assert (found.rank, found.exact, found.n_samples) == (8, True, size)
-        for n, expected in zip(range(3, 7), ranks, strict=True):
-            verdict = has_llr_guarantee(model, x[:n], model_rank=found)
-            assert (verdict.rank, verdict.holds) == (expected, n >= size)
-        assert llr_sample_size(model, x) == size
-        assert llr_sample_size(model, x, model_rank=8, certify=False) == size
-
-    def test_repeated_points_do_not_count(self) -> None:
-        model, x = two_layer(TWO), samples(8, 2)
-        assert has_llr_guarantee(model, x)
-        bad = x[[0, 1, 2, 3, 3, 2, 1, 0, 4, 5]]
-        verdict = has_llr_guarantee(model, bad)
-        assert (verdict.holds, verdict.rank, verdict.model_rank) == (False, 6, 8)
-        assert "only 6 of the samples differ" in verdict.reason
-        assert llr_sample_size(model, torch.cat((bad, x)), model_rank=8) == 10 + 8
-        late = torch.cat((x[:1].expand(40, 2), x[1:]))
-        assert llr_sample_size(model, late, model_rank=8) == 40 + 7
-
-    def test_mirrored_points_do_not_count_for_odd_functions(self) -> None:
-        model = two_layer([(w, 0.0, a) for w, _, a in TWO], beta=False)
-        x = samples(3, 2)
-        assert has_llr_guarantee(model, torch.cat((x, -x))).rank == 3
-        assert has_llr_guarantee(model, samples(6, 2)).holds
-        assert model_rank(model).rank == 6
-
-    def test_confined_points_do_not_count(self) -> None:
-        model = two_layer(TWO)
-        x = samples(40, 2)
-        x[:, 1] = 1.0
-        # On the line the second weight acts as the bias does.
-        assert has_llr_guarantee(model, x).rank == 6
-        assert llr_sample_size(model, x) is None
-
-    def test_proofs(self) -> None:
-        model, x = random_net(1, 16, 1), samples(48, 1, seed=5)
-        verdict = has_llr_guarantee(model, x)
-        assert (verdict.holds, verdict.proved) == (True, True)
-        assert (
-            str(verdict)
-            == "LLR guarantee: the rank on 48 samples is that of the model, 48 (proved)"
-        )
-        few = has_llr_guarantee(model, x[:47], model_rank=48)
-        assert (few.holds, few.proved, few.rank) == (False, True, 47)
-        assert "47 observations are too few" in few.reason
-        counted = has_llr_guarantee(model, x, model_rank=48, certify=False)
-        assert (counted.holds, counted.proved) == (False, False)
-        assert "ambiguous" in counted.reason
-        assert json.loads(json.dumps(few.to_dict(), allow_nan=False))["proved"] is True
-
-    def test_observed_entries(self) -> None:
-        # A matrix of rank 1: dim T = m + n - 1, and a set of entries has the guarantee iff the rows and
-        # columns it meets form a connected graph that spans all.
-        g = torch.Generator().manual_seed(0)
-        model = Entries(*(torch.randn(*s, generator=g, dtype=F64) for s in ((3, 1), (1, 4))))
-        pairs = torch.cartesian_prod(torch.arange(3), torch.arange(4))
-        tree = torch.tensor([[0, 0], [0, 1], [1, 1], [1, 2], [2, 2], [2, 3]])
-        assert has_llr_guarantee(model, tree, sampler=pairs).model_rank == 6
-        assert llr_sample_size(model, tree, sampler=pairs) == 6
-        cycle = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1], [2, 2], [2, 3]])
-        assert has_llr_guarantee(model, cycle, sampler=pairs).rank == 5
-        assert llr_sample_size(model, torch.cat((cycle, tree)), sampler=pairs) == 6 + 4
-        with pytest.raises(ValueError, match=r"x is torch.int64.*give sampler="):
-            has_llr_guarantee(model, tree)
-
-    def test_not_proved_without_an_upper_bound(self) -> None:
-        model = two_layer(DEGENERATE["mirror images"][0])
-        verdict = has_llr_guarantee(model, samples(9, 2))
-        assert (verdict.holds, verdict.proved, verdict.model_rank) == (True, False, 4)
-        assert has_llr_guarantee(model, samples(9, 2), model_rank=4).proved
-
-    def test_unsaturated_model_rank_is_said(self) -> None:
-        model = two_layer(TWO)
-        found = model_rank(model, max_samples=5)
-        assert (
-            "had not saturated" in has_llr_guarantee(model, samples(5, 2), model_rank=found).reason
-        )
-
-    def test_wrong_claims(self) -> None:
-        model, x = two_layer(TWO), samples(9, 2)
-        with pytest.raises(ValueError, match=r"model_rank=7 is contradicted: .* the rank is 8"):
-            has_llr_guarantee(model, x, model_rank=7)
-        with pytest.raises(ValueError, match="model_rank is 9, but the model has 8 parameters"):
-            llr_sample_size(model, x, model_rank=9)
-        for wrong in (-1, 2.0, True):
-            with pytest.raises(ValueError, match="expected dim T"):
-                has_llr_guarantee(model, x, model_rank=wrong)
-        with pytest.raises(TypeError, match="seed= is about finding"):
-            has_llr_guarantee(model, x, model_rank=8, seed=1)
-        with pytest.raises(ValueError, match="x has no samples"):
-            has_llr_guarantee(model, x[:0], model_rank=8)
-        with pytest.raises(ValueError, match=r"x has 1 NaN or Inf entries out of 18"):
-            has_llr_guarantee(
-                model,
-                x.index_fill(0, torch.tensor([2]), 1.0).put(
-                    torch.tensor([4]), torch.tensor([math.nan], dtype=F64)
-                ),
-            )
-        with pytest.raises(TypeError, match="x is list"):
-            has_llr_guarantee(model, [[1.0, 2.0]])
-
-    def test_zero(self) -> None:
-        model = two_layer(DEGENERATE["zero"][0])
-        assert model_rank(model).n_samples == 1
-        assert llr_sample_size(model, samples(3, 2)) == 1
-
-
-def source(sampler: Any, model: nn.Module | None = None, **options: Any) -> Any:
-    given = {"shape": None, "dtype": F64, "device": torch.device("cpu"), "seed": 0} | options
-    return read_sampler(sampler, model or mlp(3, 2, 1), **given)
-
-
-class TestSamplers:
-    @pytest.mark.parametrize(
-        "sampler",
-        [
-            "normal",
-            "uniform",
-            (0.0, 2.0),
-            (torch.tensor([-1.0, 2.0, 5.0]), torch.tensor([0.0, 3.0, 9.0])),
-            lambda n, g: torch.rand(n, 3, generator=g),
-            torch.arange(600.0).reshape(200, 3),
-        ],
-    )
-    def test_prefixes_stay(self, sampler: Any) -> None:
-        once, stepwise = source(sampler), source(sampler)
-        few = stepwise.first(5).clone()
-        assert few.shape == (5, 3)
-        more = stepwise.first(150)
-        torch.testing.assert_close(more[:5], few, rtol=0, atol=0)
-        assert stepwise.distinct(150) == 150
-        if not callable(sampler):  # a callable may depend on how many points it is asked for
-            torch.testing.assert_close(once.first(150), more, rtol=0, atol=0)
-            other = source(sampler, seed=1).first(150)
-            assert not torch.equal(other, more)
-
-    def test_distributions(self) -> None:
-        normal = source("normal").first(4000)
-        assert abs(normal.mean()) < 0.05
-        assert abs(normal.std() - 1) < 0.05
-        uniform = source("uniform").first(4000)
-        assert uniform.min() >= -1
-        assert uniform.max() <= 1
-        assert abs(uniform.var() - 1 / 3) < 0.02
-        low, high = torch.tensor([0.0, -2.0, 7.0]), torch.tensor([1.0, 5.0, 7.5])
-        box = source((low, high)).first(4000)
-        assert bool(((box >= low) & (box <= high)).all())
-        torch.testing.assert_close(box.mean(0), ((low + high) / 2).double(), rtol=0, atol=0.1)
-        assert source((0.0, high)).first(1).shape == (1, 3)
-
-    def test_domain_is_taken_once_each(self) -> None:
-        points = torch.arange(30).reshape(10, 3)
-        found = source(points)
-        assert found.limit == 10
-        assert found.first(99).shape == (10, 3)
-        torch.testing.assert_close(found.first(10).sort(0).values, points)
-        assert not torch.equal(found.first(10), points)
-
-    def test_dtype_is_that_of_the_model(self) -> None:
-        model = mlp(3, 2, 1, dtype=torch.float32)
-        found = model_rank(model)
-        assert found.samples.dtype == torch.float32
-        # The same points, rounded.
-        torch.testing.assert_close(found.samples, source("normal").first(11).float())
-        assert (found.rank, found.exact) == (11, True)
-        model(found.samples)
-
-    @pytest.mark.parametrize(
-        ("model", "shape"),
-        [
-            (nn.Sequential(nn.Flatten(), nn.Linear(6, 2), nn.Tanh()), (6,)),
-            (nn.Sequential(nn.Sequential(nn.Identity(), nn.Linear(4, 3)), nn.LayerNorm(3)), (4,)),
-            (nn.Sequential(nn.Unflatten(1, (2, 5)), nn.Conv1d(2, 3, 2)), (10,)),
-            (nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(12, 2)), (3,)),
-        ],
-    )
-    def test_shape_of_a_sample(self, model: nn.Module, shape: tuple[int, ...]) -> None:
-        assert source("normal", model).first(7).shape == (7, *shape)
-        model_rank(model.double(), certify=False, max_samples=2)
-
-    def test_tokens(self) -> None:
-        model = nn.Sequential(nn.Embedding(7, 3), nn.Flatten(), nn.Linear(6, 2)).double()
-        few = source("normal", model)
-        assert few.limit == 49
-        assert sorted(map(tuple, few.first(49).tolist())) == [
-            (i, j) for i in range(7) for j in range(7)
-        ]
-        found = model_rank(model)
-        # f = M (e_i, e_j) + c: the images of the embedding under M_1 and M_2 (2 x 3, of rank 2)
-        # and M itself, which moves by X E + M Y: exactly what the whole domain gives.
-        J = llr.jacobian(model, few.first(49)).flatten(0, 1)
-        assert found.rank == torch.linalg.matrix_rank(J)
-        assert found.upper_from == "parameters"
-        many = source("uniform", nn.Sequential(nn.Embedding(50, 4), nn.Flatten(), nn.Linear(12, 2)))
-        assert many.limit is None
-        assert 0 <= many.first(500).min() < many.first(500).max() < 50
-
-    @pytest.mark.parametrize(
-        ("sampler", "error", "message"),
-        [
-            ("cauchy", ValueError, "sampler is 'cauchy'; expected"),
-            (3, TypeError, "sampler is int; expected"),
-            ([0.0, 1.0], TypeError, "sampler is list; expected"),
-            ((0.0, 1.0, 2.0), ValueError, "a tuple of 3"),
-            ((1.0, 1.0), ValueError, "low = 1.0 to high = 1.0"),
-            ((2.0, -1.0), ValueError, "low = 2.0 to high = -1.0"),
-            ((0.0, math.inf), ValueError, "finite numbers low < high"),
-            ((math.nan, 1.0), ValueError, "finite numbers low < high"),
-            ((torch.zeros(3), torch.tensor([1.0, 0.0, 1.0])), ValueError, r"at index \(1,\)"),
-            ((torch.zeros(3), torch.ones(2)), ValueError, "shapes that expand to one sample"),
-            (torch.zeros(0, 3), ValueError, "expected points"),
-            (torch.tensor(1.0), ValueError, "expected points"),
-            (torch.tensor([[1.0, 2.0, math.nan]]), ValueError, "sampler has 1 NaN or Inf"),
-            (lambda n, _: torch.zeros(n + 1, 3), ValueError, r"expected 1 points, \(1, \.\.\.\)"),
-            (lambda n, _: [0.0] * n, TypeError, "returned is list"),
-            (lambda n, _: torch.full((n, 3), math.inf), ValueError, "NaN or Inf"),
-            (lambda n, g: torch.rand(n, 3 - (n > 1), generator=g), ValueError, "samples of shape"),
-        ],
-    )
-    def test_refused(self, sampler: Any, error: type[Exception], message: str) -> None:
-        with pytest.raises(error, match=message):
-            model_rank(mlp(3, 2, 1), sampler=sampler)
-
-    @pytest.mark.parametrize(
-        ("model", "message"),
-        [
-            (nn.Sequential(nn.Conv1d(2, 3, 3), nn.Flatten()), r"any size \(2, L\)"),
-            (nn.Sequential(nn.Conv2d(2, 3, 3), nn.Flatten()), r"any size \(2, H, W\)"),
-            (nn.Sequential(nn.Embedding(7, 3), nn.Linear(3, 2)), r"sample_shape=\(L,\)"),
-            (nn.TransformerEncoderLayer(4, 2), "cannot be read off it"),
-            (Entries(torch.ones(2, 2), torch.ones(2, 2)), "sample_shape="),
-        ],
-    )
-    def test_shape_that_cannot_be_told(self, model: nn.Module, message: str) -> None:
-        with pytest.raises(ValueError, match=message):
-            model_rank(model)
-
-    @pytest.mark.parametrize("shape", [(0,), (2.0,), "3", (-1, 2)])
-    def test_malformed_shape(self, shape: Any) -> None:
-        with pytest.raises(ValueError, match="sample_shape is"):
-            model_rank(mlp(3, 2, 1), sample_shape=shape)
 
 
 class TestSearch:
