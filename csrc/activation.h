@@ -126,6 +126,25 @@ struct Pair {
   double slope;  // sigma'(z)
 };
 
+// sin and cos of r, at most an eighth of a turn, after so many quarter turns (whose last two bits count).
+LLR_HD Pair quarter_turns(int64_t quarter, double r) {
+  using namespace detail;
+  constexpr double s[] = {-1.0 / 6,         1.0 / 120,           -1.0 / 5040,
+                          1.0 / 362880,     -1.0 / 39916800,     1.0 / 6227020800.0,
+                          -1.0 / 1307674368000.0, 1.0 / 355687428096000.0};
+  constexpr double c[] = {-1.0 / 2,          1.0 / 24,           -1.0 / 720,
+                          1.0 / 40320,       -1.0 / 3628800,     1.0 / 479001600,
+                          -1.0 / 87178291200.0, 1.0 / 20922789888000.0};
+  const double r2 = r * r;
+  const double sine = r + r * r2 * polynomial(s, r2);
+  const double cosine = 1.0 + r2 * polynomial(c, r2);
+  const bool odd = (quarter & 1) != 0;
+  const int64_t sine_sign = (quarter & 2) << 62;
+  const int64_t cosine_sign = ((quarter + 1) & 2) << 62;
+  return {from_bits(bits(odd ? cosine : sine) ^ sine_sign),
+          from_bits(bits(odd ? sine : cosine) ^ cosine_sign)};
+}
+
 template <Activation A>
 LLR_HD Pair activate(double z) {
   using namespace detail;
@@ -161,30 +180,16 @@ LLR_HD Pair activate(double z) {
   } else {
     static_assert(A == Activation::sin);
     // Quarter turns k and what is left of the angle; pi/2 in three parts of 33 bits, so that k * part is
-    // exact while |z| < 2^19. Larger angles are the caller's business (needs_libm).
+    // exact while |z| < 2^19. Larger angles are the caller's business (large_angle.h).
     const double shifted = z * 0.63661977236758134308 + round_magic;
     const double k = shifted - round_magic;
     const double r = ((z - k * 1.57079632673412561417e+00) - k * 6.07710050630396597660e-11) -
                      k * 2.02226624879595063154e-21;
-    constexpr double s[] = {-1.0 / 6,         1.0 / 120,           -1.0 / 5040,
-                            1.0 / 362880,     -1.0 / 39916800,     1.0 / 6227020800.0,
-                            -1.0 / 1307674368000.0, 1.0 / 355687428096000.0};
-    constexpr double c[] = {-1.0 / 2,          1.0 / 24,           -1.0 / 720,
-                            1.0 / 40320,       -1.0 / 3628800,     1.0 / 479001600,
-                            -1.0 / 87178291200.0, 1.0 / 20922789888000.0};
-    const double r2 = r * r;
-    const double sine = r + r * r2 * polynomial(s, r2);
-    const double cosine = 1.0 + r2 * polynomial(c, r2);
-    const int64_t quarter = bits(shifted);
-    const bool odd = (quarter & 1) != 0;
-    const int64_t sine_sign = (quarter & 2) << 62;
-    const int64_t cosine_sign = ((quarter + 1) & 2) << 62;
-    return {from_bits(bits(odd ? cosine : sine) ^ sine_sign),
-            from_bits(bits(odd ? sine : cosine) ^ cosine_sign)};
+    return quarter_turns(bits(shifted), r);
   }
 }
 
 // Whether sin's argument is beyond the exact reduction above.
-LLR_HD bool sin_needs_libm(double z) { return detail::magnitude(z) > 524288.0; }
+LLR_HD bool sin_is_large(double z) { return detail::magnitude(z) > 524288.0; }
 
 }  // namespace llr

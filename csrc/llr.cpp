@@ -1,8 +1,7 @@
-// The operators' schemas and the small module that tells how this library was built. Nothing else:
-// implementations register themselves from csrc/cpu (and csrc/cuda).
+// Defines the operators, and the small module that tells how this library was built. Nothing else:
+// implementations register themselves from csrc/cpu and csrc/cuda.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
-#include <torch/library.h>
 #include <torch/version.h>
 
 #include <map>
@@ -10,26 +9,9 @@
 #include <vector>
 
 #include "cpu/simd.h"
+#include "schemas.h"
 
-TORCH_LIBRARY(llr, m) {
-  // The out overload returns nothing: torch.compile takes no custom operator that returns its argument.
-  m.def(
-      "mlp_jacobian(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
-      "int[]? columns=None) -> Tensor");
-  m.def(
-      "mlp_jacobian.out(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
-      "int[]? columns=None, *, Tensor(a!) out) -> ()");
-  m.def(
-      "_mlp_jacobian_formula(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
-      "int[]? columns=None) -> Tensor");
-  m.def("first_nonfinite(Tensor[] tensors) -> int");
-  m.def(
-      "mlp_gram(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, int[]? columns=None, "
-      "bool double_double=False) -> Tensor");
-  m.def("gram_add_(Tensor(a!) K, Tensor delta, Tensor a, bool bias, bool weight) -> ()");
-  m.def("gram_factor(Tensor K) -> Tensor");
-  m.def("svdvals(Tensor A, *, int sweeps=100) -> Tensor");
-}
+TORCH_LIBRARY(llr, m) { llr::define_operators(m); }
 
 namespace {
 

@@ -5,6 +5,7 @@
 #include <string>
 #include <utility>
 
+#include <ATen/MemoryOverlap.h>
 #include <c10/util/safe_numerics.h>
 
 namespace llr {
@@ -168,5 +169,22 @@ MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorL
   }
   return args;
 }
+
+void check_out(const char* op, const at::Tensor& out, const MlpArguments& args, const at::Tensor& x,
+               at::TensorList weights) {
+  const std::vector<int64_t> sizes = args.result_sizes();
+  TORCH_CHECK(out.sizes() == at::IntArrayRef(sizes), op, ": out has shape ", out.sizes(), "; expected ",
+              at::IntArrayRef(sizes));
+  TORCH_CHECK(out.scalar_type() == x.scalar_type() && out.device() == x.device(), op, ": out is ",
+              out.scalar_type(), " on ", out.device(), "; expected ", x.scalar_type(), " on ", x.device());
+  at::assert_no_internal_overlap(out);
+  at::assert_no_overlap(out, x);
+  for (const at::Tensor& w : weights) at::assert_no_overlap(out, w);
+  for (const at::Tensor& b : args.biases) {
+    if (b.defined()) at::assert_no_overlap(out, b);
+  }
+}
+
+bool is_writable(const at::Tensor& t) { return t.is_contiguous() && !t.is_neg() && is_aligned(t); }
 
 }  // namespace llr

@@ -42,4 +42,12 @@ MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorL
                                 const c10::List<std::optional<at::Tensor>>& biases,
                                 std::string_view activation, at::OptionalIntArrayRef columns);
 
+// The same for `out`, which the result is to be written into: its shape, dtype and device, and that it lies in memory
+// of its own. `x` and `weights` as they were given.
+void check_out(const char* op, const at::Tensor& out, const MlpArguments& args, const at::Tensor& x,
+               at::TensorList weights);
+
+// Whether a kernel can write into it: contiguous, at a multiple of its numbers' size, not lazily negated.
+bool is_writable(const at::Tensor& t);
+
 }  // namespace llr

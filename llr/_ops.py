@@ -1,14 +1,20 @@
 """Loads the native library and gives its operators shapes, gradients and a vmap rule.
 
 The only file that names ``torch.ops.llr``. Where the library cannot be loaded, ``NATIVE`` is False and
-``REASON`` says why; everything else then works on ``torch.func``.
+``REASON`` says why; where it has no CUDA kernels, ``CUDA_REASON`` does. Everything else then works on
+``torch.func``.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import re
+import sys
+import warnings
 from collections.abc import Sequence
 from importlib import import_module, resources
+from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -54,8 +60,18 @@ def _load() -> tuple[Any, str]:
     return library, f"built for torch {built} with {facts['compiler']}"
 
 
+def _cuda_reason() -> str:
+    """Why the operators have no CUDA kernels; empty where they have."""
+    if _library is None:
+        return REASON
+    if torch._C._dispatch_has_kernel_for_dispatch_key("llr::mlp_jacobian", "CUDA"):
+        return ""
+    return cast(str, _build_facts()["cuda_reason"])
+
+
 _library, REASON = _load()
 NATIVE: bool = _library is not None
+CUDA_REASON = _cuda_reason()
 
 
 class _native:  # noqa: N801 - a namespace
@@ -97,15 +113,82 @@ def first_nonfinite(tensors: Sequence[Tensor]) -> int:
         return -1
     if NATIVE and tensors[0].is_cpu:
         return cast(int, _native.first_nonfinite(tensors))
-    for index, tensor in enumerate(tensors):
-        if not bool(torch.isfinite(tensor).all()):
-            return index
-    return -1
+    # All are asked before the first answer is waited for. Extremes carry NaN and infinity along, and take
+    # no memory of the tensors' size.
+    extremes = [torch.stack(t.detach().aminmax()) if t.numel() else t.new_zeros(2) for t in tensors]
+    finite = torch.stack([torch.isfinite(e).all() for e in extremes]).tolist()
+    return -1 if all(finite) else finite.index(False)
+
+
+def why_no_kernel(device: torch.device) -> str:
+    """Why the native operators do not compute on this device; empty where they do."""
+    if not NATIVE:
+        return REASON
+    if device.type == "cuda":
+        return _why_not_on_gpu(device.index)
+    return "" if device.type == "cpu" else f"no native kernel for {device.type}"
 
 
 def has_kernel(*tensors: Tensor) -> bool:
-    """Whether the native operators compute on the device of these tensors."""
-    return NATIVE and all(t.is_cpu for t in tensors)
+    """Whether the native operators compute with these tensors: on one device, that has kernels."""
+    device = tensors[0].device
+    return all(t.device == device for t in tensors) and not why_no_kernel(device)
+
+
+@functools.cache
+def _why_not_on_gpu(index: int) -> str:
+    """Asked before a kernel is, whose own complaint would come late and not say what to do."""
+    if CUDA_REASON:
+        return f"no CUDA kernels in this build: {CUDA_REASON}"
+    archs = (build_info() or {})["cuda_archs"]
+    capability = torch.cuda.get_device_capability(index)
+    if _covers(archs, capability):
+        return ""
+    name, version = torch.cuda.get_device_name(index), "{}.{}".format(*capability)
+    return (
+        f"the CUDA kernels were built for {archs}, and {name} has compute capability {version}; to have "
+        f"them, install llr again with TORCH_CUDA_ARCH_LIST={version}"
+    )
+
+
+_EMBEDDED = {(8, 7)}  # Orin: neither runs others' machine code nor has its own run by others
+
+
+def _covers(archs: str, capability: tuple[int, int]) -> bool:
+    """Whether code for these architectures ("8.0 9.0 12.0+PTX") runs on a GPU of this capability.
+
+    Machine code runs on its own major version, from its minor version on, or with an "a" on exactly its own;
+    PTX without a letter on everything from its version on.
+    """
+    known = re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", archs)
+    for major, minor, letter, ptx in known:
+        arch = int(major), int(minor)
+        alike = arch[0] == capability[0] and not _EMBEDDED & {arch, capability}
+        if arch == capability or (
+            letter != "a" and arch <= capability and (alike or (bool(ptx) and not letter))
+        ):
+            return True
+    return not known  # nothing to go by: the kernels will tell
+
+
+def warn_of_no_kernel(device: torch.device, reason: str) -> None:
+    """Say, once for each reason, that MLPs on this device go without the native operators."""
+    if device.type in ("cpu", "cuda"):  # for others there is no build that has kernels
+        _warn_once(reason)
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    level = 1
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and frame.f_globals.get("__name__", "").startswith("llr."):
+        level, frame = level + 1, frame.f_back
+    what = "native operators on this GPU" if NATIVE else "native library"
+    warnings.warn(
+        f"llr runs without its {what} and computes MLPs through torch, more slowly: {reason}",
+        RuntimeWarning,
+        stacklevel=level,  # where llr was called
+    )
 
 
 def svdvals(A: Tensor) -> Tensor:
@@ -142,9 +225,13 @@ def gram_add_(K: Tensor, delta: Tensor, a: Tensor, bias: bool = False, weight: b
 
 
 def gram_factor(K: Tensor) -> Tensor:
-    """L with L L' = K from a double-double K; see :func:`llr.double_double.gram_factor`."""
-    if has_kernel(K):
-        return cast(Tensor, _native.gram_factor(K))
+    """L with L L' = K from a double-double K; see :func:`llr.double_double.gram_factor`.
+
+    On the CPU wherever K is: its N steps come one after the other, each after a search for the pivot, and
+    on a GPU would wait for the launches of their kernels. K is only N x N, so that the copies cost little.
+    """
+    if NATIVE:
+        return cast(Tensor, _native.gram_factor(K.cpu())).to(K.device)
     return double_double.gram_factor(K)
 
 

@@ -224,10 +224,13 @@ def info() -> None:
 
 
 @main.command()
+@click.option(
+    "--device", help="cpu, cuda, or one GPU such as cuda:1.  [default: all that are visible]"
+)
 @reported
-def selftest() -> None:
+def selftest(device: str | None) -> None:
     """Check the native code against torch on this machine; exit code 1 if they differ."""
-    outcome = run_selftest()
+    outcome = run_selftest(device)
     click.echo(str(outcome))
     if not outcome.ok:
         sys.exit(1)

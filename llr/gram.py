@@ -51,7 +51,8 @@ def gram(
         precision: "float64"; or "double-double" for 106 bits. K squares singular values, so that float64
             holds half of their digits only; those of double-double's factor (`llr.rank` with
             method="gram") are as good as those of J.
-        backend: "auto"; or "native" (an MLP, on the CPU), "layers" (a module) or "dense" to insist.
+        backend: "auto"; or "native" (an MLP, where there is a kernel for its device), "layers" (a
+            module) or "dense" to insist.
         chunk_size: samples to run the model on at a time; default: by what fits :func:`llr.memory_budget`.
 
     Returns:
@@ -202,12 +203,8 @@ def signal_bytes(problem: Problem) -> int:
 
 def _choose(problem: Problem, backend: str, native_bytes: int) -> str:
     if backend in ("auto", "native"):
-        obstacle = problem.why_not_mlp
-        if problem.mlp is not None and not _ops.has_kernel(problem.x):
-            obstacle = (
-                _ops.REASON if problem.x.is_cpu else f"no native kernel for {problem.x.device.type}"
-            )
-        elif problem.mlp is not None and not fits(native_bytes, problem.x.device):
+        obstacle = missing = problem.why_not_mlp or _ops.why_no_kernel(problem.x.device)
+        if not missing and not fits(native_bytes, problem.x.device):
             obstacle = f"it takes {format_bytes(native_bytes)}, more than the memory budget"
         if not obstacle:
             return "native"
@@ -215,6 +212,8 @@ def _choose(problem: Problem, backend: str, native_bytes: int) -> str:
             raise ValueError(
                 f"backend='native' cannot compute this model: {obstacle}; backend='auto' goes layer by layer"
             )
+        if problem.mlp is not None and missing:
+            _ops.warn_of_no_kernel(problem.x.device, missing)
     has_layers = isinstance(problem.model, nn.Module)
     if backend == "layers" and not has_layers:
         raise ValueError(

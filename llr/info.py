@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor
 from llr import _ops, double_double, reference
 from llr.memory import format_bytes, memory_budget
 from llr.spectrum import svdvals
+from llr.surroundings import full_precision
 
 
 @dataclass(frozen=True)
@@ -47,12 +50,24 @@ def info() -> Info:
     build = _ops.build_info()
     if build is not None:
         facts["instructions"] = f"{build['simd_running']} (built: {build['simd_compiled']})"
-        facts["CUDA kernels"] = build["cuda_archs"] or "none in this build"
+        facts["CUDA kernels"] = build["cuda_archs"] or f"none: {_ops.CUDA_REASON}"
     facts["threads"] = str(torch.get_num_threads())
-    cuda = torch.cuda.device_count()
-    facts["GPUs"] = ", ".join(torch.cuda.get_device_name(i) for i in range(cuda)) or "none visible"
+    gpus = _gpus()
+    for gpu in gpus:
+        obstacle = _ops.why_no_kernel(gpu)
+        capability = "{}.{}".format(*torch.cuda.get_device_capability(gpu))
+        facts[str(gpu)] = (
+            f"{torch.cuda.get_device_name(gpu)}, compute capability {capability}, "
+            + (f"torch.func ({obstacle})" if obstacle else "native")
+        )
+    if not gpus:
+        facts["GPUs"] = "none visible"
     facts["memory budget"] = format_bytes(memory_budget())
     return Info(facts)
+
+
+def _gpus() -> list[torch.device]:
+    return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,9 @@ class Check:
     name: str
     error: float
     allowed: float
+    device: str = "cpu"
+    note: str = ""
+    """What was wrong beyond numbers."""
 
     @property
     def ok(self) -> bool:
@@ -83,9 +101,11 @@ class SelfTest:
 
     def __str__(self) -> str:
         width = max(len(check.name) for check in self.checks)
+        place = max(len(check.device) for check in self.checks)
         lines = [
-            f"{check.name:<{width}}  {check.error:8.1e} (allowed {check.allowed:.0e})  "
-            f"{'ok' if check.ok else 'WRONG'}"
+            f"{check.name:<{width}}  {check.device:<{place}}  {check.error:8.1e} "
+            f"(allowed {check.allowed:.0e})  {'ok' if check.ok else 'WRONG'}"
+            + (f": {check.note}" if check.note else "")
             for check in self.checks
         ]
         failed = sum(not check.ok for check in self.checks)
@@ -96,42 +116,108 @@ class SelfTest:
 _ALLOWED = {torch.float64: 1e-13, torch.float32: 1e-5}
 
 
-def selftest() -> SelfTest:
+def selftest(device: torch.device | str | None = None) -> SelfTest:
     """Compare every native operator with plain torch on this machine, in seconds.
 
-    Wrong instructions or a bad build show here. Without the native library, what runs in its
-    place is checked.
+    Wrong instructions or a bad build show here. Where there is no native library, or none for a GPU, what
+    runs in its place is checked.
+
+    Args:
+        device: "cpu", "cuda" for every visible GPU, or one of them; by default all of these.
 
     Returns:
         A :class:`SelfTest`; ``.ok`` tells, and it prints as a table.
 
+    Raises:
+        ValueError: another device, or one that is not there.
+
     Example:
         >>> import llr
-        >>> llr.selftest().ok
+        >>> llr.selftest("cpu").ok
         True
     """
+    devices = _devices(device)
+    checks = [check for where in devices for check in _checks(where)]
+    obstacles = {where: _ops.why_no_kernel(where) for where in devices}
+    backend = "; ".join(
+        f"torch.func on {where} ({obstacle})" if obstacle else f"native on {where}"
+        for where, obstacle in obstacles.items()
+    )
+    return SelfTest(tuple(checks), backend)
+
+
+def _devices(device: torch.device | str | None) -> list[torch.device]:
+    gpus = _gpus()
+    if device is None:
+        return [torch.device("cpu"), *gpus]
+    asked = torch.device(device)
+    if asked.type == "cpu":
+        return [torch.device("cpu")]
+    found = [gpu for gpu in gpus if asked.type == "cuda" and asked.index in (None, gpu.index)]
+    if not found:
+        visible = ", ".join(["cpu", *map(str, gpus)])
+        raise ValueError(
+            f"device is {str(device)!r}; expected one of those visible here: {visible}"
+        )
+    return found
+
+
+def _checks(device: torch.device) -> list[Check]:
     checks = []
+
+    def add(name: str, allowed: float, measure: Callable[[], float]) -> None:
+        note, error = "", float("inf")
+        try:
+            error = measure()
+        except Exception as problem:  # an operator that is wrong may be so in any way
+            note = next(iter(str(problem).splitlines()), type(problem).__name__)
+        checks.append(Check(name, error, allowed, str(device), note))
+
     for dtype, allowed in _ALLOWED.items():
         kind = str(dtype).removeprefix("torch.")
         for activation in reference.ACTIVATIONS:
-            errors = [
-                _mlp_error(activation, widths, dtype, points)
-                for widths in ((5, 1), (2, 20, 1), (3, 33, 16, 2), (40, 150, 7, 9, 10))
-                for points in (None, 3)
-            ]
-            worst = max(errors, key=lambda e: (e != e, e))
-            checks.append(Check(f"mlp_jacobian {activation} {kind}", worst, allowed))
-        checks.append(Check(f"svdvals {kind}", *_svdvals_error(dtype)))
-    if _ops.NATIVE:
-        checks.append(Check("mlp_gram", _mlp_gram_error(), 1e-13))
-    checks.append(Check("gram_add_ double-double", _gram_error(), 1e-28))
-    checks.append(Check("gram_factor", _factor_error(), 1e-13))
-    checks.append(Check("first_nonfinite", _nonfinite_error(), 0.0))
-    return SelfTest(tuple(checks), "native" if _ops.NATIVE else f"torch.func ({_ops.REASON})")
+            name = f"mlp_jacobian {activation} {kind}"
+            add(name, allowed, partial(_mlp_error, activation, dtype, device))
+        # Ten short sides of eps.
+        ten_eps = 10 * torch.finfo(dtype).eps
+        add(f"svdvals {kind}", ten_eps, partial(_svdvals_error, dtype, device))
+    if not _ops.why_no_kernel(device):
+        add("mlp_gram", 1e-13, partial(_mlp_gram_error, device))
+    add("gram_add_ double-double", 1e-28, partial(_gram_error, device))
+    add("gram_factor", 1e-13, partial(_factor_error, device))
+    add("first_nonfinite", 0.0, partial(_nonfinite_error, device))
+    return checks
 
 
-def _mlp_error(
-    activation: str, widths: tuple[int, ...], dtype: torch.dtype, points: int | None
+def _difference(result: Tensor, exact: Tensor) -> Tensor:
+    """On the CPU and in float64, where `exact` is."""
+    if result.shape != exact.shape:
+        raise ValueError(f"shape {tuple(result.shape)}, expected {tuple(exact.shape)}")
+    return result.cpu().double() - exact
+
+
+def _relative(result: Tensor, exact: Tensor) -> float:
+    return float(_difference(result, exact).abs().max() / exact.abs().max())
+
+
+_NETS = [
+    (widths, points)
+    for widths in ((5, 1), (2, 20, 1), (3, 33, 16, 2), (40, 150, 7, 9, 10))
+    for points in (None, 3)
+]
+
+
+def _mlp_error(activation: str, dtype: torch.dtype, device: torch.device) -> float:
+    errors = [_error_of_net(activation, *net, dtype, device) for net in _NETS]
+    return max(errors, key=lambda e: (e != e, e))
+
+
+def _error_of_net(
+    activation: str,
+    widths: tuple[int, ...],
+    points: int | None,
+    dtype: torch.dtype,
+    device: torch.device,
 ) -> float:
     generator = torch.Generator().manual_seed(len(widths))
     batch = () if points is None else (points,)
@@ -150,36 +236,40 @@ def _mlp_error(
         [None if b is None else b.double() for b in biases],
         activation,
     )
-    if _ops.NATIVE:
-        result = _ops.mlp_jacobian(x, weights, biases, activation)
-    else:
-        result = reference.mlp_jacobian(x, weights, biases, activation)
-    return float((result.double() - exact).abs().max() / exact.abs().max())
+    compute = reference.mlp_jacobian if _ops.why_no_kernel(device) else _ops.mlp_jacobian
+    with full_precision():
+        result = compute(
+            x.to(device),
+            [w.to(device) for w in weights],
+            [None if b is None else b.to(device) for b in biases],
+            activation,
+        )
+    return _relative(result, exact)
 
 
-def _svdvals_error(dtype: torch.dtype) -> tuple[float, float]:
-    """The largest error over sigma_1 for sizes on every path, and ten short sides of eps."""
+def _svdvals_error(dtype: torch.dtype, device: torch.device) -> float:
+    """The largest error over sigma_1 and the short side, for sizes on every path."""
     worst = 0.0
     for shape in ((17, 30, 20), (3, 5, 40), (2, 1000, 7), (200, 150)):
         A = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         A[..., -1] = A[..., 0]  # rank deficient
         A = A.to(dtype)
         exact = torch.linalg.svdvals(A.double())
-        error = (svdvals(A).double() - exact).abs().amax(-1) / exact[..., 0]
-        worst = max(worst, float(error.max()) / min(shape[-2:]))
-    return worst, 10 * torch.finfo(dtype).eps
+        error = _difference(svdvals(A.to(device)), exact).abs().amax(-1) / exact[..., 0]
+        worst = max(worst, float(error.max()) / min(shape[-2:]), key=lambda e: (e != e, e))
+    return worst
 
 
-def _mlp_gram_error() -> float:
+def _mlp_gram_error(device: torch.device) -> float:
     generator = torch.Generator().manual_seed(0)
     sizes = ((70, 3), (20, 3), (20,), (2, 20))
     x, first, bias, second = (
         torch.randn(*size, generator=generator, dtype=torch.float64) for size in sizes
     )
-    arguments = (x, [first, second], [bias, None], "tanh")
-    J = reference.mlp_jacobian(*arguments).flatten(0, 1)
-    K = _ops.mlp_gram(*arguments).reshape(140, 140)
-    return float((K - J @ J.T).abs().max() / K.abs().max())
+    J = reference.mlp_jacobian(x, [first, second], [bias, None], "tanh").flatten(0, 1)
+    x, first, bias, second = (t.to(device) for t in (x, first, bias, second))
+    K = _ops.mlp_gram(x, [first, second], [bias, None], "tanh")
+    return _relative(K, (J @ J.T).view(70, 2, 70, 2))
 
 
 def _layer() -> tuple[Tensor, Tensor, Tensor]:
@@ -189,31 +279,31 @@ def _layer() -> tuple[Tensor, Tensor, Tensor]:
     return torch.zeros(2, 70, 70, dtype=torch.float64), delta, a
 
 
-def _gram_error() -> float:
-    K, delta, a = _layer()
-    expected = K.clone()
-    _ops.gram_add_(K, delta, a, bias=True)
+def _gram_error(device: torch.device) -> float:
+    expected, delta, a = _layer()
+    K = expected.to(device, copy=True)
+    _ops.gram_add_(K, delta.to(device), a.to(device), bias=True)
     double_double.gram_add_(expected, delta, a, bias=True)
-    difference = (K[0] - expected[0]) + (K[1] - expected[1])
-    return float(difference.abs().max() / expected[0].abs().max())
+    high, low = _difference(K, expected)
+    return float((high + low).abs().max() / expected[0].abs().max())
 
 
-def _factor_error() -> float:
-    K, delta, a = _layer()
+def _factor_error(device: torch.device) -> float:
+    K, delta, a = (t.to(device) for t in _layer())
     _ops.gram_add_(K, delta, a)
-    rows = (delta.mT @ a).flatten(1)  # J, of rank 45
+    rows = (delta.mT @ a).flatten(1).cpu()  # J, of rank 45
     exact = torch.linalg.svdvals(rows)
-    found = svdvals(_ops.gram_factor(K))[: len(exact)]
-    return float((found - exact).abs().max() / exact[0])
+    return _relative(svdvals(_ops.gram_factor(K))[: len(exact)], exact)
 
 
-def _nonfinite_error() -> float:
+def _nonfinite_error(device: torch.device) -> float:
     wrong = 0
     for length in (1, 7, 8, 9, 33):
         for bad in (float("nan"), float("inf"), float("-inf")):
             for position in (0, length // 2, length - 1):
-                clean, spoiled = torch.ones(length), torch.ones(length, dtype=torch.float64)
+                clean = torch.ones(length, device=device)
+                spoiled = torch.ones(length, dtype=torch.float64, device=device)
                 spoiled[position] = bad
                 wrong += _ops.first_nonfinite([clean, spoiled]) != 1
-        wrong += _ops.first_nonfinite([torch.full((length,), 1e38)]) != -1
+        wrong += _ops.first_nonfinite([torch.full((length,), 1e38, device=device)]) != -1
     return float(wrong)

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import math
-import sys
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from types import FrameType
 from typing import Any, cast
 
 import torch
@@ -205,35 +201,16 @@ def _choose(problem: Problem, backend: str) -> tuple[str, str]:
     """The backend, and why."""
     if backend in ("torch", "loop"):
         return backend, "asked for"
-    if problem.mlp is None:
-        obstacle = problem.why_not_mlp
-    elif problem.x.device.type != "cpu":
-        obstacle = f"no native kernel for {problem.x.device.type}"
-    elif not _ops.NATIVE:
-        obstacle = _ops.REASON
-        if backend == "auto":
-            _warn_without_library()
-    else:
+    obstacle = problem.why_not_mlp or _ops.why_no_kernel(problem.x.device)
+    if not obstacle:
         return "native", ""
     if backend == "native":
         raise ValueError(
             f"backend='native' cannot compute this model: {obstacle}; backend='auto' goes through torch.func"
         )
+    if problem.mlp is not None:
+        _ops.warn_of_no_kernel(problem.x.device, obstacle)
     return "torch", obstacle
-
-
-@functools.cache
-def _warn_without_library() -> None:
-    level = 1
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("llr."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(
-        "llr runs without its native library and computes MLPs through torch.func, more slowly: "
-        + _ops.REASON,
-        RuntimeWarning,
-        stacklevel=level,  # where llr was called
-    )
 
 
 def _count_outputs(problem: Problem) -> int:

@@ -127,7 +127,9 @@ def format_bytes(nbytes: int) -> str:
 
 def _free(device: torch.device) -> int:
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch keeps of the device's memory, and does not use, is free for us.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = int(psutil.virtual_memory().available)
     limit, used = _control_group()
     return free if limit is None else max(0, min(free, limit - used))

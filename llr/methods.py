@@ -19,7 +19,10 @@ METHODS = ("auto", "svd", "tsqr", "gram", "certified")
 # A multiply-add in double-double is about ten operations on doubles; they run as fast as a matrix product's.
 _DOUBLE_DOUBLE = 10
 
-_WIDEST_IN_LANES = 128  # the short side up to which singular values need next to no memory
+_WIDEST_AT_ONCE = 128  # the short side up to which many matrices go through one kernel
+_GPU_SCRATCH = (
+    256 << 20
+)  # what such a kernel takes on a GPU for all of a batch, where one matrix needs less
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,10 @@ def costs(problem: Problem, prepared: Plan) -> dict[str, Cost]:
     """Estimates for "svd", "tsqr" and "gram", by name.
 
     With N rows, P columns and s the shorter of the two: an SVD takes 2 N P s + 3 s^3 operations and holds J,
-    with blocks of 8 s^2 numbers for QR where s is beyond 128. tsqr takes 2 P N^2 + 3 s^3 and holds three
-    triangles of N^2, and blocks of columns. gram takes about 5 N^2 (sum of widths) + 9 N^3 for an MLP,
-    5 N^2 P + 9 N^3 at most for another module, and holds six matrices of N^2 numbers (K and its factor in
-    two parts each, and the factor rounded, twice) and the signals of an MLP, or blocks of columns. Times the
+    and what `_beside` says. tsqr takes 2 P N^2 + 3 s^3 and holds three triangles of N^2, and blocks of
+    columns. gram takes about 5 N^2 (sum of widths) + 9 N^3 for an MLP, 5 N^2 P + 9 N^3 at most for another
+    module, and holds six matrices of N^2 numbers (K and its factor in two parts each, and the factor rounded,
+    twice; for a GPU, partly in the CPU's memory) and the signals of an MLP, or blocks of columns. Times the
     number of parameter points, but for what the last two hold of one at a time.
     """
     *points, n, q, P = prepared.shape
@@ -47,9 +50,6 @@ def costs(problem: Problem, prepared: Plan) -> dict[str, Cost]:
     s = min(N, P)
     square, J = 8 * N * N, 8 * N * P
     device, values = problem.x.device, 3.0 * s**3
-    blocks = 0
-    if s > _WIDEST_IN_LANES:
-        blocks = J // 8 + torch.get_num_threads() * 3 * min(64 * s * s, J)
     terms = P if problem.mlp is None else sum(a + b for a, b in pairwise(problem.mlp.widths))
     gram = _DOUBLE_DOUBLE * (0.5 * N * N * terms + 0.6 * N**3) + 3.0 * N**3
     held = 6 * square if not points else 4 * square + 2 * batch * square
@@ -58,11 +58,27 @@ def costs(problem: Problem, prepared: Plan) -> dict[str, Cost]:
     else:
         gram_bytes = _with_blocks(held, N, J, device)
     estimates = [
-        Cost("svd", 2.0 * N * P * s + values, prepared.nbytes + blocks),
+        Cost("svd", 2.0 * N * P * s + values, prepared.nbytes + _beside(J, s, batch, device)),
         Cost("tsqr", 2.0 * P * N * N + values, _with_blocks(3 * square, N, J, device)),
         Cost("gram", gram, gram_bytes),
     ]
     return {c.method: Cost(c.method, batch * c.flops, c.nbytes) for c in estimates}
+
+
+def _beside(J: int, s: int, batch: int, device: torch.device) -> int:
+    """Bytes for the singular values of a batch of matrices of J bytes, beside the matrices.
+
+    Those with a short side s up to 128 need none on the CPU; a GPU shortens their rows to a quarter, a
+    sixteenth, ... in copies. Longer ones are shortened to an eighth, by QR of blocks of rows: one block a
+    thread, or 64 on a GPU.
+    """
+    if device.type == "cuda":
+        if s <= _WIDEST_AT_ONCE:
+            return min(batch * J // 3, max(J // 3, _GPU_SCRATCH))
+        return J // 8 + 3 * min(64 * 128 * s * s, J)
+    if s <= _WIDEST_AT_ONCE:
+        return 0
+    return J // 8 + torch.get_num_threads() * 3 * min(64 * s * s, J)
 
 
 def _with_blocks(held: int, N: int, J: int, device: torch.device) -> int:

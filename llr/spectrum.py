@@ -68,10 +68,11 @@ def svdvals(A: Tensor) -> Tensor:
     limited by the rounding of their entries alone. Matrices are scaled by a power of two, so that entries
     may be as large or small as the dtype holds.
 
-    On the CPU the native operator does it, many small matrices (short side up to 128) at once in the lanes
-    of the vector registers; the result is the same in every bit for any number of threads. Elsewhere, and
-    without the native library, torch does it. If neither finds the values of a matrix, they are computed
-    as the eigenvalues of the symmetric [[0, R], [R', 0]] on the CPU, and a warning is logged.
+    The native operator does it, on the CPU and where the library has kernels for the GPU: many small
+    matrices (short side up to 128) at once, on the CPU in the lanes of the vector registers, with the same
+    result in every bit for any number of threads. Elsewhere, and without the native library, torch does it.
+    If neither finds the values of a matrix, they are computed as the eigenvalues of the symmetric
+    [[0, R], [R', 0]] on the CPU, and a warning is logged.
 
     Args:
         A: shape ``(..., m, n)``, float32 or float64, any strides. Empty sides are allowed.

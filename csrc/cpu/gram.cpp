@@ -13,6 +13,7 @@
 #include <string_view>
 #include <vector>
 
+#include "../gram_arguments.h"
 #include "../mlp_arguments.h"
 #include "double_double.h"
 #include "gram.h"
@@ -98,22 +99,9 @@ void mirror(double* K, int64_t rows) {
   });
 }
 
-void check_gram(const at::Tensor& K, const char* name) {
-  TORCH_CHECK(K.scalar_type() == at::kDouble, name, ": K is ", K.scalar_type(), "; expected float64");
-  TORCH_CHECK((K.dim() == 2 || (K.dim() == 3 && K.size(0) == 2)) && K.size(-1) == K.size(-2), name,
-              ": K has shape ", K.sizes(), "; expected (N, N), or (2, N, N) in double-double");
-}
-
 void gram_add(at::Tensor& K, const at::Tensor& delta, const at::Tensor& a, bool bias, bool weight) {
-  check_gram(K, "gram_add_");
+  check_gram_add(K, delta, a);
   const int64_t rows = K.size(-1);
-  TORCH_CHECK(K.is_contiguous() && !K.is_neg(), "gram_add_: K is not contiguous");
-  for (const auto& [t, name] : {std::pair<const at::Tensor&, const char*>(delta, "delta"), {a, "a"}}) {
-    TORCH_CHECK(t.scalar_type() == at::kDouble && t.device() == K.device() && t.dim() == 3 &&
-                    t.size(0) == rows && t.size(1) == delta.size(1),
-                "gram_add_: ", name, " is ", t.scalar_type(), " of shape ", t.sizes(), " on ", t.device(),
-                "; expected float64 (", rows, ", T, width) on ", K.device());
-  }
   if (rows == 0) return;
   const at::Tensor d = readable(delta), signals = readable(a);
   double* const high = K.mutable_data_ptr<double>();
@@ -156,15 +144,7 @@ at::Tensor mlp_gram(const at::Tensor& x, at::TensorList weights,
                     const c10::List<std::optional<at::Tensor>>& biases, std::string_view activation,
                     at::OptionalIntArrayRef columns, bool double_double) {
   const MlpArguments args = read_mlp_arguments("mlp_gram", x, weights, biases, activation, columns);
-  std::vector<int64_t> sizes;
-  if (double_double) sizes.push_back(2);
-  if (args.x_batched || args.weights_batched) sizes.push_back(args.points);
-  const int64_t outputs = args.layout.out(args.layout.layers() - 1);
-  for (int i = 0; i < 2; ++i) {
-    sizes.push_back(args.samples);
-    sizes.push_back(outputs);
-  }
-  at::Tensor K = at::zeros(sizes, at::TensorOptions(at::kDouble));
+  at::Tensor K = at::zeros(gram_sizes(args, double_double), at::TensorOptions(at::kDouble));
   if (K.numel() == 0) return K;
   double* const high = K.mutable_data_ptr<double>();
   double* const low = double_double ? high + K.numel() / 2 : nullptr;

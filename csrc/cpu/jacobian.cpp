@@ -9,7 +9,6 @@
 // spread over the threads by itself: neurons are shared out in pieces, rows in strips, and as many blocks
 // go at once as their signals fit scratch_bytes. Either way all sums are cut up by the sizes alone, so the
 // result is the same in every bit for any number of threads.
-#include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
@@ -228,22 +227,11 @@ void mlp_jacobian_out(const at::Tensor& x, at::TensorList weights,
                       const c10::List<std::optional<at::Tensor>>& biases, std::string_view activation,
                       at::OptionalIntArrayRef columns, at::Tensor& out) {
   const MlpArguments arguments = read_mlp_arguments("mlp_jacobian", x, weights, biases, activation, columns);
-  const std::vector<int64_t> sizes = arguments.result_sizes();
-  TORCH_CHECK(out.sizes() == at::IntArrayRef(sizes), "mlp_jacobian: out has shape ", out.sizes(),
-              "; expected ", at::IntArrayRef(sizes));
-  TORCH_CHECK(out.scalar_type() == x.scalar_type() && out.device() == x.device(),
-              "mlp_jacobian: out is ", out.scalar_type(), " on ", out.device(), "; expected ",
-              x.scalar_type(), " on ", x.device());
-  at::assert_no_internal_overlap(out);
-  at::assert_no_overlap(out, x);
-  for (const at::Tensor& w : weights) at::assert_no_overlap(out, w);
-  for (const at::Tensor& b : arguments.biases) {
-    if (b.defined()) at::assert_no_overlap(out, b);
-  }
-  if (out.is_contiguous() && !out.is_neg() && is_aligned(out)) {
+  check_out("mlp_jacobian", out, arguments, x, weights);
+  if (is_writable(out)) {
     compute(arguments, out);
   } else {
-    at::Tensor result = empty_result(sizes, x.scalar_type());
+    at::Tensor result = empty_result(arguments.result_sizes(), x.scalar_type());
     compute(arguments, result);
     out.copy_(result);
   }

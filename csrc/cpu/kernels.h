@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "../activation.h"
+#include "../large_angle.h"
 #include "../mlp_layout.h"
 
 namespace llr {

@@ -11,7 +11,6 @@
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/linalg_qr.h>
 #include <ATen/ops/linalg_svdvals.h>
-#include <c10/util/Exception.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -24,6 +23,7 @@
 #include <vector>
 
 #include "../mlp_arguments.h"
+#include "../svdvals_arguments.h"
 #include "allocate.h"
 #include "kernels.h"
 #include "lanes.h"
@@ -242,10 +242,7 @@ class Values {
 };
 
 at::Tensor svdvals(const at::Tensor& A, int64_t sweeps) {
-  TORCH_CHECK(A.scalar_type() == at::kDouble || A.scalar_type() == at::kFloat, "svdvals: A is ",
-              A.scalar_type(), "; expected float32 or float64");
-  TORCH_CHECK(A.dim() >= 2, "svdvals: A has shape ", A.sizes(), "; expected (..., m, n)");
-  TORCH_CHECK(sweeps >= 0 && sweeps <= 1000, "svdvals: sweeps is ", sweeps, "; expected 0 to 1000");
+  check_svdvals(A, sweeps);
   const at::Tensor input = A.is_neg() || !is_aligned(A) ? readable(A) : A;
   const int64_t m = A.size(-2), n = A.size(-1), k = std::min(m, n);
   std::vector<int64_t> sizes(A.sizes().begin(), A.sizes().end() - 2);

@@ -1,0 +1,28 @@
+// The operators' schemas: one list for the library and for the tests' emulation of its CUDA part.
+#pragma once
+
+#include <torch/library.h>
+
+namespace llr {
+
+inline void define_operators(torch::Library& m) {
+  // The out overload returns nothing: torch.compile takes no custom operator that returns its argument.
+  m.def(
+      "mlp_jacobian(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
+      "int[]? columns=None) -> Tensor");
+  m.def(
+      "mlp_jacobian.out(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
+      "int[]? columns=None, *, Tensor(a!) out) -> ()");
+  m.def(
+      "_mlp_jacobian_formula(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
+      "int[]? columns=None) -> Tensor");
+  m.def("first_nonfinite(Tensor[] tensors) -> int");
+  m.def(
+      "mlp_gram(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, int[]? columns=None, "
+      "bool double_double=False) -> Tensor");
+  m.def("gram_add_(Tensor(a!) K, Tensor delta, Tensor a, bool bias, bool weight) -> ()");
+  m.def("gram_factor(Tensor K) -> Tensor");
+  m.def("svdvals(Tensor A, *, int sweeps=100) -> Tensor");
+}
+
+}  // namespace llr
