@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+import targets
 import torch
+from targets import Target
 
 from llr import _ops
 
@@ -13,8 +15,15 @@ from llr import _ops
 SIMD_LEVELS = {"AVX512": ("baseline", "avx2", "avx512"), "AVX2": ("baseline", "avx2")}
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "emulated: CUDA kernels on the CPU, compiled on first use")
+
+
 def pytest_report_header() -> str:
-    return f"torch {torch.__version__}, native library: {_ops.REASON}"
+    return (
+        f"torch {torch.__version__}, native library: {_ops.REASON}; "
+        f"CUDA kernels: {_ops.CUDA_REASON or 'built'}"
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -38,15 +47,20 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+on_gpu = pytest.param("cuda", marks=pytest.mark.cuda)
+emulated = pytest.param("emulated", marks=pytest.mark.emulated)
+
+
+@pytest.fixture(params=["cpu", on_gpu])
 def device(request: pytest.FixtureRequest) -> str:
     """Every device that the operators have kernels for."""
-    if request.param == "cuda":
-        if not torch._C._dispatch_has_kernel_for_dispatch_key("llr::mlp_jacobian", "CUDA"):
-            pytest.skip("this build of llr has no CUDA kernels")
-        if not torch.cuda.is_available():
-            pytest.skip("no GPU")
-    return request.param
+    return targets.target(request.param).device
+
+
+@pytest.fixture(scope="session", params=["cpu", emulated, on_gpu])
+def target(request: pytest.FixtureRequest) -> Target:
+    """Every device, and the kernels for GPUs on the CPU."""
+    return targets.target(request.param)
 
 
 @pytest.fixture(params=["baseline", "avx2", "avx512"])

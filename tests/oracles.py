@@ -12,9 +12,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -60,6 +62,17 @@ class Net:
     """Whether every parameter point has samples of its own."""
 
     @property
+    def parameters(self) -> int:
+        pairs = zip(itertools.pairwise(self.widths), self.has_bias, strict=True)
+        return sum(out * (into + has) for (into, out), has in pairs)
+
+    @property
+    def numbers(self) -> int:
+        """Of the Jacobian, over all parameter points."""
+        points = 1 if self.points is None else self.points
+        return points * self.n * self.widths[-1] * self.parameters
+
+    @property
     def has_bias(self) -> tuple[bool, ...]:
         layers = len(self.widths) - 1
         return (self.biases,) * layers if isinstance(self.biases, bool) else self.biases
@@ -100,6 +113,23 @@ def draw(
         for (out, _), has in zip(pairs, net.has_bias, strict=True)
     ]
     return Tensors(x, weights, biases)
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+
+def on_grid(J: Tensor, bits: int = 60) -> Tensor:
+    """Rounded to multiples of 2^-bits."""
+    return (J * 2.0**bits).round() / 2.0**bits
+
+
+def as_integers(t: Tensor, bits: int) -> np.ndarray:
+    """The doubles times 2^bits, as Python's integers; refuses what that does not make whole."""
+    scaled = [Fraction(v) * 2**bits for v in t.flatten().tolist()]
+    assert all(v.denominator == 1 for v in scaled)
+    return np.array([int(v) for v in scaled], dtype=object).reshape(t.shape)
 
 
 def chain(
@@ -226,7 +256,8 @@ def run_tests_at(level: str, file: str, which: str = "") -> subprocess.Completed
     code = (
         "import sys, pytest; from llr import _ops; "
         f"running = _ops.build_info()['simd_running']; assert running == {level!r}, running; "
-        f"sys.exit(pytest.main([{str(HERE / file)!r}, '-k', {which!r}, '-m', 'not slow and not cuda', "
+        f"sys.exit(pytest.main([{str(HERE / file)!r}, '-k', {which!r}, '-m', "
+        "'not slow and not cuda and not emulated', "
         "'-q', '-p', 'no:cacheprovider', '--capture=sys']))"
     )
     return run_python(code, LLR_SIMD=level)

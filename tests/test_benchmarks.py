@@ -1,6 +1,5 @@
 """The benchmark runs, its results are complete, and its verdicts follow from them. No time is judged."""
 
-import importlib
 import json
 import math
 import os
@@ -11,6 +10,7 @@ from statistics import median
 
 import pytest
 import torch
+from benchmark_modules import imported, tables
 
 from llr import reference
 
@@ -45,26 +45,8 @@ def quick(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def benchmark_modules():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        names = ("harness", "contenders", "jacobian")
-        yield tuple(importlib.import_module(name) for name in names)
-        for name in names:
-            del sys.modules[name]
-
-
-def tables(text):
-    """Each Markdown table as a list of rows, column -> cell."""
-    found = []
-    for block in text.split("\n\n"):
-        if block.startswith("|"):
-            head, _, *rows = [
-                [cell.strip() for cell in line.strip("|").split(" | ")]
-                for line in block.splitlines()
-            ]
-            assert all(len(row) == len(head) for row in rows)
-            found.append([dict(zip(head, row, strict=True)) for row in rows])
-    return found
+    with imported(("harness", "contenders", "jacobian")) as found:
+        yield found.harness, found.contenders, found.jacobian
 
 
 def test_quick_run_leaves_two_whole_files(quick):

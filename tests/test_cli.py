@@ -271,8 +271,17 @@ def test_info() -> None:
 def test_selftest(monkeypatch: pytest.MonkeyPatch, error: float, verdict: str, code: int) -> None:
     assert cli.run_selftest is llr.selftest
     outcome = SelfTest((Check("an operator", error, 1e-13),), "native")
-    monkeypatch.setattr(cli, "run_selftest", lambda: outcome)
+    asked = []
+    monkeypatch.setattr(cli, "run_selftest", lambda device: asked.append(device) or outcome)
     assert verdict in run("selftest", code=code).stdout
+    assert verdict in run("selftest", "--device", "cuda:1", code=code).stdout
+    assert asked == [None, "cuda:1"]
+
+
+def test_selftest_of_a_device_that_is_not_there() -> None:
+    assert "'cuda:99'; expected one of those visible here: cpu" in refusal(
+        "selftest", "--device", "cuda:99"
+    )
 
 
 def test_version() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import llr
 from llr import _ops
-from llr.jacobian import _warn_without_library, evaluate
+from llr.jacobian import evaluate
 
 BACKENDS = ["auto", "torch", "loop"]
 pytestmark = pytest.mark.filterwarnings(
@@ -235,7 +235,7 @@ def test_default_dtype(case):
 def test_without_the_native_library(monkeypatch):
     monkeypatch.setattr(_ops, "NATIVE", False)
     monkeypatch.setattr(_ops, "REASON", "it was left out")
-    _warn_without_library.cache_clear()
+    _ops._warn_once.cache_clear()
     model, x = make("mlp")
     with pytest.warns(
         RuntimeWarning, match="without its native library.*it was left out"
@@ -250,4 +250,4 @@ def test_without_the_native_library(monkeypatch):
         ValueError, match="backend='native' cannot compute this model: it was left out"
     ):
         llr.jacobian(model, x, backend="native")
-    _warn_without_library.cache_clear()
+    _ops._warn_once.cache_clear()

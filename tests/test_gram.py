@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from fractions import Fraction
 
 import flint
@@ -21,8 +22,9 @@ from llr.problem import read_problem
 
 native = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:There is a performance drop:UserWarning"
-)  # torch's own
+    "ignore:There is a performance drop:UserWarning",  # torch's own
+    "ignore:llr runs without its native library:RuntimeWarning",
+)
 BACKENDS = ["auto", "layers", "dense"]
 PRECISIONS = ["float64", "double-double"]
 
@@ -91,7 +93,12 @@ def test_without_the_native_library(case, precision, monkeypatch):
     model, x = make(case)
     expected = products(llr.reference.jacobian(model, x))
     monkeypatch.setattr(_ops, "NATIVE", False)
-    assert_matches(whole(llr.gram(model, x, precision=precision), precision), expected)
+    monkeypatch.setattr(_ops, "REASON", f"no library for {case} in {precision}")
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        K = llr.gram(model, x, precision=precision)
+    assert_matches(whole(K, precision), expected)
+    assert [_ops.REASON in str(w.message) for w in warned] == [True] * (case == "mlp")
     if case == "mlp":
         with pytest.raises(ValueError, match="backend='native' cannot compute this model"):
             llr.gram(model, x, backend="native")

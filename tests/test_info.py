@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from gpu_stand_in import NAME, stand_in
+from targets import emulated, require_gpus
 from torch import Tensor
 
 import llr
@@ -58,12 +60,13 @@ def test_facts_without_the_native_library(monkeypatch):
     assert "instructions" not in facts
     result = llr.selftest()
     assert result.ok
-    assert "torch.func (it was left out)" in str(result)
+    assert str(result).startswith("backend: torch.func on cpu (it was left out)")
 
 
 def test_all_is_well():
     result = llr.selftest()
     assert result.ok
+    assert str(result).startswith("backend: ")
     for activation in reference.ACTIVATIONS:
         assert f"mlp_jacobian {activation} float64" in str(result)
         assert f"mlp_jacobian {activation} float32" in str(result)
@@ -86,7 +89,14 @@ def wrong_for_points(result: Tensor) -> Tensor:
     return result.flip(0) if result.dim() == 4 else result
 
 
+def no_memory(_: Tensor) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 FAULTS = {
+    "the number of rows": lambda result: result[..., :1, :, :],
+    "the order of axes": lambda result: result.mT,
+    "an error": no_memory,
     "an entry": wrong_entry,
     "a NaN": nan_entry,
     "parameter points": wrong_for_points,
@@ -100,10 +110,32 @@ FAULTS = {
 def test_a_wrong_jacobian_is_found(fault, monkeypatch):
     right = _ops.mlp_jacobian
     monkeypatch.setattr(_ops, "mlp_jacobian", lambda *arguments: fault(right(*arguments)))
-    result = llr.selftest()
+    result = llr.selftest("cpu")
     assert not result.ok
     assert "WRONG" in str(result)
     assert "all agree" not in str(result)
+    # The other operators were looked at all the same.
+    assert {check.name.split()[0] for check in result.checks if not check.ok} == {"mlp_jacobian"}
+
+
+OTHERS: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "mlp_gram": lambda K: K[:, :1],
+    "svdvals": lambda values: values[..., :-1],
+    "gram_factor": lambda L: L[:, :-1],
+}
+
+
+@pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
+@pytest.mark.usefixtures("only_tanh")
+@pytest.mark.parametrize("operator", list(OTHERS))
+def test_a_wrong_shape_is_found(operator, monkeypatch):
+    right = getattr(_ops, operator)
+    monkeypatch.setattr(_ops, operator, lambda *arguments: OTHERS[operator](right(*arguments)))
+    wrong = [check for check in llr.selftest("cpu").checks if not check.ok]
+    assert any(check.name.startswith(operator) for check in wrong)
+    for check in wrong:
+        assert (check.error, check.device) == (float("inf"), "cpu")
+        assert check.note.startswith("shape ("), check.note
 
 
 @pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
@@ -114,8 +146,9 @@ def test_one_wrong_activation_is_named(monkeypatch):
         return right(x, weights, biases, "tanh" if activation == "erf" else activation)
 
     monkeypatch.setattr(_ops, "mlp_jacobian", wrong)
-    marked = [line for line in str(llr.selftest()).splitlines() if line.endswith("WRONG")]
-    assert [line.split()[1:3] for line in marked[:-1]] == [["erf", "float64"], ["erf", "float32"]]
+    marked = [line for line in str(llr.selftest("cpu")).splitlines() if line.endswith("WRONG")]
+    found = [line.split()[1:4] for line in marked[:-1]]
+    assert found == [["erf", "float64", "cpu"], ["erf", "float32", "cpu"]]
     assert marked[-1].startswith("2 of ")
 
 
@@ -134,7 +167,7 @@ BLIND: dict[str, Callable[[list[Tensor]], int]] = {
 @pytest.mark.parametrize("fault", BLIND.values(), ids=list(BLIND))
 def test_a_wrong_search_for_nan_is_found(fault, monkeypatch):
     monkeypatch.setattr(_ops, "first_nonfinite", fault)
-    result = llr.selftest()
+    result = llr.selftest("cpu")
     assert not result.ok
     assert [check.name for check in result.checks if not check.ok] == ["first_nonfinite"]
 
@@ -143,3 +176,109 @@ def test_a_check_fails_on_nan():
     assert Check("exact", 0.0, 0.0).ok
     assert not Check("off", 2e-13, 1e-13).ok
     assert not Check("nan", float("nan"), 1e-13).ok
+
+
+# --- GPUs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.cuda
+def test_all_is_well_on_gpus():
+    require_gpus()
+    result = llr.selftest("cuda")
+    assert result.ok, result
+    assert {check.device for check in result.checks} == {
+        f"cuda:{i}" for i in range(torch.cuda.device_count())
+    }
+    assert f"native on {result.checks[0].device}" in result.backend
+    assert "native" in llr.info().facts["cuda:0"]
+
+
+@pytest.mark.emulated
+@pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
+@pytest.mark.usefixtures("only_tanh")
+def test_the_emulated_kernels_pass(monkeypatch):
+    with stand_in(monkeypatch, operators=emulated()) as calls:
+        result = llr.selftest("cuda")
+    assert result.ok, result
+    assert set(calls.operators_called) == {"mlp_jacobian", "mlp_gram", "gram_add_", "svdvals"}
+
+
+@pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
+@pytest.mark.usefixtures("only_tanh")
+def test_which_devices_are_tested(monkeypatch):
+    with stand_in(monkeypatch) as calls:
+        for asked, devices in [
+            (None, ["cpu", "cuda:0"]),
+            ("cpu", ["cpu"]),
+            ("cuda", ["cuda:0"]),
+            (torch.device("cuda:0"), ["cuda:0"]),
+        ]:
+            result = llr.selftest(asked)
+            assert result.ok
+            assert sorted({check.device for check in result.checks}) == devices
+            assert result.backend == "; ".join(f"native on {device}" for device in devices)
+            kinds = [[c.name for c in result.checks if c.device == device] for device in devices]
+            assert all(names == kinds[0] for names in kinds)
+        for unknown in ("cuda:1", "meta"):
+            with pytest.raises(
+                ValueError, match=f"'{unknown}'; expected one of those visible here: cpu, cuda:0"
+            ):
+                llr.selftest(unknown)
+    assert set(calls.operators_called) == {"mlp_jacobian", "mlp_gram", "gram_add_", "svdvals"}
+
+
+WRONG_ON_GPU = {
+    "mlp_jacobian": ["mlp_jacobian tanh float64", "mlp_jacobian tanh float32"],
+    "svdvals": ["svdvals float64", "svdvals float32", "gram_factor"],
+    "mlp_gram": ["mlp_gram"],
+    "gram_factor": ["gram_factor"],
+}
+
+
+@pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
+@pytest.mark.usefixtures("only_tanh")
+@pytest.mark.parametrize("operator", list(WRONG_ON_GPU))
+def test_a_gpu_that_computes_wrong_is_named(operator, monkeypatch):
+    right = getattr(_ops, operator)
+
+    def wrong(first: Tensor, *arguments: object) -> Tensor:
+        return right(first, *arguments) * (1 if first.is_cpu else 1 + 3e-5)
+
+    with stand_in(monkeypatch):
+        monkeypatch.setattr(_ops, operator, wrong)
+        result = llr.selftest()
+    failed = [(check.name, check.device) for check in result.checks if not check.ok]
+    assert sorted(failed) == sorted((name, "cuda:0") for name in WRONG_ON_GPU[operator])
+    assert str(result).endswith(f"{len(failed)} of {len(result.checks)} are WRONG")
+
+
+@pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
+@pytest.mark.usefixtures("only_tanh")
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"cuda_reason": "no nvcc was found"}, "no nvcc was found"),
+        ({"archs": "8.0", "capability": (9, 0)}, "compute capability 9.0"),
+    ],
+)
+def test_gpus_without_kernels(settings, reason, monkeypatch):
+    with stand_in(monkeypatch, **settings) as calls:
+        facts, result = llr.info().facts, llr.selftest("cuda")
+    assert facts["cuda:0"].startswith(f"{NAME}, compute capability 9.0, torch.func (")
+    assert reason in facts["cuda:0"]
+    assert facts["CUDA kernels"] == (
+        "none: no nvcc was found" if "archs" not in settings else "8.0"
+    )
+    assert result.ok
+    assert result.backend.startswith("torch.func on cuda:0 (")
+    assert reason in result.backend
+    assert calls.operators_called == []
+
+
+@pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
+def test_facts_of_gpus(monkeypatch):
+    with stand_in(monkeypatch, archs="8.0 9.0 12.0+PTX", capability=(12, 1)):
+        facts = llr.info().facts
+    assert facts["CUDA kernels"] == "8.0 9.0 12.0+PTX"
+    assert facts["cuda:0"] == f"{NAME}, compute capability 12.1, native"
+    assert "GPUs" not in facts

@@ -24,22 +24,21 @@ from oracles import (
     run_python,
     run_tests_at,
 )
+from targets import Target
 from torch import Tensor
 
 from llr import _ops, reference
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 
-OP = torch.ops.llr
 F64, F32 = torch.float64, torch.float32
 both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
 
 
-def check(
-    net: Net, activation: str = "tanh", dtype: torch.dtype = F64, device: str = "cpu"
-) -> Tensor:
-    tensors = draw(net, dtype, device)
-    result = OP.mlp_jacobian(*tensors, activation)
+def check(net: Net, activation: str, dtype: torch.dtype, target: Target) -> Tensor:
+    tensors = draw(net, dtype, target.device)
+    result = target.op.mlp_jacobian(*tensors, activation)
+    assert result.device == tensors.x.device
     assert result.dtype == dtype
     assert result.is_contiguous()
     assert_matches(result, loop_jacobian(*tensors, activation))
@@ -56,32 +55,32 @@ BIASES = list(itertools.product([False, True], repeat=3))
 @both_dtypes
 @pytest.mark.parametrize("widths", DEPTHS, ids=name)
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
-def test_every_activation_at_every_depth(activation, widths, dtype, device):
-    check(Net(widths, n=7), activation, dtype, device)
+def test_every_activation_at_every_depth(activation, widths, dtype, target):
+    check(Net(widths, n=7), activation, dtype, target)
 
 
 @both_dtypes
 @pytest.mark.parametrize("width", WIDTHS)
-def test_every_width_in_every_place(width, dtype, device):
+def test_every_width_in_every_place(width, dtype, target):
     other = (width + 7) % 16 + 1
     for widths in [(width, 3, 2), (4, width, 2), (2, width, other, 1), (2, other, width, 3)]:
-        check(Net(widths, n=2), "tanh", dtype, device)
+        check(Net(widths, n=2), "tanh", dtype, target)
     if width <= 34 or width == 130:
-        check(Net((4, 3, width), n=1), "tanh", dtype, device)
+        check(Net((4, 3, width), n=1), "tanh", dtype, target)
 
 
 @both_dtypes
 @pytest.mark.parametrize("outputs", [1, 2, 3, 10])
 @pytest.mark.parametrize("n", [0, 1, 2, 17, 33, 70])
-def test_every_number_of_samples_and_outputs(n, outputs, dtype, device):
-    result = check(Net((5, 19, outputs), n), "sigmoid", dtype, device)
+def test_every_number_of_samples_and_outputs(n, outputs, dtype, target):
+    result = check(Net((5, 19, outputs), n), "sigmoid", dtype, target)
     assert result.shape == (n, outputs, 5 * 19 + 19 + 19 * outputs + outputs)
 
 
 @both_dtypes
 @pytest.mark.parametrize("biases", BIASES, ids=lambda b: "".join(str(int(v)) for v in b))
-def test_biases_on_and_off(biases, dtype, device):
-    check(Net((3, 6, 7, 2), 17, biases), "silu", dtype, device)
+def test_biases_on_and_off(biases, dtype, target):
+    check(Net((3, 6, 7, 2), 17, biases), "silu", dtype, target)
 
 
 @both_dtypes
@@ -89,21 +88,21 @@ def test_biases_on_and_off(biases, dtype, device):
 @pytest.mark.parametrize("points", [0, 1, 3])
 @pytest.mark.parametrize("n", [0, 1, 2, 17, 33])
 @pytest.mark.parametrize("widths", [(2, 20, 1), (3, 5, 18, 3), (4, 2)], ids=name)
-def test_parameter_points(widths, n, points, own_x, dtype, device):
+def test_parameter_points(widths, n, points, own_x, dtype, target):
     has_bias = tuple(layer != 1 for layer in range(len(widths) - 1))
     net = Net(widths, n, has_bias, points, own_x)
-    tensors = draw(net, dtype, device)
-    result = OP.mlp_jacobian(*tensors, "tanh")
+    tensors = draw(net, dtype, target.device)
+    result = target.op.mlp_jacobian(*tensors, "tanh")
     assert result.shape[:3] == (points, n, widths[-1])
     if points > 0:
         assert_matches(result, loop_jacobian(*tensors, "tanh"))
 
 
 @both_dtypes
-def test_samples_of_their_own_with_one_set_of_parameters(dtype, device):
-    x, weights, biases = draw(Net((3, 8, 2), 5), dtype, device)
+def test_samples_of_their_own_with_one_set_of_parameters(dtype, target):
+    x, weights, biases = draw(Net((3, 8, 2), 5), dtype, target.device)
     xs = torch.stack([x, -x, 2 * x])
-    result = OP.mlp_jacobian(xs, weights, biases, "tanh")
+    result = target.op.mlp_jacobian(xs, weights, biases, "tanh")
     assert_matches(result, loop_jacobian(xs, weights, biases, "tanh"))
 
 
@@ -117,13 +116,15 @@ def test_samples_of_their_own_with_one_set_of_parameters(dtype, device):
     dtype=st.sampled_from([F64, F32]),
     data=st.data(),
 )
-def test_any_shape(widths, n, points, own_x, activation, dtype, data):
+def test_any_shape(widths, n, points, own_x, activation, dtype, data, target):
     layers = len(widths) - 1
     biases = tuple(data.draw(st.lists(st.booleans(), min_size=layers, max_size=layers)))
     net = Net(tuple(widths), n, biases, points, own_x and points is not None)
-    tensors = draw(net, dtype)
+    tensors = draw(net, dtype, target.device)
     exact = reference.mlp_jacobian(*in_float64(tensors), activation)
-    assert_matches(OP.mlp_jacobian(*tensors, activation), exact, 1e-13 if dtype == F64 else 1e-6)
+    assert_matches(
+        target.op.mlp_jacobian(*tensors, activation), exact, 1e-13 if dtype == F64 else 1e-6
+    )
 
 
 def in_float64(tensors: Tensors) -> Tensors:
@@ -155,18 +156,18 @@ LARGE = [
 
 @both_dtypes
 @pytest.mark.parametrize("net", LARGE, ids=name)
-def test_large_results(net, dtype, device):
-    tensors = draw(net, dtype, device)
-    result = OP.mlp_jacobian(*tensors, "tanh")
+def test_large_results(net, dtype, target):
+    tensors = draw(target.sized(net), dtype, target.device)
+    result = target.op.mlp_jacobian(*tensors, "tanh")
     assert_matches(result, reference.mlp_jacobian(*in_float64(tensors), "tanh"))
     few = tensors._replace(x=tensors.x[..., -2:, :])
     assert_matches(result[..., -2:, :, :], loop_jacobian(*few, "tanh"))
 
 
-def test_more_outputs_than_are_computed_at_once(device):
+def test_more_outputs_than_are_computed_at_once(target):
     # Only the first layer's columns: the result stays small, the signals do not.
-    x, (w0, w1), biases = draw(Net((1, 4096, 300), 2, biases=False), F64, device)
-    result = OP.mlp_jacobian(x, [w0, w1], biases, "tanh", [0, -1, -1, -1])
+    x, (w0, w1), biases = draw(Net((1, 4096, 300), 2, biases=False), F64, target.device)
+    result = target.op.mlp_jacobian(x, [w0, w1], biases, "tanh", [0, -1, -1, -1])
     slope = torch.cosh(x @ w0.T) ** -2
     assert_matches(result, w1 * (slope * x).unsqueeze(1))
 
@@ -193,134 +194,30 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @both_dtypes
 @pytest.mark.parametrize("points", [None, 3])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
-def test_layouts(layout, points, dtype, device):
+def test_layouts(layout, points, dtype, target):
     x, weights, biases = draw(
         Net((6, 20, 9, 2), 17, points=points, own_x=points is not None), dtype
     )
-    x = layout(x.to(device))
-    weights = [layout(w.to(device)) for w in weights]
-    biases = [layout(b.to(device)) for b in biases]
-    result = OP.mlp_jacobian(x, weights, biases, "tanh")
+    x = layout(x.to(target.device))
+    weights = [layout(w.to(target.device)) for w in weights]
+    biases = [layout(b.to(target.device)) for b in biases]
+    result = target.op.mlp_jacobian(x, weights, biases, "tanh")
     assert_matches(result, loop_jacobian(x, weights, biases, "tanh"))
 
 
 # A lazy minus sign is a flag on the tensor that only some operations look at.
 @pytest.mark.parametrize("which", ["x", "weight", "bias"])
-def test_lazily_negated_arguments(which):
-    x, weights, biases = draw(Net((3, 1, 2), 4))
+def test_lazily_negated_arguments(which, target):
+    x, weights, biases = draw(Net((3, 1, 2), 4), F64, target.device)
     lazily = lambda t: torch.complex(t * 0, -t).conj().imag  # noqa: E731
-    expected = OP.mlp_jacobian(x, weights, biases, "tanh")
+    expected = target.op.mlp_jacobian(x, weights, biases, "tanh")
     if which == "x":
         x = lazily(x)
     elif which == "weight":
         weights = [lazily(weights[0]), weights[1]]
     else:
         biases = [lazily(biases[0]), biases[1]]
-    assert_matches(OP.mlp_jacobian(x, weights, biases, "tanh"), expected)
-
-
-# --- out= --------------------------------------------------------------------------------------------
-
-GUARD = 64
-
-
-def guarded(shape: Sequence[int], misalignment: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """A view of this shape so many numbers past an aligned address, and all the memory around it."""
-    count = torch.Size(shape).numel()
-    memory = torch.full((count + 2 * GUARD + 16,), 12345.0, dtype=dtype)
-    aligned = -(memory.data_ptr() // memory.element_size()) % 16
-    start = aligned + GUARD + misalignment
-    return memory[start : start + count].view(*shape), memory
-
-
-OUT_NETS = [
-    Net((3, 6, 2), 5),
-    Net((5, 64, 1), 3000),
-    Net((2, 7, 3), 7000, biases=False),
-    Net((2100, 3, 2), 90),
-    Net((33, 190, 3), 70, biases=(True, False)),
-    Net((2, 20, 1), 900, points=13),
-]
-
-
-@both_dtypes
-@pytest.mark.parametrize("misalignment", range(9))
-@pytest.mark.parametrize("net", OUT_NETS, ids=name)
-def test_out_writes_its_memory_and_no_other(net, misalignment, dtype):
-    tensors = draw(net, dtype)
-    expected = OP.mlp_jacobian(*tensors, "tanh")
-    view, memory = guarded(expected.shape, misalignment, dtype)
-    assert OP.mlp_jacobian.out(*tensors, "tanh", out=view) is None
-    assert torch.equal(view, expected)
-    view.fill_(12345.0)
-    assert (memory == 12345.0).all()
-
-
-@both_dtypes
-@pytest.mark.parametrize("net", [Net((3, 6, 2), 5), Net((5, 64, 1), 1500)], ids=name)
-def test_out_that_is_not_contiguous(net, dtype):
-    tensors = draw(net, dtype)
-    expected = OP.mlp_jacobian(*tensors, "tanh")
-    n, q, count = expected.shape
-    memory = torch.full((n, q + 2, 2 * count + 1), 12345.0, dtype=dtype)
-    view = memory[:, 1:-1, 1::2]
-    OP.mlp_jacobian.out(*tensors, "tanh", out=view)
-    assert torch.equal(view, expected)
-    view.fill_(12345.0)
-    assert (memory == 12345.0).all()
-
-
-def test_out_between_two_numbers():
-    # Memory from elsewhere (a file, another library) need not lie at a multiple of 8 bytes.
-    run = run_python(
-        """
-import torch
-from llr import _ops
-from oracles import Net, draw
-tensors = draw(Net((3, 64, 1), 3000))
-expected = torch.ops.llr.mlp_jacobian(*tensors, "tanh")
-memory = bytearray(expected.numel() * 8 + 64)
-for offset in (1, 4, 7):
-    out = torch.frombuffer(memory, dtype=torch.float64, count=expected.numel(), offset=offset)
-    try:
-        torch.ops.llr.mlp_jacobian.out(*tensors, "tanh", out=out.view(expected.shape))
-    except RuntimeError as error:
-        assert "mlp_jacobian" in str(error), error
-    else:
-        assert torch.equal(out, expected.flatten()), offset
-"""
-    )
-    assert run.returncode == 0, run.stderr
-
-
-def test_out_lazily_negated():
-    run = run_python(
-        """
-import torch
-from llr import _ops
-from oracles import Net, draw
-tensors = draw(Net((3, 4, 1)))
-expected = torch.ops.llr.mlp_jacobian(*tensors, "tanh")
-out = torch.zeros(expected.shape, dtype=torch.complex128).conj().imag
-for _ in range(3):
-    try:
-        torch.ops.llr.mlp_jacobian.out(*tensors, "tanh", out=out)
-    except RuntimeError:
-        continue
-    assert torch.equal(out, expected)
-"""
-    )
-    assert run.returncode == 0, run.stderr
-
-
-def test_out_tells_autograd_that_it_changed():
-    tensors = draw(Net((3, 4, 1)))
-    out = torch.ones(5, 1, 21, dtype=F64)
-    scale = torch.ones((), dtype=F64, requires_grad=True)
-    product = out * scale
-    OP.mlp_jacobian.out(*tensors, "tanh", out=out)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        product.sum().backward()
+    assert_matches(target.op.mlp_jacobian(x, weights, biases, "tanh"), expected)
 
 
 # --- columns -----------------------------------------------------------------------------------------
@@ -346,21 +243,21 @@ ORDERS = [list(order) for count in (1, 2, 4) for order in itertools.permutations
 
 @both_dtypes
 @pytest.mark.parametrize("net", [Net((3, 18, 2), 3), Net((5, 9, 2), 3, points=2)], ids=name)
-def test_columns_in_every_order(net, dtype, device):
-    tensors = draw(net, dtype, device)
-    full = OP.mlp_jacobian(*tensors, "tanh")
+def test_columns_in_every_order(net, dtype, target):
+    tensors = draw(net, dtype, target.device)
+    full = target.op.mlp_jacobian(*tensors, "tanh")
     for order in ORDERS:
         columns, expected = placed(full, net, order)
-        assert torch.equal(OP.mlp_jacobian(*tensors, "tanh", columns), expected), order
+        assert torch.equal(target.op.mlp_jacobian(*tensors, "tanh", columns), expected), order
 
 
 @both_dtypes
 @pytest.mark.parametrize("order", [[4, 0, 5, 1], [2], [5, 4, 2, 1, 0], [0, 1]], ids=name)
-def test_columns_of_a_large_result(order, dtype, device):
-    net = Net((9, 150, 60, 3), 230, biases=(True, False, True))
-    tensors = draw(net, dtype, device)
-    columns, expected = placed(OP.mlp_jacobian(*tensors, "tanh"), net, order)
-    result = OP.mlp_jacobian(*tensors, "tanh", columns)
+def test_columns_of_a_large_result(order, dtype, target):
+    net = target.sized(Net((9, 150, 60, 3), 230, biases=(True, False, True)))
+    tensors = draw(net, dtype, target.device)
+    columns, expected = placed(target.op.mlp_jacobian(*tensors, "tanh"), net, order)
+    result = target.op.mlp_jacobian(*tensors, "tanh", columns)
     assert torch.equal(result, expected)
     assert_matches(result, reference.mlp_jacobian(*in_float64(tensors), "tanh", columns))
 
@@ -386,7 +283,7 @@ THREAD_NETS = [
 def digests() -> list[str]:
     found = []
     for seed, (net, dtype) in enumerate(itertools.product(THREAD_NETS, (F64, F32))):
-        result = OP.mlp_jacobian(*draw(net, dtype, seed=seed), "tanh")
+        result = torch.ops.llr.mlp_jacobian(*draw(net, dtype, seed=seed), "tanh")
         found.append(hashlib.sha256(result.numpy().tobytes()).hexdigest())
     return found
 
@@ -414,8 +311,6 @@ def test_bits_in_a_process_of_one_thread():
 def test_every_instruction_level(simd_level):
     if simd_level == _ops.build_info()["simd_running"]:
         pytest.skip("the level of this very run")
-    values = (
-        "test_every or biases or points or any_shape or large or layouts or out_writes or columns_"
-    )
+    values = "test_every or biases or points or any_shape or large or layouts or columns_"
     run = run_tests_at(simd_level, "test_ops.py", values)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]

@@ -1,17 +1,27 @@
-"""The operators for Gram matrices of Jacobians and their factors. Needs torch, numpy and pytest
-only; one test needs python-flint's exact singular values too."""
+"""The operators for Gram matrices of Jacobians. Needs torch, numpy and pytest only."""
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
 import pytest
 import torch
-from oracles import ACTIVATIONS, Net, Tensors, assert_matches, draw, name, run_tests_at
+from oracles import (
+    ACTIVATIONS,
+    Net,
+    Tensors,
+    as_integers,
+    assert_matches,
+    draw,
+    name,
+    normal,
+    on_grid,
+    run_tests_at,
+)
+from targets import Target
 from torch import Tensor
 from torch.library import opcheck
 
@@ -19,17 +29,10 @@ from llr import _ops, reference
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 
-OP = torch.ops.llr
 F64, F32 = torch.float64, torch.float32
-EPS = 2.0**-52
 BITS = 110  # finer than the last bit of any signal here
 ONES = torch.ones(1, 1, 1, dtype=F64)
 both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=F64)
 
 
 def product(J: Tensor) -> Tensor:
@@ -38,13 +41,17 @@ def product(J: Tensor) -> Tensor:
 
 
 def check(
-    net: Net, activation: str = "tanh", dtype: torch.dtype = F64, given: Tensors | None = None
+    target: Target,
+    net: Net,
+    activation: str = "tanh",
+    dtype: torch.dtype = F64,
+    given: Tensors | None = None,
 ) -> None:
-    x, weights, biases = draw(net, dtype) if given is None else given
+    x, weights, biases = draw(net, dtype, target.device) if given is None else given
     exactly = [b if b is None else b.double() for b in biases]
     J = reference.mlp_jacobian(x.double(), [w.double() for w in weights], exactly, activation)
-    plain = OP.mlp_gram(x, weights, biases, activation)
-    both = OP.mlp_gram(x, weights, biases, activation, None, True)
+    plain = target.op.mlp_gram(x, weights, biases, activation)
+    both = target.op.mlp_gram(x, weights, biases, activation, None, True)
     assert plain.dtype == both.dtype == F64
     assert_matches(plain, product(J))
     assert_matches(both[0], plain, 1e-14)
@@ -56,15 +63,16 @@ def check(
 @both_dtypes
 @pytest.mark.parametrize("widths", [(5, 3), (4, 18, 2), (3, 17, 5, 1), (6, 9, 17, 4, 2)], ids=name)
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
-def test_every_activation_at_every_depth(activation, widths, dtype):
-    check(Net(widths, n=7), activation, dtype)
+def test_every_activation_at_every_depth(activation, widths, dtype, target):
+    check(target, Net(widths, n=7), activation, dtype)
 
 
 @pytest.mark.parametrize("q", [1, 2, 3, 5])
 @pytest.mark.parametrize("n", [0, 1, 2, 21, 22, 32, 33, 63, 64, 65, 128, 129])
-def test_tiles(n, q):
-    check(Net((3, 6, q), n))
-    assert OP.mlp_gram(*draw(Net((3, 6, q), n)), "tanh", None, True).shape == (2, n, q, n, q)
+def test_tiles(n, q, target):
+    check(target, Net((3, 6, q), n))
+    tensors = draw(Net((3, 6, q), n), F64, target.device)
+    assert target.op.mlp_gram(*tensors, "tanh", None, True).shape == (2, n, q, n, q)
 
 
 # Wider than the pieces that signals are computed in, and that sums are cut into.
@@ -74,23 +82,23 @@ FLAGS = list(itertools.product([False, True], repeat=3))
 
 @both_dtypes
 @pytest.mark.parametrize("net", WIDE + [Net((3, 6, 7, 2), 9, b) for b in FLAGS], ids=name)
-def test_wide_layers_and_biases(net, dtype):
-    check(net, "sigmoid", dtype)
+def test_wide_layers_and_biases(net, dtype, target):
+    check(target, net, "sigmoid", dtype)
 
 
 @pytest.mark.parametrize("own_x", [False, True])
 @pytest.mark.parametrize("points", [0, 1, 3])
 @pytest.mark.parametrize("n", [0, 1, 23])
-def test_parameter_points(n, points, own_x):
+def test_parameter_points(n, points, own_x, target):
     net = Net((3, 5, 3), n, (True, False), points, own_x)
-    K = OP.mlp_gram(*draw(net), "tanh", None, True)
+    K = target.op.mlp_gram(*draw(net, F64, target.device), "tanh", None, True)
     assert K.shape == (2, points, n, 3, n, 3)
     if points > 0:
-        check(net)
+        check(target, net)
 
 
-def test_every_choice_of_tensors():
-    x, weights, biases = draw(Net((3, 4, 2, 2), 5))
+def test_every_choice_of_tensors(target):
+    x, weights, biases = draw(Net((3, 4, 2, 2), 5), F64, target.device)
     sizes = [12, 4, 8, 2, 4, 2]
     blocks = reference.mlp_jacobian(x, weights, biases, "tanh").split(sizes, -1)
     for chosen in itertools.product([False, True], repeat=6):
@@ -99,39 +107,33 @@ def test_every_choice_of_tensors():
             columns = [next(starts) if c else -1 for c in chosen]
             expected = product(torch.cat(list(itertools.compress(blocks, chosen)), -1))
             for dd in (False, True):
-                K = OP.mlp_gram(x, weights, biases, "tanh", columns, dd)
+                K = target.op.mlp_gram(x, weights, biases, "tanh", columns, dd)
                 assert_matches(K[0] if dd else K, expected)
 
 
-def test_arguments_of_any_layout():
-    x, weights, biases = draw(Net((6, 20, 2), 17))
-    expected = OP.mlp_gram(x, weights, biases, "tanh")
+def test_arguments_of_any_layout(target):
+    x, weights, biases = draw(Net((6, 20, 2), 17), F64, target.device)
+    expected = target.op.mlp_gram(x, weights, biases, "tanh")
     lazily = lambda t: torch.complex(t * 0, -t).conj().imag  # noqa: E731
     for layout in (lambda t: t.repeat_interleave(2, 0)[::2], lambda t: t.mT.clone().mT, lazily):
         moved = [layout(w) for w in weights]
-        assert torch.equal(OP.mlp_gram(layout(x), moved, biases, "tanh"), expected)
-    check(Net((6, 20, 2)), given=Tensors(torch.stack([x, -x, 2 * x]), weights, biases))
+        assert torch.equal(target.op.mlp_gram(layout(x), moved, biases, "tanh"), expected)
+    check(target, Net((6, 20, 2)), given=Tensors(torch.stack([x, -x, 2 * x]), weights, biases))
 
 
 @both_dtypes
 @pytest.mark.parametrize("activation", ["identity", "relu"])
-def test_integers_beyond_a_double(activation, dtype):
+def test_integers_beyond_a_double(activation, dtype, target):
     """Signals of integers are exact, so that the Gram matrix can be known to the last of its digits."""
     sizes = [(12, 7), (300, 7), (5, 300), (3, 5), (300,), (3,)]
-    x, w0, w1, w2, b0, b2 = (torch.randint(-512, 512, size).to(dtype) for size in sizes)
+    drawn = (torch.randint(-512, 512, size) for size in sizes)
+    x, w0, w1, w2, b0, b2 = (t.to(target.device, dtype) for t in drawn)
     exactly = [t.double() for t in (w0, w1, w2)], [b0.double(), None, b2.double()]
     J = reference.mlp_jacobian(x.double(), *exactly, activation).flatten(0, 1)
     exact = as_integers(J, 0) @ as_integers(J, 0).T
     assert max(abs(v) for v in exact.flat) > 2**60
-    K = OP.mlp_gram(x, [w0, w1, w2], [b0, None, b2], activation, None, True).view(2, 36, 36)
-    assert worst_error(K, exact, 0, J.abs() @ J.abs().T) <= 2.0**-100
-
-
-def as_integers(t: Tensor, bits: int) -> np.ndarray:
-    """The doubles times 2^bits, as Python's integers; refuses what that does not make whole."""
-    scaled = [Fraction(v) * 2**bits for v in t.flatten().tolist()]
-    assert all(v.denominator == 1 for v in scaled)
-    return np.array([int(v) for v in scaled], dtype=object).reshape(t.shape)
+    K = target.op.mlp_gram(x, [w0, w1, w2], [b0, None, b2], activation, None, True)
+    assert worst_error(K.view(2, 36, 36), exact, 0, J.abs() @ J.abs().T) <= 2.0**-100
 
 
 def worst_error(K: Tensor, exact: np.ndarray, bits: int, scale: Tensor) -> float:
@@ -177,153 +179,75 @@ def layer(shape: tuple[int, int, int, int], kind: str) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("flags", list(itertools.product([False, True], repeat=2)), ids=str)
 @pytest.mark.parametrize("kind", ["plain", "graded", "cancelling"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_layers_in_rational_arithmetic(shape, kind, flags):
+def test_layers_in_rational_arithmetic(shape, kind, flags, target):
     delta, a = layer(shape, kind)
     n = shape[0]
     exact, size = exact_layer(delta, a, *flags)
-    K, plain = torch.zeros(2, n, n, dtype=F64), torch.zeros(n, n, dtype=F64)
-    assert OP.gram_add_(K, delta, a, *flags) is None
-    OP.gram_add_(plain, delta, a, *flags)
+    delta, a = delta.to(target.device), a.to(target.device)
+    K, plain = delta.new_zeros(2, n, n), delta.new_zeros(n, n)
+    assert target.op.gram_add_(K, delta, a, *flags) is None
+    target.op.gram_add_(plain, delta, a, *flags)
     assert worst_error(K, exact, 4 * BITS, size) <= 2.0**-96
     assert worst_error(plain, exact, 4 * BITS, size) <= 1e-13
     assert torch.equal(K, K.mT)
     assert torch.equal(plain, plain.mT)
     # Once more, and another layer on top.
     more = layer((n, 2, 3, 2), "graded")
-    OP.gram_add_(K, delta, a, *flags)
-    OP.gram_add_(K, *more, True, True)
+    target.op.gram_add_(K, delta, a, *flags)
+    target.op.gram_add_(K, *(t.to(target.device) for t in more), True, True)
     further, its_size = exact_layer(*more, True, True)
     assert worst_error(K, 2 * exact + further, 4 * BITS, 2 * size + its_size) <= 2.0**-96
 
 
-def test_a_plain_block_of_columns():
+def test_a_plain_block_of_columns(target):
     J = on_grid(normal(70, 130))
-    K, both = torch.zeros(70, 70, dtype=F64), torch.zeros(2, 70, 70, dtype=F64)
+    ones, columns = ONES.to(target.device).expand(70, 1, 1), J[:, None].to(target.device)
+    K, both = columns.new_zeros(70, 70), columns.new_zeros(2, 70, 70)
     for result in (K, both):
-        OP.gram_add_(result, ONES.expand(70, 1, 1), J[:, None], False, True)
+        target.op.gram_add_(result, ones, columns, False, True)
     whole, size = as_integers(J, 60), J.abs() @ J.abs().T
     assert worst_error(both, whole @ whole.T, 120, size) <= 2.0**-100
     assert 1e-18 < worst_error(K, whole @ whole.T, 120, size) < 1e-15  # what one double can do
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-def test_empty_layers(parts):
+def test_empty_layers(parts, target):
+    ones = ONES.to(target.device)
     K = normal(3, 3).expand(parts, 3, 3) * torch.tensor([1.0, 2.0**-60])[:parts, None, None]
-    K = (K if parts == 2 else K[0]).contiguous()
+    K = (K if parts == 2 else K[0]).contiguous().to(target.device)
     before = K.clone()
     for t, h, w in [(0, 2, 2), (2, 0, 3), (2, 3, 0)]:
-        delta, a = ONES.expand(3, t, h), ONES.expand(3, t, w)
-        OP.gram_add_(K, delta, a, False, True)
+        delta, a = ones.expand(3, t, h), ones.expand(3, t, w)
+        target.op.gram_add_(K, delta, a, False, True)
         assert torch.equal(K.tril(), before.tril())
-    OP.gram_add_(K, delta, a, True, True)
+    target.op.gram_add_(K, delta, a, True, True)
     assert_matches(K.tril().view(-1, 3, 3)[0], (before + 12).tril().view(-1, 3, 3)[0], 1e-15)
-    OP.gram_add_(K[..., :0, :0].clone(), delta[:0], a[:0], True, True)
+    target.op.gram_add_(K[..., :0, :0].clone(), delta[:0], a[:0], True, True)
 
 
-def test_autograd_learns_that_it_changed():
-    K = torch.ones(3, 3, dtype=F64)
-    product = K * torch.ones((), dtype=F64, requires_grad=True)
-    OP.gram_add_(K, ONES.expand(3, 1, 1), ONES.expand(3, 1, 1), False, True)
+def test_autograd_learns_that_it_changed(target):
+    ones = ONES.to(target.device).expand(3, 1, 1)
+    K = ones.new_ones(3, 3)
+    product = K * ones.new_ones((), requires_grad=True)
+    target.op.gram_add_(K, ones, ones, False, True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
 
 
-def gram(J: Tensor, bits: int = 60) -> Tensor:
-    """J J' in double-double, rounded once."""
-    whole = as_integers(J, bits)
-    exact = [Fraction(v, 4**bits) for v in (whole @ whole.T).flat]
-    high = [float(v) for v in exact]
-    low = [float(v - Fraction(h)) for v, h in zip(exact, high, strict=True)]
-    return torch.tensor([high, low], dtype=F64).view(2, len(J), len(J))
-
-
-def on_grid(J: Tensor, bits: int = 60) -> Tensor:
-    return (J * 2.0**bits).round() / 2.0**bits
-
-
-def exact_values(J: Tensor) -> Tensor:
-    flint = pytest.importorskip("flint")
-    before, flint.ctx.prec = flint.ctx.prec, 400
-    M = flint.arb_mat(J.tolist())
-    squares = flint.acb_mat(M * M.transpose()).eig(algorithm="approx")
-    values = [float(max(x.real.mid(), flint.arb(0)).sqrt()) for x in squares]
-    flint.ctx.prec = before
-    return torch.tensor(sorted(values, reverse=True), dtype=F64)
-
-
-def ill_conditioned(n: int, columns: int, smallest: float) -> Tensor:
-    left, right = torch.linalg.qr(normal(n, n)).Q, torch.linalg.qr(normal(columns, n, seed=1)).Q
-    return on_grid(left * torch.logspace(0, math.log10(smallest), n, dtype=F64) @ right.T)
-
-
-@pytest.mark.parametrize(("n", "columns"), [(1, 1), (2, 3), (5, 9), (20, 33), (65, 70)])
-def test_factor_keeps_small_singular_values(n, columns):
-    J = ill_conditioned(n, columns, 1e-12)
-    K, exact = gram(J), exact_values(J)
-    L = OP.gram_factor(K)
-    assert L.shape == (n, n)
-    allowed = 10 * n * EPS * exact[0]
-    assert (torch.linalg.svdvals(L) - exact).abs().max() <= allowed
-    assert_matches(L @ L.T, K[0], 1e-14)
-    if n > 1:  # in one double, nothing is left of the smallest
-        plain = torch.linalg.eigvalsh(K[0]).abs().sqrt().min()
-        assert (plain - exact[-1]).abs() > 100 * allowed
-
-
-@pytest.mark.parametrize(("n", "r"), [(1, 1), (4, 1), (7, 3), (30, 29), (66, 40), (130, 64)])
-def test_rank_of_integers(n, r):
-    generator = torch.Generator().manual_seed(n + r)
-    parts = [torch.randint(-9, 10, s, generator=generator).double() for s in [(n, r), (r, n + 20)]]
-    J = parts[0] @ parts[1]
-    L = OP.gram_factor(gram(J, 0))
-    assert L.shape == (n, r)
-    assert_matches(L @ L.T, J @ J.T, 1e-14)
-    assert OP.gram_factor(gram(J[torch.randperm(n)], 0)).shape == (n, r)
-    for power in (-150, 7, 150):
-        assert torch.equal(OP.gram_factor(gram(J, 0) * 4.0**power), L * 2.0**power)
-
-
-def test_factors_of_a_batch():
-    low_rank, zero = on_grid(normal(9, 3) @ normal(3, 12, seed=1)), torch.zeros(9, 12)
-    matrices = [normal(9, 12), low_rank, zero, ill_conditioned(9, 12, 1e-9)]
-    K = torch.stack([gram(on_grid(J)) for J in matrices], 1)
-    L = OP.gram_factor(K)
-    assert L.shape == (4, 9, 9)
-    for i in range(4):
-        alone = OP.gram_factor(K[:, i])
-        assert torch.equal(L[i, :, : alone.shape[1]], alone)
-        assert (L[i, :, alone.shape[1] :] == 0).all()
-    assert torch.equal(OP.gram_factor(K.mT.contiguous().mT), L)
-    for n, batch in itertools.product([0, 1, 2, 65], ([], [3], [0])):
-        assert OP.gram_factor(torch.zeros(2, *batch, n, n, dtype=F64)).shape == (*batch, n, 0)
-
-
-def test_what_is_not_finite_is_no_low_rank():
-    """Refused, or an L that shows it: not a clean factor of fewer columns."""
-    for entry, bad in itertools.product([(0, 0), (1, 1), (2, 0)], [math.nan, math.inf]):
-        K = torch.stack([torch.eye(3, dtype=F64), torch.zeros(3, 3, dtype=F64)])
-        K[0][entry] = K[0][entry[::-1]] = bad
-        try:
-            L = OP.gram_factor(K)
-        except RuntimeError:
-            continue
-        assert not torch.isfinite(L).all(), f"rank {L.shape[1]} with {bad} at {entry}"
-
-
-def test_from_a_network_to_its_singular_values():
-    tensors = draw(Net((3, 6, 6, 2), 40))
+def test_from_a_network_to_its_singular_values(target):
+    tensors = draw(Net((3, 6, 6, 2), 40), F64, target.device)
     J = reference.mlp_jacobian(*tensors, "tanh").flatten(0, 1)
-    K = OP.mlp_gram(*tensors, "tanh", None, True).view(2, 80, 80)
-    values, expected = torch.linalg.svdvals(OP.gram_factor(K)), torch.linalg.svdvals(J)
+    K = target.op.mlp_gram(*tensors, "tanh", None, True).view(2, 80, 80)
+    values, expected = torch.linalg.svdvals(_ops.gram_factor(K)), torch.linalg.svdvals(J)
     assert (values - expected[: len(values)]).abs().max() <= 1e-13 * expected[0]
     assert (expected[len(values) :] <= 1e-13 * expected[0]).all()
 
 
 def results() -> Iterator[Tensor]:
     for net in (Net((5, 40, 3), 90), Net((3, 300, 200, 1), 140)):
-        yield OP.mlp_gram(*draw(net), "tanh")
-        K = OP.mlp_gram(*draw(net), "tanh", None, True).flatten(1, 2).flatten(2, 3)
-        yield from (K, OP.gram_factor(K))
+        yield torch.ops.llr.mlp_gram(*draw(net), "tanh")
+        K = torch.ops.llr.mlp_gram(*draw(net), "tanh", None, True).flatten(1, 2).flatten(2, 3)
+        yield from (K, _ops.gram_factor(K))
 
 
 @pytest.mark.usefixtures("threads")
@@ -343,56 +267,59 @@ def test_every_instruction_level(simd_level):
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 
-K3 = torch.zeros(3, 3, dtype=F64)
-D3, A3 = ONES.expand(3, 2, 4), ONES.expand(3, 2, 5)
-BAD_ADD = [
-    (K3.float(), D3, A3, "K is Float; expected float64"),
-    (K3[:, :2], D3, A3, r"K has shape \[3, 2\]; expected \(N, N\), or \(2, N, N\)"),
-    (K3.expand(3, 3, 3), D3, A3, r"K has shape \[3, 3, 3\]; expected"),
-    (torch.zeros(3, 4, dtype=F64)[:, :3], D3, A3, "K is not contiguous"),
-    (K3[0].expand(3, 3), D3, A3, "K is not contiguous|single memory location"),
-    (K3, D3.float(), A3, r"delta is Float of shape \[3, 2, 4\] on cpu; expected float64 \(3, T"),
-    (K3, D3, A3.float(), r"a is Float of shape \[3, 2, 5\] on cpu; expected float64"),
-    (K3, D3[:2], A3, r"delta is Double of shape \[2, 2, 4\]"),
-    (K3, D3, A3[:, :1], r"a is Double of shape \[3, 1, 5\]"),
-    (K3, D3.to("meta"), A3, "delta is .*on meta"),
-    (K3, D3, A3.to("meta"), "a is .*on meta"),
-]
+def bad_layers(device: str) -> list[tuple[Tensor, Tensor, Tensor, str]]:
+    """What is refused, and the message, on this device."""
+    K, ones = torch.zeros(3, 3, dtype=F64, device=device), ONES.to(device)
+    d, a, here = ones.expand(3, 2, 4), ones.expand(3, 2, 5), str(K.device)
+    return [
+        (K.float(), d, a, "K is Float; expected float64"),
+        (K[:, :2], d, a, r"K has shape \[3, 2\]; expected \(N, N\), or \(2, N, N\)"),
+        (K.expand(3, 3, 3), d, a, r"K has shape \[3, 3, 3\]; expected"),
+        (K.new_zeros(3, 4)[:, :3], d, a, "K is not contiguous"),
+        (K[0].expand(3, 3), d, a, "K is not contiguous|single memory location"),
+        (
+            K,
+            d.float(),
+            a,
+            rf"delta is Float of shape \[3, 2, 4\] on {here}; expected float64 \(3, T",
+        ),
+        (K, d, a.float(), rf"a is Float of shape \[3, 2, 5\] on {here}; expected float64"),
+        (K, d[:2], a, r"delta is Double of shape \[2, 2, 4\]"),
+        (K, d, a[:, :1], r"a is Double of shape \[3, 1, 5\]"),
+        (K, d.to("meta"), a, "delta is .*on meta"),
+        (K, d, a.to("meta"), "a is .*on meta"),
+    ]
 
 
-@pytest.mark.parametrize(("K", "delta", "a", "message"), BAD_ADD)
-def test_bad_layers(K, delta, a, message):
+@pytest.mark.parametrize("case", range(len(bad_layers("cpu"))))
+def test_bad_layers(case, target):
+    K, delta, a, message = bad_layers(target.device)[case]
     before = K.clone()
     with pytest.raises(RuntimeError, match=message):
-        OP.gram_add_(K, delta, a, True, True)
+        target.op.gram_add_(K, delta, a, True, True)
     assert torch.equal(K, before)
 
 
-def test_other_bad_arguments():
-    x, (w0, w1), biases = draw(Net((3, 4, 2)))
-    with pytest.raises(RuntimeError, match=r"weights\[0\] has shape \[4, 3\]; expected 2 columns"):
-        OP.mlp_gram(x[:, :2], [w0, w1], biases, "tanh")
-    with pytest.raises(RuntimeError, match=r"weights\[1\] is on meta but x is on cpu"):
-        OP.mlp_gram(x, [w0, w1.to("meta")], biases, "tanh")
-    for shape in [(3, 3), (3, 3, 3), (2, 3, 4), (2, 2, 2, 3, 3)]:
-        with pytest.raises(
-            RuntimeError, match=r"K has shape \[.*\]; expected \(2, N, N\) or \(2, B"
-        ):
-            OP.gram_factor(torch.zeros(shape, dtype=F64))
-    with pytest.raises(RuntimeError, match="K is Float; expected float64"):
-        OP.gram_factor(torch.zeros(2, 3, 3))
+def test_bad_networks(target):
+    x, (w0, w1), biases = draw(Net((3, 4, 2)), F64, target.device)
+    for arguments, message in [
+        ((x[:, :2], [w0, w1]), r"weights\[0\] has shape \[4, 3\]; expected 2 columns"),
+        ((x, [w0, w1.to("meta")]), rf"weights\[1\] is on meta but x is on {x.device}"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            target.op.mlp_gram(*arguments, biases, "tanh")
     with pytest.raises(RuntimeError, match="mlp_gram: unknown activation 'swish'"):
-        OP.mlp_gram(x, [w0, w1], biases, "swish")
+        target.op.mlp_gram(x, [w0, w1], biases, "swish")
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("dd", [False, True])
-def test_opcheck(dd):
+def test_opcheck(dd, target):
     for net in (Net((3, 4, 2)), Net((3, 4, 1), 0), Net((2, 3, 2), 4, points=3, own_x=True)):
-        x, weights, biases = draw(net)
-        opcheck(OP.mlp_gram.default, (x, weights, biases, "tanh", None, dd))
-    K = torch.zeros(2, 3, 3, dtype=F64) if dd else K3.clone()
-    opcheck(OP.gram_add_.default, (K, D3, A3, True, False))
-    J = on_grid(normal(4, 2) @ normal(2, 5, seed=1))
-    K = torch.stack([gram(J), gram(J)], 1) if dd else gram(J)
-    opcheck(OP.gram_factor.default, (K,))
+        x, weights, biases = draw(net, F64, target.device)
+        opcheck(target.op.mlp_gram.default, (x, weights, biases, "tanh", None, dd))
+    ones = ONES.to(target.device)
+    K = ones.new_zeros(2, 3, 3) if dd else ones.new_zeros(3, 3)
+    opcheck(
+        target.op.gram_add_.default, (K, ones.expand(3, 2, 4), ones.expand(3, 2, 5), True, False)
+    )

@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from oracles import run_python, run_tests_at
+from targets import Target
 from torch import Tensor
 from torch.library import opcheck
 
@@ -24,17 +25,29 @@ pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 
 F64, F32 = torch.float64, torch.float32
 EPS = 2.0**-52
+SVDVals = Callable[..., Tensor]
 both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
 # LAPACK's dbdsqr leaves off-diagonal entries up to this many eps away; the operator's own iteration does not.
 LAPACK_ITSELF = 100
 
 
-def svdvals(A: Tensor, **options: int) -> Tensor:
-    return torch.ops.llr.svdvals(A, **options)
+on_cpu = torch.ops.llr.svdvals if _ops.NATIVE else None
 
 
-def in_lanes(A: Tensor) -> Tensor:
-    """The values of one matrix among copies of itself: up to 128 columns no LAPACK is involved then."""
+@pytest.fixture(scope="session")
+def svdvals(target: Target) -> SVDVals:
+    """The operator on some device, for matrices and values that lie on the CPU."""
+
+    def compute(A: Tensor, **options: int) -> Tensor:
+        values = target.op.svdvals(A.to(target.device), **options)
+        assert values.device.type == target.device
+        return values.cpu()
+
+    return compute
+
+
+def among_copies(svdvals: SVDVals, A: Tensor) -> Tensor:
+    """The values of one matrix of several: up to 128 columns no LAPACK is involved then."""
     return svdvals(torch.stack([A, A, A]))[1]
 
 
@@ -102,38 +115,40 @@ def awkward(n: int) -> Iterator[tuple[str, Tensor]]:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 16, 24, 25, 45])
-def test_values_to_a_few_roundings(n):
+def test_values_to_a_few_roundings(n, svdvals):
     for name, A in awkward(n):
-        values = in_lanes(A)
+        values = among_copies(svdvals, A)
         # At most 1.6 sqrt(n) was seen, on 2000 random matrices and these; 10 n is what is promised.
         assert distance(values, exact_values(A)) <= 4 * n**0.5, name
         assert torch.equal(values, values.abs().sort(descending=True).values), name
 
 
 @pytest.mark.parametrize(("m", "n"), [(4096, 3), (20_001, 5), (700, 30), (100_000, 1)])
-def test_values_of_long_matrices(m, n):
+def test_values_of_long_matrices(m, n, svdvals):
     rank = (n + 1) // 2
     A = integers(m, rank) @ integers(rank, n, seed=1)  # a low rank shows what the length costs
     exact = exact_values(A)
     for view in (A, A.T):
-        assert distance(in_lanes(view), exact) <= 4 * n**0.5
+        assert distance(among_copies(svdvals, view), exact) <= 4 * n**0.5
         assert distance(svdvals(view), exact) <= 4 * n**0.5 + (LAPACK_ITSELF if n > 24 else 0)
-    assert int((in_lanes(A) > EPS * n * exact[0]).sum()) == rank
+    assert int((among_copies(svdvals, A) > EPS * n * exact[0]).sum()) == rank
     rounded = svdvals(A.float())
     assert torch.equal(rounded, svdvals(A).float())  # the arithmetic is that of float64
     assert distance(rounded, exact) <= 0.5 * 2.0**29
 
 
 @pytest.mark.parametrize("n", [4, 12, 24, 40, 128])
-def test_rank_where_the_gap_is_wide(n):
+def test_rank_where_the_gap_is_wide(n, svdvals):
     for r in (1, n // 2, n - 1):
         exact = integers(n + 5, r) @ integers(r, n, seed=1)
         noise = EPS / 1e3 * svdvals(exact)[0] * torch.eye(n + 5, n, dtype=F64)
         for A in (exact, exact + noise):
-            values = in_lanes(A)
+            values = among_copies(svdvals, A)
             assert int((values > n * EPS * values[0]).sum()) == r
         diagonal = torch.cat([uniform(r, low=1e-9, high=1), uniform(n - r, low=0, high=1e-20)])
-        assert torch.equal(in_lanes(diagonal.diag()), diagonal.sort(descending=True).values)
+        assert torch.equal(
+            among_copies(svdvals, diagonal.diag()), diagonal.sort(descending=True).values
+        )
 
 
 def stress(n: int, count: int) -> Iterator[tuple[str, Tensor]]:
@@ -156,7 +171,7 @@ def stress(n: int, count: int) -> Iterator[tuple[str, Tensor]]:
 @pytest.mark.parametrize(
     ("n", "count"), [(3, 300), (5, 300), (9, 99), (20, 60), (40, 20), (128, 3)]
 )
-def test_no_matrix_resists(n, count):
+def test_no_matrix_resists(n, count, svdvals):
     for name, A in stress(n, count):
         values, expected = svdvals(A), torch.linalg.svdvals(A)
         assert torch.equal(values, values.abs().sort(descending=True).values), name
@@ -180,21 +195,23 @@ def clusters(n: int) -> Iterator[tuple[str, Tensor]]:
 def test_clusters_need_no_fallback(n):
     slow, errors = {}, {}
     for name, A in clusters(n):
-        values, exact = svdvals(A), torch.stack([exact_values(a, 200) for a in A[:40]])
+        values, exact = on_cpu(A), torch.stack([exact_values(a, 200) for a in A[:40]])
         errors[name] = distance(values[:40], exact)
         # The same bits, unless 30 sweeps per value are not enough and LAPACK has to take over.
-        slow[name] = int((values != svdvals(A, sweeps=1000)).any(-1).sum())
+        slow[name] = int((values != on_cpu(A, sweeps=1000)).any(-1).sum())
     assert max(errors.values()) <= 10 * n, errors
     assert max(slow.values()) == 0, slow
 
 
 @both_dtypes
 @pytest.mark.parametrize("n", [*range(1, 11), 23, 24, 25, 26, 127, 128, 129, 130])
-def test_every_shape(n, dtype):
+def test_every_shape(n, dtype, svdvals, target):
     block = min(max(4 * n, 64), 256)
     borders = [n + 1, 8 * n // 5, 64, 128, 129, 256, 512, 513, 2 * block, 2 * block + 1, 3 * block]
     for m in sorted({m for m in borders if m > n} | {n, 8 * n // 5 + 1}):
         for count in (1, 3) if n > 24 else (5,):
+            if target.name == "emulated" and count * m > n and count * m * n * n > 1_000_000:
+                continue  # takes it seconds
             A = normal(count, m, n).to(dtype)
             values = svdvals(A)
             assert values.dtype == dtype
@@ -205,7 +222,7 @@ def test_every_shape(n, dtype):
 
 
 @pytest.mark.parametrize(("m", "n"), [(30, 1), (30, 2), (200, 5), (30, 24), (200, 30)])
-def test_every_batch(m, n):
+def test_every_batch(m, n, svdvals):
     A = normal(40, m, n)
     expected = torch.from_numpy(np.linalg.svd(A.numpy(), compute_uv=False))
     for count in (0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 40):
@@ -214,7 +231,7 @@ def test_every_batch(m, n):
     assert torch.equal(svdvals(nested).transpose(0, 3).reshape(40, n), svdvals(A))
 
 
-def test_nothing():
+def test_nothing(svdvals):
     for shape in [(0, 0), (0, 4), (4, 0), (3, 0, 4), (0, 3, 4), (2**30, 2**30, 0, 3)]:
         assert svdvals(torch.empty(shape)).shape == (*shape[:-2], min(shape[-2:]))
 
@@ -237,8 +254,11 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
 @both_dtypes
 @pytest.mark.parametrize("shape", [(9, 7, 4), (4, 3, 300), (3, 40, 27), (1, 40, 27), (2, 130, 140)])
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=list(LAYOUTS))
-def test_layouts(layout, shape, dtype):
-    A = normal(*shape).to(dtype)
+def test_layouts(layout, shape, dtype, svdvals, target):
+    if layout is misaligned and target.device != "cpu":
+        pytest.skip("torch makes no such tensor of a GPU's memory")
+    target.spare(math.prod(shape) * min(shape[1:]))
+    A = normal(*shape).to(target.device, dtype)
     view = layout(A)
     assert torch.equal(view, A)
     assert torch.equal(svdvals(view), svdvals(A))
@@ -259,7 +279,8 @@ NEIGHBOURS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("others", NEIGHBOURS.values(), ids=list(NEIGHBOURS))
 @pytest.mark.parametrize(("m", "n"), [(3, 3), (4, 10), (24, 24), (600, 5), (60, 25), (130, 64)])
-def test_neighbours(m, n, others):
+def test_neighbours(m, n, others, svdvals, target):
+    target.spare(19 * m * n * min(m, n))
     A = normal(19, m, n)
     alone = svdvals(A) if n > 24 else torch.stack([svdvals(a) for a in A])
     for kept in ([0], [7, 8], [18], [3, 15, 16]):
@@ -273,7 +294,8 @@ def test_neighbours(m, n, others):
 @both_dtypes
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (3, 3), (5, 600), (40, 30), (130, 129)])
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite(m, n, bad, dtype):
+def test_what_is_not_finite(m, n, bad, dtype, svdvals, target):
+    target.spare(4 * m * n * min(m, n))
     A = normal(4, m, n).to(dtype)
     expected = svdvals(A)
     for position in [(0, 0), (m - 1, n - 1), (m // 2, 0)]:
@@ -286,7 +308,8 @@ def test_what_is_not_finite(m, n, bad, dtype):
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (5, 3), (20, 20), (3, 400), (64, 50), (140, 130)])
-def test_invariances(m, n):
+def test_invariances(m, n, svdvals, target):
+    target.spare(3 * m * n * min(m, n))
     A = normal(3, m, n)
     k, values = min(m, n), svdvals(A)
     assert torch.equal(svdvals(-A), values)
@@ -307,8 +330,8 @@ SHAPES = hnp.array_shapes(min_dims=2, max_dims=2, max_side=7)
 
 
 @settings(max_examples=150, deadline=None)
-@given(hnp.arrays(np.int64, SHAPES, elements=st.integers(-6, 6) | st.sampled_from([0, 1, 1000])))
-def test_integers(A):
+@given(A=hnp.arrays(np.int64, SHAPES, elements=st.integers(-6, 6) | st.sampled_from([0, 1, 1000])))
+def test_integers(A, svdvals):
     flint = pytest.importorskip("flint")
     m, n = A.shape
     values, exact = svdvals(torch.from_numpy(A).double()), flint.fmpz_mat(A.tolist())
@@ -331,7 +354,7 @@ THREAD_SHAPES += [(2, 128, 2000), (3, 200, 128), (40, 17, 17)]
 def digest() -> str:
     found = hashlib.sha256()
     for shape, dtype in itertools.product(THREAD_SHAPES, (F64, F32)):
-        found.update(svdvals(normal(*shape).to(dtype)).numpy().tobytes())
+        found.update(on_cpu(normal(*shape).to(dtype)).numpy().tobytes())
     return found.hexdigest()
 
 
@@ -354,7 +377,7 @@ import torch
 import test_ops_svdvals as tests
 torch.set_num_threads(2)
 for shape in [(9, 2000, 130), (3, 5000, 130), (3, 200, 129)]:
-    tests.svdvals(tests.normal(*shape))
+    tests.on_cpu(tests.normal(*shape))
 """
     run = run_python(code, timeout=60)  # a second, unless threads wait for each other for ever
     assert run.returncode == 0, run.stderr
@@ -374,13 +397,13 @@ def test_without_sweeps_lapack_does_it(shape, dtype):
     A = normal(*shape).to(dtype)
     k = min(shape[1:])
     allowed = 10 * k + LAPACK_ITSELF if dtype == F64 else 2.0**29
-    assert distance(svdvals(A, sweeps=0), svdvals(A.double())) <= allowed
+    assert distance(on_cpu(A, sweeps=0), on_cpu(A.double())) <= allowed
     A[1] = math.nan
-    assert svdvals(A, sweeps=0)[1].isnan().all()
-    assert not svdvals(A, sweeps=0)[0].isnan().any()
+    assert on_cpu(A, sweeps=0)[1].isnan().all()
+    assert not on_cpu(A, sweeps=0)[0].isnan().any()
 
 
-def test_bad_arguments():
+def test_bad_arguments(svdvals):
     square = torch.ones(3, 3)
     for A, sweeps, message in [
         (square[0], 30, r"A has shape \[3\]; expected \(\.\.\., m, n\)"),
@@ -393,7 +416,9 @@ def test_bad_arguments():
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
-def test_opcheck():
+def test_opcheck(target):
+    op = target.op.svdvals.default
     for shape in [(3, 3), (2, 5, 3), (0, 4, 3), (2, 3, 0), (1, 2, 30, 27), (3, 200)]:
-        opcheck(torch.ops.llr.svdvals.default, (normal(*shape),))
-        opcheck(torch.ops.llr.svdvals.default, (normal(*shape).float().mT,), {"sweeps": 3})
+        A = normal(*shape).to(target.device)
+        opcheck(op, (A,))
+        opcheck(op, (A.float().mT,), {"sweeps": 3})

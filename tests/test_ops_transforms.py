@@ -26,9 +26,9 @@ torch_itself = pytest.mark.filterwarnings(
 )
 
 
-def needing_gradients(net: Net) -> tuple[list[Tensor], Callable[..., Tensor]]:
+def needing_gradients(net: Net, device: str) -> tuple[list[Tensor], Callable[..., Tensor]]:
     """Leaves that need gradients, and the operator as a function of them."""
-    x, weights, biases = draw(net)
+    x, weights, biases = draw(net, F64, device)
     leaves = [t.requires_grad_() for t in (x, *weights, *biases) if t is not None]
 
     def call(activation: str, *tensors: Tensor, columns: Sequence[int] | None = None) -> Tensor:
@@ -49,25 +49,25 @@ GRADIENT_NETS = [
 
 
 @pytest.mark.parametrize("activation", list(ACTIVATIONS))
-def test_gradients_of_every_activation(activation):
-    leaves, call = needing_gradients(Net((2, 3, 2), 2))
+def test_gradients_of_every_activation(activation, device):
+    leaves, call = needing_gradients(Net((2, 3, 2), 2), device)
     assert gradcheck(lambda *t: call(activation, *t), leaves)
     assert gradgradcheck(lambda *t: call(activation, *t), leaves)
 
 
 @pytest.mark.parametrize("net", GRADIENT_NETS, ids=name)
-def test_gradients_of_every_kind_of_net(net):
-    leaves, call = needing_gradients(net)
+def test_gradients_of_every_kind_of_net(net, device):
+    leaves, call = needing_gradients(net, device)
     assert gradcheck(lambda *t: call("tanh", *t), leaves)
 
 
-def test_gradients_with_columns():
-    leaves, call = needing_gradients(Net((2, 3, 2), 2))
+def test_gradients_with_columns(device):
+    leaves, call = needing_gradients(Net((2, 3, 2), 2), device)
     assert gradcheck(lambda *t: call("tanh", *t, columns=[6, -1, 0, -1]), leaves)
 
 
-def test_no_graph_where_none_is_asked_for():
-    leaves, call = needing_gradients(Net((2, 3, 2), 2))
+def test_no_graph_where_none_is_asked_for(device):
+    leaves, call = needing_gradients(Net((2, 3, 2), 2), device)
     assert call("tanh", *leaves).requires_grad
     with torch.no_grad():
         assert not call("tanh", *leaves).requires_grad
@@ -75,34 +75,35 @@ def test_no_graph_where_none_is_asked_for():
         assert call("tanh", *leaves).is_inference()
 
 
-def opcheck_arguments() -> dict[str, tuple[object, ...]]:
-    one = draw(Net((3, 4, 2)))
-    grads = draw(Net((3, 4, 2)))
+def opcheck_arguments(device: str) -> dict[str, tuple[object, ...]]:
+    one = draw(Net((3, 4, 2)), F64, device)
+    grads = draw(Net((3, 4, 2)), F64, device)
     for t in (grads.x, *grads.weights, *grads.biases):
         t.requires_grad_()
     return {
         "plain": (*one, "tanh"),
         "gradients": (*grads, "sigmoid"),
-        "float32": (*draw(Net((3, 4, 2)), F32), "relu"),
-        "no biases": (*draw(Net((3, 4, 2), biases=False)), "sin"),
-        "points": (*draw(Net((3, 4, 2), points=2)), "gelu"),
-        "own samples": (*draw(Net((3, 4, 2), points=2, own_x=True)), "erf"),
+        "float32": (*draw(Net((3, 4, 2)), F32, device), "relu"),
+        "no biases": (*draw(Net((3, 4, 2), biases=False), F64, device), "sin"),
+        "points": (*draw(Net((3, 4, 2), points=2), F64, device), "gelu"),
+        "own samples": (*draw(Net((3, 4, 2), points=2, own_x=True), F64, device), "erf"),
         "columns": (*one, "tanh", [8, -1, 0, 20]),
-        "no samples": (*draw(Net((3, 4, 2), 0)), "tanh"),
+        "no samples": (*draw(Net((3, 4, 2), 0), F64, device), "tanh"),
     }
 
 
 @torch_itself
-@pytest.mark.parametrize("case", list(opcheck_arguments()))
-def test_opcheck(case):
-    arguments = opcheck_arguments()[case]
+@pytest.mark.parametrize("case", list(opcheck_arguments("cpu")))
+def test_opcheck(case, device):
+    arguments = opcheck_arguments(device)[case]
     opcheck(OP.mlp_jacobian.default, arguments)
 
 
 @torch_itself
-def test_opcheck_out():
-    tensors = draw(Net((3, 4, 2)))
-    opcheck(OP.mlp_jacobian.out, (*tensors, "tanh"), {"out": torch.empty(5, 2, 26, dtype=F64)})
+def test_opcheck_out(device):
+    tensors = draw(Net((3, 4, 2)), F64, device)
+    out = torch.empty(5, 2, 26, dtype=F64, device=device)
+    opcheck(OP.mlp_jacobian.out, (*tensors, "tanh"), {"out": out})
 
 
 def test_opcheck_first_nonfinite():
@@ -119,8 +120,8 @@ def compiled(function: Callable[..., Tensor], **options: bool) -> Callable[..., 
 
 @pytest.mark.slow
 @torch_itself
-def test_compile():
-    x, weights, biases = draw(Net((3, 4, 2)))
+def test_compile(device):
+    x, weights, biases = draw(Net((3, 4, 2)), F64, device)
     weights = [w.requires_grad_() for w in weights]
     function = lambda x, w: OP.mlp_jacobian(x.sin(), [w, weights[1]], biases, "tanh").exp()  # noqa: E731
     expected, result = function(x, weights[0]), compiled(function)(x, weights[0])
@@ -133,24 +134,25 @@ def test_compile():
 
 @pytest.mark.slow
 @torch_itself
-def test_compile_with_any_number_of_samples():
-    _, weights, biases = draw(Net((3, 4, 2)))
+def test_compile_with_any_number_of_samples(device):
+    _, weights, biases = draw(Net((3, 4, 2)), F64, device)
     function = compiled(lambda x: 2 * _ops.mlp_jacobian(x, weights, biases, "tanh"), dynamic=True)
     for n in (4, 5, 9):
-        x = torch.randn(n, 3, dtype=F64)
+        x = torch.randn(n, 3, dtype=F64, device=device)
         assert_matches(function(x), 2 * OP.mlp_jacobian(x, weights, biases, "tanh"))
 
 
 @pytest.mark.slow
 @torch_itself
-def test_compile_out():
-    tensors = draw(Net((3, 4, 2)))
+def test_compile_out(device):
+    tensors = draw(Net((3, 4, 2)), F64, device)
 
     def function(x: Tensor, out: Tensor) -> Tensor:
         OP.mlp_jacobian.out(x, tensors.weights, tensors.biases, "tanh", out=out)
         return 2 * out
 
-    out, expected = torch.zeros(5, 2, 26, dtype=F64), OP.mlp_jacobian(*tensors, "tanh")
+    out = torch.zeros(5, 2, 26, dtype=F64, device=device)
+    expected = OP.mlp_jacobian(*tensors, "tanh")
     assert_matches(compiled(function)(tensors.x, out), 2 * expected)
     assert torch.equal(out, expected)
 
@@ -188,7 +190,7 @@ IN_DIMS = {
 
 @pytest.mark.parametrize("points", ["none", "parameters", "parameters and x", "x"])
 @pytest.mark.parametrize("dims", IN_DIMS.values(), ids=list(IN_DIMS))
-def test_vmap(dims, points):
+def test_vmap(dims, points, device):
     size = 4
     generator = torch.Generator().manual_seed(3)
     batched_x = points in ("parameters and x", "x")
@@ -198,7 +200,8 @@ def test_vmap(dims, points):
     for i, (shape, dim) in enumerate(zip(shapes, dims, strict=True)):
         shape = ((3,) if (batched_x if i == 0 else batched_w) else ()) + shape
         whole = shape if dim is None else (*shape[:dim], size, *shape[dim:])
-        arguments.append(torch.randn(whole, generator=generator, dtype=F64))
+        drawn = torch.randn(whole, generator=generator, dtype=F64)
+        arguments.append(drawn.to(device))
 
     def function(x: Tensor, w0: Tensor, w1: Tensor, b0: Tensor, b1: Tensor) -> Tensor:
         return OP.mlp_jacobian(x, [w0, w1], [b0, b1], "tanh")
@@ -207,8 +210,8 @@ def test_vmap(dims, points):
     assert_matches(result, expected_by_loop(function, arguments, dims))
 
 
-def test_vmap_of_vmap():
-    x, weights, biases = draw(Net((3, 6, 2)))
+def test_vmap_of_vmap(device):
+    x, weights, biases = draw(Net((3, 6, 2)), F64, device)
     xs = torch.stack([x, 2 * x])
     ws = torch.stack([weights[0] * k for k in range(4)])
     function = lambda x, w: OP.mlp_jacobian(x, [w, weights[1]], [biases[0], None], "tanh")  # noqa: E731
@@ -218,16 +221,16 @@ def test_vmap_of_vmap():
         assert_matches(result[i, j], function(xs[i], ws[j]))
 
 
-def test_vmap_one_sample_at_a_time():
-    x, weights, biases = draw(Net((3, 6, 2)))
+def test_vmap_one_sample_at_a_time(device):
+    x, weights, biases = draw(Net((3, 6, 2)), F64, device)
     result = torch.vmap(lambda s: OP.mlp_jacobian(s[None], weights, biases, "tanh")[0])(x)
     assert_matches(result, OP.mlp_jacobian(x, weights, biases, "tanh"))
     with pytest.raises(RuntimeError, match=r"expected \(n, d\)"):
         torch.vmap(lambda s: OP.mlp_jacobian(s, weights, biases, "tanh"))(x)
 
 
-def test_vmap_with_gradients():
-    x, weights, biases = draw(Net((3, 6, 2)))
+def test_vmap_with_gradients(device):
+    x, weights, biases = draw(Net((3, 6, 2)), F64, device)
     xs, weight = torch.stack([x, 2 * x]), weights[0].requires_grad_()
 
     def function(x: Tensor) -> Tensor:
@@ -240,9 +243,11 @@ def test_vmap_with_gradients():
     )
 
 
-def first_weight() -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+def first_weight(
+    device: str,
+) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
     """A weight, and the result's sum of squares as a function of it: natively and in torch operations."""
-    x, (weight, last), biases = draw(Net((3, 6, 2)))
+    x, (weight, last), biases = draw(Net((3, 6, 2)), F64, device)
     return (
         weight,
         lambda w: OP.mlp_jacobian(x, [w, last], biases, "tanh").pow(2).sum(),
@@ -272,20 +277,20 @@ def unless_refused(compute: Callable[[], Tensor]) -> Tensor | None:
 
 @torch_itself
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=list(TRANSFORMS))
-def test_function_transforms_are_right_or_refused(transform):
-    weight, native, plain = first_weight()
+def test_function_transforms_are_right_or_refused(transform, device):
+    weight, native, plain = first_weight(device)
     result = unless_refused(lambda: transform(native)(weight))
     if result is not None:
         assert_matches(result, transform(plain)(weight))
 
 
 @torch_itself
-def test_forward_mode_is_right_or_refused():
-    weight, native, plain = first_weight()
+def test_forward_mode_is_right_or_refused(device):
+    weight, native, plain = first_weight(device)
 
     def tangent(function: Callable[[Tensor], Tensor]) -> Tensor:
         found = torch.autograd.forward_ad.unpack_dual(function(dual)).tangent
-        return torch.zeros(()) if found is None else found
+        return weight.new_zeros(()) if found is None else found
 
     with torch.autograd.forward_ad.dual_level():
         dual = torch.autograd.forward_ad.make_dual(weight, torch.ones_like(weight))

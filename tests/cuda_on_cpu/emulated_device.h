@@ -1,0 +1,50 @@
+// What csrc/cuda/device.h gives to the host side of an operator, for the emulation: "CUDA" tensors lie on the
+// CPU, and the operators are torch.ops.llr_emulated's.
+#pragma once
+
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <cstring>
+#include <limits>
+
+#include "emulation.h"
+
+#define LLR_CUDA_LIBRARY(m) TORCH_LIBRARY_IMPL(llr_emulated, CPU, m)
+
+namespace llr::cuda {
+
+class OnDevice {
+ public:
+  explicit OnDevice(const at::Tensor& tensor) {
+    TORCH_CHECK(tensor.device().is_cpu(), "the emulation works on CPU tensors");
+    ++alive;
+  }
+  ~OnDevice() { --alive; }
+  OnDevice(const OnDevice&) = delete;
+  OnDevice& operator=(const OnDevice&) = delete;
+
+  static inline thread_local int alive = 0;
+};
+
+// Asked for before the device is current, it would be a stream of another one: launches refuse this.
+inline cudaStream_t current_stream() { return OnDevice::alive > 0 ? emulation::stream() : nullptr; }
+
+// The largest tensor that there is memory for; tests set it.
+inline int64_t& most_bytes() {
+  static int64_t bytes = std::numeric_limits<int64_t>::max();
+  return bytes;
+}
+
+// NaN, so that whatever is read before it is written shows.
+inline at::Tensor empty_on(const at::Tensor& like, at::IntArrayRef sizes, at::ScalarType dtype) {
+  const auto options = like.options().dtype(dtype).memory_format(at::MemoryFormat::Contiguous);
+  int64_t bytes = static_cast<int64_t>(c10::elementSize(dtype));
+  for (const int64_t size : sizes) bytes *= size;
+  TORCH_CHECK_WITH(OutOfMemoryError, bytes <= most_bytes(), "emulated CUDA: out of memory: ", bytes, " bytes");
+  at::Tensor result = at::empty(sizes, options);
+  if (result.nbytes() > 0) memset(result.mutable_data_ptr(), 0xff, result.nbytes());
+  return result;
+}
+
+}  // namespace llr::cuda
