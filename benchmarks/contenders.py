@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
+import gpu
 import torch
-from harness import Run
+from gpu import Run
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, stack_module_state, vmap
 
 import llr
 
-FILL, OUT, FRESH = "fill", "llr out=", "llr fresh"
-OP_OUT, OP_FRESH = "op out=", "op fresh"
+FILL, COPY, OUT, FRESH = "fill", "copy", "llr out=", "llr fresh"
+OP_OUT, OP_FRESH, OP_GRAPH = "op out=", "op fresh", "op graph"
 TORCH, TORCH_CAT, BY_HAND, JAX = "torch.func", "torch.func + cat", "by hand out=", "JAX"
+COMPILED, COMPILED_GRAPH = "torch.compile", "torch.compile graph"
 
 AGREEMENT = {torch.float64: 1e-10, torch.float32: 1e-4}
 """Largest difference allowed, relative to the largest entry."""
@@ -41,7 +44,23 @@ class Case:
 
     @property
     def quick(self) -> Case:
-        return replace(self, n=2, points=self.points and 3)
+        widths = tuple(min(width, 1024) for width in self.widths)
+        return replace(self, widths=widths, n=2, points=self.points and 3)
+
+
+CASES = {
+    "A": Case((5, 64, 1), 1000),
+    "B": Case((10, 256, 256, 1), 512),
+    "D": Case((2, 20, 1), 100),
+    "E": Case((784, 100, 10), 64),
+    "F": Case((2, 20, 1), 100, points=256),
+}
+GPU_CASES = {  # those of a CPU are over in microseconds
+    "G": Case((10, 1024, 1024, 1), 128),
+    "H": Case((2, 20, 1), 100, points=16384),
+    "I": Case((2, 20, 1), 1_000_000),
+    "K": Case((10, 4096, 4096, 1), 1),
+}
 
 
 @dataclass(frozen=True)
@@ -85,18 +104,22 @@ def build(case: Case, dtype: torch.dtype, device: torch.device) -> Problem:
     return Problem(model, x, values, case.points, (*batch, case.n, case.widths[-1], columns))
 
 
+def derivatives_of(problem: Problem) -> Callable[[Mapping[str, Tensor], Tensor], dict[str, Tensor]]:
+    """What one writes with torch.func: a dictionary of Jacobians of parameters' values and samples."""
+
+    def outputs(values: Mapping[str, Tensor], sample: Tensor) -> Tensor:
+        return functional_call(problem.model, dict(values), (sample,))
+
+    derivatives = vmap(jacrev(outputs), in_dims=(None, 0))
+    return derivatives if problem.points is None else vmap(derivatives, in_dims=(0, None))
+
+
 def contenders(problem: Problem, out: Tensor) -> dict[str, Run]:
-    """Everything that is timed but JAX; those with "out=" write into ``out``, as does the fill."""
+    """All that is timed but what has to be compiled; "out=", the graph and the fill write into ``out``."""
     model, x, values = problem.model, problem.x, problem.values
     weights, biases = problem.weights, problem.biases
     params = None if problem.points is None else values
-
-    def outputs(values: Mapping[str, Tensor], sample: Tensor) -> Tensor:
-        return functional_call(model, dict(values), (sample,))
-
-    derivatives = vmap(jacrev(outputs), in_dims=(None, 0))
-    if problem.points is not None:
-        derivatives = vmap(derivatives, in_dims=(0, None))
+    derivatives = derivatives_of(problem)
     runs: dict[str, Run] = {
         FILL: lambda: out.fill_(0.5),
         OUT: lambda: llr.jacobian(model, x, params=params, out=out),
@@ -115,7 +138,35 @@ def contenders(problem: Problem, out: Tensor) -> dict[str, Run]:
 
         runs[OP_OUT] = op_out
         runs[OP_FRESH] = lambda: op.default(*arguments)
+        if x.is_cuda:
+            runs[OP_GRAPH] = gpu.graph_of(op_out)
+    if x.is_cuda:
+        runs[COPY] = gpu.copier(out)
     return runs
+
+
+def compiled_contenders(problem: Problem) -> tuple[dict[str, Run], dict[str, str]]:
+    """torch.func + cat under torch.compile, on a GPU also as CUDA graphs; and why one of them is missing.
+
+    Compiled for exactly these shapes, on the first call, which is made here.
+    """
+    derivatives, runs, missing = derivatives_of(problem), {}, {}
+    modes = {COMPILED: "default", COMPILED_GRAPH: "reduce-overhead"}
+    for name, mode in modes.items() if problem.x.is_cuda else [(COMPILED, "default")]:
+
+        def together(values: Mapping[str, Tensor], x: Tensor) -> Tensor:
+            return concatenate(derivatives(values, x), problem.shape)
+
+        compiled = torch.compile(together, dynamic=False, mode=mode)
+        run = partial(compiled, problem.values, problem.x)
+        try:
+            run()
+        except Exception as error:  # a compiler that is missing, or one of torch's many others
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            missing[name] = lines[0]
+        else:
+            runs[name] = run
+    return runs, missing
 
 
 def concatenate(blocks: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
@@ -157,7 +208,7 @@ def by_hand(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
 
 
 def import_jax(device: torch.device) -> Any:
-    """The module, set up for a fair comparison, or None if it is not installed."""
+    """The module, set up for a fair comparison, or None if it is not installed or not for this device."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave the others some memory
     try:
         import jax  # noqa: PLC0415  (optional: adds a column)
@@ -166,6 +217,10 @@ def import_jax(device: torch.device) -> Any:
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_default_matmul_precision", "highest")  # no TF32, as the others
     jax.config.update("jax_platforms", "cpu" if device.type == "cpu" else f"{device.type},cpu")
+    try:
+        jax.devices(device.type)
+    except RuntimeError:  # JAX without CUDA
+        return None
     return jax
 
 
@@ -202,7 +257,7 @@ def check(problem: Problem, runs: Mapping[str, Run], out: Tensor) -> dict[str, f
     expected = concatenate(runs[TORCH](), problem.shape)
     scale = float(expected.abs().max())
     errors = {}
-    for name in sorted(runs.keys() - {FILL, TORCH}):
+    for name in sorted(runs.keys() - {FILL, COPY, TORCH}):
         out.fill_(math.nan)  # what one left there must not pass for the next one's
         result = runs[name]()
         if not isinstance(result, Tensor):

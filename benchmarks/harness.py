@@ -16,12 +16,15 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import gpu
 import psutil
 import torch
+from gpu import Run
 
 import llr
 
-Run = Callable[[], Any]
+Clock = Callable[[Run, int], float]
+"""Calls something so many times, and gives the seconds that it took."""
 
 SHORTEST_SAMPLE = 2e-3  # s; faster contenders are called several times per sample
 ROUNDS = (5, 101)
@@ -31,13 +34,25 @@ VERDICTS = {None: "-", True: "yes", False: "**no**"}
 """How a table says whether a promise holds; "-" where it does not apply."""
 
 
-def options(description: str, cases: Iterable[str], seconds: float) -> argparse.ArgumentParser:
-    """The command line that all benchmarks have; ``seconds`` is the default of ``--seconds``."""
+def options(
+    description: str, on_cpu: Iterable[str], on_gpu: Iterable[str], seconds: float
+) -> argparse.ArgumentParser:
+    """The command line that all benchmarks have.
+
+    Args:
+        description: its first line is shown.
+        on_cpu: the cases that run on the CPU if none are named.
+        on_gpu: those on a GPU.
+        seconds: the default of ``--seconds``.
+    """
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
-    add, cases, threads = parser.add_argument, list(cases), torch.get_num_threads()
+    on_cpu, on_gpu = list(on_cpu), list(on_gpu)
+    parser.set_defaults(on_cpu=on_cpu, on_gpu=on_gpu)
+    add, threads = parser.add_argument, torch.get_num_threads()
+    cases = list(dict.fromkeys(on_cpu + on_gpu))
     add("--quick", action="store_true", help="tiny sizes, two rounds: proves that it runs")
     add("--out", type=Path, help="folder for the results (default: benchmarks/results)")
-    add("--cases", nargs="+", choices=cases, default=cases, metavar="CASE", help=", ".join(cases))
+    add("--cases", nargs="+", choices=cases, metavar="CASE", help=", ".join(cases))
     add("--device", default="cpu", help="as torch names it, e.g. cuda")
     add("--threads", type=int, default=threads, help="of torch (JAX chooses its own)")
     time_help = f"to spend on each case (default: {seconds:g})"
@@ -56,13 +71,22 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     try:
         settings.device = torch.device(settings.device)
         torch.empty(0, device=settings.device)
+        if settings.device.type == "cuda":
+            torch.cuda.set_device(settings.device)
         if settings.out is not None:
             settings.out.mkdir(parents=True, exist_ok=True)
     except (RuntimeError, AssertionError, OSError) as error:
         parser.error(str(error).partition("\n")[0])
     if settings.memory and not measures_memory(settings.device):
         parser.error("--memory reads /proc/self/status; expected Linux, or --device=cuda")
+    if settings.cases is None:
+        settings.cases = settings.on_gpu if settings.device.type == "cuda" else settings.on_cpu
     return settings
+
+
+def result_name(benchmark: str, device: torch.device) -> str:
+    """The results' files without their suffix; every GPU has its own."""
+    return benchmark if device.type != "cuda" else f"{benchmark}-{gpu.short_name(device)}"
 
 
 def synchronize(device: torch.device) -> None:
@@ -71,8 +95,28 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+class WallClock:
+    """Seconds that go by until all that was asked of the device is done."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def __call__(self, run: Run, calls: int) -> float:
+        synchronize(self.device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            run()
+        synchronize(self.device)
+        return time.perf_counter() - start
+
+
+def clock_of(device: torch.device) -> Clock:
+    """Events on a GPU."""
+    return gpu.EventClock() if device.type == "cuda" else WallClock(device)
+
+
 def interleaved(
-    runs: Mapping[str, Run], device: torch.device, seconds: float, quick: bool = False
+    runs: Mapping[str, Run], clock: Clock, seconds: float, quick: bool = False
 ) -> tuple[dict[str, int], dict[str, list[float]]]:
     """Time contenders side by side: each once per round, in an order shuffled anew each round.
 
@@ -81,7 +125,7 @@ def interleaved(
 
     Args:
         runs: name -> what to call; already called once.
-        device: synchronised before the clock is read.
+        clock: what times it.
         seconds: how long to go on, within the bounds of ``ROUNDS``.
         quick: only two rounds.
 
@@ -89,19 +133,9 @@ def interleaved(
         Calls per sample, so many that a sample lasts ``SHORTEST_SAMPLE``; and the seconds per call, one
         sample per round.
     """
-
-    def sample(name: str) -> float:
-        run, repeats = runs[name], calls[name]
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(repeats):
-            run()
-        synchronize(device)
-        return time.perf_counter() - start
-
     calls, expected = dict.fromkeys(runs, 1), 0.0
-    for name in runs:
-        while (took := sample(name)) < SHORTEST_SAMPLE:
+    for name in runs:  # this also warms up: a GPU's clock rises under load
+        while (took := clock(runs[name], calls[name])) < SHORTEST_SAMPLE:
             calls[name] *= 2
         expected += took
     fewest, most = (2, 2) if quick else ROUNDS
@@ -113,7 +147,7 @@ def interleaved(
             gc.collect()  # a large result caught in a reference cycle would pile up
             shuffle(order)
             for name in order:
-                samples[name].append(sample(name) / calls[name])
+                samples[name].append(clock(runs[name], calls[name]) / calls[name])
     finally:
         gc.enable()
     return calls, samples
@@ -147,6 +181,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "system": f"{platform.system()} {platform.release()}",
         "transparent_huge_pages": _first_line("/sys/kernel/mm/transparent_hugepage/enabled"),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "gpu": gpu.facts(device) if device.type == "cuda" else None,
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "torch": torch.__version__,
@@ -199,10 +234,16 @@ def load_warning(before: float, after: float | None = None) -> str | None:
 
 def summary(facts: Mapping[str, Any], dtype: str) -> str:
     """What a table's numbers depend on most, for the line above it."""
-    info = facts["llr_info"]
+    info, card = facts["llr_info"], facts["gpu"]
+    code, device = info.get("instructions", info["backend"]), facts["device"]
+    if card is not None:
+        clocks = [card.get(name) for name in ("clock_mhz", "highest_clock_mhz")]
+        device += f" (driver {card.get('driver', 'unknown')}, CUDA {card['cuda']}"
+        device += "" if None in clocks else ", {:g} of {:g} MHz at the start".format(*clocks)
+        device, code = device + ")", f"kernels {info.get('CUDA kernels', 'none')}"
     return (
-        f"{dtype} on {facts['device']}, torch threads: {facts['threads']}; {facts['cpu']}; torch "
-        f"{facts['torch']}, llr {facts['llr']}, {info.get('instructions', info['backend'])}; "
+        f"{dtype} on {device}, torch threads: {facts['threads']}; {facts['cpu']}; torch "
+        f"{facts['torch']}, llr {facts['llr']}, {code}; "
         f"commit {facts['commit'] or 'unknown'}, {facts['date']}."
     )
 

@@ -1,7 +1,8 @@
 """Per-sample Jacobians of MLPs: llr, its peers and the speed of memory, side by side in one run.
 
-    python benchmarks/jacobian.py            # under 4 minutes; writes benchmarks/results/jacobian.{json,md}
-    python benchmarks/jacobian.py --quick    # tiny sizes: proves that it runs; writes only to --out
+    python benchmarks/jacobian.py                  # 5 minutes; writes benchmarks/results/jacobian.{json,md}
+    python benchmarks/jacobian.py --device cuda    # jacobian-NAME.{json,md}, with the GPU's name
+    python benchmarks/jacobian.py --quick          # tiny sizes: proves that it runs; writes only to --out
 
 Every contender is called once per round, in an order shuffled anew each round; medians over the rounds are
 compared. Nothing is timed before all contenders agree. See benchmarks/README.md.
@@ -19,13 +20,20 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+import gpu
 import torch
 from contenders import (
     BY_HAND,
+    CASES,
+    COMPILED,
+    COMPILED_GRAPH,
+    COPY,
     FILL,
     FRESH,
+    GPU_CASES,
     JAX,
     OP_FRESH,
+    OP_GRAPH,
     OP_OUT,
     OUT,
     TORCH,
@@ -34,12 +42,16 @@ from contenders import (
     Disagreement,
     build,
     check,
+    compiled_contenders,
     contenders,
     import_jax,
     jax_contender,
 )
+from gpu_model import GPUS
+from gpu_model import jacobian as reckoned
 from harness import (
     VERDICTS,
+    clock_of,
     environment,
     interleaved,
     load_warning,
@@ -48,6 +60,7 @@ from harness import (
     parse,
     peak_growth,
     ratios,
+    result_name,
     summary,
     table,
     write,
@@ -56,14 +69,6 @@ from harness import (
 from llr.memory import format_bytes
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
-
-CASES = {
-    "A": Case((5, 64, 1), 1000),
-    "B": Case((10, 256, 256, 1), 512),
-    "D": Case((2, 20, 1), 100),
-    "E": Case((784, 100, 10), 64),
-    "F": Case((2, 20, 1), 100, points=256),
-}
 
 RATIOS = (
     (OUT, FILL),
@@ -74,6 +79,9 @@ RATIOS = (
     (TORCH, FRESH),
     (BY_HAND, OUT),
     (JAX, FRESH),
+    (COMPILED, OUT),
+    (COMPILED, OP_OUT),
+    (COMPILED_GRAPH, OP_GRAPH),
 )
 """Pairs of contenders; the ratio is the time of the first over that of the second."""
 
@@ -98,11 +106,15 @@ MEMORY_CONTENDERS = (FRESH, TORCH, TORCH_CAT)
 
 
 def milliseconds(name: str) -> Callable[[Any], str]:
-    return lambda case: number(1e3 * case["median"][name])
+    return lambda case: number(1e3 * case["median"][name] if name in case["median"] else None)
 
 
 def quotient(a: str, b: str) -> Callable[[Any], str]:
-    return lambda case: f"{number(case['ratios'][f'{a} / {b}']['of_medians'])}x"
+    def shown(case: Any) -> str:
+        ratio = case["ratios"].get(f"{a} / {b}")
+        return "-" if ratio is None else f"{number(ratio['of_medians'])}x"
+
+    return shown
 
 
 COLUMNS = {
@@ -116,10 +128,57 @@ COLUMNS = {
     "torch.func + cat ms": milliseconds(TORCH_CAT),
     "speed-up `out=`": quotient(TORCH_CAT, OUT),
     "speed-up fresh": quotient(TORCH_CAT, FRESH),
+    "torch.compile ms": milliseconds(COMPILED),
     "by hand `out=` ms": milliseconds(BY_HAND),
     "JAX ms": milliseconds(JAX),
 }
 """The table's columns; README.md says what they mean."""
+
+OPTIONAL = {"torch.compile ms": COMPILED, "JAX ms": JAX}
+"""Columns that are left out where no case has this contender."""
+
+GPU_COLUMNS = {
+    "J": COLUMNS["J"],
+    "copy GB/s": lambda case: rate(case, COPY, 2),
+    "fill GB/s": lambda case: rate(case, FILL),
+    "op graph ms": milliseconds(OP_GRAPH),
+    "op `out=` ms": milliseconds(OP_OUT),
+    "torch.compile graph ms": milliseconds(COMPILED_GRAPH),
+    "graph GB/s": lambda case: rate(case, OP_GRAPH),
+    "of copy": lambda case: share(case["of copy"]),
+    "expected": lambda case: share(case["expected"] and case["expected"]["of copy"]),
+    "limited by": lambda case: case["expected"]["limit"] if case["expected"] else "-",
+    "MHz": lambda case: number(case["gpu"].get("clock_mhz")),
+}
+"""Those of the second table of a GPU."""
+
+
+def rate(case: Any, name: str, traffic: int = 1) -> str:
+    """GB/s of the memory, where J's bytes are moved so many times."""
+    if name not in case["median"]:
+        return "-"
+    return number(traffic * case["bytes"] / case["median"][name] / 1e9)
+
+
+def share(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0%}"
+
+
+def on_gpu(case: Case, found: dict[str, Any], settings: argparse.Namespace) -> dict[str, Any]:
+    """Of the speed of a copy: what the operator reached, and what docs/cuda.md says it should."""
+    copy = 2 * found["bytes"] / found["median"][COPY]
+    took = found["median"].get(OP_GRAPH)
+    card = GPUS.get(torch.cuda.get_device_name(settings.device))
+    expected = None
+    if card is not None:
+        itemsize = settings.dtype.itemsize
+        work = reckoned(case.widths, case.n, case.points, itemsize, card, copy)
+        expected = {"of copy": work.limits["memory"] / work.seconds, "limit": work.limit}
+    return {
+        "of copy": took and found["bytes"] / took / copy,
+        "expected": expected,
+        "gpu": gpu.state(settings.device),
+    }
 
 
 def measure(case: Case, settings: argparse.Namespace, jax: Any) -> dict[str, Any]:
@@ -127,11 +186,16 @@ def measure(case: Case, settings: argparse.Namespace, jax: Any) -> dict[str, Any
     problem = build(case, settings.dtype, settings.device)
     out = problem.x.new_empty(problem.shape)
     runs = contenders(problem, out)
+    missing: dict[str, str] = {}
+    if settings.compile:
+        compiled, missing = compiled_contenders(problem)
+        runs |= compiled
     if jax is not None:
         runs[JAX] = jax_contender(jax, problem)
     errors = check(problem, runs, out)  # also the warm-up: caches, thread pools, JAX's compilation
-    calls, samples = interleaved(runs, settings.device, settings.seconds, settings.quick)
-    return {
+    clock = clock_of(settings.device)
+    calls, samples = interleaved(runs, clock, settings.seconds, settings.quick)
+    found = {
         "case": str(case),
         "shape": problem.shape,
         "bytes": out.nbytes,
@@ -141,7 +205,9 @@ def measure(case: Case, settings: argparse.Namespace, jax: Any) -> dict[str, Any
         "seconds": samples,
         "median": {name: median(s) for name, s in samples.items()},
         "ratios": ratios(samples, RATIOS),
+        "missing": missing,
     }
+    return found | on_gpu(case, found, settings) if settings.device.type == "cuda" else found
 
 
 def promises(cases: Mapping[str, Any], apply: bool) -> list[dict[str, Any]]:
@@ -198,14 +264,20 @@ def report(results: Mapping[str, Any]) -> str:
         f"Medians of {rounds} or more interleaved rounds; {summary(env, dtype)}",
         *(f"**Not to be trusted: {warning}.**" for warning in results["warnings"]),
     ]
-    columns = {k: v for k, v in COLUMNS.items() if k != "JAX ms" or env["jax"] is not None}
-    rows = [
-        [f"{name}: {case['case']}", *(column(case) for column in columns.values())]
-        for name, case in cases.items()
-    ]
-    text += [table(["case", *columns], rows)]
+    timed = {name for case in cases.values() for name in case["median"]}
+    columns = {k: v for k, v in COLUMNS.items() if k not in OPTIONAL or OPTIONAL[k] in timed}
+    for shown in (columns, GPU_COLUMNS) if env["gpu"] else (columns,):
+        rows = [
+            [f"{name}: {case['case']}", *(column(case) for column in shown.values())]
+            for name, case in cases.items()
+        ]
+        text += [table(["case", *shown], rows)]
+    for name, case in cases.items():
+        text += [f"{name} without {who}: {why}." for who, why in case["missing"].items()]
     if env["jax"] is None:
-        text += ["JAX is not installed (`pip install jax` adds its column)."]
+        text += [
+            "JAX is not installed (`pip install jax` adds its column), or not for this device."
+        ]
     else:
         text += [f"JAX {env['jax']}."]
     kept = [
@@ -231,18 +303,23 @@ def name_of(dtype: torch.dtype) -> str:
 
 def arguments() -> argparse.Namespace:
     """The command line, checked."""
-    parser = options(__doc__ or "", CASES, seconds=40.0)
+    parser = options(__doc__ or "", CASES, [*CASES, *GPU_CASES], seconds=40.0)
     parser.add_argument("--dtype", choices=DTYPES, default="float64")
+    compile_help = "also torch.compile, which takes seconds for each case (default: unless --quick)"
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help=compile_help)
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
     settings = parse(parser)
     settings.dtype = DTYPES[settings.dtype]
+    if settings.compile is None:
+        settings.compile = not settings.quick
     return settings
 
 
 def main() -> None:
     settings = arguments()
     torch.set_num_threads(settings.threads)
-    chosen = {name: CASES[name].quick if settings.quick else CASES[name] for name in settings.cases}
+    every = CASES | GPU_CASES
+    chosen = {name: every[name].quick if settings.quick else every[name] for name in settings.cases}
     if settings.peak:
         case, contender = settings.peak
         print(peak(chosen[case], contender, settings))
@@ -280,8 +357,12 @@ def main() -> None:
     }
     text = report(results)
     if settings.out is not None:
-        write(settings.out / "jacobian.json", json.dumps(results, indent=1) + "\n")
-        write(settings.out / "jacobian.md", text)
+        name = (
+            "jacobian" if settings.dtype == torch.float64 else f"jacobian-{name_of(settings.dtype)}"
+        )
+        name = result_name(name, settings.device)
+        write(settings.out / f"{name}.json", json.dumps(results, indent=1) + "\n")
+        write(settings.out / f"{name}.md", text)
     print(text)
 
 

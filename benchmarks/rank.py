@@ -1,6 +1,7 @@
 """Singular values and ranks: llr, torch, numpy, scipy and JAX, side by side in one run; proofs of ranks.
 
     python benchmarks/rank.py                        # minutes; writes benchmarks/results/rank.{json,md}
+    python benchmarks/rank.py --device cuda          # rank-NAME.{json,md}, with the GPU's name
     python benchmarks/rank.py --memory --scaling     # also peak memory, and rank_scaling.svg
     python benchmarks/rank.py --quick                # tiny sizes: proves that it runs; writes only to --out
 
@@ -21,9 +22,12 @@ from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
+import gpu
 import torch
 from contenders import Case, Disagreement, import_jax
+from gpu_model import GPUS, JACOBI_SWEEPS, gram, svdvals
 from harness import (
+    clock_of,
     environment,
     interleaved,
     load_warning,
@@ -31,6 +35,7 @@ from harness import (
     options,
     parse,
     ratios,
+    result_name,
     write,
 )
 from rank_contenders import (
@@ -38,6 +43,9 @@ from rank_contenders import (
     CERTIFIED,
     GEJSV,
     GESDD,
+    GRAM_DD,
+    GRAM_OP,
+    GRAM_TORCH,
     JAX,
     LLR,
     LLR_RANK,
@@ -49,8 +57,10 @@ from rank_contenders import (
     TORCH_RANK,
     Matrices,
     Proof,
+    check_grams,
     check_ranks,
     check_svd,
+    gram_contenders,
     jacobian_by_torch,
     matrices,
     network,
@@ -86,13 +96,19 @@ PROOF_CASES = {
     "proof-10-10": Proof((1, 10, 10, 1), 282),
     "proof-40": Proof((3, 40, 1), 220),
 }
+GRAM_CASES = {  # by default on a GPU only
+    "gram-512": Case((10, 512, 512, 1), 512),
+    "gram-1024": Case((10, 512, 512, 1), 1024),
+}
 PARTS: dict[str, dict[str, Any]] = {
     "svdvals": SVD_CASES,
     "rank": RANK_CASES,
     "big": BIG_CASES,
     "proof": PROOF_CASES,
+    "gram": GRAM_CASES,
 }
-CASES = {name: case for part in PARTS.values() for name, case in part.items()}
+CASES = SVD_CASES | RANK_CASES | BIG_CASES | PROOF_CASES
+GPU_CASES = SVD_CASES | GRAM_CASES | RANK_CASES | BIG_CASES  # proofs are a matter of the CPU
 
 RATIOS = (
     (TORCH, OP),
@@ -102,6 +118,8 @@ RATIOS = (
     (GEJSV, OP),
     (JAX, OP),
     (TORCH_RANK, LLR_RANK),
+    (GRAM_TORCH, GRAM_OP),
+    (GRAM_TORCH, GRAM_DD),
     *((TORCH_FUNC, name) for name in RANKS[:-1]),
 )
 """Pairs of contenders; the ratio is the time of the first over that of the second."""
@@ -128,10 +146,17 @@ BIG_RUNS = 3
 LONGEST = 300.0  # s, for a process of the big case or of --memory
 
 
-def timed(runs: Mapping[str, Callable[[], Any]], settings: Any, seconds: float) -> dict[str, Any]:
+def timed(
+    runs: Mapping[str, Callable[[], Any]],
+    settings: Any,
+    seconds: float,
+    excused: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
     """The samples, medians and ratios of contenders that agree."""
-    calls, samples = interleaved(runs, settings.device, seconds, settings.quick)
+    runs = {name: run for name, run in runs.items() if name not in (excused or {})}
+    calls, samples = interleaved(runs, clock_of(settings.device), seconds, settings.quick)
     return {
+        "excused": excused or {},
         "rounds": min(map(len, samples.values())),
         "calls_per_sample": calls,
         "samples": samples,
@@ -142,25 +167,34 @@ def timed(runs: Mapping[str, Callable[[], Any]], settings: Any, seconds: float) 
 
 def measure_svd(case: Matrices, settings: argparse.Namespace, jax: Any) -> dict[str, Any]:
     """Singular values and ranks of a batch, checked on matrices of half rank and of full rank."""
-    errors = {}
+    errors: dict[str, Any] = {}
+    excused: dict[str, str] = {}
     for rank in (case.short_side // 2, case.short_side):
         runs = svd_contenders(matrices(case, rank, settings.device), jax)
-        errors[f"rank {rank}"] = check_svd(runs, case, rank, settings.device)
-    return {"difference": errors, **timed(runs, settings, settings.seconds)}
+        errors[f"rank {rank}"] = check_svd(runs, case, rank, settings.device, excused)
+    return {"difference": errors, **timed(runs, settings, settings.seconds, excused)}
 
 
 def measure_rank(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
     """The rank of a Jacobian from model and samples, in as few rounds as there may be."""
     model, x = network(case, settings.device)
     runs = {name: rank_contender(name, model, x) for name in RANKS}
-    said, errors = check_ranks(runs, model, x)
+    excused: dict[str, str] = {}
+    said, errors = check_ranks(runs, model, x, excused)
     return {
         "P": parameters(case),
         "bytes": jacobian_bytes(case),
         "said": said,
         "difference": errors,
-        **timed(runs, settings, seconds=0),
+        **timed(runs, settings, seconds=0, excused=excused),
     }
+
+
+def measure_gram(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
+    """J J' without J, and the J J' of torch."""
+    runs = gram_contenders(*network(case, settings.device))
+    found = {"P": parameters(case), "bytes": jacobian_bytes(case), "difference": check_grams(runs)}
+    return found | timed(runs, settings, settings.seconds)
 
 
 def measure_big(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
@@ -201,17 +235,40 @@ def measure_proof(case: Proof, settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure(name: str, settings: argparse.Namespace, jax: Any) -> dict[str, Any]:
-    case = CASES[name].quick if settings.quick else CASES[name]
-    (part,) = (part for part, cases in PARTS.items() if name in cases)
+    ((part, case),) = ((part, cases[name]) for part, cases in PARTS.items() if name in cases)
+    if settings.quick:
+        case = case.quick
     if part == "svdvals":
         found = measure_svd(case, settings, jax)
     elif part == "rank":
         found = measure_rank(case, settings)
+    elif part == "gram":
+        found = measure_gram(case, settings)
     elif part == "big":
         found = measure_big(case, settings)
     else:
         found = measure_proof(case, settings)
+    if settings.device.type == "cuda":
+        found["gpu"] = gpu.state(settings.device)
+        found["expected"] = expected(name, torch.cuda.get_device_name(settings.device))
     return {"part": part, "case": str(case), **found}
+
+
+def expected(name: str, card: str) -> dict[str, float]:
+    """Seconds that the operators take on paper (docs/cuda.md), on a GPU known there."""
+    if card not in GPUS:
+        return {}
+    if name in SVD_CASES:
+        case = SVD_CASES[name]
+        work = svdvals(case.number, case.rows, case.columns, JACOBI_SWEEPS[name], GPUS[card])
+        return {OP: work.seconds}
+    if name not in GRAM_CASES:
+        return {}
+    case = GRAM_CASES[name]
+    return {
+        f"{op} graph": gram(case.widths, case.n, op == GRAM_DD, GPUS[card]).seconds
+        for op in (GRAM_OP, GRAM_DD)
+    }
 
 
 def promises(cases: Mapping[str, Any], apply: bool) -> list[dict[str, Any]]:
@@ -249,7 +306,7 @@ def peaks(settings: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def arguments() -> argparse.Namespace:
     """The command line, checked."""
-    parser = options(__doc__ or "", CASES, seconds=20.0)
+    parser = options(__doc__ or "", CASES, GPU_CASES, seconds=20.0)
     scaling_help = "also time and memory against P and n, each point in a fresh process"
     parser.add_argument("--scaling", action="store_true", help=scaling_help)
     settings = parse(parser)
@@ -297,12 +354,14 @@ def main() -> None:
         "memory": memory,
         "scaling": grown,
     }
-    text = report(results)
+    figure = result_name("rank_scaling", settings.device) + ".svg"
+    text = report(results, figure)
     if settings.out is not None:
-        write(settings.out / "rank.json", json.dumps(results, indent=1) + "\n")
-        write(settings.out / "rank.md", text)
+        name = result_name("rank", settings.device)
+        write(settings.out / f"{name}.json", json.dumps(results, indent=1) + "\n")
+        write(settings.out / f"{name}.md", text)
         if grown:
-            save_figure(grown, settings.out / "rank_scaling.svg")
+            save_figure(grown, settings.out / figure)
     print(text)
     if broken := failures(results):
         sys.exit("\n".join(f"error: {line}" for line in broken))

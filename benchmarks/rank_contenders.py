@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import gpu
 import numpy as np
 import torch
 from contenders import Case, Disagreement, build, concatenate
-from harness import Run
+from gpu import Run
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 import llr
+from llr import _ops
 from llr.certify import verify
 
 OP, LLR, TORCH = "torch.ops.llr.svdvals", "llr.svdvals", "torch.linalg.svdvals"
@@ -26,6 +29,14 @@ AUTO, GRAM, TSQR, SVD = "llr auto", "llr gram", "llr tsqr", "llr svd"
 CERTIFIED, VERIFY, TORCH_FUNC = "llr certified", "verify", "torch.func + matrix_rank"
 RANKS = (AUTO, GRAM, TSQR, SVD, TORCH_FUNC)
 """The contenders for the rank of a Jacobian."""
+
+DRIVERS = {f"{TORCH} {driver}": driver for driver in ("gesvd", "gesvdj", "gesvda")}
+"""cuSOLVER's routines by name; which one torch takes by itself depends on the size."""
+
+GRAM_OP, GRAM_DD = "torch.ops.llr.mlp_gram", "torch.ops.llr.mlp_gram double-double"
+GRAM_TORCH = "torch.func, J J'"
+GRAMS = (GRAM_OP, GRAM_DD, GRAM_TORCH)
+"""The contenders for a Gram matrix; on a GPU the operators as graphs too."""
 
 AGREEMENT = 1e-12
 """Largest difference of two singular values, relative to the largest of their matrix."""
@@ -77,10 +88,16 @@ def svd_contenders(A: Tensor, jax: Any) -> dict[str, Run]:
         LLR_RANK: lambda: llr.numerical_rank(A).rank,
         TORCH_RANK: lambda: torch.linalg.matrix_rank(A),
     }
-    if A.is_cpu and hasattr(torch.ops.llr, "svdvals"):  # missing without the native library
+    if _ops.has_kernel(A):
         op = torch.ops.llr.svdvals.default
         runs[OP] = lambda: op(A)
-    runs |= scipy_contenders(on_cpu)
+    if A.is_cuda:
+        runs |= {
+            name: partial(torch.linalg.svdvals, A, driver=driver)
+            for name, driver in DRIVERS.items()
+        }
+    else:
+        runs |= scipy_contenders(on_cpu)
     if jax is not None:
         there = jax.numpy.asarray(on_cpu)
         compiled = jax.jit(lambda a: jax.numpy.linalg.svd(a, compute_uv=False))
@@ -110,30 +127,65 @@ def scipy_contenders(A: Any) -> dict[str, Run]:
 
 
 def check_svd(
-    runs: Mapping[str, Run], case: Matrices, rank: int, device: torch.device
+    runs: Mapping[str, Run],
+    case: Matrices,
+    rank: int,
+    device: torch.device,
+    excused: dict[str, str] | None = None,
 ) -> dict[str, float]:
-    """The largest difference of each contender's values from torch's, relative to sigma_1.
+    """The largest difference of each contender's values from LAPACK's, relative to sigma_1.
+
+    Args:
+        runs: the contenders.
+        case: what they are given.
+        rank: of every matrix.
+        device: of the matrices. On a GPU what torch makes of cuSOLVER may fail; it is then not timed.
+        excused: takes those, and why.
 
     Raises:
         Disagreement: a difference that rounding does not explain, or a rank that is not ``rank``.
     """
-    expected = runs[TORCH]()
+    reference = TORCH if device.type == "cpu" else NUMPY
+    expected = as_tensor(runs[reference](), device)
+    may_fail = set() if device.type == "cpu" or excused is None else {TORCH, TORCH_RANK, *DRIVERS}
     errors = {}
-    for name in sorted(runs.keys() - {TORCH, TORCH_RANK, LLR_RANK}):
-        values = as_tensor(runs[name](), device)
-        if values.shape != expected.shape or values.dtype != expected.dtype:
-            raise Disagreement(
-                f"{name} gives {values.dtype} {tuple(values.shape)}; expected {expected.dtype} "
-                f"{tuple(expected.shape)}"
-            )
-        errors[name] = difference(name, TORCH, values, expected, AGREEMENT)
-    for name in (TORCH_RANK, LLR_RANK):
-        ranks = sorted(set(runs[name]().tolist()))
-        if ranks != [rank]:
-            raise Disagreement(
-                f"{name} of {case}, all of rank {rank}, is {ranks}; nothing was timed"
-            )
+    for name in sorted(runs.keys() - {reference}):
+        if name in (TORCH_RANK, LLR_RANK):
+            check = partial(check_rank, name, runs[name], case, rank)
+        else:
+            check = partial(check_values, name, reference, runs[name], expected)
+        found = attempt(check, name in may_fail)
+        if isinstance(found, str):
+            excused[name] = found
+        elif found is not None:
+            errors[name] = found
     return errors
+
+
+def attempt(check: Callable[[], float | None], may_fail: bool) -> float | str | None:
+    """What a check returns; why it failed, if it may."""
+    try:
+        return check()
+    except RuntimeError as error:
+        if not may_fail:
+            raise
+        return str(error).partition("\n")[0]
+
+
+def check_values(name: str, reference: str, run: Run, expected: Tensor) -> float:
+    values = as_tensor(run(), expected.device)
+    if values.shape != expected.shape or values.dtype != expected.dtype:
+        raise Disagreement(
+            f"{name} gives {values.dtype} {tuple(values.shape)}; expected {expected.dtype} "
+            f"{tuple(expected.shape)}"
+        )
+    return difference(name, reference, values, expected, AGREEMENT)
+
+
+def check_rank(name: str, run: Run, case: Matrices, rank: int) -> None:
+    ranks = sorted(set(run().tolist()))
+    if ranks != [rank]:
+        raise Disagreement(f"{name} of {case}, all of rank {rank}, is {ranks}; nothing was timed")
 
 
 def difference(name: str, other: str, values: Tensor, expected: Tensor, allowed: float) -> float:
@@ -192,14 +244,20 @@ def facts(result: Any) -> dict[str, Any]:
 
 
 def check_ranks(
-    runs: Mapping[str, Run], model: nn.Module, x: Tensor
+    runs: Mapping[str, Run], model: nn.Module, x: Tensor, excused: dict[str, str] | None = None
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """What every contender says, and how far each spectrum is from torch's, relative to sigma_1.
+    """What every contender says, and how far each spectrum is from LAPACK's, relative to sigma_1.
+
+    Args:
+        runs: the contenders.
+        model: the network.
+        x: its samples. On a GPU torch's rank may be another than llr's; it is then not timed.
+        excused: takes why.
 
     Raises:
         Disagreement: two ranks, or two spectra, differ.
     """
-    expected = torch.linalg.svdvals(jacobian_by_torch(model, x))
+    expected = torch.linalg.svdvals(jacobian_by_torch(model, x).cpu())
     said, errors = {}, {}
     for name, run in runs.items():
         result = run()
@@ -212,10 +270,51 @@ def check_ranks(
                 )
             errors[name] = difference(name, TORCH, spectrum, expected, LONG_AGREEMENT)
     ranks = {name: fact["rank"] for name, fact in said.items()}
+    if x.is_cuda and excused is not None and ranks[TORCH_FUNC] != ranks[AUTO]:
+        excused[TORCH_FUNC] = f"it says {ranks.pop(TORCH_FUNC)}, llr {ranks[AUTO]}"
     if len(set(ranks.values())) > 1:
         found = ", ".join(f"{name}: {rank}" for name, rank in ranks.items())
         raise Disagreement(f"the ranks differ ({found}); nothing was timed")
     return said, errors
+
+
+def gram_contenders(model: nn.Module, x: Tensor) -> dict[str, Run]:
+    """Gram matrices of a tanh network's Jacobian: as float64, as high and low parts, and by torch."""
+
+    def by_torch() -> Tensor:
+        J = jacobian_by_torch(model, x)
+        return J @ J.mT
+
+    runs: dict[str, Run] = {GRAM_TORCH: by_torch}
+    if not _ops.has_kernel(x):
+        return runs
+    weights = [p.detach() for name, p in model.named_parameters() if name.endswith("weight")]
+    biases = [p.detach() for name, p in model.named_parameters() if name.endswith("bias")]
+    op = torch.ops.llr.mlp_gram.default
+    for name, double_double in ((GRAM_OP, False), (GRAM_DD, True)):
+        runs[name] = partial(op, x, weights, biases, "tanh", None, double_double)
+        if x.is_cuda:
+            runs[f"{name} graph"] = gpu.graph_of(runs[name])
+    return runs
+
+
+def check_grams(runs: Mapping[str, Run]) -> dict[str, float]:
+    """The largest difference of each matrix from torch's, relative to the largest entry.
+
+    Raises:
+        Disagreement: a difference that rounding does not explain.
+    """
+    expected = runs[GRAM_TORCH]()
+    errors = {}
+    for name in sorted(runs.keys() - {GRAM_TORCH}):
+        K = runs[name]().to(expected.device).reshape(-1, *expected.shape)[0]  # the high part
+        errors[name] = float((K - expected).abs().max() / expected.abs().max())
+        if not errors[name] <= AGREEMENT:
+            raise Disagreement(
+                f"{name} differs from {GRAM_TORCH} by {errors[name]:.1e} of the largest entry; allowed "
+                f"are {AGREEMENT:.0e}. Nothing was timed"
+            )
+    return errors
 
 
 @dataclass(frozen=True)

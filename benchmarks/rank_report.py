@@ -9,8 +9,13 @@ from harness import VERDICTS, number, summary, table
 from rank_contenders import (
     AUTO,
     CERTIFIED,
+    DRIVERS,
     GEJSV,
     GESDD,
+    GRAM_DD,
+    GRAM_OP,
+    GRAM_TORCH,
+    GRAMS,
     JAX,
     LLR,
     LLR_RANK,
@@ -50,7 +55,7 @@ def quotient(case: Mapping[str, Any], a: str, b: str) -> str:
 
 
 def svd_table(cases: Mapping[str, Any]) -> str:
-    timed = (OP, LLR, TORCH, NUMPY, GESDD, GEJSV, JAX)
+    timed = (OP, LLR, TORCH, *DRIVERS, NUMPY, GESDD, GEJSV, JAX)
     present = [name for name in timed if any(name in case["median"] for case in cases.values())]
     head = [*(f"{name} ms" for name in present), "speed-up op", "speed-up llr"]
     head += [f"{LLR_RANK} ms", f"{TORCH_RANK} ms", "speed-up"]
@@ -81,6 +86,25 @@ def rank_table(cases: Mapping[str, Any]) -> str:
             *(milliseconds(case, contender) for contender in RANKS),
             case["said"][AUTO]["method"],
             quotient(case, TORCH_FUNC, AUTO),
+        ]
+        for name, case in cases.items()
+    ]
+    return table(head, rows)
+
+
+def gram_table(cases: Mapping[str, Any]) -> str:
+    timed = [name for gram in GRAMS for name in (gram, f"{gram} graph")]
+    present = [name for name in timed if any(name in case["median"] for case in cases.values())]
+    head = ["network", "P", "J", *(f"{name} ms" for name in present)]
+    head += ["speed-up float64", "speed-up double-double"]
+    rows = [
+        [
+            f"{name}: {case['case']}",
+            f"{case['P']:,}",
+            format_bytes(case["bytes"]),
+            *(milliseconds(case, contender) for contender in present),
+            quotient(case, GRAM_TORCH, GRAM_OP),
+            quotient(case, GRAM_TORCH, GRAM_DD),
         ]
         for name, case in cases.items()
     ]
@@ -123,6 +147,23 @@ def proof_table(cases: Mapping[str, Any]) -> str:
     return table(head, rows)
 
 
+def expected_table(cases: Mapping[str, Any]) -> str:
+    """What docs/cuda.md says, beside what was measured."""
+    rows = [
+        [
+            name,
+            contender,
+            number(1e3 * seconds),
+            milliseconds(case, contender),
+            f"{seconds / case['median'][contender]:.0%}" if contender in case["median"] else "-",
+        ]
+        for name, case in cases.items()
+        for contender, seconds in case.get("expected", {}).items()
+    ]
+    head = ["case", "operator", "expected ms", "measured ms", "reached"]
+    return table(head, rows) if rows else ""
+
+
 def memory_table(memory: Mapping[str, Any], cases: Mapping[str, Any]) -> str:
     rows = [
         [
@@ -156,13 +197,14 @@ def scaling_table(found: Mapping[str, Any]) -> str:
 
 TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "svdvals": svd_table,
+    "gram": gram_table,
     "rank": rank_table,
     "big": big_table,
     "proof": proof_table,
 }
 
 
-def report(results: Mapping[str, Any]) -> str:
+def report(results: Mapping[str, Any], figure: str = "rank_scaling.svg") -> str:
     """One table for each part that ran, the promises, and what --memory and --scaling found."""
     facts, cases = results["environment"], results["cases"]
     rounds = min((case["rounds"] for case in cases.values() if "rounds" in case), default=None)
@@ -174,6 +216,10 @@ def report(results: Mapping[str, Any]) -> str:
     for part, draw in TABLES.items():
         if own := {name: case for name, case in cases.items() if case["part"] == part}:
             text.append(draw(own))
+    for name, case in cases.items():
+        for contender, why in case.get("excused", {}).items():
+            text.append(f"{name}: {contender} was not timed: {why}.")
+    text += filter(None, [expected_table(cases)])
     names = {"numpy": "numpy", "scipy": "scipy", "jax": "JAX", "python-flint": "python-flint"}
     there = [f"{name} {facts[key]}" for key, name in names.items() if facts[key]]
     absent = [key for key in names if not facts[key]]
@@ -191,6 +237,6 @@ def report(results: Mapping[str, Any]) -> str:
     if results["memory"]:
         text.append(memory_table(results["memory"], cases))
     if results["scaling"]:
-        text += ["![time and memory against P and n](rank_scaling.svg)"]
+        text += [f"![time and memory against P and n]({figure})"]
         text.append(scaling_table(results["scaling"]))
     return "\n\n".join(text) + "\n"

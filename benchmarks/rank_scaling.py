@@ -154,7 +154,7 @@ def scaling(
             for case in sweep.cases:
                 point = Point(case, contender, str(device), threads)
                 if point not in known:
-                    obstacle = too_large(case, contender)
+                    obstacle = too_large(case, contender, free_bytes(device))
                     known[point] = obstacle or run(point, LONGEST)
                     say = known[point].get("missing") or f"{known[point]['seconds']:.3g} s"
                     print(f"{case}: {contender}: {say}", file=sys.stderr, flush=True)
@@ -166,10 +166,16 @@ def scaling(
     return found
 
 
-def too_large(case: Case, contender: str) -> dict[str, Any] | None:
+def free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available
+
+
+def too_large(case: Case, contender: str, free: int) -> dict[str, Any] | None:
     """Why a contender is not even tried: machines do worse things than refuse when memory runs out."""
     needed = int(HOLD_J.get(contender, 0) * jacobian_bytes(case))
-    if needed <= psutil.virtual_memory().available:
+    if needed <= free:
         return None
     return {"missing": f"needs about {format_bytes(needed)}", "failed": False}
 
