@@ -13,7 +13,7 @@ NATIVE := setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*
 # `make demo` alone installs what the demo needs; once everything is installed, that serves too.
 FOR_DEMO := $(if $(wildcard $(VENV)/.llr-dev),$(VENV)/.llr-dev,$(VENV)/.llr-demo)
 
-.PHONY: help demo install test ops asan packaging lint type bench clean FORCE
+.PHONY: help demo install test ops asan emulated emulated-asan emulated-tsan packaging lint type bench clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -21,6 +21,8 @@ help:
 	@echo "make test       the whole test suite, and the examples in the docstrings"
 	@echo "make ops        only the tests of the native operators"
 	@echo "make asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer (gcc)"
+	@echo "make emulated   only the tests of the CUDA kernels; they run on the CPU and need no GPU"
+	@echo "make emulated-asan, make emulated-tsan   the same under AddressSanitizer, under ThreadSanitizer (gcc)"
 	@echo "make packaging  the tests of the installation itself, with and without torch or a compiler"
 	@echo "make lint       ruff: style and likely bugs"
 	@echo "make type       mypy"
@@ -43,6 +45,12 @@ ops: $(VENV)/.llr-dev
 
 asan: $(VENV)/.llr-dev
 	tests/sanitize.sh $(BIN)/python $(ARGS)
+
+emulated: $(VENV)/.llr-dev
+	$(BIN)/pytest tests/cuda_on_cpu $(ARGS)
+
+emulated-asan emulated-tsan: emulated-%: $(VENV)/.llr-dev
+	tests/cuda_on_cpu/sanitize.sh $* $(BIN)/python $(ARGS)
 
 # Every environment that is there serves, so that more than one torch is tried.
 packaging: $(VENV)/.llr-dev
@@ -86,7 +94,7 @@ ifneq ($(shell cat build/environment 2>/dev/null) $(wildcard llr/_build.json),$(
 $(VENV)/.llr-dev $(VENV)/.llr-demo: FORCE
 endif
 $(VENV)/.llr-%: $(VENV)/.torch $(NATIVE)
-	@echo "Installing llr[$*] and building its native library: up to a minute"
+	@echo "Installing llr[$*] and building its native library: a minute or two, most of it for CUDA where that is built"
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-build-isolation -e ".[$*]"
 	@mkdir -p build && echo "$(VENV)" > build/environment
 	@touch $@
