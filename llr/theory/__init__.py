@@ -1,0 +1,5 @@
+"""The theory of Local Linear Recovery: dimensions of tangent spaces and optimistic sample sizes, exactly."""
+
+from llr.theory.result import Dimension as Dimension
+from llr.theory.result import Term as Term
+from llr.theory.structure import read_structure as read_structure

@@ -1,0 +1,68 @@
+"""What the theory says about a dimension: bounds, where they come from, and the terms they are made of."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Status = Literal["exact", "almost everywhere", "bounds"]
+
+
+@dataclass(frozen=True)
+class Term:
+    """A summand of a dimension, in words."""
+
+    dimension: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A dimension that follows from the structure and the exact parameters of a model.
+
+    Attributes:
+        what: the quantity, such as "dim T" or "model rank".
+        lower: it is at least this.
+        upper: it is at most this.
+        status: "exact" if the bounds are proved and equal; "almost everywhere" if they are equal for almost
+            all parameters, this point not being known to be among them (``lower`` is then what is proved);
+            "bounds" otherwise.
+        terms: the summands of ``upper``, and remarks of dimension 0.
+        statement: where docs/theory.md states it, such as "Theorem 2.2".
+        n_params: P, the number of parameters.
+    """
+
+    what: str
+    lower: int
+    upper: int
+    status: Status
+    terms: tuple[Term, ...]
+    statement: str
+    n_params: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether the number is proved."""
+        return self.status == "exact"
+
+    def __int__(self) -> int:
+        if not self.exact:
+            raise ValueError(
+                f"{self.what} is between {self.lower} and {self.upper} ({self.status}), no single number; "
+                "read .lower and .upper"
+            )
+        return self.upper
+
+    def __str__(self) -> str:
+        """The value and, on a line each, its terms."""
+        value = f"{self.what} = {self.upper}"
+        if not self.exact:
+            value = f"{self.what} = {self.lower} to {self.upper}"
+            if self.status == "almost everywhere":
+                value += f", {self.upper} for almost all parameters"
+        head = f"{value} of {self.n_params} parameters ({self.statement})"
+        return "\n".join([head, *(f"  {t.dimension:+5d}  {t.text}" for t in self.terms)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        return asdict(self)
