@@ -39,9 +39,10 @@ inline int64_t& most_bytes() {
 // NaN, so that whatever is read before it is written shows.
 inline at::Tensor empty_on(const at::Tensor& like, at::IntArrayRef sizes, at::ScalarType dtype) {
   const auto options = like.options().dtype(dtype).memory_format(at::MemoryFormat::Contiguous);
-  int64_t bytes = static_cast<int64_t>(c10::elementSize(dtype));
-  for (const int64_t size : sizes) bytes *= size;
-  TORCH_CHECK_WITH(OutOfMemoryError, bytes <= most_bytes(), "emulated CUDA: out of memory: ", bytes, " bytes");
+  double bytes = static_cast<double>(c10::elementSize(dtype));  // torch itself refuses what no int64 counts
+  for (const int64_t size : sizes) bytes *= static_cast<double>(size);
+  TORCH_CHECK_WITH(
+      OutOfMemoryError, !(bytes > static_cast<double>(most_bytes())), "emulated CUDA: out of memory: ", bytes, " bytes");
   at::Tensor result = at::empty(sizes, options);
   if (result.nbytes() > 0) memset(result.mutable_data_ptr(), 0xff, result.nbytes());
   return result;
