@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
@@ -18,13 +16,20 @@ from llr import demo as demo_module
 from llr.certificate import Certificate
 from llr.certify import certify as prove
 from llr.certify import verify as check
-from llr.files import write_atomic
 from llr.info import info as collect_info
 from llr.info import selftest as run_selftest
 from llr.model_rank import model_rank as rank_of_model
 from llr.rank import METHODS
 from llr.rank import rank as rank_of
-from llr.shell import DTYPES, Source, console_beside, model_options, reported, versions
+from llr.shell import (
+    DTYPES,
+    Source,
+    console_beside,
+    model_options,
+    plotting,
+    reported,
+    write_json,
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -93,7 +98,7 @@ def rank(
     MODEL is widths, such as mlp:10-64-64-1, or module:callable, such as mypkg.models:build, called
     without arguments; or module:name of a model that exists. It is put into evaluation mode.
     """
-    plotting = _plotting(plot_out)
+    drawing = plotting(plot_out)
     precision = DTYPES.get(dtype)
     net = source.load(precision)
     x = source.samples(precision or _own_dtype(net))
@@ -109,10 +114,10 @@ def rank(
         max_bits=max_bits,
         chunk_size=chunk_size,
     )
-    if plotting is not None:
+    if drawing is not None:
         assert plot_out is not None
-        plotting.save(result.plot().figure, plot_out)
-    _write_json(json_out, {**source.to_dict(), "samples": len(x), **result.to_dict()})
+        drawing.save(result.plot().figure, plot_out)
+    write_json(json_out, {**source.to_dict(), "samples": len(x), **result.to_dict()})
     console = console_beside(json_out)
     outputs = result.n_rows // len(x)
     console.print(f"model  {source.model}, {type(net).__name__}", markup=False)
@@ -209,7 +214,7 @@ def model_rank(
         certify="auto" if certify is None else certify,
         seed=source.seed,
     )
-    _write_json(json_out, {**source.to_dict(), **result.to_dict()})
+    write_json(json_out, {**source.to_dict(), **result.to_dict()})
     console = console_beside(json_out)
     console.print(str(result), markup=False)
     if json_out not in (None, "-"):
@@ -253,26 +258,6 @@ def _reporting() -> Iterator[Callable[[int | None, int, int], None] | None]:
             )
 
         yield report
-
-
-def _write_json(path: str | None, document: dict[str, Any]) -> None:
-    if path is None:
-        return
-    text = json.dumps({**document, **versions()}, indent=1, allow_nan=False)
-    if path == "-":
-        click.echo(text)
-    else:
-        write_atomic(path, text)
-
-
-def _plotting(plot_out: str | None) -> Any:
-    """The plotting module if a figure is wanted; refuses a bad name before the work, not after."""
-    if plot_out is None:
-        return None
-    from llr import plot  # noqa: PLC0415 - matplotlib is optional
-
-    plot.require_format(plot_out)
-    return plot
 
 
 def _own_dtype(net: torch.nn.Module) -> torch.dtype:

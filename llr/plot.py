@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, distinguishable in all common forms of colour blindness.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-_GREY = "#666666"
-_STYLE: Any = {
+GREY = "#666666"
+STYLE: Any = {
     "font.size": 9,
     "axes.labelsize": 9,
     "axes.titlesize": 9,
@@ -65,9 +65,9 @@ def spectrum(result: RankResult | Mapping[str, RankResult], ax: Axes | None = No
         The axes; ``axes.figure`` is the figure.
     """
     results = result if isinstance(result, Mapping) else {"": result}
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         if ax is None:
-            ax = _figure(4.4, 3.3).add_subplot()
+            ax = new_figure(4.4, 3.3).add_subplot()
         _draw(ax, _all_curves(results))
         if ax.get_legend_handles_labels()[1]:
             ax.legend(loc="best")
@@ -82,8 +82,8 @@ def widths(rows: Sequence[Mapping[str, Any]], results: Mapping[str, RankResult])
         results: the `RankResult` of each label, in the same order.
     """
     colours = _colours(len(rows))
-    with matplotlib.rc_context(_STYLE):
-        figure = _figure(7.2, 3.6)
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(7.2, 3.6)
         left, right = figure.subplots(1, 2, width_ratios=(1.2, 1))
         _draw(left, _all_curves(results))
         _draw_ranks(right, rows, colours)
@@ -102,7 +102,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     suffix = require_format(path)
     buffer = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure.savefig(buffer, format=suffix.removeprefix("."), dpi=300)
     write_atomic(path, buffer.getvalue())
 
@@ -117,7 +117,8 @@ def require_format(path: str | os.PathLike[str]) -> str:
     return suffix
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of this size in inches."""
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure
@@ -177,7 +178,7 @@ def _draw(ax: Axes, curves: Sequence[_Curve]) -> None:
     for curve in curves:
         _draw_curve(ax, curve, foot, crowded)
     if not any(c.values for c in curves):
-        ax.text(0.5, 0.5, "no singular values", transform=ax.transAxes, ha="center", color=_GREY)
+        ax.text(0.5, 0.5, "no singular values", transform=ax.transAxes, ha="center", color=GREY)
     _draw_tolerance(ax, tols)
     ax.set_yscale("log")
     ax.set_ylim(foot, 4)
@@ -207,9 +208,9 @@ def _draw_tolerance(ax: Axes, tols: Sequence[float]) -> None:
         return
     low, high = tols[0], tols[-1]
     if high > 1.05 * low:
-        ax.axhspan(low, high, color=_GREY, alpha=0.18, lw=0, label="tolerances")
+        ax.axhspan(low, high, color=GREY, alpha=0.18, lw=0, label="tolerances")
     else:
-        ax.axhline(high, color=_GREY, ls=(0, (4, 2)), lw=1, label=f"tolerance {_power(high)}")
+        ax.axhline(high, color=GREY, ls=(0, (4, 2)), lw=1, label=f"tolerance {_power(high)}")
 
 
 def _power(value: float) -> str:
@@ -223,7 +224,7 @@ def _draw_ranks(ax: Axes, rows: Sequence[Mapping[str, Any]], colours: Sequence[A
     ax.plot(
         [0, min(n_rows, last), last],
         [0, min(n_rows, last), min(n_rows, last)],
-        color=_GREY,
+        color=GREY,
         ls=(0, (4, 2)),
         lw=1,
         label=f"min({n_rows}, $P$)",

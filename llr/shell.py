@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import importlib
+import json
 import sys
 import traceback
 import warnings
@@ -17,7 +19,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import llr
-from llr.files import ACTIVATIONS, load_inputs, load_model
+from llr.files import ACTIVATIONS, load_inputs, load_model, write_atomic
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -159,6 +161,23 @@ def console_beside(json_out: str | None) -> Console:
     return Console(stderr=json_out == "-", highlight=False, soft_wrap=True)
 
 
-def versions() -> dict[str, str]:
-    """For JSON, beside the result."""
-    return {"llr": llr.__version__, "torch": str(torch.__version__)}
+def write_json(path: str | None, document: dict[str, Any]) -> None:
+    """Write a result and the versions that made it; '-' is standard output, None nowhere."""
+    if path is None:
+        return
+    versions = {"llr": llr.__version__, "torch": str(torch.__version__)}
+    text = json.dumps({**document, **versions}, indent=1, allow_nan=False)
+    if path == "-":
+        click.echo(text)
+    else:
+        write_atomic(path, text)
+
+
+def plotting(plot_out: str | None, module: str = "plot") -> Any:
+    """The plotting module if a figure is wanted; refuses a bad name before the work, not after."""
+    if plot_out is None:
+        return None
+    from llr import plot  # noqa: PLC0415 - matplotlib is optional
+
+    plot.require_format(plot_out)
+    return importlib.import_module(f"llr.{module}")
