@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,10 +10,10 @@ from fractions import Fraction
 from typing import cast
 
 import torch
-from flint import fmpq, fmpq_mat
+from flint import fmpz_mat
 from torch import Tensor, nn
 
-from llr.elimination import exact_rank, integer_rows
+from llr.elimination import exact_rank
 from llr.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 
@@ -267,8 +268,14 @@ def rank(rows: Sequence[Sequence[Fraction | int]]) -> int:
     rows = [row for row in rows if any(row)]
     if not rows:
         return 0
-    entries = [fmpq(Fraction(v).numerator, Fraction(v).denominator) for row in rows for v in row]
-    return exact_rank(integer_rows(fmpq_mat(len(rows), len(rows[0]), entries))[0])[0]
+    whole = [int(v) for row in rows for v in _whole(row)]
+    return exact_rank(fmpz_mat(len(rows), len(rows[0]), whole))[0]
+
+
+def _whole(row: Sequence[Fraction | int]) -> Sequence[Fraction | int]:
+    """A multiple of the row by a whole number that has whole entries."""
+    denominator = math.lcm(*(Fraction(v).denominator for v in row))
+    return [v * denominator for v in row]
 
 
 def warn_of_near_copies(rows: Sequence[Row], what: str = "neurons", stacklevel: int = 3) -> None:
@@ -285,7 +292,8 @@ def warn_of_near_copies(rows: Sequence[Row], what: str = "neurons", stacklevel: 
     size = values.abs().amax(-1)
     scale = torch.maximum(size[:, None], size[None])
     gaps = torch.minimum(
-        (values[:, None] - values[None]).abs().amax(-1), (values[:, None] + values[None]).abs().amax(-1)
+        (values[:, None] - values[None]).abs().amax(-1),
+        (values[:, None] + values[None]).abs().amax(-1),
     )
     near = (gaps <= _NEAR * scale).triu(diagonal=1)
     for i, j in near.nonzero().tolist():

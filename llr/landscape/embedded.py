@@ -1,0 +1,145 @@
+"""The Hessian of a wide network beside that of the narrow one embedded in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llr.landscape.spectra import HessianSpectrum, dense_hessian, spectrum_of
+from llr.landscape.surface import Loss, Surface
+from llr.surroundings import outside_inference_mode
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddedSpectrum:
+    """The Hessian of a wide network beside that of the narrow one embedded in it.
+
+    Attributes:
+        narrow: spectrum of the narrow network.
+        wide: spectrum of the wide one.
+        inside: eigenvalues of the wide Hessian compressed to the image of the embedding, ascending;
+            as many of them are negative, zero and positive as of the narrow Hessian.
+        outside: eigenvalues of its compression to the orthogonal complement: the directions that the narrow
+            network does not have.
+        mismatch: ||A' H_wide A - H_narrow|| / ||H_narrow||, 0 to rounding by the chain rule.
+        new_negative: how many negative directions the wide Hessian has beyond the narrow one's.
+    """
+
+    narrow: HessianSpectrum
+    wide: HessianSpectrum
+    inside: Tensor
+    outside: Tensor
+    mismatch: float
+    new_negative: int
+
+    def __str__(self) -> str:
+        """Both spectra, and what is new."""
+        return "\n".join(
+            [
+                f"narrow: {self.narrow}",
+                f"wide:   {self.wide}",
+                f"{self.new_negative} new negative directions; A'HA and the narrow Hessian agree to "
+                f"{self.mismatch:.1e}",
+            ]
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        return {
+            "narrow": self.narrow.to_dict(),
+            "wide": self.wide.to_dict(),
+            "inside": self.inside.tolist(),
+            "outside": self.outside.tolist(),
+            "mismatch": self.mismatch,
+            "new_negative": self.new_negative,
+        }
+
+
+@outside_inference_mode
+def embedded_spectrum(
+    narrow: nn.Module,
+    wide: nn.Module,
+    embedding: Tensor | Embedding,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss = "mse",
+    *,
+    rtol: float | None = None,
+) -> EmbeddedSpectrum:
+    """Which eigenvalues of a wide network's Hessian come from the narrow network embedded in it.
+
+    With theta_wide = A theta_narrow (+ a constant) the wide loss restricted to the image is the narrow loss, so
+    that A' H_wide A = H_narrow: the wide Hessian has at least as many negative directions. What the other
+    directions do, `new_negative` and `outside` tell: a local minimum may become a strict saddle.
+
+    Args:
+        narrow: the narrow network.
+        wide: the wide one, of the same function.
+        embedding: the record that came with `wide`, or its matrix A, (P_wide, P_narrow).
+        x: (n, ...) samples.
+        y: targets, as for :func:`llr.landscape.criticality`.
+        loss: "mse", "cross_entropy" or a function, as there.
+        rtol: tolerance of the spectra, as for :func:`llr.landscape.hessian_spectrum`.
+
+    Returns:
+        An `EmbeddedSpectrum`.
+
+    Raises:
+        ValueError: a matrix of another shape or without full column rank, networks whose outputs on `x` differ;
+            and what :func:`llr.landscape.hessian_spectrum` refuses.
+
+    Source: docs/theory.md, 9.1; Zhang et al., "Embedding Principle of Loss Landscape of Deep Neural Networks"
+    (2021).
+
+    Example:
+        >>> import torch
+        >>> from llr.embedding import split
+        >>> from llr.landscape import embedded_spectrum
+        >>> from llr.models import mlp
+        >>> narrow, x = mlp([1, 2, 1]).double(), torch.randn(9, 1).double()
+        >>> wide, record = split(narrow, 0, 0, 0.5)
+        >>> embedded_spectrum(narrow, wide, record, x, x.sin()).mismatch < 1e-9
+        True
+    """
+    below, above = Surface.of(narrow, x, y, loss), Surface.of(wide, x, y, loss)
+    A = embedding if isinstance(embedding, Tensor) else embedding.matrix
+    expected = (len(above.theta), len(below.theta))
+    if tuple(A.shape) != expected:
+        raise ValueError(
+            f"the embedding's matrix has shape {tuple(A.shape)}; expected {expected}, parameters of the wide by "
+            "those of the narrow network"
+        )
+    A = A.detach().to(above.theta)
+    if torch.linalg.matrix_rank(A) < A.shape[1]:
+        raise ValueError(
+            f"the embedding's matrix {tuple(A.shape)} does not have full column rank; different narrow "
+            "parameters would be the same wide ones"
+        )
+    with torch.no_grad():
+        outputs = below.outputs(below.theta)
+        difference = float((above.outputs(above.theta) - outputs).abs().max())
+    if difference > 1e-6 * max(1.0, float(outputs.abs().max())):
+        raise ValueError(
+            f"the outputs of the networks differ by up to {difference:.3g}; expected a wide network of the same "
+            "function"
+        )
+    for surface in (above, below):
+        check_affordable(surface)
+    H_narrow, H_wide = dense_hessian(below), dense_hessian(above)
+    Q = torch.linalg.qr(A, mode="complete").Q
+    image, complement = Q[:, : A.shape[1]], Q[:, A.shape[1] :]
+    compressed = A.mT @ H_wide @ A
+    scale = float(torch.linalg.matrix_norm(H_narrow))
+    off = float(torch.linalg.matrix_norm(compressed - H_narrow))
+    spectra = spectrum_of(H_narrow, rtol), spectrum_of(H_wide, rtol)
+    return EmbeddedSpectrum(
+        narrow=spectra[0],
+        wide=spectra[1],
+        inside=torch.linalg.eigvalsh(image.mT @ H_wide @ image).cpu(),
+        outside=torch.linalg.eigvalsh(complement.mT @ H_wide @ complement).cpu(),
+        mismatch=off / scale if scale > 0 else off,
+        new_negative=spectra[1].index - spectra[0].index,
+    )

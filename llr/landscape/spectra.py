@@ -1,0 +1,271 @@
+"""The Hessian of a loss and its eigenvalues."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+from torch.func import grad, hessian, vjp, vmap
+
+from llr.jacobian import evaluate
+from llr.landscape.surface import Loss, Surface
+from llr.memory import fits, format_bytes, memory_budget
+from llr.parameters import Selection
+from llr.problem import Model
+from llr.spectrum import svdvals, tolerance
+from llr.surroundings import outside_inference_mode
+
+Kind = Literal["full", "gauss-newton"]
+Method = Literal["auto", "dense", "lanczos"]
+
+_SMALL = 1000  # parameters up to which all eigenvalues are as quick to find as a few
+_FEW = 10
+_COLUMNS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class HessianSpectrum:
+    """Eigenvalues of a Hessian.
+
+    Attributes:
+        kind: "full", or "gauss-newton", J' L'' J: the part that does not depend on residuals.
+        eigenvalues: ascending, float64; all P of them, or those at both ends.
+        tolerance: eigenvalues of at most this size count as zero.
+        index: how many are below -tolerance.
+        nullity: how many are within the tolerance; None where not all eigenvalues are known.
+        complete: whether `index` is final: all eigenvalues are known, or the largest of those at the
+            lower end is not negative.
+        gap: smallest size that counts over largest that does not, the tolerance standing in for either where
+            there is none; a nullity with a gap near 1 hangs on the tolerance.
+        n_params: P.
+        method: "dense" or "lanczos".
+    """
+
+    kind: Kind
+    eigenvalues: Tensor
+    tolerance: float
+    index: int
+    nullity: int | None
+    complete: bool
+    gap: float
+    n_params: int
+    method: Method
+
+    def __str__(self) -> str:
+        """One line: index, nullity, ends of the spectrum."""
+        index = f"index {self.index}" if self.complete else f"index at least {self.index}"
+        nullity = "" if self.nullity is None else f", nullity {self.nullity}"
+        low, high = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
+        return (
+            f"{self.kind} Hessian, {self.n_params} parameters: {index}{nullity}, eigenvalues from {low:.4g} "
+            f"to {high:.4g} (zero up to {self.tolerance:.1e}, gap {self.gap:.2g}; {self.method})"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON; an infinite gap becomes None."""
+        return {
+            "kind": self.kind,
+            "eigenvalues": self.eigenvalues.tolist(),
+            "tolerance": self.tolerance,
+            "index": self.index,
+            "nullity": self.nullity,
+            "complete": self.complete,
+            "gap": None if math.isinf(self.gap) else self.gap,
+            "n_params": self.n_params,
+            "method": self.method,
+        }
+
+
+@outside_inference_mode
+def hessian_spectrum(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss = "mse",
+    *,
+    kind: Kind = "full",
+    k: int | None = None,
+    method: Method = "auto",
+    rtol: float | None = None,
+    params: Selection = None,
+) -> HessianSpectrum:
+    """The eigenvalues of the Hessian of a loss, with index and nullity.
+
+    At a critical point a negative eigenvalue makes a strict saddle. At a minimum of zero loss the Hessian is
+    J'J/n, so that the nullity is P minus the rank of J.
+
+    Args:
+        model: a module, or a callable f(params, x).
+        x: (n, ...) samples.
+        y: targets, as for :func:`llr.landscape.criticality`.
+        loss: "mse", "cross_entropy" or a function, as there.
+        kind: "full", or "gauss-newton" for J' L'' J. Where L'' is positive semidefinite, the latter's
+            eigenvalues are squares of singular values and small ones keep their digits: its nullity is as sure as
+            a numerical rank of J.
+        k: how many eigenvalues at each end are enough; default all, or 10 if the matrix is too large.
+        method: "dense" (all eigenvalues), "lanczos" (`k` at each end, by products of the Hessian with vectors; the
+            matrix is not formed), or "auto": dense if three P x P matrices are within
+            :func:`llr.memory_budget`, unless only `k` are wanted of more than 1000.
+        rtol: tolerance relative to the largest size of an eigenvalue; default 10 eps P, or, for squares of singular
+            values, the square of what :func:`llr.tolerance` has for J.
+        params: which parameters may move, as for :func:`llr.jacobian`.
+
+    Returns:
+        A `HessianSpectrum`.
+
+    Raises:
+        TypeError: x or y is no tensor, dtypes that do not go together.
+        ValueError: an unknown kind or method, `k` out of range, a matrix beyond the memory budget, and what
+            :func:`llr.landscape.criticality` refuses.
+        scipy.sparse.linalg.ArpackNoConvergence: too few Lanczos steps for eigenvalues close together.
+
+    Source: docs/theory.md, 9.1 and 9.2; Lehoucq, Sorensen, Yang, "ARPACK Users' Guide" (1998).
+
+    Example:
+        >>> import torch
+        >>> from llr.landscape import hessian_spectrum
+        >>> model, x = torch.nn.Linear(3, 1, bias=False).double(), torch.eye(3).double()[:2]
+        >>> hessian_spectrum(model, x, model(x).detach()).nullity
+        1
+    """
+    if kind not in ("full", "gauss-newton"):
+        raise ValueError(f"kind is {kind!r}; expected 'full' or 'gauss-newton'")
+    if method not in ("auto", "dense", "lanczos"):
+        raise ValueError(f"method is {method!r}; expected 'auto', 'dense' or 'lanczos'")
+    if rtol is not None and not 0 <= rtol < math.inf:
+        raise ValueError(f"rtol is {rtol!r}; expected a finite number >= 0, or None")
+    surface = Surface.of(model, x, y, loss, params)
+    P = len(surface.theta)
+    if k is not None and not 1 <= k <= P:
+        raise ValueError(f"k is {k!r}; expected an integer from 1 to the number of parameters, {P}")
+    needed = 3 * 8 * P * P
+    affordable = fits(needed, surface.theta.device)
+    if method == "auto":
+        method = "dense" if affordable and (k is None or P <= _SMALL) else "lanczos"
+    if method == "dense" and not affordable:
+        raise ValueError(
+            f"the Hessian of {P} parameters takes {format_bytes(needed)}, more than the memory budget of "
+            f"{format_bytes(memory_budget(surface.theta.device))}; take method='lanczos', or raise the budget with "
+            "llr.set_memory_budget(bytes)"
+        )
+    if method == "lanczos":
+        k = min(_FEW, P // 4) if k is None else k
+        if not 1 <= k or 2 * k >= P:
+            raise ValueError(
+                f"k is {k}, but Lanczos finds fewer than all eigenvalues: less than half of {P} at each end; "
+                "take method='dense'"
+            )
+        return _judged(kind, _lanczos(surface, kind, k), rtol, P, "lanczos")
+    if kind == "gauss-newton":
+        return _gauss_newton_spectrum(model, x, params, surface, rtol)
+    return spectrum_of(dense_hessian(surface), rtol)
+
+
+def dense_hessian(surface: Surface) -> Tensor:
+    """(P, P), symmetric."""
+    _, pull = vjp(grad(surface), surface.theta)
+    eye = torch.eye(len(surface.theta), dtype=torch.float64, device=surface.theta.device)
+    H = vmap(lambda v: pull(v)[0], chunk_size=_COLUMNS_AT_ONCE)(eye)
+    return (H + H.mT) / 2
+
+
+def spectrum_of(
+    H: Tensor, rtol: float | None = None, kind: Kind = "full"
+) -> HessianSpectrum:
+    """All eigenvalues of a symmetric matrix."""
+    return _judged(kind, torch.linalg.eigvalsh(H), rtol, len(H), "dense")
+
+
+def _judged(
+    kind: Kind, eigenvalues: Tensor, rtol: float | None, P: int, method: Method
+) -> HessianSpectrum:
+    """Eigenvalues, ascending, with the tolerance that rounding calls for."""
+    rtol = 10 * torch.finfo(torch.float64).eps * P if rtol is None else rtol
+    return _counted(kind, eigenvalues, rtol * float(eigenvalues.abs().max()), P, method)
+
+
+def _counted(
+    kind: Kind, eigenvalues: Tensor, tol: float, P: int, method: Method
+) -> HessianSpectrum:
+    sizes = eigenvalues.abs()
+    zero = sizes <= tol
+    above = float(sizes[~zero].min()) if not bool(zero.all()) else tol
+    below = float(sizes[zero].max()) if bool(zero.any()) else tol
+    index = int((eigenvalues < -tol).sum())
+    whole = len(eigenvalues) == P
+    return HessianSpectrum(
+        kind=kind,
+        eigenvalues=eigenvalues.cpu(),
+        tolerance=tol,
+        index=index,
+        nullity=int(zero.sum()) if whole else None,
+        complete=whole or index < len(eigenvalues) // 2,
+        gap=above / below if below > 0 else math.inf,
+        n_params=P,
+        method=method,
+    )
+
+
+def _gauss_newton_spectrum(
+    model: Model, x: Tensor, params: Selection, surface: Surface, rtol: float | None
+) -> HessianSpectrum:
+    P = len(surface.theta)
+    J = evaluate(model, x, params=params, dtype=torch.float64)[0].reshape(-1, P)
+    curvatures, axes = _output_curvature(surface)
+    rows = J if axes is None else axes.mT @ J
+    if bool((curvatures < 0).any()):
+        return spectrum_of(rows.mT @ (curvatures[:, None] * rows), rtol, "gauss-newton")
+    # Eigenvalues of (S J)'(S J) as squares of singular values: squaring the matrix instead would drown those
+    # below eps times the largest.
+    values = svdvals(curvatures.sqrt()[:, None] * rows)
+    tol = float(tolerance(values, min(rows.shape))) ** 2
+    spectrum = torch.cat((values.new_zeros(P - len(values)), values.flip(0) ** 2))
+    tol = tol if rtol is None else rtol * float(spectrum[-1])
+    return _counted("gauss-newton", spectrum, tol, P, "dense")
+
+
+def _output_curvature(surface: Surface) -> tuple[Tensor, Tensor | None]:
+    """Eigenvalues and eigenvectors (None for the unit vectors) of the loss's Hessian in the outputs."""
+    with torch.no_grad():
+        outputs = surface.outputs(surface.theta)
+    if surface.loss == "mse":
+        return torch.full_like(outputs.reshape(-1), 1 / len(outputs)), None
+    flat = hessian(lambda o: surface.of_outputs(o.view(outputs.shape)))(outputs.reshape(-1))
+    values, vectors = torch.linalg.eigh(flat)
+    # A convex loss's curvatures are negative by rounding only.
+    slack = 10 * torch.finfo(torch.float64).eps * len(values) * float(values.abs().max())
+    return torch.where(values.abs() <= slack, 0.0, values), vectors
+
+
+def _lanczos(surface: Surface, kind: Kind, k: int) -> Tensor:
+    """The k smallest and the k largest eigenvalues, ascending."""
+    theta, P = surface.theta, len(surface.theta)
+    if kind == "full":
+        _, pull = vjp(grad(surface), theta)
+
+        def product(v: Tensor) -> Tensor:
+            return pull(v)[0]
+    else:
+        linear = surface.linearized()
+        _, curve = vjp(grad(surface.of_outputs), linear.outputs)
+
+        def product(v: Tensor) -> Tensor:
+            return linear.pull(curve(linear.push(v))[0])
+
+    def matvec(v: np.ndarray) -> np.ndarray:
+        return product(torch.from_numpy(v.reshape(-1)).to(theta)).cpu().numpy()
+
+    start = torch.randn(P, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = eigsh(
+        LinearOperator((P, P), matvec=matvec, dtype=np.float64),
+        k=2 * k,
+        which="BE",
+        v0=start.numpy(),
+        return_eigenvectors=False,
+    )
+    return torch.from_numpy(np.sort(found))

@@ -1,0 +1,167 @@
+"""A loss on given samples as a function of all parameters in one vector, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import vjp
+
+from llr.parameters import Selection
+from llr.probes import refuse_behaviour
+from llr.problem import Model, Problem, read_problem
+
+Loss = str | Callable[[Tensor, Tensor], Tensor]
+"""A name of :data:`LOSSES`, or a function of the outputs (n, ...) and the targets to a single number."""
+
+
+def _half_mean_square(outputs: Tensor, y: Tensor) -> Tensor:
+    return ((outputs - y) ** 2).sum() / (2 * len(outputs))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": _half_mean_square,
+    "cross_entropy": F.cross_entropy,
+}
+"""Losses by name. "mse" is 1/(2n) times the sum of squares over samples and outputs."""
+
+
+@dataclass(frozen=True, eq=False)
+class Surface:
+    """The loss of a model on samples; a function of the parameters as one vector (P,)."""
+
+    problem: Problem
+    y: Tensor
+    loss: Loss
+    theta: Tensor
+    """(P,) float64: where the model is."""
+    eps: float
+    """The rounding unit of the parameters as the model stores them."""
+
+    @classmethod
+    def of(
+        cls, model: Model, x: Tensor, y: Tensor, loss: Loss = "mse", params: Selection = None
+    ) -> Surface:
+        """Read and check a model, its samples and their targets.
+
+        Raises:
+            TypeError: x or y is no tensor, dtypes that do not go together, an output that is not one tensor.
+            ValueError: no samples, targets that do not fit the outputs, an unknown loss, several parameter
+                points, NaN or infinity; models that :func:`llr.jacobian` refuses.
+        """
+        problem = read_problem(model, x, params, torch.float64)
+        if problem.columns.points is not None:
+            raise ValueError(
+                f"params has {problem.columns.points} parameter points; expected one (no leading batch)"
+            )
+        if len(problem.x) == 0:
+            raise ValueError("x has no samples; expected at least one")
+        values = {name: v.detach() for name, v in problem.columns.values.items()}
+        with problem.spared_buffers() as changed:
+            refuse_behaviour(lambda x: problem.call(values, x, {}), changed, problem.x)
+        given = params if isinstance(params, Mapping) else dict(cast(nn.Module, model).named_parameters())
+        eps = max(torch.finfo(given[name].dtype).eps for name in values)
+        theta = torch.cat([v.reshape(-1) for v in values.values()])
+        with torch.no_grad():
+            outputs = cls(problem, y, loss, theta, eps).outputs(theta)
+            surface = cls(problem, _targets(y, outputs, loss), loss, theta, eps)
+            value = surface._function(outputs, surface.y)
+        if not isinstance(value, Tensor) or value.numel() != 1:
+            shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(
+                f"loss returned {shape}; expected a tensor with the one number to be minimised"
+            )
+        return surface
+
+    def outputs(self, theta: Tensor) -> Tensor:
+        """(n, ...): the model at these parameters."""
+        values = {
+            name: theta[s].view(self.problem.columns.values[name].shape)
+            for name, s in self.problem.columns.slices().items()
+        }
+        outputs = self.problem.call(values, self.problem.x.clone())  # a forward may work in place
+        if not isinstance(outputs, Tensor):
+            raise TypeError(
+                f"the model's output is {type(outputs).__name__}; expected one tensor (n, ...)"
+            )
+        return outputs
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        """The loss at these parameters."""
+        return self.of_outputs(self.outputs(theta))
+
+    def of_outputs(self, outputs: Tensor) -> Tensor:
+        """The loss of these outputs."""
+        return self._function(outputs, self.y).reshape(())
+
+    def linearized(self) -> Linearization:
+        """The outputs to first order, at the model's parameters."""
+        outputs, pull = vjp(self.outputs, self.theta)
+        _, push = vjp(lambda u: pull(u)[0], torch.zeros_like(outputs))
+        return Linearization(
+            outputs, lambda v: cast(Tensor, push(v)[0]), lambda u: cast(Tensor, pull(u)[0])
+        )
+
+    @property
+    def _function(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
+
+
+@dataclass(frozen=True, eq=False)
+class Linearization:
+    """What a small change of the parameters does to the outputs."""
+
+    outputs: Tensor
+    push: Callable[[Tensor], Tensor]
+    """(P,) -> (n, ...): J v."""
+    pull: Callable[[Tensor], Tensor]
+    """(n, ...) -> (P,): J' u."""
+
+
+def _targets(y: Tensor, outputs: Tensor, loss: Loss) -> Tensor:
+    """The targets as the loss takes them, checked."""
+    if not isinstance(y, Tensor):
+        raise TypeError(f"y is {type(y).__name__}; expected a tensor (torch.as_tensor(y))")
+    if y.device != outputs.device:
+        raise ValueError(f"y is on {y.device} but x is on {outputs.device}; expected one device")
+    if y.is_floating_point():
+        y = y.detach().double()
+        if not bool(torch.isfinite(y).all()):
+            where = tuple(int(i) for i in (~torch.isfinite(y)).nonzero()[0])
+            raise ValueError(f"y is {float(y[where])} at index {where}; expected finite numbers")
+    if callable(loss):
+        return y
+    if loss not in LOSSES:
+        raise ValueError(
+            f"loss is {loss!r}; expected one of {', '.join(map(repr, LOSSES))}, or a function of the outputs "
+            "and y"
+        )
+    n, shape = len(outputs), tuple(outputs.shape)
+    if loss == "cross_entropy":
+        _check_classes(y, outputs)
+        return y
+    # One number per sample may come as (n,) or (n, 1); anything else would be broadcast to (n, n).
+    if tuple(y.shape) != shape and not (outputs.numel() == n and tuple(y.shape) in ((n,), (n, 1))):
+        raise ValueError(f"y has shape {tuple(y.shape)}; expected {shape} as the model's outputs")
+    return y.double().reshape(shape)
+
+
+def _check_classes(y: Tensor, outputs: Tensor) -> None:
+    n, shape = len(outputs), tuple(outputs.shape)
+    if len(shape) != 2:
+        raise ValueError(f"the model's outputs have shape {shape}; cross_entropy expects (n, classes)")
+    if y.is_floating_point():
+        if tuple(y.shape) != shape:
+            raise ValueError(
+                f"y has shape {tuple(y.shape)}; expected classes as integers ({n},), or probabilities {shape}"
+            )
+        return
+    if tuple(y.shape) != (n,) or bool(((y < 0) | (y >= shape[1])).any()):
+        raise ValueError(
+            f"y has shape {tuple(y.shape)} and values from {int(y.min())} to {int(y.max())}; expected ({n},) "
+            f"classes from 0 to {shape[1] - 1}"
+        )
