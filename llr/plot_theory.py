@@ -81,7 +81,7 @@ def branches(found: Branches, ax: Axes | None = None) -> Axes:
         ax.plot(row.codimension, place, "o", ms=5, color=COLOURS[0])
         ax.plot(row.tangent, place, "o", ms=5, mfc="white", mew=1.2, color=COLOURS[0])
     ax.axvline(found.n_params, color=GREY, ls=(0, (4, 2)), lw=1, label=f"$P = {found.n_params}$")
-    _name(ax, [row.name for row in rows])
+    _name(ax, [row.description for row in rows])
     ax.set_xlabel(r"observations: $\dim\,T$ (open) to codimension (full)")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="lower right")

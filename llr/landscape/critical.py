@@ -16,7 +16,7 @@ from llr.problem import Model
 from llr.surroundings import outside_inference_mode
 
 # How far above the effect of rounding a gradient may be and still count as one of rounding alone.
-_MARGIN = 10.0
+_MARGIN = 100.0
 _POWER_STEPS = 30
 
 
@@ -35,7 +35,7 @@ class Criticality:
         relative: gradient_norm / (sigma_1 ||e||), between 0 and about 1; 0 where e = 0.
         rounding: how large rounding alone can make the gradient: of the parameters in the precision in which
             they are stored, and of the sums.
-        critical: whether gradient_norm is at most ten times that, or `relative` at most the `rtol` given.
+        critical: whether gradient_norm is at most a hundred times that, or `relative` at most the `rtol` given.
     """
 
     loss: float
@@ -110,7 +110,9 @@ def criticality(
     gradient, pull = vjp(grad(surface), surface.theta)
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, surface.theta.shape, generator=generator) * 2 - 1
-    moved = pull(surface.theta * signs.to(surface.theta))[0]  # H times a rounding of every parameter
+    moved = pull(surface.theta * signs.to(surface.theta))[
+        0
+    ]  # H times a rounding of every parameter
     sigma = _largest_singular_value(linear, generator)
     norm, residual = float(gradient.norm()), float(error.norm())
     most = sigma * residual

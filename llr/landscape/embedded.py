@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from llr.landscape.spectra import HessianSpectrum, dense_hessian, spectrum_of
-from llr.landscape.surface import Loss, Surface
+from llr.landscape.spectra import HessianSpectrum, check_affordable, spectrum_of
+from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.surroundings import outside_inference_mode
+
+
+class Embedding(Protocol):
+    """How parameters of a narrow network become those of a wide one."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """(P_wide, P_narrow): A of theta_wide = A theta_narrow (+ a constant)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +136,7 @@ def embedded_spectrum(
         )
     for surface in (above, below):
         check_affordable(surface)
-    H_narrow, H_wide = dense_hessian(below), dense_hessian(above)
+    H_narrow, H_wide = hessian_of(below, below.theta), hessian_of(above, above.theta)
     Q = torch.linalg.qr(A, mode="complete").Q
     image, complement = Q[:, : A.shape[1]], Q[:, A.shape[1] :]
     compressed = A.mT @ H_wide @ A

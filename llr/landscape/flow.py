@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,9 +14,237 @@ from torch import Tensor
 from torch.func import grad
 
 from llr.jacobian import evaluate
-from llr.landscape.spectra import check_affordable, dense_hessian
-from llr.landscape.surface import Loss, Surface
+from llr.landscape.spectra import check_affordable
+from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.parameters import Selection
 from llr.problem import Model
 from llr.spectrum import count, svdvals
 from llr.surroundings import outside_inference_mode
+
+_LEAST_POINTS = 3  # of a slope that is worth the name
+_NOISE = 1e3  # residuals of fewer integration errors than this are noise
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast gradient flow contracts small residuals.
+
+    Attributes:
+        rate: the smallest nonzero eigenvalue of J J'/n: in the long run residuals fall like exp(-rate t), and the
+            loss like exp(-2 rate t).
+        fastest: the largest one; ``fastest / rate`` is the stiffness of the flow.
+        rank: how many are not zero: the numerical rank of J.
+        ambiguous: whether that rank, and with it the rate, hangs on a tolerance.
+        n_samples: n.
+        n_observations: samples times outputs.
+        n_params: P.
+    """
+
+    rate: float
+    fastest: float
+    rank: int
+    ambiguous: bool
+    n_samples: int
+    n_observations: int
+    n_params: int
+
+    def __float__(self) -> float:
+        return self.rate
+
+    def __str__(self) -> str:
+        """One line: the rate, the stiffness and the rank."""
+        doubt = "; AMBIGUOUS: some singular values are near the tolerance" if self.ambiguous else ""
+        return (
+            f"rate {self.rate:.4g}, fastest {self.fastest:.4g}; rank {self.rank} from {self.n_observations} "
+            f"observations of {self.n_params} parameters{doubt}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Flow:
+    """A solution of d theta / dt = - grad loss.
+
+    Attributes:
+        times: (T,).
+        losses: (T,).
+        parameters: (T, P) float64, columns as in :func:`llr.layout`.
+        decay: for "mse", how fast the root of the loss falls: the slope of its logarithm over the later half of the
+            times at which it exceeds the errors of integration; None with fewer than three of them.
+        evaluations: how many gradients were taken.
+    """
+
+    times: Tensor
+    losses: Tensor
+    parameters: Tensor
+    decay: float | None
+    evaluations: int
+
+    def __str__(self) -> str:
+        """One line: from which loss to which, and the decay."""
+        decay = "" if self.decay is None else f", residuals falling like exp(-{self.decay:.4g} t)"
+        return (
+            f"loss {float(self.losses[0]):.4g} to {float(self.losses[-1]):.4g} from time "
+            f"{float(self.times[0]):g} to {float(self.times[-1]):g}{decay}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON; the parameters at the last time only."""
+        return {
+            "times": self.times.tolist(),
+            "losses": self.losses.tolist(),
+            "parameters": self.parameters[-1].tolist(),
+            "decay": self.decay,
+            "evaluations": self.evaluations,
+        }
+
+
+@outside_inference_mode
+def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | None = None) -> Rate:
+    """How fast gradient flow on ``1/(2n) sum r^2`` returns to the model's function on these samples.
+
+    Near parameters of zero loss the residuals follow dr/dt = -(J J'/n) r. If J keeps its rank nearby (as it does with
+    a rank of n q, or of P, or at generic points of a branch that is linearly stable, see
+    :func:`llr.landscape.branches`), they die out like exp(-rate t). Elsewhere some may fall more slowly.
+
+    Args:
+        model: a module, or a callable f(params, x), at the minimum: the targets are its own outputs.
+        x: (n, ...) samples.
+        params: which parameters may move, as for :func:`llr.jacobian`.
+        rtol: which singular values of J count as zero, relative to the largest, as for :func:`llr.tolerance`.
+
+    Returns:
+        A `Rate`, in inverse units of time, with learning rate 1.
+
+    Raises:
+        ValueError: no samples, J = 0, and what :func:`llr.jacobian` refuses.
+
+    Source: docs/theory.md, 9.3; Zhang et al., "Structure and Gradient Dynamics Near Global Minima of Two-layer
+    Neural Networks" (2023).
+
+    Example:
+        >>> import torch
+        >>> from llr.landscape import rate
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> float(rate(model, torch.tensor([[3.0, 0.0], [0.0, 1.0]])))
+        0.5
+    """
+    J = evaluate(model, x, params=params, dtype=torch.float64)[0]
+    if J.dim() != 3 or len(J) == 0:
+        raise ValueError(
+            f"the Jacobian has shape {tuple(J.shape)}; expected (n, q, P) of one parameter point and at least one "
+            "sample"
+        )
+    n, q, P = J.shape
+    values = svdvals(J.reshape(n * q, P))
+    counted = count(values, n * q, P, rtol=rtol)
+    rank = int(counted.rank)
+    if rank == 0:
+        raise ValueError("the Jacobian on these samples is zero; gradient flow stands still")
+    eigenvalues = values**2 / n
+    return Rate(
+        rate=float(eigenvalues[rank - 1]),
+        fastest=float(eigenvalues[0]),
+        rank=rank,
+        ambiguous=bool(counted.ambiguous),
+        n_samples=n,
+        n_observations=n * q,
+        n_params=P,
+    )
+
+
+@outside_inference_mode
+def flow(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    times: Sequence[float] | Tensor,
+    loss: Loss = "mse",
+    *,
+    rtol: float = 1e-11,
+    atol: float = 1e-13,
+    params: Selection = None,
+) -> Flow:
+    """Follow the gradient flow of a loss from the model's parameters, and measure how fast residuals fall.
+
+    Gradient descent with a learning rate that tends to zero, integrated with adaptive steps (LSODA, with the
+    Hessian where the flow is stiff). For small networks: every stiff step factors a P x P matrix.
+
+    Args:
+        model: a module, or a callable f(params, x); it is not changed.
+        x: (n, ...) samples.
+        y: targets, as for :func:`llr.landscape.criticality`.
+        times: at which times to record, increasing, from 0 on; the flow starts at time 0.
+        loss: "mse", "cross_entropy" or a function, as there.
+        rtol: relative error allowed per step.
+        atol: absolute error allowed per step.
+        params: which parameters move, as for :func:`llr.jacobian`.
+
+    Returns:
+        A `Flow`.
+
+    Raises:
+        ValueError: times that do not increase from 0 on, tolerances that are not positive, a Hessian beyond the
+            memory budget; and what :func:`llr.landscape.criticality` refuses.
+        RuntimeError: the integration failed, with its reason.
+
+    Source: docs/theory.md, 9.3; Petzold, "Automatic selection of methods for solving stiff and nonstiff systems",
+    SIAM J. Sci. Stat. Comput. 4 (1983).
+
+    Example:
+        >>> import torch
+        >>> from llr.landscape import flow
+        >>> model = torch.nn.Linear(1, 1, bias=False).double()
+        >>> x = torch.tensor([[2.0]]).double()
+        >>> round(flow(model, x, 3 * x, [0.0, 1.0, 2.0, 3.0, 4.0]).decay, 6)
+        4.0
+    """
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value!r}; expected a positive number")
+    at = np.asarray(times, dtype=np.float64)
+    if at.ndim != 1 or len(at) < 2 or at[0] < 0 or not bool((np.diff(at) > 0).all()):
+        raise ValueError(f"times is {times!r}; expected at least two increasing numbers from 0 on")
+    surface = Surface.of(model, x, y, loss, params)
+    check_affordable(surface)
+
+    def vector(theta: np.ndarray) -> Tensor:
+        return torch.from_numpy(theta).to(surface.theta)
+
+    slope = grad(surface)
+    solution = solve_ivp(
+        lambda _, theta: -slope(vector(theta)).cpu().numpy(),
+        (0.0, float(at[-1])),
+        surface.theta.cpu().numpy(),
+        method="LSODA",
+        t_eval=at,
+        jac=lambda _, theta: -hessian_of(surface, vector(theta)).cpu().numpy(),
+        rtol=rtol,
+        atol=atol,
+    )
+    if not solution.success:
+        raise RuntimeError(f"gradient flow could not be integrated: {solution.message}")
+    parameters = torch.from_numpy(np.ascontiguousarray(solution.y.T))
+    with torch.no_grad():
+        losses = torch.stack([surface(vector(theta)) for theta in solution.y.T]).cpu()
+        size = float(surface.outputs(surface.theta).square().mean().sqrt())
+    residuals = (2 * losses).sqrt() if loss == "mse" else losses.new_zeros(0)
+    return Flow(
+        times=torch.from_numpy(at),
+        losses=losses,
+        parameters=parameters,
+        decay=_decay(at, residuals.numpy(), _NOISE * rtol * size),
+        evaluations=int(solution.nfev),
+    )
+
+
+def _decay(times: np.ndarray, residuals: np.ndarray, noise: float) -> float | None:
+    """The slope of -log residual over the later half of the times at which it is above the noise."""
+    usable = int((residuals > noise).sum())
+    tail = slice(usable // 2, usable)
+    if usable - usable // 2 < _LEAST_POINTS or not bool((residuals[tail] > noise).all()):
+        return None
+    return float(-np.polyfit(times[tail], np.log(residuals[tail]), 1)[0])

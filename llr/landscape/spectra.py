@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,10 +11,10 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
-from torch.func import grad, hessian, vjp, vmap
+from torch.func import grad, vjp
 
 from llr.jacobian import evaluate
-from llr.landscape.surface import Loss, Surface
+from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.memory import fits, format_bytes, memory_budget
 from llr.parameters import Selection
 from llr.problem import Model
@@ -25,7 +26,7 @@ Method = Literal["auto", "dense", "lanczos"]
 
 _SMALL = 1000  # parameters up to which all eigenvalues are as quick to find as a few
 _FEW = 10
-_COLUMNS_AT_ONCE = 64
+_PRECISION = 1e-9  # of Lanczos, relative to twice the largest eigenvalue
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +39,8 @@ class HessianSpectrum:
         tolerance: eigenvalues of at most this size count as zero.
         index: how many are below -tolerance.
         nullity: how many are within the tolerance; None where not all eigenvalues are known.
-        complete: whether `index` is final: all eigenvalues are known, or the largest of those at the
-            lower end is not negative.
+        complete: whether `index` is final: all eigenvalues are known, or the smallest is not negative. (Lanczos
+            may miss copies of a multiple eigenvalue.)
         gap: smallest size that counts over largest that does not, the tolerance standing in for either where
             there is none; a nullity with a gap near 1 hangs on the tolerance.
         n_params: P.
@@ -143,40 +144,40 @@ def hessian_spectrum(
     P = len(surface.theta)
     if k is not None and not 1 <= k <= P:
         raise ValueError(f"k is {k!r}; expected an integer from 1 to the number of parameters, {P}")
-    needed = 3 * 8 * P * P
-    affordable = fits(needed, surface.theta.device)
     if method == "auto":
-        method = "dense" if affordable and (k is None or P <= _SMALL) else "lanczos"
-    if method == "dense" and not affordable:
-        raise ValueError(
-            f"the Hessian of {P} parameters takes {format_bytes(needed)}, more than the memory budget of "
-            f"{format_bytes(memory_budget(surface.theta.device))}; take method='lanczos', or raise the budget with "
-            "llr.set_memory_budget(bytes)"
-        )
+        few = k is not None and P > _SMALL
+        method = "lanczos" if few or not fits(_hessian_bytes(P), surface.theta.device) else "dense"
     if method == "lanczos":
-        k = min(_FEW, P // 4) if k is None else k
-        if not 1 <= k or 2 * k >= P:
+        k = max(1, min(_FEW, (P - 1) // 2)) if k is None else k
+        if 2 * k >= P:
             raise ValueError(
-                f"k is {k}, but Lanczos finds fewer than all eigenvalues: less than half of {P} at each end; "
-                "take method='dense'"
+                f"k is {k}, but Lanczos finds fewer than half of the {P} eigenvalues at each end; take "
+                "method='dense'"
             )
         return _judged(kind, _lanczos(surface, kind, k), rtol, P, "lanczos")
+    check_affordable(surface)
     if kind == "gauss-newton":
         return _gauss_newton_spectrum(model, x, params, surface, rtol)
-    return spectrum_of(dense_hessian(surface), rtol)
+    return spectrum_of(hessian_of(surface, surface.theta), rtol)
 
 
-def dense_hessian(surface: Surface) -> Tensor:
-    """(P, P), symmetric."""
-    _, pull = vjp(grad(surface), surface.theta)
-    eye = torch.eye(len(surface.theta), dtype=torch.float64, device=surface.theta.device)
-    H = vmap(lambda v: pull(v)[0], chunk_size=_COLUMNS_AT_ONCE)(eye)
-    return (H + H.mT) / 2
+def check_affordable(surface: Surface) -> None:
+    """Raise ValueError if the Hessian and what its eigenvalues take are beyond the memory budget."""
+    P, device = len(surface.theta), surface.theta.device
+    needed = _hessian_bytes(P)
+    if not fits(needed, device):
+        raise ValueError(
+            f"the Hessian of {P} parameters takes {format_bytes(needed)}, more than the memory budget of "
+            f"{format_bytes(memory_budget(device))}; take hessian_spectrum(method='lanczos'), or raise the "
+            "budget with llr.set_memory_budget(bytes)"
+        )
 
 
-def spectrum_of(
-    H: Tensor, rtol: float | None = None, kind: Kind = "full"
-) -> HessianSpectrum:
+def _hessian_bytes(P: int) -> int:
+    return 3 * 8 * P * P
+
+
+def spectrum_of(H: Tensor, rtol: float | None = None, kind: Kind = "full") -> HessianSpectrum:
     """All eigenvalues of a symmetric matrix."""
     return _judged(kind, torch.linalg.eigvalsh(H), rtol, len(H), "dense")
 
@@ -185,7 +186,8 @@ def _judged(
     kind: Kind, eigenvalues: Tensor, rtol: float | None, P: int, method: Method
 ) -> HessianSpectrum:
     """Eigenvalues, ascending, with the tolerance that rounding calls for."""
-    rtol = 10 * torch.finfo(torch.float64).eps * P if rtol is None else rtol
+    if rtol is None:
+        rtol = 10 * torch.finfo(torch.float64).eps * P if method == "dense" else 4 * _PRECISION
     return _counted(kind, eigenvalues, rtol * float(eigenvalues.abs().max()), P, method)
 
 
@@ -204,7 +206,7 @@ def _counted(
         tolerance=tol,
         index=index,
         nullity=int(zero.sum()) if whole else None,
-        complete=whole or index < len(eigenvalues) // 2,
+        complete=whole or index == 0,
         gap=above / below if below > 0 else math.inf,
         n_params=P,
         method=method,
@@ -235,7 +237,7 @@ def _output_curvature(surface: Surface) -> tuple[Tensor, Tensor | None]:
         outputs = surface.outputs(surface.theta)
     if surface.loss == "mse":
         return torch.full_like(outputs.reshape(-1), 1 / len(outputs)), None
-    flat = hessian(lambda o: surface.of_outputs(o.view(outputs.shape)))(outputs.reshape(-1))
+    flat = hessian_of(lambda o: surface.of_outputs(o.view(outputs.shape)), outputs.reshape(-1))
     values, vectors = torch.linalg.eigh(flat)
     # A convex loss's curvatures are negative by rounding only.
     slack = 10 * torch.finfo(torch.float64).eps * len(values) * float(values.abs().max())
@@ -257,15 +259,21 @@ def _lanczos(surface: Surface, kind: Kind, k: int) -> Tensor:
         def product(v: Tensor) -> Tensor:
             return linear.pull(curve(linear.push(v))[0])
 
-    def matvec(v: np.ndarray) -> np.ndarray:
+    def times(v: np.ndarray) -> np.ndarray:
         return product(torch.from_numpy(v.reshape(-1)).to(theta)).cpu().numpy()
 
-    start = torch.randn(P, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    found = eigsh(
-        LinearOperator((P, P), matvec=matvec, dtype=np.float64),
-        k=2 * k,
-        which="BE",
-        v0=start.numpy(),
-        return_eigenvectors=False,
-    )
-    return torch.from_numpy(np.sort(found))
+    start = torch.randn(P, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()
+    if not times(start).any():
+        return torch.zeros(2 * k, dtype=torch.float64)
+
+    def ends(
+        times: Callable[[np.ndarray], np.ndarray], k: int, which: str, tol: float
+    ) -> np.ndarray:
+        operator = LinearOperator((P, P), matvec=times, dtype=np.float64)
+        found = eigsh(operator, k=k, which=which, v0=start, tol=tol, return_eigenvectors=False)
+        return np.sort(found)
+
+    # Convergence is measured relative to each eigenvalue, and many are 0: all are large behind a shift.
+    shift = 2 * abs(ends(times, 1, "LM", 0.1)[0])
+    shifted = ends(lambda v: times(v) + shift * v.reshape(-1), 2 * k, "BE", _PRECISION)
+    return torch.from_numpy(shifted - shift)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import vjp
+from torch.func import grad, vjp, vmap
 
-from llr.parameters import Selection
+from llr.parameters import Columns, Selection
 from llr.probes import refuse_behaviour
 from llr.problem import Model, Problem, read_problem
+
+_COLUMNS_AT_ONCE = 64  # of a Hessian
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 """A name of :data:`LOSSES`, or a function of the outputs (n, ...) and the targets to a single number."""
@@ -61,9 +63,15 @@ class Surface:
         if len(problem.x) == 0:
             raise ValueError("x has no samples; expected at least one")
         values = {name: v.detach() for name, v in problem.columns.values.items()}
+        fixed = {name: v.detach() for name, v in problem.columns.fixed.items()}
+        problem = replace(problem, columns=Columns(values, fixed))
         with problem.spared_buffers() as changed:
             refuse_behaviour(lambda x: problem.call(values, x, {}), changed, problem.x)
-        given = params if isinstance(params, Mapping) else dict(cast(nn.Module, model).named_parameters())
+        given = (
+            params
+            if isinstance(params, Mapping)
+            else dict(cast(nn.Module, model).named_parameters())
+        )
         eps = max(torch.finfo(given[name].dtype).eps for name in values)
         theta = torch.cat([v.reshape(-1) for v in values.values()])
         with torch.no_grad():
@@ -111,6 +119,14 @@ class Surface:
         return LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
 
 
+def hessian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """(N, N), symmetric: the second derivatives of a function of a vector (N,)."""
+    _, pull = vjp(grad(function), at)
+    eye = torch.eye(len(at), dtype=at.dtype, device=at.device)
+    H = vmap(lambda v: pull(v)[0], chunk_size=_COLUMNS_AT_ONCE)(eye)
+    return cast(Tensor, (H + H.mT) / 2)
+
+
 @dataclass(frozen=True, eq=False)
 class Linearization:
     """What a small change of the parameters does to the outputs."""
@@ -153,7 +169,9 @@ def _targets(y: Tensor, outputs: Tensor, loss: Loss) -> Tensor:
 def _check_classes(y: Tensor, outputs: Tensor) -> None:
     n, shape = len(outputs), tuple(outputs.shape)
     if len(shape) != 2:
-        raise ValueError(f"the model's outputs have shape {shape}; cross_entropy expects (n, classes)")
+        raise ValueError(
+            f"the model's outputs have shape {shape}; cross_entropy expects (n, classes)"
+        )
     if y.is_floating_point():
         if tuple(y.shape) != shape:
             raise ValueError(

@@ -22,7 +22,7 @@ PARITY: dict[str, Parity] = {
     "sin": "sin",
     "polynomial": "polynomial",
 }
-"""How s(-z) follows from s(z): -s(z), 1 - s(z), or s(z) - z; the last two classes have theorems of their own."""
+"""How s(-z) follows from s(z): as -s(z), 1 - s(z), or s(z) - z. Sine and polynomials go by other theorems."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,9 @@ def _net_weight(
     parity = PARITY[net.activation]
     if parity == "sin":
         return ()
-    factors = signs if parity in ("odd", "odd+const") else scales
+    factors = scales
+    if parity in ("odd", "odd+const"):
+        factors = [Fraction(sign) for sign in signs]
     rows = [[f * v for v in net.a[i]] for i, f in zip(members, factors, strict=True)]
     return tuple(sum(column, Fraction(0)) for column in zip(*rows, strict=True))
 

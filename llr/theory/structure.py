@@ -141,16 +141,16 @@ def read_structure(model: nn.Module) -> Structure:
     """The structure of the theory that the model has, at its parameters.
 
     Args:
-        model: an MLP as `llr.jacobian` recognises it, or a model of :mod:`llr.models`; every parameter counts.
+        model: an MLP as `llr.jacobian` recognises it, or one of :mod:`llr.models`; all parameters count.
 
     Raises:
         TypeError: no module.
         ValueError: a model of none of these structures, frozen parameters, parameters that are not finite.
 
     Example:
-        >>> import torch
+        >>> from llr.models import TwoLayer
         >>> from llr.theory import read_structure
-        >>> read_structure(torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))).m
+        >>> read_structure(TwoLayer(2, 3)).m
         3
     """
     if not isinstance(model, nn.Module):
@@ -174,8 +174,8 @@ def read_structure(model: nn.Module) -> Structure:
     for name, p in model.named_parameters():
         if id(p) not in used:
             raise ValueError(
-                f"parameter {name!r} belongs to no layer of the {mlp}; remove it, or let llr.model_rank(model) "
-                "find the rank numerically"
+                f"parameter {name!r} belongs to no layer of the {mlp}; remove it, or let "
+                "llr.model_rank(model) find the rank numerically"
             )
     weights = tuple(exact_matrix(W) for W in mlp.weights)
     biases = tuple(None if b is None else exact_row(b) for b in mlp.biases)
@@ -242,7 +242,7 @@ def _check_parameters(model: nn.Module) -> None:
     for name, p in model.named_parameters():
         if not p.requires_grad:
             raise ValueError(
-                f"parameter {name!r} is frozen, but the theory counts every parameter; set requires_grad=True, "
+                f"parameter {name!r} is frozen, but the theory counts all parameters; set requires_grad=True "
                 "or let llr.model_rank(model) find the rank of the others numerically"
             )
         bad = ~torch.isfinite(p.detach())
@@ -299,8 +299,8 @@ def warn_of_near_copies(rows: Sequence[Row], what: str = "neurons", stacklevel: 
     for i, j in near.nonzero().tolist():
         if rows[i] != rows[j] and rows[i] != tuple(-v for v in rows[j]):
             warnings.warn(
-                f"{what} {i} and {j} differ by {float(gaps[i, j]):.1e} only, and count as different: the theory "
-                "goes by exact equality. Merge them first if they are meant to be the same",
+                f"{what} {i} and {j} differ by {float(gaps[i, j]):.1e} only, and count as different: the "
+                "theory goes by exact equality. Merge them first if they are meant to be the same",
                 stacklevel=stacklevel,
             )
             return

@@ -1,0 +1,307 @@
+"""The parameters of a two-layer network that represent one function: branches, and their dimensions."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from llr.landscape.target import Target, read_target
+
+Role = Literal["", "free", "centred", "balanced"]
+Isolation = Literal["not isolated", "undecided", "isolated"]
+
+_MOST = 10_000  # rows that anybody may want to look at
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One kind of parameters that represent the target, by what its neurons do.
+
+    Attributes:
+        copies: how many neurons lie on each neuron of the target, largest first; their outgoing weights add to it.
+        phantoms: the sizes of groups of neurons on any other hyperplane, whose outgoing weights add to 0.
+        constants: how many neurons have w = 0.
+        role: what those do: "free", at any bias, the output bias (or a neuron's outgoing weights) making up for
+            them; "centred", with bias 0; "balanced", with contributions that add to 0.
+        dimension: of the branch, a manifold near its generic points.
+        tangent: dim T at generic points: what the function can do to first order.
+        assignments: in how many ways the numbered neurons can take these parts.
+        orientations: how many choices of signs each of those has.
+        n_params: P.
+    """
+
+    copies: tuple[int, ...]
+    phantoms: tuple[int, ...]
+    constants: int
+    role: Role
+    dimension: int
+    tangent: int
+    assignments: int
+    orientations: int
+    n_params: int
+
+    @property
+    def codimension(self) -> int:
+        """P - dim Q, never less than dim T: from so many observations on it is isolated."""
+        return self.n_params - self.dimension
+
+    @property
+    def linearly_stable(self) -> bool:
+        """Whether the Hessian on enough samples is positive in all directions that leave the branch."""
+        return self.codimension == self.tangent
+
+    def isolation(self, n: int) -> Isolation:
+        """Whether n observations set the branch apart from the other parameters that fit them.
+
+        Args:
+            n: observations (a sample, and an output) of almost every choice.
+
+        Returns:
+            "not isolated": near its generic points parameters of zero loss are a manifold of higher dimension.
+            "isolated": almost every point of it has a neighbourhood in which all others are of another loss.
+            "undecided": n is between dim T and the codimension, and counting dimensions does not tell.
+
+        Raises:
+            ValueError: n is negative.
+        """
+        if n < 0:
+            raise ValueError(f"n is {n}; expected a number of observations >= 0")
+        if n < self.tangent:
+            return "not isolated"
+        return "isolated" if n >= self.codimension else "undecided"
+
+    @property
+    def description(self) -> str:
+        """What the neurons do, in words."""
+        parts = []
+        if self.copies:
+            parts.append(f"copies {_sum(self.copies)}")
+        if self.phantoms:
+            parts.append(f"phantoms {_sum(self.phantoms)}")
+        if self.constants:
+            parts.append(f"constant {self.constants} ({self.role})")
+        return ", ".join(parts) or "no neurons"
+
+    def __str__(self) -> str:
+        """One line: the neurons, the dimensions, from how many observations on it is isolated."""
+        stable = ", linearly stable" if self.linearly_stable else ""
+        return (
+            f"{self.description}: dimension {self.dimension} of {self.n_params}, dim T {self.tangent}; not isolated "
+            f"below {self.tangent} observations, isolated from {self.codimension} on{stable}; {self.assignments} "
+            f"assignments"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and properties as plain values for JSON."""
+        return {
+            **asdict(self),
+            "copies": list(self.copies),
+            "phantoms": list(self.phantoms),
+            "codimension": self.codimension,
+            "linearly_stable": self.linearly_stable,
+        }
+
+
+@dataclass(frozen=True)
+class Branches:
+    """All branches of a function in a width, the most quickly isolated ones first; a sequence of `Branch`.
+
+    Attributes:
+        rows: the branches.
+        width: m.
+        neurons: k, how many neurons the function needs.
+        n_params: P.
+    """
+
+    rows: tuple[Branch, ...]
+    width: int
+    neurons: int
+    n_params: int
+
+    def __iter__(self) -> Iterator[Branch]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Branch:
+        return self.rows[index]
+
+    def __str__(self) -> str:
+        """A table with one row per branch."""
+        head = ("neurons", "dim", "dim T", "isolated from", "stable", "assignments")
+        table = [head] + [
+            (
+                b.description,
+                str(b.dimension),
+                str(b.tangent),
+                str(b.codimension),
+                "yes" if b.linearly_stable else "no",
+                str(b.assignments),
+            )
+            for b in self.rows
+        ]
+        sizes = [max(map(len, column)) for column in zip(*table, strict=True)]
+        lines = [
+            "  ".join(
+                [
+                    row[0].ljust(sizes[0]),
+                    *(v.rjust(s) for v, s in zip(row[1:], sizes[1:], strict=True)),
+                ]
+            )
+            for row in table
+        ]
+        title = (
+            f"{len(self)} branches of a function of {self.neurons} neurons in width {self.width}, "
+            f"{self.n_params} parameters (docs/theory.md, 9.2)"
+        )
+        return "\n".join([title, *lines])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        return {**asdict(self), "rows": [b.to_dict() for b in self.rows]}
+
+
+def branches(target: nn.Module, width: int) -> Branches:
+    """The branches of global minima of zero generalisation error: every way to represent a function in a width.
+
+    Parameters of one function are a union of manifolds, one for each way to deal the neurons out: on the
+    target's neurons, in phantom groups that cancel, to constants. Few samples have other global minima
+    everywhere near a branch; from `codimension` observations on, almost every point of it is isolated from them.
+
+    Args:
+        target: a two-layer network with an odd activation (tanh, erf): the function. Redundant neurons are
+            reduced first. Whether it has biases decides whether the wide network has them.
+        width: m, hidden neurons of the wide network.
+
+    Returns:
+        `Branches`, sorted by codimension. For q outputs an observation is one output of one sample. Branches
+        with the same sizes differ in which neuron does what; a row stands for all of them (``assignments``).
+
+    Raises:
+        TypeError: no module.
+        ValueError: another structure or activation, a width in which the function does not fit, or one
+            with more than 10,000 rows.
+
+    Source: docs/theory.md, 9.2; Zhang et al., "Structure and Gradient Dynamics Near Global Minima of Two-layer
+    Neural Networks" (2023).
+
+    Example:
+        >>> from llr.landscape import branches
+        >>> from llr.models import TwoLayer
+        >>> for branch in branches(TwoLayer(2, 1), 2):
+        ...     print(branch.description, branch.dimension, branch.tangent, branch.codimension)
+        copies 1, phantoms 1 3 5 5
+        copies 1, constant 1 (centred) 1 7 7
+        copies 2 1 4 7
+    """
+    function = read_target(target)
+    if not isinstance(width, int) or width < 0:
+        raise ValueError(f"width is {width!r}; expected a number of neurons")
+    least = function.k + (0 if function.output_bias or not function.shifted else 1)
+    if width < least:
+        raise ValueError(
+            f"width is {width}, but the function needs {least} neurons"
+            + (
+                " (one of them for its constant, for want of an output bias)"
+                if least > function.k
+                else ""
+            )
+        )
+    rows = []
+    for branch in _rows(function, width):
+        rows.append(branch)
+        if len(rows) > _MOST:
+            raise ValueError(
+                f"width is {width}, in which a function of {function.k} neurons has more than {_MOST:,} "
+                "branches; expected a smaller one"
+            )
+    rows.sort(key=lambda b: (b.codimension, b.tangent, b.constants, b.phantoms))
+    return Branches(tuple(rows), width, function.k, function.n_params(width))
+
+
+def _rows(target: Target, m: int) -> Iterator[Branch]:
+    for z in range(m - target.k + 1):
+        for spare in range(m - target.k - z + 1):
+            for copies in _partitions(m - z - spare, target.k):
+                for count in range(spare + 1):
+                    for phantoms in _partitions(spare, count):
+                        for role, dimension, tangent in _constant_parts(target, z):
+                            yield _branch(target, m, copies, phantoms, z, role, dimension, tangent)
+
+
+def _branch(
+    target: Target,
+    m: int,
+    copies: tuple[int, ...],
+    phantoms: tuple[int, ...],
+    z: int,
+    role: Role,
+    dimension: int,
+    tangent: int,
+) -> Branch:
+    """The branch, given what its constant neurons (and the output bias) contribute."""
+    q, free = target.q, target.d + target.beta
+    dimension += sum((n - 1) * q for n in copies) + sum(free + (s - 1) * q for s in phantoms)
+    tangent += sum(q + min(n, q) * free for n in copies)
+    tangent += sum(q + min(s - 1, q) * free for s in phantoms)
+    dealt = math.factorial(m) // math.prod(map(math.factorial, (*copies, *phantoms, z)))
+    alike = math.prod(map(math.factorial, Counter(copies).values()))
+    orders = math.factorial(len(copies)) // alike  # which neuron of the target has how many
+    unnamed = math.prod(map(math.factorial, Counter(phantoms).values()))
+    return Branch(
+        copies=copies,
+        phantoms=phantoms,
+        constants=z,
+        role=role,
+        dimension=dimension,
+        tangent=tangent,
+        assignments=dealt * orders // unnamed,
+        orientations=2 ** (sum(copies) + sum(s - 1 for s in phantoms)),
+        n_params=target.n_params(m),
+    )
+
+
+def _constant_parts(target: Target, z: int) -> Iterator[tuple[Role, int, int]]:
+    """What z neurons with w = 0 can do: their role, and their parts of dim Q and dim T, output bias included.
+
+    Sets that lie in the closure of another branch are left out: a single such neuron without outgoing weights
+    is a phantom at w = 0.
+    """
+    d, q = target.d, target.q
+    slopes = d * min(z, q)  # a_i (x) x_l
+    if target.output_bias:
+        yield ("free" if z else ""), z * (q + target.beta), q + slopes
+    elif z == 0:
+        if not target.shifted:
+            yield "", 0, 0
+    elif not target.beta:  # s(0) = 0
+        yield "centred", z * q, slopes
+    elif target.shifted:
+        yield "free", z * (q + 1) - q, q + slopes
+    else:
+        if z <= q:  # independent outgoing weights only cancel if every s(b_i) is 0
+            yield "centred", z * q, (d + 1) * z
+        if z >= 2:
+            yield "balanced", z * (q + 1) - q, q + d * min(z - 1, q)
+
+
+def _partitions(total: int, parts: int, most: int | None = None) -> Iterator[tuple[int, ...]]:
+    """All ways to write `total` as a sum of so many positive numbers, largest first."""
+    if parts == 0:
+        if total == 0:
+            yield ()
+        return
+    most = total if most is None else most
+    for first in range(min(most, total - parts + 1), 0, -1):
+        for rest in _partitions(total - first, parts - 1, first):
+            yield first, *rest
+
+
+def _sum(sizes: tuple[int, ...]) -> str:
+    return " + ".join(map(str, sizes))
