@@ -1,7 +1,8 @@
 """Numbers with error bounds: python-flint's precision, and the activations in its arithmetic.
 
 A ball (``flint.arb``) is a midpoint and a radius; what is computed from balls contains what the exact numbers
-in them would give. Activations with rational values also take rationals (``flint.fmpq``).
+in them would give. Activations with rational values, polynomials among them, also take rationals
+(``flint.fmpq``).
 
 Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE
 Transactions on Computers 66 (2017).
@@ -9,15 +10,17 @@ Transactions on Computers 66 (2017).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Any
 
 import flint
-from flint import arb
+from flint import arb, fmpq
 
 Number = Any
 """A ball (``flint.arb``) or a rational (``flint.fmpq``)."""
+Function = Callable[[Number], Number]
 
 
 @contextmanager
@@ -67,7 +70,7 @@ def _identity(z: Number) -> Number:
     return z
 
 
-ACTIVATIONS: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Number]]] = {
+ACTIVATIONS: dict[str, tuple[Function, Function]] = {
     "identity": (_identity, _constant(1)),
     "tanh": (lambda z: z.tanh(), lambda z: z.sech() ** 2),
     "sigmoid": (_logistic, lambda z: _logistic(z) * _logistic(-z)),
@@ -91,4 +94,45 @@ ACTIVATIONS: dict[str, tuple[Callable[[Number], Number], Callable[[Number], Numb
 }
 """name -> (sigma, sigma') in exact arithmetic, the twin of ``llr.reference.ACTIVATIONS``."""
 RATIONAL = frozenset({"identity", "relu"})
-"""Activations whose values and slopes at rational numbers are rational."""
+"""Those of them whose values and slopes at rational numbers are rational."""
+
+_POLYNOMIAL = "polynomial("
+
+
+def activation(name: str) -> tuple[Function, Function]:
+    """sigma and sigma' of an activation of the table, or of a polynomial with its coefficients in its name.
+
+    Args:
+        name: a key of :data:`ACTIVATIONS`, or "polynomial(c_0, c_1, ...)", as
+            ``llr.models.Polynomial.name`` writes it: each coefficient is the float64 nearest to the text.
+
+    Raises:
+        KeyError: no such name.
+
+    Example:
+        >>> from flint import fmpq
+        >>> from llr.balls import activation
+        >>> value, slope = activation("polynomial(1, 0, 0.5)")
+        >>> value(fmpq(1, 3)), slope(fmpq(1, 3))
+        (19/18, 1/3)
+    """
+    if not name.startswith(_POLYNOMIAL):
+        return ACTIVATIONS[name]
+    texts = name.removeprefix(_POLYNOMIAL).removesuffix(")").split(",")
+    coefficients = [fmpq(*Fraction(float(text)).as_integer_ratio()) for text in texts]
+    return _horner(coefficients), _horner([k * c for k, c in enumerate(coefficients)][1:])
+
+
+def is_rational(name: str) -> bool:
+    """Whether values and slopes of the activation at rational numbers are rational."""
+    return name in RATIONAL or name.startswith(_POLYNOMIAL)
+
+
+def _horner(coefficients: Sequence[fmpq]) -> Function:
+    def value(z: Number) -> Number:
+        total = type(z)(0)
+        for c in reversed(coefficients):
+            total = total * z + c
+        return total
+
+    return value

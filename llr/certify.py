@@ -77,7 +77,7 @@ def certify(
 
     At each precision, elimination finds as many rows and columns as can be told from noise, and one
     determinant in balls proves them. The precision doubles until the bound meets the upper bound or no longer
-    grows. For models of ReLU and linear layers the rank is found exactly, in rational numbers.
+    grows. For models of ReLU, polynomials and linear layers the rank is found exactly, in rational numbers.
 
     Args:
         model: an MLP, or what else :func:`llr.exact.jacobian` reads.

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from llr.activations import Erf, Polynomial, Sine
+
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 OTHERWISE = 'or take method="svd", which works for any model'
@@ -41,14 +43,17 @@ class Affine:
 
 @dataclass(frozen=True)
 class Entrywise:
-    """An activation of the table."""
+    """An activation."""
 
     activation: str
+    """A name that :func:`llr.balls.activation` knows."""
 
 
 Step = Affine | Entrywise
 Rule = Callable[[Any, Shape], tuple[Sequence[Step], Shape]]
 """(module, shape of one sample that goes in) -> the module's steps, shape of what comes out."""
+Encoding = Callable[[Any, Tensor], Tensor]
+"""(module, samples) -> floating-point samples (n, ...) that the steps take instead."""
 
 
 def dense(
@@ -153,11 +158,16 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Softplus: _activation("softplus", beta=1, threshold=20),
     nn.GELU: _activation("gelu", approximate="none"),
     nn.SiLU: _activation("silu"),
+    Erf: _activation("erf"),
+    Sine: _activation("sin"),
+    Polynomial: lambda module, shape: ([Entrywise(module.name)], shape),
 }
 """Which modules are known, beside ``nn.Sequential``; :func:`register` adds to it."""
+ENCODINGS: dict[type[nn.Module], Encoding] = {}
+"""How samples that are no vectors of real numbers become some, for models that take such samples."""
 
 
-def register(kind: type[nn.Module], rule: Rule) -> None:
+def register(kind: type[nn.Module], rule: Rule, encode: Encoding | None = None) -> None:
     """Let a module class take part in exact evaluation, and so in certificates.
 
     Args:
@@ -165,6 +175,9 @@ def register(kind: type[nn.Module], rule: Rule) -> None:
         rule: given a module of the class and the shape of one sample that goes in, returns the steps
             (`Affine`, `Entrywise`, those of its parts by :func:`steps_of`) and the shape that comes out. The
             class's ``forward`` must be just that chain: nothing checks it.
+        encode: for a class whose samples are discrete, such as indices: given a model of the class and
+            samples (n, ...), returns exact floating-point numbers (n, ...), such as one-hot vectors, that the
+            steps start from.
 
     Example:
         >>> import torch
@@ -175,6 +188,8 @@ def register(kind: type[nn.Module], rule: Rule) -> None:
         >>> register(Sine, lambda module, shape: ([Entrywise("sin")], shape))
     """
     RULES[kind] = rule
+    if encode is not None:
+        ENCODINGS[kind] = encode
 
 
 def steps_of(module: nn.Module, shape: Shape, name: str = "") -> tuple[list[Step], Shape]:
@@ -194,7 +209,11 @@ def steps_of(module: nn.Module, shape: Shape, name: str = "") -> tuple[list[Step
         or _has_any_global_hook()
     ):
         raise ValueError(f"{label} has hooks or a forward of its own; remove them, {OTHERWISE}")
-    if kind is nn.Sequential:
+    if (
+        kind not in RULES
+        and isinstance(module, nn.Sequential)
+        and kind.forward is nn.Sequential.forward
+    ):
         steps: list[Step] = []
         for key, child in module._modules.items():  # named_children leaves repetitions out
             assert child is not None

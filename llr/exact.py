@@ -3,7 +3,7 @@
 Parameters and samples are taken as the exact binary numbers they are, and the model as the function of real
 numbers that its layers write down. What comes out is a statement about that function, not about an
 evaluation in float64. Activations of the table are evaluated in ball arithmetic (Arb, through
-python-flint); models of ReLU and linear layers have rational derivatives and need no balls.
+python-flint); models of ReLU, polynomials and linear layers have rational derivatives and need no balls.
 
 The precision of python-flint is a global setting. It is changed for the time of a call and then restored,
 so do not evaluate in several threads at once.
@@ -26,8 +26,8 @@ import torch
 from flint import arb, arb_mat, fmpq, fmpq_mat
 from torch import Tensor, nn
 
-from llr.balls import ACTIVATIONS, RATIONAL, Number, precision
-from llr.chain import OTHERWISE, Affine, Array, Entrywise, Step, dense, steps_of
+from llr.balls import Number, activation, is_rational, precision
+from llr.chain import ENCODINGS, OTHERWISE, Affine, Array, Entrywise, Step, dense, steps_of
 from llr.memory import fits, format_bytes, memory_budget
 from llr.parameters import Selection
 from llr.problem import Model, Problem, read_problem
@@ -61,6 +61,8 @@ class Network:
     """A model that exact arithmetic can evaluate, at its parameters and samples."""
 
     problem: Problem
+    inputs: Tensor
+    """(n, ...) floating-point numbers, what the first step takes: the samples, or their encoding."""
     steps: list[Step]
     outputs: int
     """q, numbers per sample that come out."""
@@ -78,7 +80,7 @@ class Network:
     @property
     def rational(self) -> bool:
         """Whether all derivatives are rational numbers."""
-        return all(not isinstance(s, Entrywise) or s.activation in RATIONAL for s in self.steps)
+        return all(isinstance(s, Affine) or is_rational(s.activation) for s in self.steps)
 
     @property
     def structure(self) -> str:
@@ -152,7 +154,7 @@ class Network:
         """The Jacobian (N, P), or those of its rows."""
         at = np.arange(self.n_rows) if rows is None else self._checked(rows)
         samples, sample_of = np.unique(at // self.outputs, return_inverse=True)
-        x = over.array(self.problem.x[torch.as_tensor(samples)].flatten(1))
+        x = over.array(self.inputs[torch.as_tensor(samples)].flatten(1))
         tape: list[tuple[Step, Array, Array]] = []
         for step in self.steps:
             W = over.zeros()
@@ -162,13 +164,13 @@ class Network:
                 x = self._forward(over, step, x, W)
             else:
                 tape.append((step, x, W))
-                x = _each(ACTIVATIONS[step.activation][0], x)
+                x = _each(activation(step.activation)[0], x)
         delta = over.zeros(len(at), self.outputs)
         delta[np.arange(len(at)), at % self.outputs] = over.number(1.0)
         J = over.zeros(len(at), self.n_params)
         for step, x, W in reversed(tape):
             if isinstance(step, Entrywise):
-                delta = delta * _each(ACTIVATIONS[step.activation][1], x)[sample_of]
+                delta = delta * _each(activation(step.activation)[1], x)[sample_of]
             else:
                 self._add_columns(over, step, x, sample_of, delta, J)
                 delta = self._backward(over, step, delta, W, x.shape[1])
@@ -263,23 +265,25 @@ def read_network(model: Model, x: Tensor, params: Selection = None) -> Network:
             f"params has {problem.columns.points} stacked parameter points; exact arithmetic takes one "
             "point at a time"
         )
-    if not problem.x.is_floating_point():
+    encode = ENCODINGS.get(type(model))
+    if encode is None and not problem.x.is_floating_point():
         raise ValueError(f"x is {problem.x.dtype}; expected floating-point samples")
     if len(problem.x) == 0:
         raise ValueError(
             f"x has no samples (shape {tuple(x.shape)}); a rank needs at least one row"
         )
     if problem.mlp is None:
+        inputs = problem.x if encode is None else encode(model, problem.x)
         try:
-            steps, shape = steps_of(model, tuple(problem.x.shape[1:]))
+            steps, shape = steps_of(model, tuple(inputs.shape[1:]))
         except ValueError as error:
             raise ValueError(f"{error} (it is no MLP either: {problem.why_not_mlp})") from error
-        return Network(problem, steps, int(np.prod(shape)))
+        return Network(problem, inputs, steps, int(np.prod(shape)))
     steps = []
     for weight, bias in zip(problem.mlp.weights, problem.mlp.biases, strict=True):
         steps += [Entrywise(problem.mlp.activation)] if steps else []
         steps.append(dense("Linear({1}, {0})".format(*weight.shape), weight, bias))
-    return Network(problem, steps, problem.mlp.widths[-1])
+    return Network(problem, problem.x, steps, problem.mlp.widths[-1])
 
 
 def jacobian(
@@ -293,9 +297,9 @@ def jacobian(
     """The Jacobian in balls that contain the exact derivatives.
 
     Args:
-        model: an MLP, or an ``nn.Sequential`` of linear layers, 1-d convolutions, reshapes and activations of
-            the table (see :data:`llr.chain.RULES`, and
-            :func:`llr.chain.register` for other classes).
+        model: an MLP, one of :mod:`llr.models`, or an ``nn.Sequential`` of linear layers, 1-d convolutions,
+            reshapes and activations (see :data:`llr.chain.RULES`, and :func:`llr.chain.register` for other
+            classes).
         x: (n, ...) samples.
         bits: working precision; an entry of moderate size has about so many correct bits.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
@@ -323,7 +327,7 @@ def jacobian(
 def rational_jacobian(
     model: Model, x: Tensor, *, params: Selection = None, rows: Sequence[int] | None = None
 ) -> fmpq_mat:
-    """The Jacobian of a model of ReLU and linear layers in rational numbers, exactly.
+    """The Jacobian of a model of ReLU, polynomials and linear layers in rational numbers, exactly.
 
     Args and errors as for :func:`jacobian`; ValueError for models with another activation.
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib
-import itertools
 import os
 import re
 import secrets
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -21,32 +20,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from llr.models import mlp
 from llr.spectrum import check_finite
-
-
-class Entrywise(nn.Module):
-    """A function of torch as a layer."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the function of every entry."""
-        return self.function(x)
-
-
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "tanh": nn.Tanh,
-    "sigmoid": nn.Sigmoid,
-    "relu": nn.ReLU,
-    "softplus": nn.Softplus,
-    "gelu": nn.GELU,
-    "silu": nn.SiLU,
-    "erf": lambda: Entrywise(torch.erf),
-    "sin": lambda: Entrywise(torch.sin),
-    "identity": nn.Identity,
-}
 
 
 def load_model(
@@ -84,12 +59,12 @@ def load_model(
         >>> [p.shape[0] for p in load_model("mlp:10-64-1").parameters()]
         [64, 64, 1, 1]
     """
-    widths = _widths(spec)
-    if widths is None:
-        model = _named_model(spec, seed)
-    else:
+    model: nn.Module
+    if _names_widths(spec):
         with _seeded(seed):
-            model = _mlp(widths, activation)
+            model = mlp(read_widths(spec), activation)
+    else:
+        model = _named_model(spec, seed)
     if dtype is not None:
         model = model.to(dtype)
     if weights is not None:
@@ -97,25 +72,29 @@ def load_model(
     return model
 
 
-def _widths(spec: str) -> list[int] | None:
-    """The widths of an ``mlp:`` spec; None if the spec names something in a Python module."""
+def _names_widths(spec: str) -> bool:
     kind, _, rest = spec.partition(":")
-    if kind != "mlp" or re.fullmatch(r"[^\W\d][\w.]*", rest):  # a user's own module called mlp
-        return None
-    if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)+", rest):
+    # A user's own module may be called mlp, too.
+    return kind == "mlp" and not re.fullmatch(r"[^\W\d][\w.]*", rest)
+
+
+def read_widths(text: str) -> list[int]:
+    """The widths of a network that are written as ``10-64-1`` or ``mlp:10-64-1``.
+
+    Raises:
+        ValueError: anything else.
+
+    Example:
+        >>> from llr.files import read_widths
+        >>> read_widths("10-64-1")
+        [10, 64, 1]
+    """
+    widths = text.removeprefix("mlp:")
+    if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)+", widths):
         raise ValueError(
-            f"model {spec!r}: expected at least two positive widths joined by '-', such as mlp:10-64-1"
+            f"model {text!r}: expected at least two positive widths joined by '-', such as mlp:10-64-1"
         )
-    return [int(width) for width in rest.split("-")]
-
-
-def _mlp(widths: list[int], activation: str) -> nn.Sequential:
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"activation {activation!r}: expected one of {', '.join(ACTIVATIONS)}")
-    layers: list[nn.Module] = []
-    for into, out in itertools.pairwise(widths):
-        layers += [nn.Linear(into, out), ACTIVATIONS[activation]()]
-    return nn.Sequential(*layers[:-1])
+    return [int(width) for width in widths.split("-")]
 
 
 def _named_model(spec: str, seed: int) -> nn.Module:

@@ -20,7 +20,7 @@ from llr.model_rank import ModelRank
 from llr.model_rank import model_rank as find_model_rank
 from llr.parameters import Selection
 from llr.problem import Model
-from llr.samplers import Source, checked_points, sample_shape
+from llr.samplers import Source, all_samples, checked_points, sample_shape
 from llr.saturation import Certify, Found, Look, Search, ambiguous
 from llr.surroundings import outside_inference_mode
 
@@ -176,7 +176,8 @@ class _Case:
         if model_rank is None:
             given = {"sample_shape": tuple(x.shape[1:]), **options}
             tokens = sample_shape(model, tuple(x.shape[1:]))[1]
-            if "sampler" not in options and not x.is_floating_point() and tokens is None:
+            known = tokens is not None or all_samples(model) is not None
+            if "sampler" not in options and not x.is_floating_point() and not known:
                 raise ValueError(
                     f"x is {x.dtype}, and what other samples there are cannot be read off the model; give "
                     "sampler= (all points as a tensor, or a callable), or model_rank="

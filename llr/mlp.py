@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from llr.activations import Erf, Sine
 from llr.probes import spared_buffers
 from llr.reference import ACTIVATIONS
 
@@ -68,6 +69,8 @@ _MODULES: dict[type[nn.Module], str] = {
     nn.Softplus: "softplus",
     nn.GELU: "gelu",
     nn.SiLU: "silu",
+    Erf: "erf",
+    Sine: "sin",
 }
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _FUNCTIONS: dict[Callable[..., Any], str] = {

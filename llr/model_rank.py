@@ -149,8 +149,8 @@ def model_rank(
         model: a module, or a callable f(params, x).
         sampler: "normal" (standard) or "uniform" (on [-1, 1]); a box (low, high) of numbers or tensors; a
             tensor (N, ...), whose points are taken in random order, each once; or a callable f(n, generator)
-            that returns n new points at each call. A model that begins with an embedding gets tokens for the
-            first two.
+            that returns n new points at each call. For the first two, a model that begins with an embedding
+            gets tokens, a ``MatrixFactorization`` all index pairs.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         upper: an upper bound of dim T known from theory; believed.
         certify: "auto" proves where N rows and P columns have N P (200 + min(N, P)) <= 1e8 and

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llr.mlp import NotAnMLP, read_mlp
+from llr.models import Conv1dTwoLayer, MatrixFactorization
 from llr.spectrum import check_finite
 
 Domain = tuple[float | Tensor, float | Tensor]
@@ -93,6 +94,8 @@ def read_sampler(
     if isinstance(sampler, str):
         if sampler not in ("normal", "uniform"):
             raise ValueError(f"sampler is {sampler!r}; expected {_HOW}")
+        if (domain := all_samples(model)) is not None:
+            return _finite_domain(domain, given, generator, "all index pairs", seed)
         inner, tokens = sample_shape(model, given)
         if tokens is not None:
             return _tokens(tokens, inner, generator, device, seed)
@@ -235,6 +238,11 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
+def all_samples(model: object) -> Tensor | None:
+    """Every sample that there is, for a model of finitely many other than tokens."""
+    return model.pairs() if isinstance(model, MatrixFactorization) else None
+
+
 def sample_shape(
     model: object, given: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...], int | None]:
@@ -260,6 +268,8 @@ def sample_shape(
         return given or ((width // first.embedding_dim,) if after else ()), first.num_embeddings
     if given is not None:
         return given, None
+    if isinstance(model, Conv1dTwoLayer):
+        return (model.d,), None
     if isinstance(model, nn.Module):
         try:
             return (read_mlp(model).widths[0],), None
@@ -286,7 +296,7 @@ def sample_shape(
 
 def _chain(module: nn.Module) -> list[Any]:
     """The layers of nested ``nn.Sequential`` in order, without those that do nothing to flat samples."""
-    if type(module) is not nn.Sequential:
+    if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         return [module]
     layers = [layer for child in module for layer in _chain(child)]
     layers = [m for m in layers if not isinstance(m, nn.Identity | nn.modules.dropout._DropoutNd)]

@@ -19,7 +19,8 @@ from rich.console import Console
 from torch import Tensor, nn
 
 import llr
-from llr.files import ACTIVATIONS, load_inputs, load_model, write_atomic
+from llr.activations import ACTIVATIONS
+from llr.files import load_inputs, load_model, write_atomic
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 

@@ -15,13 +15,13 @@ from flint import arb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpmath import mp
-from oracles import MODULES, Net, draw, exact_rows, mlp
+from oracles import Net, draw, exact_rows, mlp
 from torch import Tensor, nn
 
 import llr
 from llr import exact
+from llr.activations import activation_layer
 from llr.balls import ACTIVATIONS, precision
-from llr.files import Entrywise as Function
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -44,8 +44,7 @@ def network(activation: str, net: Net, scale: float = 1.0) -> tuple[nn.Sequentia
     layers: list[nn.Module] = []
     for w, b in zip(weights, biases, strict=True):
         if layers:
-            kind = MODULES.get(activation, lambda: Function(getattr(torch, activation)))
-            layers.append(nn.Identity() if activation == "identity" else kind())
+            layers.append(activation_layer(activation))
         layer = nn.Linear(w.shape[1], w.shape[0], bias=b is not None).double()
         with torch.no_grad():
             layer.weight.copy_(w * scale)

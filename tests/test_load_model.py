@@ -15,7 +15,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from llr.files import ACTIVATIONS, load_model
+from llr.activations import ACTIVATIONS
+from llr.files import load_model
 
 ZOO = """
     import torch

@@ -23,11 +23,12 @@ class Branch:
     """One kind of parameters that represent the target, by what its neurons do.
 
     Attributes:
-        copies: how many neurons lie on each neuron of the target, largest first; their outgoing weights add to it.
+        copies: how many neurons lie on each neuron of the target, largest first; their outgoing weights add
+            to its.
         phantoms: the sizes of groups of neurons on any other hyperplane, whose outgoing weights add to 0.
         constants: how many neurons have w = 0.
-        role: what those do: "free", at any bias, the output bias (or a neuron's outgoing weights) making up for
-            them; "centred", with bias 0; "balanced", with contributions that add to 0.
+        role: what those do: "free", at any bias, the output bias (or the outgoing weights of one) making up
+            for them; "centred", with bias 0; "balanced", with contributions that add to 0.
         dimension: of the branch, a manifold near its generic points.
         tangent: dim T at generic points: what the function can do to first order.
         assignments: in how many ways the numbered neurons can take these parts.
@@ -62,9 +63,9 @@ class Branch:
             n: observations (a sample, and an output) of almost every choice.
 
         Returns:
-            "not isolated": near its generic points parameters of zero loss are a manifold of higher dimension.
-            "isolated": almost every point of it has a neighbourhood in which all others are of another loss.
-            "undecided": n is between dim T and the codimension, and counting dimensions does not tell.
+            "not isolated": near its generic points the parameters of zero loss are a manifold of higher
+            dimension. "isolated": almost every point of it has a neighbourhood without others of zero loss.
+            "undecided": n is between dim T and the codimension, where counting dimensions does not tell.
 
         Raises:
             ValueError: n is negative.
@@ -91,9 +92,9 @@ class Branch:
         """One line: the neurons, the dimensions, from how many observations on it is isolated."""
         stable = ", linearly stable" if self.linearly_stable else ""
         return (
-            f"{self.description}: dimension {self.dimension} of {self.n_params}, dim T {self.tangent}; not isolated "
-            f"below {self.tangent} observations, isolated from {self.codimension} on{stable}; {self.assignments} "
-            f"assignments"
+            f"{self.description}: dimension {self.dimension} of {self.n_params}, dim T {self.tangent}; not "
+            f"isolated below {self.tangent} observations, isolated from {self.codimension} on{stable}; "
+            f"{self.assignments} assignments"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -168,11 +169,12 @@ class Branches:
 
 
 def branches(target: nn.Module, width: int) -> Branches:
-    """The branches of global minima of zero generalisation error: every way to represent a function in a width.
+    """The branches of global minima of zero generalisation error: every way to represent a function.
 
-    Parameters of one function are a union of manifolds, one for each way to deal the neurons out: on the
-    target's neurons, in phantom groups that cancel, to constants. Few samples have other global minima
-    everywhere near a branch; from `codimension` observations on, almost every point of it is isolated from them.
+    The parameters of one function are a union of manifolds, one for each way to deal the neurons out: to the
+    target's neurons, to phantom groups that cancel, to constants. With few samples there are other global
+    minima everywhere near a branch; from `codimension` observations on, almost every point of it is isolated
+    from them.
 
     Args:
         target: a two-layer network with an odd activation (tanh, erf): the function. Redundant neurons are
@@ -188,8 +190,8 @@ def branches(target: nn.Module, width: int) -> Branches:
         ValueError: another structure or activation, a width in which the function does not fit, or one
             with more than 10,000 rows.
 
-    Source: docs/theory.md, 9.2; Zhang et al., "Structure and Gradient Dynamics Near Global Minima of Two-layer
-    Neural Networks" (2023).
+    Source: docs/theory.md, 9.2; Zhang et al., "Structure and Gradient Dynamics Near Global Minima of
+    Two-layer Neural Networks" (2023).
 
     Example:
         >>> from llr.landscape import branches
@@ -197,8 +199,8 @@ def branches(target: nn.Module, width: int) -> Branches:
         >>> for branch in branches(TwoLayer(2, 1), 2):
         ...     print(branch.description, branch.dimension, branch.tangent, branch.codimension)
         copies 1, phantoms 1 3 5 5
-        copies 1, constant 1 (centred) 1 7 7
         copies 2 1 4 7
+        copies 1, constant 1 (centred) 1 7 7
     """
     function = read_target(target)
     if not isinstance(width, int) or width < 0:

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, vjp
+from torch.func import grad
 
-from llr.landscape.surface import Linearization, Loss, Surface
+from llr.landscape.surface import Linearization, Loss, Surface, pullback
 from llr.parameters import Selection
 from llr.problem import Model
 from llr.surroundings import outside_inference_mode
@@ -35,7 +35,7 @@ class Criticality:
         relative: gradient_norm / (sigma_1 ||e||), between 0 and about 1; 0 where e = 0.
         rounding: how large rounding alone can make the gradient: of the parameters in the precision in which
             they are stored, and of the sums.
-        critical: whether gradient_norm is at most a hundred times that, or `relative` at most the `rtol` given.
+        critical: whether gradient_norm is at most a hundred times that, or `relative` at most a given `rtol`.
     """
 
     loss: float
@@ -73,8 +73,9 @@ def criticality(
 ) -> Criticality:
     """Whether the model is at a critical point of its loss on these samples, to rounding.
 
-    A gradient is small or large only in comparison: here with the largest one that residuals of this size could
-    have, and with what rounding the parameters does to it. The arithmetic is float64 whatever the model's dtype.
+    A gradient is small or large only in comparison: here with the largest one that residuals of this size
+    could have, and with what rounding the parameters does to it. The arithmetic is float64 whatever the
+    model's dtype.
 
     Args:
         model: a module, or a callable f(params, x).
@@ -107,12 +108,10 @@ def criticality(
     surface = Surface.of(model, x, y, loss, params)
     linear = surface.linearized()
     error = grad(surface.of_outputs)(linear.outputs)
-    gradient, pull = vjp(grad(surface), surface.theta)
+    gradient, hessian = pullback(grad(surface), surface.theta)
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, surface.theta.shape, generator=generator) * 2 - 1
-    moved = pull(surface.theta * signs.to(surface.theta))[
-        0
-    ]  # H times a rounding of every parameter
+    moved = hessian(surface.theta * signs.to(surface.theta))  # by rounding every parameter
     sigma = _largest_singular_value(linear, generator)
     norm, residual = float(gradient.norm()), float(error.norm())
     most = sigma * residual

@@ -45,14 +45,9 @@ class EmbeddedSpectrum:
 
     def __str__(self) -> str:
         """Both spectra, and what is new."""
-        return "\n".join(
-            [
-                f"narrow: {self.narrow}",
-                f"wide:   {self.wide}",
-                f"{self.new_negative} new negative directions; A'HA and the narrow Hessian agree to "
-                f"{self.mismatch:.1e}",
-            ]
-        )
+        new = f"{self.new_negative} new negative directions"
+        same = f"A'HA is the narrow Hessian to {self.mismatch:.1e}"
+        return f"narrow: {self.narrow}\nwide:   {self.wide}\n{new}; {same}"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON."""
@@ -79,9 +74,9 @@ def embedded_spectrum(
 ) -> EmbeddedSpectrum:
     """Which eigenvalues of a wide network's Hessian come from the narrow network embedded in it.
 
-    With theta_wide = A theta_narrow (+ a constant) the wide loss restricted to the image is the narrow loss, so
-    that A' H_wide A = H_narrow: the wide Hessian has at least as many negative directions. What the other
-    directions do, `new_negative` and `outside` tell: a local minimum may become a strict saddle.
+    With theta_wide = A theta_narrow (+ a constant) the wide loss restricted to the image is the narrow loss,
+    so that A' H_wide A = H_narrow: the wide Hessian has at least as many negative directions. What the
+    other directions do, `new_negative` and `outside` tell: a local minimum may become a strict saddle.
 
     Args:
         narrow: the narrow network.
@@ -96,8 +91,8 @@ def embedded_spectrum(
         An `EmbeddedSpectrum`.
 
     Raises:
-        ValueError: a matrix of another shape or without full column rank, networks whose outputs on `x` differ;
-            and what :func:`llr.landscape.hessian_spectrum` refuses.
+        ValueError: a matrix of another shape or without full column rank, networks whose outputs on `x`
+            differ; and what :func:`llr.landscape.hessian_spectrum` refuses.
 
     Source: docs/theory.md, 9.1; Zhang et al., "Embedding Principle of Loss Landscape of Deep Neural Networks"
     (2021).
@@ -117,8 +112,8 @@ def embedded_spectrum(
     expected = (len(above.theta), len(below.theta))
     if tuple(A.shape) != expected:
         raise ValueError(
-            f"the embedding's matrix has shape {tuple(A.shape)}; expected {expected}, parameters of the wide by "
-            "those of the narrow network"
+            f"the embedding's matrix has shape {tuple(A.shape)}; expected {expected}, parameters of the "
+            "wide by those of the narrow network"
         )
     A = A.detach().to(above.theta)
     if torch.linalg.matrix_rank(A) < A.shape[1]:
@@ -131,8 +126,8 @@ def embedded_spectrum(
         difference = float((above.outputs(above.theta) - outputs).abs().max())
     if difference > 1e-6 * max(1.0, float(outputs.abs().max())):
         raise ValueError(
-            f"the outputs of the networks differ by up to {difference:.3g}; expected a wide network of the same "
-            "function"
+            f"the outputs of the networks differ by up to {difference:.3g}; expected a wide network of the "
+            "same function"
         )
     for surface in (above, below):
         check_affordable(surface)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -26,7 +27,8 @@ def random_point(
 ) -> TwoLayer:
     """A random network of the target's function, of the branch's kind.
 
-    To look at what theory says about generic points of a branch: their dim T, their Hessian, the flow near them.
+    To see what the theory says about generic points of a branch: their dim T, their Hessian, the flow near
+    them.
 
     Args:
         target: the function, as for :func:`llr.landscape.branches`.
@@ -34,8 +36,9 @@ def random_point(
         generator: of the random numbers; default torch's own.
 
     Returns:
-        A float64 network. Outgoing weights add to the target's exactly; where neurons with w = 0 and nonzero bias
-        have to be made up for, this holds to rounding only, as the values of s are irrational.
+        A float64 network. Outgoing weights add to the target's exactly, where float64 can hold those. Where
+        neurons with w = 0 and nonzero bias have to be made up for, this is to rounding only, as the values of
+        s are irrational.
 
     Raises:
         ValueError: the branch is none of the target's; and what :func:`llr.landscape.branches` refuses.
@@ -76,13 +79,13 @@ def random_point(
         output_bias=function.output_bias,
     ).double()
     shuffled = [neurons[i] for i in torch.randperm(width, generator=generator).tolist()]
-    values = [[[float(v) for v in w] for w, _, _ in shuffled]]
+    values = [[float(v) for w, _, _ in shuffled for v in w]]
     values += [[float(b) for _, b, _ in shuffled]] if function.beta else []
-    values += [[[float(a[j]) for _, _, a in shuffled] for j in range(function.q)]]
+    values += [[float(a[j]) for j in range(function.q) for _, _, a in shuffled]]
     values += [_output_bias(function, constants)] if function.output_bias else []
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), values, strict=True):
-            parameter.copy_(torch.tensor(value, dtype=torch.float64).reshape(parameter.shape))
+            parameter.copy_(torch.tensor(value, dtype=torch.float64).view(parameter.shape))
     return model
 
 
@@ -125,11 +128,11 @@ def _parts(draw: _Draw, value: Fraction, n: int) -> list[Fraction]:
         return [row[0] for row in _cancelling(draw, n, 1)]
     # Between random cuts of its integer multiple of the last place no part has more bits than the whole.
     unit = Fraction(2) ** (_exponent(value) - _BITS)
-    whole = int(value / unit)
+    whole = round(value / unit)
     cuts = sorted(draw.integers(1, abs(whole), n - 1))
     ends = [0, *cuts, abs(whole)]
     sign = 1 if whole > 0 else -1
-    return [sign * (high - low) * unit for low, high in zip(ends[:-1], ends[1:], strict=True)]
+    return [sign * (high - low) * unit for low, high in pairwise(ends)]
 
 
 def _exponent(value: Fraction) -> int:

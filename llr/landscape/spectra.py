@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
-from torch.func import grad, vjp
+from torch.func import grad
 
 from llr.jacobian import evaluate
-from llr.landscape.surface import Loss, Surface, hessian_of
+from llr.landscape.surface import Loss, Surface, hessian_of, pullback
 from llr.memory import fits, format_bytes, memory_budget
 from llr.parameters import Selection
 from llr.problem import Model
@@ -26,6 +26,7 @@ Method = Literal["auto", "dense", "lanczos"]
 
 _SMALL = 1000  # parameters up to which all eigenvalues are as quick to find as a few
 _FEW = 10
+_SPARE = 60  # Lanczos vectors beyond twice the eigenvalues; clusters near zero need them
 _PRECISION = 1e-9  # of Lanczos, relative to twice the largest eigenvalue
 
 
@@ -39,8 +40,8 @@ class HessianSpectrum:
         tolerance: eigenvalues of at most this size count as zero.
         index: how many are below -tolerance.
         nullity: how many are within the tolerance; None where not all eigenvalues are known.
-        complete: whether `index` is final: all eigenvalues are known, or the smallest is not negative. (Lanczos
-            may miss copies of a multiple eigenvalue.)
+        complete: whether `index` is final: all eigenvalues are known, or the smallest is not negative
+            (Lanczos may miss copies of a multiple eigenvalue).
         gap: smallest size that counts over largest that does not, the tolerance standing in for either where
             there is none; a nullity with a gap near 1 hangs on the tolerance.
         n_params: P.
@@ -105,15 +106,15 @@ def hessian_spectrum(
         x: (n, ...) samples.
         y: targets, as for :func:`llr.landscape.criticality`.
         loss: "mse", "cross_entropy" or a function, as there.
-        kind: "full", or "gauss-newton" for J' L'' J. Where L'' is positive semidefinite, the latter's
-            eigenvalues are squares of singular values and small ones keep their digits: its nullity is as sure as
-            a numerical rank of J.
+        kind: "full", or "gauss-newton" for J' L'' J. Where L'' is positive semidefinite, the eigenvalues of
+            the latter are squares of singular values and small ones keep their digits: its nullity is as sure
+            as a numerical rank of J.
         k: how many eigenvalues at each end are enough; default all, or 10 if the matrix is too large.
-        method: "dense" (all eigenvalues), "lanczos" (`k` at each end, by products of the Hessian with vectors; the
-            matrix is not formed), or "auto": dense if three P x P matrices are within
+        method: "dense" (all eigenvalues), "lanczos" (`k` at each end, by products of the Hessian with
+            vectors; the matrix is not formed), or "auto": dense if three P x P matrices are within
             :func:`llr.memory_budget`, unless only `k` are wanted of more than 1000.
-        rtol: tolerance relative to the largest size of an eigenvalue; default 10 eps P, or, for squares of singular
-            values, the square of what :func:`llr.tolerance` has for J.
+        rtol: tolerance relative to the largest size of an eigenvalue; default 10 eps P for "dense" and 4e-9
+            for "lanczos", and for squares of singular values the square of what :func:`llr.tolerance` has.
         params: which parameters may move, as for :func:`llr.jacobian`.
 
     Returns:
@@ -248,16 +249,13 @@ def _lanczos(surface: Surface, kind: Kind, k: int) -> Tensor:
     """The k smallest and the k largest eigenvalues, ascending."""
     theta, P = surface.theta, len(surface.theta)
     if kind == "full":
-        _, pull = vjp(grad(surface), theta)
-
-        def product(v: Tensor) -> Tensor:
-            return pull(v)[0]
+        _, product = pullback(grad(surface), theta)
     else:
         linear = surface.linearized()
-        _, curve = vjp(grad(surface.of_outputs), linear.outputs)
+        _, curve = pullback(grad(surface.of_outputs), linear.outputs)
 
         def product(v: Tensor) -> Tensor:
-            return linear.pull(curve(linear.push(v))[0])
+            return linear.pull(curve(linear.push(v)))
 
     def times(v: np.ndarray) -> np.ndarray:
         return product(torch.from_numpy(v.reshape(-1)).to(theta)).cpu().numpy()
@@ -270,7 +268,15 @@ def _lanczos(surface: Surface, kind: Kind, k: int) -> Tensor:
         times: Callable[[np.ndarray], np.ndarray], k: int, which: str, tol: float
     ) -> np.ndarray:
         operator = LinearOperator((P, P), matvec=times, dtype=np.float64)
-        found = eigsh(operator, k=k, which=which, v0=start, tol=tol, return_eigenvectors=False)
+        found = eigsh(
+            operator,
+            k,
+            which=which,
+            v0=start,
+            ncv=min(P, 2 * k + _SPARE),
+            tol=tol,
+            return_eigenvectors=False,
+        )
         return np.sort(found)
 
     # Convergence is measured relative to each eigenvalue, and many are 0: all are large behind a shift.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -108,23 +108,29 @@ class Surface:
 
     def linearized(self) -> Linearization:
         """The outputs to first order, at the model's parameters."""
-        outputs, pull = vjp(self.outputs, self.theta)
-        _, push = vjp(lambda u: pull(u)[0], torch.zeros_like(outputs))
-        return Linearization(
-            outputs, lambda v: cast(Tensor, push(v)[0]), lambda u: cast(Tensor, pull(u)[0])
-        )
+        outputs, pull = pullback(self.outputs, self.theta)
+        _, push = pullback(pull, torch.zeros_like(outputs))
+        return Linearization(outputs, push, pull)
 
     @property
     def _function(self) -> Callable[[Tensor, Tensor], Tensor]:
         return LOSSES[self.loss] if isinstance(self.loss, str) else self.loss
 
 
+def pullback(
+    function: Callable[[Tensor], Tensor], at: Tensor
+) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """The function's value, and the product of its transposed derivative with a vector."""
+    value, pull = cast(Any, vjp(function, at))
+    return value, lambda u: pull(u)[0]
+
+
 def hessian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     """(N, N), symmetric: the second derivatives of a function of a vector (N,)."""
-    _, pull = vjp(grad(function), at)
+    _, times = pullback(grad(function), at)
     eye = torch.eye(len(at), dtype=at.dtype, device=at.device)
-    H = vmap(lambda v: pull(v)[0], chunk_size=_COLUMNS_AT_ONCE)(eye)
-    return cast(Tensor, (H + H.mT) / 2)
+    H = vmap(times, chunk_size=_COLUMNS_AT_ONCE)(eye)
+    return (H + H.mT) / 2
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,0 +1,84 @@
+"""What models are built of: layers and tensors with initial values from a generator, and checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def linear(
+    i: int, o: int, bias: bool, dtype: torch.dtype | None, generator: torch.Generator | None
+) -> nn.Linear:
+    """A linear layer with the initial values that torch gives it, from a generator."""
+    layer = nn.utils.skip_init(nn.Linear, i, o, bias=bias, dtype=dtype)
+    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+    if bias:
+        bound = 1 / math.sqrt(i)
+        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    return layer
+
+
+def normal(
+    shape: tuple[int, ...],
+    scale: float,
+    dtype: torch.dtype | None,
+    generator: torch.Generator | None,
+) -> nn.Parameter:
+    """A parameter of normal numbers with this standard deviation."""
+    return nn.Parameter(torch.randn(*shape, dtype=dtype, generator=generator) * scale)
+
+
+def set_tensors(module: Module, **values: Tensor | None) -> Module:
+    """Put copies of the tensors in the place of parameters, None where there is none."""
+    for name, value in values.items():
+        if value is not None:
+            setattr(module, name, nn.Parameter(value.detach().clone().contiguous()))
+    return module
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuse what is no positive integer."""
+    for name, size in sizes.items():
+        if type(size) is not int or size < 1:
+            raise ValueError(f"{name} is {size!r}; expected a positive integer")
+
+
+def check_widths(widths: Sequence[int]) -> None:
+    """Refuse what are no widths of an MLP."""
+    if len(widths) < 2 or any(type(w) is not int or w < 1 for w in widths):
+        raise ValueError(
+            f"widths are {widths!r}; expected at least two positive integers, such as [2, 3, 1]"
+        )
+
+
+def check_tensors(**tensors: Tensor | None) -> None:
+    """Refuse what are no floating-point tensors of one kind; None is left out."""
+    given = {name: t for name, t in tensors.items() if t is not None}
+    for name, t in given.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} is {type(t).__name__}; expected a tensor (torch.as_tensor)")
+        if not t.is_floating_point():
+            raise TypeError(f"{name} is {t.dtype}; expected floating point ({name}.double())")
+    kinds = {name: f"{t.dtype} on {t.device}" for name, t in given.items()}
+    if len(set(kinds.values())) > 1:
+        found = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())
+        raise TypeError(f"{found}; expected one dtype and one device")
+
+
+def matrix_shape(name: str, t: Tensor, shape: str) -> tuple[int, int]:
+    """The shape of a matrix; `shape` says in words which one is expected."""
+    if t.dim() != 2 or not t.numel():
+        raise ValueError(f"{name} has shape {tuple(t.shape)}; expected a matrix {shape}, not empty")
+    return t.shape[0], t.shape[1]
+
+
+def check_shape(name: str, t: Tensor | None, expected: tuple[int, ...], why: str) -> None:
+    """Refuse a tensor of another shape; `why` says where the expected one comes from."""
+    if t is not None and tuple(t.shape) != expected:
+        raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {expected}, {why}")

@@ -1,0 +1,111 @@
+"""Two-layer networks at random parameters that are degenerate more often than not."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from llr.certify import certify
+from llr.models import ACTIVATIONS, Polynomial, TwoLayer
+from llr.theory.structure import TwoLayerNet, read_structure
+
+F64 = torch.float64
+
+ANALYTIC = ("tanh", "erf", "sigmoid", "softplus", "gelu", "silu", "relu", "sin")
+POLYNOMIALS = {
+    "z^2": (0, 0, 1),
+    "z^3": (0, 0, 0, 1),
+    "z + z^2": (0, 1, 1),
+    "z + z^3": (0, 1, 0, 1),
+    "1 + 2z - z^2 + z^3 + 3z^4": (1, 2, -1, 1, 3),
+}
+NAMES = (*ANALYTIC, *POLYNOMIALS)
+
+
+def random_cases(default: int) -> int:
+    """How many random cases a test looks at."""
+    return int(os.environ.get("LLR_RANDOM_CASES", default))
+
+
+def activation_of(name: str) -> nn.Module:
+    return Polynomial(POLYNOMIALS[name]) if name in POLYNOMIALS else ACTIVATIONS[name]()
+
+
+def build(
+    activation: str,
+    neurons: Sequence[tuple[Sequence[float], float, Sequence[float]]],
+    *,
+    bias: bool = True,
+    output_bias: Sequence[float] | None = None,
+) -> TwoLayer:
+    """sum_i a_i s(w_i x + b_i) (+ c), neurons as (w, b, a)."""
+    w, b, a = (torch.tensor(part, dtype=F64) for part in zip(*neurons, strict=True))
+    model = TwoLayer(
+        w.shape[1],
+        len(neurons),
+        a.shape[1],
+        activation=activation_of(activation),
+        bias=bias,
+        output_bias=output_bias is not None,
+    ).double()
+    with torch.no_grad():
+        model[0].weight.copy_(w)
+        model[2].weight.copy_(a.T)
+        if bias:
+            model[0].bias.copy_(b)
+        if output_bias is not None:
+            model[2].bias.copy_(torch.tensor(output_bias, dtype=F64))
+    return model
+
+
+def random_two_layer(activation: str, seed: int) -> TwoLayer:
+    """A network of up to five neurons, of which later ones often repeat, reflect or cancel earlier ones."""
+    chance = random.Random(f"{activation} {seed}")
+    d, q, m = chance.randint(1, 3), chance.randint(1, 3), chance.randint(1, 5)
+    bias, output_bias = chance.random() < 0.7, chance.random() < 0.3
+    neurons: list[tuple[list[float], float, list[float]]] = []
+    for _ in range(m):
+        w = _vector(chance, d) if chance.random() < 0.8 else [0.0] * d
+        b, a = chance.choice((0.0, 0.0, 0.5, -0.5, 1.0, -1.0, 0.75)), _vector(chance, q)
+        if neurons and chance.random() < 0.6:
+            old_w, old_b, old_a = chance.choice(neurons)
+            factor = chance.choice((1.0, -1.0))
+            if activation == "relu" and chance.random() < 0.5:
+                factor *= chance.choice((0.5, 2.0, 3.0))
+            w = [factor * v for v in old_w]
+            # Sine: one direction at another phase.
+            b = factor * old_b if chance.random() < 0.8 else b
+            if chance.random() < 0.5:
+                a = [chance.choice((1.0, -1.0, 0.5, 0.0)) * v for v in old_a]
+        neurons.append((w, b, a))
+    c = _vector(chance, q) if output_bias else None
+    return build(activation, neurons, bias=bias, output_bias=c)
+
+
+def _vector(chance: random.Random, size: int) -> list[float]:
+    return [chance.choice((0.0, 1.0, -1.0, 0.5, 2.0)) for _ in range(size)]
+
+
+def generic_samples(n: int, d: int, seed: int = 0) -> Tensor:
+    """Points at which nothing special happens, multiples of 2^-30."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.floor((torch.rand(n, d, dtype=F64, generator=g) * 4 - 2) * 2**30) / 2**30
+
+
+def structure(model: nn.Module) -> TwoLayerNet:
+    net = read_structure(model)
+    assert isinstance(net, TwoLayerNet)
+    return net
+
+
+def certified(model: nn.Module, seed: int = 0) -> int:
+    """The rank on so many random points that the guarantee holds on almost all such samples."""
+    net = structure(model)
+    if net.activation == "relu":  # every cell between the kinks needs points
+        return certify(model, 2 * generic_samples(600, net.d, seed)).rank
+    points = generic_samples(net.m * (1 + net.d + net.beta) + 2, net.d, seed)
+    return certify(model, points).rank
