@@ -118,9 +118,16 @@ def activation(name: str) -> tuple[Function, Function]:
     """
     if not name.startswith(_POLYNOMIAL):
         return ACTIVATIONS[name]
+    exact = [fmpq(*c.as_integer_ratio()) for c in coefficients(name)]
+    return _horner(exact), _horner([k * c for k, c in enumerate(exact)][1:])
+
+
+def coefficients(name: str) -> tuple[Fraction, ...]:
+    """c_0, c_1, ... of the activation "polynomial(c_0, c_1, ...)"; empty for any other."""
+    if not name.startswith(_POLYNOMIAL):
+        return ()
     texts = name.removeprefix(_POLYNOMIAL).removesuffix(")").split(",")
-    coefficients = [fmpq(*Fraction(float(text)).as_integer_ratio()) for text in texts]
-    return _horner(coefficients), _horner([k * c for k, c in enumerate(coefficients)][1:])
+    return tuple(Fraction(float(text)) for text in texts)
 
 
 def is_rational(name: str) -> bool:
@@ -128,10 +135,10 @@ def is_rational(name: str) -> bool:
     return name in RATIONAL or name.startswith(_POLYNOMIAL)
 
 
-def _horner(coefficients: Sequence[fmpq]) -> Function:
+def _horner(terms: Sequence[fmpq]) -> Function:
     def value(z: Number) -> Number:
         total = type(z)(0)
-        for c in reversed(coefficients):
+        for c in reversed(terms):
             total = total * z + c
         return total
 

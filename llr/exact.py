@@ -133,6 +133,12 @@ class Network:
         J = self._evaluate(_RATIONALS, rows)
         return fmpq_mat(len(J), self.n_params, J.ravel().tolist())
 
+    def values(self, bits: int) -> arb_mat:
+        """The outputs (n, q) in balls that contain the exact ones."""
+        with precision(bits):
+            _, out = self._run(_BALLS, np.arange(len(self.inputs)))
+            return arb_mat(len(out), self.outputs, out.ravel().tolist())
+
     def _check_budget(self, bits: int) -> None:
         nbytes, device = self.predicted_bytes(bits), torch.device("cpu")
         if not fits(nbytes, device):
@@ -150,10 +156,10 @@ class Network:
             return None, tensor.double()
         return name, problem.columns.values.get(name, problem.columns.fixed.get(name, tensor))
 
-    def _evaluate(self, over: _Arithmetic, rows: Sequence[int] | None) -> Array:
-        """The Jacobian (N, P), or those of its rows."""
-        at = np.arange(self.n_rows) if rows is None else self._checked(rows)
-        samples, sample_of = np.unique(at // self.outputs, return_inverse=True)
+    def _run(
+        self, over: _Arithmetic, samples: Array
+    ) -> tuple[list[tuple[Step, Array, Array]], Array]:
+        """For each step what goes in and its weights; and what comes out of the last one."""
         x = over.array(self.inputs[torch.as_tensor(samples)].flatten(1))
         tape: list[tuple[Step, Array, Array]] = []
         for step in self.steps:
@@ -165,6 +171,13 @@ class Network:
             else:
                 tape.append((step, x, W))
                 x = _each(activation(step.activation)[0], x)
+        return tape, x
+
+    def _evaluate(self, over: _Arithmetic, rows: Sequence[int] | None) -> Array:
+        """The Jacobian (N, P), or those of its rows."""
+        at = np.arange(self.n_rows) if rows is None else self._checked(rows)
+        samples, sample_of = np.unique(at // self.outputs, return_inverse=True)
+        tape, _ = self._run(over, samples)
         delta = over.zeros(len(at), self.outputs)
         delta[np.arange(len(at)), at % self.outputs] = over.number(1.0)
         J = over.zeros(len(at), self.n_params)

@@ -19,6 +19,7 @@ ANALYTIC = ("tanh", "erf", "sigmoid", "softplus", "gelu", "silu", "relu", "sin")
 POLYNOMIALS = {
     "z^2": (0, 0, 1),
     "z^3": (0, 0, 0, 1),
+    "z^4": (0, 0, 0, 0, 1),
     "z + z^2": (0, 1, 1),
     "z + z^3": (0, 1, 0, 1),
     "1 + 2z - z^2 + z^3 + 3z^4": (1, 2, -1, 1, 3),
@@ -105,7 +106,9 @@ def structure(model: nn.Module) -> TwoLayerNet:
 def certified(model: nn.Module, seed: int = 0) -> int:
     """The rank on so many random points that the guarantee holds on almost all such samples."""
     net = structure(model)
-    if net.activation == "relu":  # every cell between the kinks needs points
-        return certify(model, 2 * generic_samples(600, net.d, seed)).rank
+    if net.activation == "relu":  # every cell between the kinks needs points, near and far
+        points = generic_samples(500, net.d, seed)
+        points[::3] *= 16
+        return certify(model, points).rank
     points = generic_samples(net.m * (1 + net.d + net.beta) + 2, net.d, seed)
     return certify(model, points).rank

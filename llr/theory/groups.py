@@ -24,6 +24,9 @@ PARITY: dict[str, Parity] = {
 }
 """How s(-z) follows from s(z): as -s(z), 1 - s(z), or s(z) - z. Sine and polynomials go by other theorems."""
 
+# So many neurons are named one by one.
+_LISTED = 8
+
 
 @dataclass(frozen=True)
 class Group:
@@ -144,7 +147,10 @@ def _net_weight(
 
 
 def named(members: Sequence[int]) -> str:
-    """The neurons in words."""
+    """The neurons in words; of many, the first and the last."""
     if len(members) == 1:
         return f"neuron {members[0]}"
+    if len(members) > _LISTED:
+        first = ", ".join(map(str, members[:2]))
+        return f"{len(members)} neurons ({first}, ..., {members[-1]})"
     return f"neurons {', '.join(map(str, members[:-1]))} and {members[-1]}"

@@ -93,12 +93,11 @@ def degree(coefficients: Row) -> int:
 
 def ambient(net: TwoLayerNet) -> int:
     """The dimension of the polynomials that an entry of T can be."""
-    n, d = degree(net.coefficients), net.d
-    if net.beta:
-        return comb(n + d, d)
-    degrees = {k for k, c in enumerate(net.coefficients) if c}
+    d, degrees = net.d, {k for k, c in enumerate(net.coefficients) if c}
     if net.c is not None:
         degrees.add(0)
+    if net.beta and degrees:
+        return comb(max(degrees) + d, d)
     return sum(comb(k + d - 1, k) for k in degrees)
 
 

@@ -57,9 +57,9 @@ def two_layer_tangent(net: TwoLayerNet) -> Dimension:
         >>> print(dimension.terms[0].text)
         neurons 0 and 1 share a hyperplane (opposite signs), outgoing weights of rank 1: 1 + 1 (2 + 1)
     """
-    grouping = group_neurons(net)
     if net.activation == "polynomial":
         return polynomial_tangent(net)
+    grouping = group_neurons(net)
     lower = upper = 0
     terms: list[Term] = []
     alone: list[int] = []

@@ -1,0 +1,126 @@
+"""A function of a two-layer network in its shortest form, which only depends on the function."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+
+from llr.theory.groups import PARITY, group_neurons
+from llr.theory.structure import Matrix, Row, TwoLayerNet
+
+
+@dataclass(frozen=True)
+class NeuronSum:
+    """``sum_g alpha_g s(w_g . x + b_g) + affine(x) + sum_j v_j s(b_j)``, neurons distinct, alpha_g not 0.
+
+    Equal functions have equal forms, up to the order of the neurons and their signs: the neurons are linearly
+    independent modulo affine functions, and the numbers s(b_j) are linearly independent of each other and
+    of 1, over the rationals.
+    """
+
+    activation: str
+    w: Matrix
+    b: Row
+    """0 without hidden biases."""
+    alpha: Matrix
+    """(k, q)"""
+    affine: Row
+    """(q (d + 1)): coefficients of the inputs and of 1, output by output."""
+    numbers: tuple[tuple[Fraction, Row], ...]
+    """(b_j, v_j) of irrational constants."""
+
+    @property
+    def k(self) -> int:
+        """How many neurons it has."""
+        return len(self.w)
+
+    @property
+    def planes(self) -> Matrix:
+        """alpha_g (w_g . x + b_g) as an affine function: what reflecting neuron g of ReLU takes."""
+        return tuple(
+            tuple(u * v for u in alpha for v in (*w, b))
+            for w, b, alpha in zip(self.w, self.b, self.alpha, strict=True)
+        )
+
+    @property
+    def constant(self) -> Row:
+        """The rational constant, (q)."""
+        step = len(self.affine) // self.outputs
+        return self.affine[step - 1 :: step]
+
+    @property
+    def linear(self) -> bool:
+        """Whether the affine part has a linear one."""
+        step = len(self.affine) // self.outputs
+        return any(v for j, v in enumerate(self.affine) if j % step != step - 1)
+
+    outputs: int = 1
+    """q"""
+
+
+def neuron_sum(net: TwoLayerNet) -> NeuronSum:
+    """Merge the neurons of a network that share a hyperplane, and collect its affine part.
+
+    The reflections s(-z) = -s(z), 1 - s(z), s(z) - z leave constants and affine functions behind. So do
+    neurons with w = 0, whose values are rational for ReLU and at 0; all others are numbers of their own.
+    For tanh, sigmoid, SiLU and softplus these are independent by Lindemann's theorem; the values of erf are,
+    among each other, by Beukers' refinement of Siegel's and Shidlovskii's.
+
+    Args:
+        net: of an activation that is neither sine nor a polynomial.
+
+    Source: docs/theory.md, Lemma 2.1 and Theorem 2.3.
+
+    Example:
+        >>> import torch
+        >>> from llr.models import TwoLayer
+        >>> from llr.theory import read_structure
+        >>> w, a = torch.tensor([[1.0], [-1.0]]), torch.tensor([[2.0], [3.0]])
+        >>> found = neuron_sum(read_structure(TwoLayer.of(w, None, a, activation="relu")))
+        >>> [str(v) for v in (*found.alpha[0], *found.affine)]  # 5 relu(x) - 3 x
+        ['5', '-3', '0']
+    """
+    parity, q, size = PARITY[net.activation], net.q, net.d + 1
+    affine = [[Fraction(0)] * size for _ in range(q)]
+    grouping = group_neurons(net)
+    for g in grouping.groups:
+        left = {"odd": None, "odd+const": (Fraction(0),) * net.d + (Fraction(1),)}.get(
+            parity, tuple(-v for v in (*g.w, g.b or Fraction(0)))
+        )
+        for i, sign, scale in zip(g.members, g.signs, g.scales, strict=True):
+            if sign < 0 and left is not None:
+                for j in range(q):
+                    affine[j] = [x + net.a[i][j] * scale * y for x, y in zip(affine[j], left, strict=True)]
+    numbers: dict[Fraction, list[Fraction]] = {}
+    for i in grouping.constants:
+        b = Fraction(0) if net.b is None else net.b[i]
+        factor, rational = _constant(net.activation, b)
+        for j in range(q):
+            affine[j][-1] += net.a[i][j] * rational
+            numbers.setdefault(abs(b), [Fraction(0)] * q)[j] += net.a[i][j] * factor
+    for j, value in enumerate(net.c or ()):
+        affine[j][-1] += value
+    kept = [g for g in grouping.groups if not g.cancels]
+    return NeuronSum(
+        activation=net.activation,
+        w=tuple(g.w for g in kept),
+        b=tuple(g.b or Fraction(0) for g in kept),
+        alpha=tuple(g.weight for g in kept),
+        affine=tuple(v for row in affine for v in row),
+        numbers=tuple((b, tuple(v)) for b, v in sorted(numbers.items()) if any(v)),
+        outputs=q,
+    )
+
+
+def _constant(activation: str, b: Fraction) -> tuple[int, Fraction]:
+    """(f, r) with s(b) = f s(|b|) + r, where s(|b|) is irrational or f = 0."""
+    parity = PARITY[activation]
+    if activation == "relu":
+        return 0, max(b, Fraction(0))
+    if b == 0 and activation != "softplus":
+        return 0, Fraction(1, 2) if parity == "odd+const" else Fraction(0)
+    if b >= 0:
+        return 1, Fraction(0)
+    if parity == "odd":
+        return -1, Fraction(0)
+    return (-1, Fraction(1)) if parity == "odd+const" else (1, b)

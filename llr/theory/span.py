@@ -1,0 +1,108 @@
+"""Which functions are linear combinations of functions before them, and how, in words."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import NamedTuple
+
+from llr.theory.symbols import ONE, Monomial, Symbols, Vector, combined
+
+
+class Function(NamedTuple):
+    """The function of a neuron."""
+
+    value: Vector
+    wave: Hashable = None
+    """What sines of different phases have in common, for a sine."""
+
+
+class Span:
+    """The span of the functions of neurons, one after the other.
+
+    Args:
+        symbols: those of the functions.
+        constant: whether the constant functions belong to it from the start.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> from llr.theory.span import Function, Span
+        >>> from llr.theory.symbols import Symbols
+        >>> symbols = Symbols()
+        >>> x, span = symbols.coordinate(0), Span(symbols, constant=True)
+        >>> print(span.add(0, Function({x: Fraction(2)})))
+        None
+        >>> print(span.add(1, Function({x: Fraction(1), (): Fraction(3)})))
+        = 1/2 neuron 0 + 3
+    """
+
+    def __init__(self, symbols: Symbols, constant: bool) -> None:
+        self._symbols = symbols
+        self._exact, self._varying = _Echelon(), _Echelon()
+        self._constants = constant
+        self._waves: defaultdict[Hashable, list[int]] = defaultdict(list)
+        if constant:
+            self._exact.add(None, ONE)
+
+    def add(self, number: int, function: Function) -> str | None:
+        """Add neuron `number`, or say in words how it follows from the ones before it.
+
+        Of functions that differ by constants one counts for all constants, whatever the numbers are.
+        """
+        v, wave = function
+        rest, combination = self._exact.reduce(v)
+        if not rest:
+            return f"= {_sum(combination)}"
+        own = {m: c for m, c in v.items() if not self._symbols.is_constant({m: c})}
+        varying, combination = self._varying.reduce(own)
+        if not varying and self._constants:
+            return f"= {_sum(combination)} + a constant" if combination else "is constant"
+        others = self._waves[wave] if wave is not None else []
+        if len(others) >= 2:
+            i, j = others[:2]
+            return f"is a combination of neurons {i} and {j}, which are ahead of it by phases"
+        others.append(number)
+        self._exact.add(number, v)
+        if varying:
+            self._varying.add(number, own)
+        self._constants |= not varying
+        return None
+
+
+@dataclass
+class _Echelon:
+    """Vectors in echelon form, each known as a combination of the neurons that were added."""
+
+    rows: list[tuple[Monomial, Vector, dict[int | None, Fraction]]] = field(default_factory=list)
+
+    def reduce(self, v: Vector) -> tuple[Vector, dict[int | None, Fraction]]:
+        """What is left of a vector, and the combination of neurons that was taken away."""
+        rest, taken = v, dict[int | None, Fraction]()
+        for pivot, row, combination in self.rows:
+            if factor := rest.get(pivot):
+                rest = combined([(Fraction(1), rest), (-factor, row)])
+                for number, c in combination.items():
+                    taken[number] = taken.get(number, Fraction(0)) + factor * c
+        return rest, {number: c for number, c in taken.items() if c}
+
+    def add(self, number: int | None, v: Vector) -> None:
+        """Add what is not a combination of the others."""
+        rest, taken = self.reduce(v)
+        pivot = min(rest)
+        scale = 1 / rest[pivot]
+        combination = {other: -scale * c for other, c in taken.items()} | {number: scale}
+        self.rows.append((pivot, combined([(scale, rest)]), combination))
+
+
+def _sum(combination: Mapping[int | None, Fraction]) -> str:
+    """A combination of neurons in words; None stands for the constant 1."""
+    text = ""
+    for number, c in sorted(combination.items(), key=lambda item: (item[0] is None, item[0] or 0)):
+        size = str(abs(c)) if c.denominator <= 1000 else f"{float(abs(c)):.6g}"
+        name = size if number is None else f"neuron {number}"
+        factor = "" if number is None or abs(c) == 1 else f"{size} "
+        sign = ("-" if c < 0 else "") if not text else (" - " if c < 0 else " + ")
+        text += sign + factor + name
+    return text or "0"

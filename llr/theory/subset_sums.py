@@ -1,0 +1,89 @@
+"""Sums of some of the given vectors, in exact numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from itertools import combinations
+from math import comb
+
+from flint import fmpq, fmpq_mat
+
+from llr.theory.structure import Row, rank
+
+# Sums that are formed at most, a few seconds' worth; enough for forty vectors.
+_SUMS = 1 << 22
+
+
+def reachable(target: Row, further: Sequence[Row], vectors: Sequence[Row], free: int) -> bool | None:
+    """Whether `target` is a sum of some of the vectors, `free` of which may have any real coefficient.
+
+    Args:
+        target: the vector to reach.
+        further: vectors that are multiplied with numbers independent over the rationals, and have to be
+            combinations of the free vectors alone.
+        vectors: of the same length; each counts not at all or once, the free ones with any coefficient.
+        free: how many of the vectors, whichever, are free.
+
+    Returns:
+        The answer, or None where finding it would take too many sums.
+
+    Example:
+        >>> from fractions import Fraction as F
+        >>> vectors = [(F(1),), (F(3),)]
+        >>> [reachable((F(n),), [], vectors, 0) for n in (2, 4)], reachable((F(2),), [], vectors, 1)
+        ([False, True], True)
+    """
+    if not any(target) and not further:
+        return True
+    whole = rank(vectors)
+    if rank([*vectors, target, *further]) > whole:
+        return False
+    if free >= whole:
+        return True
+    rest = len(vectors) - free
+    if comb(len(vectors), free) * 2 ** (rest - rest // 2 + 1) > _SUMS:
+        return None
+    for chosen in combinations(range(len(vectors)), free):
+        generators = [vectors[i] for i in chosen]
+        if rank([*generators, *further]) > rank(generators):
+            continue
+        others = [v for i, v in enumerate(vectors) if i not in chosen]
+        goal, *others = _modulo([target, *others], generators)
+        if _is_sum(goal, others):
+            return True
+    return False
+
+
+def _modulo(vectors: Sequence[Row], generators: Sequence[Row]) -> list[Row]:
+    """The vectors modulo the span of the generators: what is left where their leading entries are cleared."""
+    if not generators:
+        return list(vectors)
+    entries = [fmpq(v.numerator, v.denominator) for row in generators for v in row]
+    reduced, size = fmpq_mat(len(generators), len(generators[0]), entries).rref()
+    for row in reduced.tolist()[:size]:
+        exact = [Fraction(int(v.p), int(v.q)) for v in row]
+        at = next(j for j, v in enumerate(exact) if v)
+        vectors = [
+            tuple(x - v[at] * y for x, y in zip(v, exact, strict=True)) if v[at] else v
+            for v in vectors
+        ]
+    return list(vectors)
+
+
+def _is_sum(target: Row, vectors: Sequence[Row]) -> bool:
+    """Whether some of the vectors add to the target: the sums of one half meet those of the other."""
+    half = len(vectors) // 2
+    found = set(_sums(vectors[:half]))
+    return any(
+        tuple(t - x for t, x in zip(target, s, strict=True)) in found
+        for s in _sums(vectors[half:], len(target))
+    )
+
+
+def _sums(vectors: Sequence[Row], size: int = 0) -> Iterable[Row]:
+    zero = (Fraction(0),) * (len(vectors[0]) if vectors else size)
+    sums = [zero]
+    for v in vectors:
+        sums += [tuple(x + y for x, y in zip(s, v, strict=True)) for s in sums]
+    return sums
