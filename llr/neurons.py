@@ -18,6 +18,7 @@ from flint import arb, arb_mat
 from torch import Tensor, nn
 
 from llr.balls import coefficients
+from llr.certificate import LOWEST_BITS, check_int
 from llr.chain import Affine, Entrywise
 from llr.elimination import Scaled, find_pivots, prove
 from llr.exact import Network, read_network
@@ -113,8 +114,8 @@ def independence(
         from symmetries of the activations, equal or constant inputs, or linear algebra, layer by layer.
 
     Raises:
-        ValueError: a layer that is not there, networks on different inputs, no networks; samples at which
-            softplus is not the analytic function; what :func:`llr.exact.jacobian` refuses.
+        ValueError: a layer that is not there, networks on different inputs, no networks, a precision out of
+            range; what :func:`llr.exact.jacobian` refuses.
         TypeError: no network.
 
     Source: docs/theory.md, Proposition 8.1.
@@ -131,6 +132,7 @@ def independence(
         2 of 3 neurons are linearly independent, beside constants (proved, by values at 22 points)
           neuron 2 = -neuron 0 + 1
     """
+    check_int("bits", bits, LOWEST_BITS, _MOST_BITS)
     networks = _networks(neurons, x, layer, seed)
     symbols = Symbols()
     functions = [f for network in networks for f in _functions(network, symbols)]

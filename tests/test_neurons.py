@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from test_rank import F64, samples
-from torch import nn
+from torch import Tensor, nn
 
 from llr import balls
 from llr.activations import activation_layer
@@ -227,13 +227,19 @@ def random_layers(seed: int, activations: tuple[str, ...]) -> nn.Sequential:
 ANALYTIC = ("tanh", "erf", "sigmoid", "softplus", "gelu", "silu", "sin")
 
 
+def rank_of_values(parts: list[nn.Module], x: Tensor, constant: bool) -> int:
+    """Of all neurons, not only of those that are said to be a basis."""
+    networks = _networks(parts, x, None, 0)
+    neurons = range(sum(network.outputs for network in networks))
+    A = Scaled(_values(networks, neurons, constant, 512), 512)
+    return prove(A, find_pivots(A))[0] - constant
+
+
 def agrees(model: nn.Sequential, constant: bool, layers: int = 2) -> bool:
-    """Whether the count is proved, and is the rank of all neurons' values, not of the basis alone."""
+    """Whether the count is proved and right, no relation being false."""
     parts, x = [model[: 2 * layers]], samples(40, model[0].in_features)
     found = independence(parts, x, constant=constant)
-    networks = _networks(parts, x, None, 0)
-    A = Scaled(_values(networks, range(found.n_neurons), constant, 512), 512)
-    return found.proved and found.lower == prove(A, find_pivots(A))[0] - constant
+    return found.proved and found.lower == rank_of_values(parts, x, constant)
 
 
 class TestRandomNetworks:
@@ -250,6 +256,14 @@ class TestRandomNetworks:
             assert agrees(random_layers(seed, (*ANALYTIC, "identity")), seed % 2 == 0), seed
 
     # Mistakes in the symmetries, and the activations that show them.
+    def test_relu(self) -> None:
+        for seed in range(CASES):
+            model = random_layers(seed, ("relu",))
+            assert agrees(model, seed % 2 == 0, 1), seed
+            x = samples(60, model[0].in_features)
+            found = independence([model], x)
+            assert found.lower == rank_of_values([model], x, False) <= found.upper, seed
+
     @pytest.mark.parametrize(
         ("activation", "wrong"),
         [
@@ -323,6 +337,7 @@ class TestResult:
         ("call", "error", "message"),
         [
             (lambda: independence([]), ValueError, "neurons is empty"),
+            (lambda: independence(mlp([1, 2, 1]), bits=1), ValueError, "bits is 1; expected"),
             (lambda: independence([torch.tanh]), TypeError, "neurons has a builtin_function"),
             (lambda: independence([nn.Tanh()], layer=0), ValueError, "layer is 0, but neurons are"),
             (lambda: independence(mlp([1, 2, 1]), layer=1), ValueError, "has layers 0 to 0"),

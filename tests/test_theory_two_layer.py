@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import random
-from collections import Counter
 from fractions import Fraction
-from itertools import product
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from theory_cases import (
     activation_of,
     build,
     certified,
+    expanded,
     generic_samples,
     random_cases,
     random_two_layer,
@@ -201,48 +200,6 @@ class TestFacts:
         monkeypatch.setattr("llr.theory.two_layer._HIGHEST_BITS", 64)
         with pytest.raises(ValueError, match=r"the slope of GELU at b = -3/4 .* move this bias"):
             has_slope("gelu", Fraction(-3, 4))
-
-
-def expanded(net: TwoLayerNet) -> int:
-    """dim T of a polynomial network from the coefficients of its tangent functions."""
-    Poly = Counter[tuple[int, ...]]
-    origin = (0,) * net.d
-
-    def times(p: Any, r: Any) -> Any:
-        out: Poly = Counter()
-        for (e, u), (f, v) in product(p.items(), r.items()):
-            out[tuple(i + j for i, j in zip(e, f, strict=True))] += u * v
-        return out
-
-    def unit(k: int) -> tuple[int, ...]:
-        return tuple(int(i == k) for i in range(net.d))
-
-    def compose(coefficients: Any, z: Any) -> Any:
-        value: Poly = Counter()
-        power: Poly = Counter({origin: Fraction(1)})
-        for c in coefficients:
-            for e, v in power.items():
-                value[e] += c * v
-            power = times(power, z)
-        return value
-
-    functions: list[dict[tuple[int, tuple[int, ...]], Fraction]] = []
-    for i, w in enumerate(net.w):
-        z: Any = {unit(k): v for k, v in enumerate(w)}
-        z[origin] = Fraction(0) if net.b is None else net.b[i]
-        s = compose(net.coefficients, z)
-        slope = compose([k * c for k, c in enumerate(net.coefficients)][1:], z)
-        functions += [{(j, e): v for e, v in s.items()} for j in range(net.q)]
-        inputs = [*({unit(k): Fraction(1)} for k in range(net.d)), {origin: Fraction(1)}]
-        for x in inputs[: net.d + net.beta]:
-            inner = times(slope, x)
-            functions.append(
-                {(j, e): net.a[i][j] * v for j in range(net.q) for e, v in inner.items()}
-            )
-    if net.c is not None:
-        functions += [{(j, origin): Fraction(1)} for j in range(net.q)]
-    places = sorted({place for f in functions for place in f})
-    return rank([[f.get(place, Fraction(0)) for place in places] for f in functions])
 
 
 class TestRandomParameters:

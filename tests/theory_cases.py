@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+from collections import Counter
 from collections.abc import Sequence
+from fractions import Fraction
+from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from llr.certify import certify
 from llr.models import ACTIVATIONS, Polynomial, TwoLayer
-from llr.theory.structure import TwoLayerNet, read_structure
+from llr.theory.structure import TwoLayerNet, rank, read_structure
 
 F64 = torch.float64
 
@@ -112,3 +116,45 @@ def certified(model: nn.Module, seed: int = 0) -> int:
         return certify(model, points).rank
     points = generic_samples(net.m * (1 + net.d + net.beta) + 2, net.d, seed)
     return certify(model, points).rank
+
+
+def expanded(net: TwoLayerNet) -> int:
+    """dim T of a polynomial network from the coefficients of its tangent functions."""
+    Poly = Counter[tuple[int, ...]]
+    origin = (0,) * net.d
+
+    def times(p: Any, r: Any) -> Any:
+        out: Poly = Counter()
+        for (e, u), (f, v) in product(p.items(), r.items()):
+            out[tuple(i + j for i, j in zip(e, f, strict=True))] += u * v
+        return out
+
+    def unit(k: int) -> tuple[int, ...]:
+        return tuple(int(i == k) for i in range(net.d))
+
+    def compose(coefficients: Any, z: Any) -> Any:
+        value: Poly = Counter()
+        power: Poly = Counter({origin: Fraction(1)})
+        for c in coefficients:
+            for e, v in power.items():
+                value[e] += c * v
+            power = times(power, z)
+        return value
+
+    functions: list[dict[tuple[int, tuple[int, ...]], Fraction]] = []
+    for i, w in enumerate(net.w):
+        z: Any = {unit(k): v for k, v in enumerate(w)}
+        z[origin] = Fraction(0) if net.b is None else net.b[i]
+        s = compose(net.coefficients, z)
+        slope = compose([k * c for k, c in enumerate(net.coefficients)][1:], z)
+        functions += [{(j, e): v for e, v in s.items()} for j in range(net.q)]
+        inputs = [*({unit(k): Fraction(1)} for k in range(net.d)), {origin: Fraction(1)}]
+        for x in inputs[: net.d + net.beta]:
+            inner = times(slope, x)
+            functions.append(
+                {(j, e): net.a[i][j] * v for j in range(net.q) for e, v in inner.items()}
+            )
+    if net.c is not None:
+        functions += [{(j, origin): Fraction(1)} for j in range(net.q)]
+    places = sorted({place for f in functions for place in f})
+    return rank([[f.get(place, Fraction(0)) for place in places] for f in functions])

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
+from math import lcm
 
-from llr.theory.groups import PARITY, group_neurons
+from flint import arb, fmpq
+
+from llr.balls import ACTIVATIONS, precision
+from llr.theory.groups import PARITY, Group, group_neurons
 from llr.theory.structure import Matrix, Row, TwoLayerNet
+
+_BITS = 1024
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,7 @@ class NeuronSum:
     """(q (d + 1)): coefficients of the inputs and of 1, output by output."""
     numbers: tuple[tuple[Fraction, Row], ...]
     """(b_j, v_j) of irrational constants."""
+    d: int
 
     @property
     def k(self) -> int:
@@ -36,26 +43,28 @@ class NeuronSum:
 
     @property
     def planes(self) -> Matrix:
-        """alpha_g (w_g . x + b_g) as an affine function: what reflecting neuron g of ReLU takes."""
+        """What reflecting a neuron subtracts: alpha_g (w_g . x + b_g), or alpha_g for sigmoid; (k, q (d + 1))."""
+        sigmoid = PARITY[self.activation] == "odd+const"
         return tuple(
-            tuple(u * v for u in alpha for v in (*w, b))
+            tuple(
+                u * v
+                for u in alpha
+                for v in ((*(0 * x for x in w), Fraction(1)) if sigmoid else (*w, b))
+            )
             for w, b, alpha in zip(self.w, self.b, self.alpha, strict=True)
         )
 
     @property
-    def constant(self) -> Row:
-        """The rational constant, (q)."""
-        step = len(self.affine) // self.outputs
-        return self.affine[step - 1 :: step]
+    def further(self) -> Matrix:
+        """The vectors v_j as affine functions, (., q (d + 1))."""
+        zeros = (Fraction(0),) * self.d
+        return tuple(tuple(entry for v in row for entry in (*zeros, v)) for _, row in self.numbers)
 
     @property
-    def linear(self) -> bool:
-        """Whether the affine part has a linear one."""
-        step = len(self.affine) // self.outputs
-        return any(v for j, v in enumerate(self.affine) if j % step != step - 1)
-
-    outputs: int = 1
-    """q"""
+    def constant(self) -> bool:
+        """Whether the affine part has a constant."""
+        last = self.affine[self.d :: self.d + 1]
+        return any(last) or bool(self.numbers)
 
 
 def neuron_sum(net: TwoLayerNet) -> NeuronSum:
@@ -84,13 +93,13 @@ def neuron_sum(net: TwoLayerNet) -> NeuronSum:
     affine = [[Fraction(0)] * size for _ in range(q)]
     grouping = group_neurons(net)
     for g in grouping.groups:
-        left = {"odd": None, "odd+const": (Fraction(0),) * net.d + (Fraction(1),)}.get(
-            parity, tuple(-v for v in (*g.w, g.b or Fraction(0)))
-        )
+        left = _left_by_reflection(net, g)
         for i, sign, scale in zip(g.members, g.signs, g.scales, strict=True):
-            if sign < 0 and left is not None:
+            if sign < 0 and parity != "odd":
                 for j in range(q):
-                    affine[j] = [x + net.a[i][j] * scale * y for x, y in zip(affine[j], left, strict=True)]
+                    affine[j] = [
+                        x + net.a[i][j] * scale * y for x, y in zip(affine[j], left, strict=True)
+                    ]
     numbers: dict[Fraction, list[Fraction]] = {}
     for i in grouping.constants:
         b = Fraction(0) if net.b is None else net.b[i]
@@ -108,8 +117,50 @@ def neuron_sum(net: TwoLayerNet) -> NeuronSum:
         alpha=tuple(g.weight for g in kept),
         affine=tuple(v for row in affine for v in row),
         numbers=tuple((b, tuple(v)) for b, v in sorted(numbers.items()) if any(v)),
-        outputs=q,
+        d=net.d,
     )
+
+
+def without_constants(vectors: Matrix, d: int) -> Matrix:
+    """Affine functions, (., q (d + 1)), modulo constants: (., q d)."""
+    return tuple(tuple(v for j, v in enumerate(row) if j % (d + 1) != d) for row in vectors)
+
+
+def check_irrational(f: NeuronSum) -> None:
+    """Make sure that the irrational constants of f are no fractions that reflections could produce.
+
+    For most activations that is a theorem; of values of erf, which GELU has too, only the independence among
+    themselves is. Here they are enclosed, and multiplied with the denominators that occur.
+
+    Raises:
+        ValueError: they may be such fractions, which is as good as impossible.
+    """
+    if not f.numbers or f.activation not in ("erf", "gelu"):
+        return
+    common = lcm(*(v.denominator for row in (f.affine, *f.planes) for v in row))
+    value = ACTIVATIONS[f.activation][0]
+    with precision(_BITS):
+        for component in zip(*(row for _, row in f.numbers), strict=True):
+            total = arb(0)
+            for (b, _), v in zip(f.numbers, component, strict=True):
+                total += arb(_fmpq(v)) * value(arb(_fmpq(b)))
+            if not (total * common).contains_integer():
+                return
+    raise ValueError(
+        f"the constant part of the function seems to be a fraction of {common}, although it has values of "
+        f"{f.activation} in it; move the biases of the neurons with w = 0"
+    )
+
+
+def _fmpq(v: Fraction) -> fmpq:
+    return fmpq(v.numerator, v.denominator)
+
+
+def _left_by_reflection(net: TwoLayerNet, group: Group) -> Row:
+    """s(-z) + s(z) for sigmoid, s(-z) - s(z) for the hinges: an affine function."""
+    if PARITY[net.activation] == "odd+const":
+        return (*(Fraction(0),) * net.d, Fraction(1))
+    return (*(-v for v in group.w), -(group.b or Fraction(0)))
 
 
 def _constant(activation: str, b: Fraction) -> tuple[int, Fraction]:

@@ -15,7 +15,9 @@ from llr.theory.structure import Row, rank
 _SUMS = 1 << 22
 
 
-def reachable(target: Row, further: Sequence[Row], vectors: Sequence[Row], free: int) -> bool | None:
+def reachable(
+    target: Row, further: Sequence[Row], vectors: Sequence[Row], free: int
+) -> bool | None:
     """Whether `target` is a sum of some of the vectors, `free` of which may have any real coefficient.
 
     Args:

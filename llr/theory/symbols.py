@@ -101,6 +101,7 @@ class Symbols:
         self._neurons: dict[tuple[str, frozenset[tuple[Monomial, Fraction]]], tuple[int, int]] = {}
         self._idempotent: set[int] = set()
         self._expansions: dict[int, Vector] = {}
+        self._sizes: dict[int, int] = {}
         self._functions = self._numbers = 0
 
     def coordinate(self, index: int) -> Monomial:
@@ -150,7 +151,8 @@ class Symbols:
         else:
             if key not in self._neurons:
                 self._neurons[key] = self._new_pair(act, z)
-            neuron = Neuron(*({(symbol,): Fraction(1)} for symbol in self._neurons[key]))
+            v, s = self._neurons[key]
+            neuron = Neuron({(v,): Fraction(1)}, {(s,): Fraction(1)})
         value, slope = (
             found if exact is None else _rational(exact)
             for found, exact in zip(neuron, known, strict=True)
@@ -237,12 +239,15 @@ class Symbols:
         return new
 
     def _new_pair(self, act: str, z: Vector) -> tuple[int, int]:
-        found = []
-        for kind in ("value", "slope"):
-            symbol = _Symbol(cast(Literal["value", "slope"], kind), activation=act, z=z)
-            # A number is a number only if it is certainly not 0, so that one may divide by it.
-            found.append(self._add(symbol, self.is_constant(z) and self._is_nonzero(symbol)))
-        value, slope = found
+        constant = self.is_constant(z)
+        # A symbol is one of a number only if that is certainly not 0, so that one may divide by it.
+        value, slope = (
+            self._add(symbol, constant and self._is_nonzero(symbol))
+            for symbol in (
+                _Symbol("value", activation=act, z=z),
+                _Symbol("slope", activation=act, z=z),
+            )
+        )
         if act == "relu":
             self._idempotent.add(slope)
         return value, slope
@@ -309,7 +314,9 @@ class Symbols:
     def _expanded_size(self, symbol: int) -> int:
         if self._relu_slope(symbol) is None:
             return 1
-        return self.expanded_size(cast(Vector, self._symbols[symbol].z))
+        if symbol not in self._sizes:
+            self._sizes[symbol] = self.expanded_size(cast(Vector, self._symbols[symbol].z))
+        return self._sizes[symbol]
 
 
 def _rational(c: Fraction) -> Vector:

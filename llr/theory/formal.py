@@ -1,0 +1,397 @@
+"""Tangent functions of networks of any depth as formal vectors, and what their ranks and spans prove.
+
+Evaluation takes formal vectors to functions and is linear. So the rank of the formal tangent vectors is an
+upper bound of dim T at any parameter, and what is a combination of formal vectors is that of functions.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cached_property
+
+from flint import fmpq, fmpq_mat
+from torch import nn
+
+from llr.mlp import NotAnMLP, read_mlp
+from llr.theory.result import Dimension, Status, Term
+from llr.theory.structure import (
+    ConvNet,
+    DeepNet,
+    Factorization,
+    LinearNet,
+    Matrix,
+    Row,
+    Structure,
+    TwoLayerNet,
+    rank,
+    read_structure,
+)
+from llr.theory.symbols import ONE, Monomial, Symbols, Vector, combined, primitive
+
+# About a second's work. Beyond it a network is too wide and deep to be written out path by path.
+_MOST_TERMS = 200_000
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """A network as layers; `coefficients` are those of a polynomial."""
+
+    activation: str
+    weights: tuple[Matrix, ...]
+    biases: tuple[Row | None, ...]
+    coefficients: Row = ()
+
+    @classmethod
+    def of(cls, net: Structure) -> _Layers:
+        if isinstance(net, LinearNet):
+            return cls("identity", net.weights, (None,) * len(net.weights))
+        if isinstance(net, DeepNet):
+            return cls(net.activation, net.weights, net.biases)
+        if isinstance(net, TwoLayerNet):
+            last = tuple(zip(*net.a, strict=True))
+            return cls(net.activation, (net.w, last), (net.b, net.c), net.coefficients)
+        if isinstance(net, ConvNet):
+            none = (Fraction(0),) * (net.d - net.s)
+            placed = tuple(
+                none[:t] + kernel + none[t:] for channel in net.kernels for t, kernel in enumerate(channel)
+            )
+            last = (tuple(a for channel in net.a for a in channel),)
+            return cls(net.activation, (placed, last), (None, None))
+        raise ValueError(
+            f"a {type(net).__name__} is no network of neurons; its dimension has a closed form, "
+            "tangent_dimension"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Formal:
+    """A network in symbols; see :func:`formal`.
+
+    Attributes:
+        net: its structure.
+        symbols: what the symbols mean.
+        neurons: for each hidden layer, the neurons as functions of the inputs. For convolutions, channel by
+            channel, position by position.
+        slopes: likewise their derivatives by the preactivations.
+        outputs: the outputs as functions of the inputs.
+    """
+
+    net: Structure
+    symbols: Symbols
+    neurons: tuple[tuple[Vector, ...], ...]
+    slopes: tuple[tuple[Vector, ...], ...]
+    outputs: tuple[Vector, ...]
+    _layers: _Layers
+    _blocks: tuple[int, ...] | None
+    """The order of the tensors in the columns of the model, if it is not that of the layers."""
+
+    @property
+    def size(self) -> int:
+        """At most so many monomials do the tangent functions have together."""
+        total, above = 0, [1] * len(self.outputs)
+        for layer in reversed(range(len(self._layers.weights))):
+            W = self._layers.weights[layer]
+            signals = sum(map(self.symbols.expanded_size, self._inputs(layer)))
+            total += sum(above) * (signals + (self._layers.biases[layer] is not None))
+            above = [
+                sum(n for n, row in zip(above, W, strict=True) if row[i]) for i in range(len(W[0]))
+            ]
+            if layer:
+                above = [n * len(s) for n, s in zip(above, self.slopes[layer - 1], strict=True)]
+        return total
+
+    @cached_property
+    def tangents(self) -> tuple[Vector, ...]:
+        """The derivatives by the parameters, in the order of ``llr.layout``.
+
+        Raises:
+            ValueError: a network so wide and deep that they have too many terms; see `size`.
+        """
+        if self.size > _MOST_TERMS:
+            raise ValueError(
+                f"the tangent functions have up to {self.size} terms; expected at most {_MOST_TERMS}: a "
+                "smaller network, or let llr.model_rank(model) find the rank numerically"
+            )
+        blocks: list[list[Vector]] = []
+        deltas: list[Vector] = [
+            {self.symbols.output(j): Fraction(1)} for j in range(len(self.outputs))
+        ]
+        for layer in reversed(range(len(self._layers.weights))):
+            W, b = self._layers.weights[layer], self._layers.biases[layer]
+            inputs = [self.symbols.expanded(a) for a in self._inputs(layer)]
+            if b is not None:
+                blocks.append(deltas)
+            blocks.append([self.symbols.product(delta, a) for delta in deltas for a in inputs])
+            if layer:
+                back = [combined([(w, d) for w, d in zip(c, deltas, strict=True)]) for c in zip(*W, strict=True)]
+                deltas = [
+                    self.symbols.product(slope, delta)
+                    for slope, delta in zip(self.slopes[layer - 1], back, strict=True)
+                ]
+        blocks.reverse()
+        if isinstance(self.net, ConvNet):
+            blocks[0] = _of_kernels(self.net, blocks[0])
+        order = range(len(blocks)) if self._blocks is None else self._blocks
+        return tuple(v for block in order for v in blocks[block])
+
+    @cached_property
+    def rank(self) -> int:
+        """The rank of the tangent functions as formal vectors: at least dim T."""
+        if self.generic and self._layers.activation != "relu":
+            return self.net.n_params
+        return formal_rank(self.tangents)
+
+    @cached_property
+    def generic(self) -> bool:
+        """Whether nothing makes tangent functions dependent but the symmetries of all parameters.
+
+        No neuron is constant, equal to another of its layer up to reflection, or without outgoing weights.
+        Then the tangent functions, but for ReLU, have monomials of their own.
+        """
+        if self._layers.activation in ("identity", "polynomial") or isinstance(self.net, ConvNet):
+            return False
+        seen = [m for layer in self.neurons for v in layer for m in v]
+        single = all(
+            len(v) == 1 and not self.symbols.is_constant(v) for layer in self.neurons for v in layer
+        )
+        read = all(any(column) for W in self._layers.weights[1:] for column in zip(*W, strict=True))
+        return single and read and len(set(seen)) == len(seen)
+
+    def _inputs(self, layer: int) -> Sequence[Vector]:
+        """What a layer takes."""
+        if layer:
+            return self.neurons[layer - 1]
+        return [
+            {self.symbols.coordinate(c): Fraction(1)} for c in range(len(self._layers.weights[0][0]))
+        ]
+
+
+def formal(net: Structure | nn.Module, symbols: Symbols | None = None) -> Formal:
+    """A network's neurons, outputs and tangent functions as polynomials in symbols, at its parameters.
+
+    The symbols are the coordinates of x, and for each distinct neuron its value and its slope. Neurons are
+    distinct unless their preactivations are equal, or equal up to the activation's reflection (ReLU: and up to
+    positive factors). Coefficients are exact.
+
+    Args:
+        net: a structure of :func:`llr.theory.read_structure`, or a model that has one: an MLP of any depth,
+            a convolution.
+        symbols: those of another network on the same inputs, to compare both; default: new ones.
+
+    Raises:
+        ValueError: a matrix factorization, which has no neurons; what
+            :func:`llr.theory.read_structure` refuses.
+
+    Source: docs/theory.md, Theorem 6.2.
+
+    Example:
+        >>> import torch
+        >>> from llr.models import mlp
+        >>> from llr.theory.formal import formal
+        >>> twins = mlp([1, 2, 1])
+        >>> with torch.no_grad():
+        ...     _ = twins[0].weight.copy_(torch.tensor([[1.0], [-1.0]])), twins[0].bias.zero_()
+        >>> formal(twins).rank, sum(p.numel() for p in twins.parameters())
+        (4, 7)
+    """
+    blocks = None
+    if isinstance(net, nn.Module):
+        net, blocks = read_structure(net), _blocks(net)
+    layers = _Layers.of(net)
+    symbols = Symbols() if symbols is None else symbols
+    signals: Sequence[Vector] = [
+        {symbols.coordinate(c): Fraction(1)} for c in range(len(layers.weights[0][0]))
+    ]
+    neurons, slopes = [], []
+    for number, (W, b) in enumerate(zip(layers.weights, layers.biases, strict=True), 1):
+        z = [
+            combined([*zip(row, signals, strict=True), (Fraction(0) if b is None else b[i], ONE)])
+            for i, row in enumerate(W)
+        ]
+        if number == len(layers.weights):
+            signals = z
+            break
+        hidden = [symbols.neuron(layers.activation, v, layers.coefficients) for v in z]
+        signals = [neuron.value for neuron in hidden]
+        neurons.append(tuple(signals))
+        slopes.append(tuple(neuron.slope for neuron in hidden))
+    return Formal(net, symbols, tuple(neurons), tuple(slopes), tuple(signals), layers, blocks)
+
+
+def _blocks(model: nn.Module) -> tuple[int, ...] | None:
+    """For each parameter of the model, which tensor of the layers it is, counting biases after weights."""
+    try:
+        mlp = read_mlp(model)
+    except NotAnMLP:  # a convolution or a polynomial network, whose parameters lie as the layers do
+        return None
+    tensors = [
+        t for pair in zip(mlp.weights, mlp.biases, strict=True) for t in pair if t is not None
+    ]
+    at = {id(t): i for i, t in enumerate(tensors)}
+    return tuple(at[id(p)] for p in model.parameters())
+
+
+def _of_kernels(net: ConvNet, placed: Sequence[Vector]) -> list[Vector]:
+    """Derivatives by the kernels, from those by the rows (channel, position) of the dense layer."""
+    by_entry = []
+    for channel in range(len(net.kernels)):
+        windows = [
+            [placed[(channel * net.p + t) * net.d + t + j] for j in range(net.s)] for t in range(net.p)
+        ]
+        if net.shared:
+            windows = [[combined([(Fraction(1), v) for v in vs]) for vs in zip(*windows, strict=True)]]
+        by_entry += [v for window in windows for v in window]
+    return by_entry
+
+
+def formal_rank(vectors: Sequence[Vector]) -> int:
+    """The rank of formal vectors: at least the dimension of the span of the functions that they stand for.
+
+    Numbers such as tanh(1) that all monomials of a vector have as a factor are divided out; other numbers
+    count as independent of each other.
+
+    Example:
+        >>> from llr.models import mlp
+        >>> from llr.theory.formal import formal, formal_rank
+        >>> formal_rank(formal(mlp([2, 5, 1])).neurons[0])
+        5
+    """
+    rows = {i: dict(primitive(v)[1]) for i, v in enumerate(vectors) if v}
+    where: dict[Monomial, set[int]] = defaultdict(set)
+    for i, row in rows.items():
+        for m in row:
+            where[m].add(i)
+    found = 0
+    # A monomial that a single vector has makes it independent of the others.
+    private = [m for m, owners in where.items() if len(owners) == 1]
+    while private:
+        owners = where[private.pop()]
+        if not owners:
+            continue
+        (i,) = owners
+        found += 1
+        for m in rows.pop(i):
+            where[m].discard(i)
+            if len(where[m]) == 1:
+                private.append(m)
+    columns = [m for m, owners in where.items() if owners]
+    return found + rank([[row.get(m, 0) for m in columns] for row in rows.values()])
+
+
+def contained(small: Sequence[Vector], large: Sequence[Vector]) -> bool:
+    """Whether every vector of `small` is a combination of those in `large`, formally.
+
+    If so, the functions of `small` lie in the span of those of `large`. If not, they may still.
+
+    Args:
+        small: vectors in the same symbols as `large`.
+        large: vectors whose span is meant.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> from llr.theory.formal import contained
+        >>> x, y = {(1,): Fraction(1)}, {(2,): Fraction(1)}
+        >>> contained([x], [x, y]), contained([x, y], [x])
+        (True, False)
+    """
+    return formal_rank([*large, *small]) == formal_rank(large)
+
+
+def combination(
+    small: Sequence[Vector], large: Sequence[Vector]
+) -> list[list[Fraction]] | None:
+    """How the vectors of `small` are combined from those of `large`.
+
+    Returns:
+        C with small'_i = sum_j C[i][j] large'_j, where v' is v divided by the numbers that are a factor of
+        it (:func:`llr.theory.symbols.primitive`); None if they are no such combinations.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> from llr.theory.formal import combination
+        >>> x, y = {(1,): Fraction(1)}, {(2,): Fraction(3)}
+        >>> combination([{(1,): Fraction(2), (2,): Fraction(1)}], [x, y])
+        [[Fraction(2, 1), Fraction(1, 3)]]
+    """
+    vectors = [primitive(v)[1] for v in (*large, *small)]
+    monomials = list(dict.fromkeys(m for v in vectors for m in v))
+    if not monomials:
+        return [[Fraction(0)] * len(large) for _ in small]
+    columns = [[v.get(m, Fraction(0)) for v in vectors] for m in monomials]
+    entries = [fmpq(c.numerator, c.denominator) for row in columns for c in row]
+    reduced, r = fmpq_mat(len(monomials), len(vectors), entries).rref()
+    table = reduced.tolist()
+    pivots = [next(j for j, v in enumerate(table[i]) if v) for i in range(r)]
+    if any(j >= len(large) for j in pivots):
+        return None
+    C = [[Fraction(0)] * len(large) for _ in small]
+    for i, j in enumerate(pivots):
+        for k, v in enumerate(table[i][len(large) :]):
+            C[k][j] = Fraction(int(v.p), int(v.q))
+    return C
+
+
+def formal_tangent(net: Structure | nn.Module) -> Dimension:
+    """An upper bound of dim T for a network of any depth, which is dim T where a theorem says so.
+
+    Args:
+        net: as for :func:`formal`.
+
+    Returns:
+        "dim T": exact for one hidden layer and for networks of polynomials or without activations; for tanh
+        networks with all biases that are not degenerate, P almost everywhere; bounds otherwise.
+
+    Raises:
+        ValueError: as for :func:`formal`.
+
+    Source: docs/theory.md, 6.1 and Theorem 6.2. C. Fefferman, "Reconstructing a neural net from its output",
+    Revista Matemática Iberoamericana 10 (1994).
+
+    Example:
+        >>> from llr.models import mlp
+        >>> from llr.theory.formal import formal_tangent
+        >>> print(formal_tangent(mlp([1, 2, 2, 1])).status)
+        almost everywhere
+    """
+    found = formal(net)
+    layers, P = found._layers, found.net.n_params
+    remarks = _degeneracies(found)
+    if found.size > _MOST_TERMS and not (found.generic and layers.activation != "relu"):
+        scalings = sum(map(len, found.neurons)) if layers.activation == "relu" else 0
+        terms = [Term(P, "parameters")]
+        if scalings:
+            terms.append(Term(-scalings, "a positive factor moves through each ReLU neuron"))
+        terms.append(
+            Term(0, f"up to {found.size} terms, too many to look for further dependencies")
+        )
+        return _dimension(found, P - scalings, "bounds", [*terms, *remarks])
+    upper, status = found.rank, _status(found)
+    return _dimension(found, upper, status, [*_by_layer(found), *remarks])
+
+
+def _dimension(found: Formal, upper: int, status: Status, terms: Sequence[Term]) -> Dimension:
+    # The output biases alone give the constants.
+    constants = 0 if found._layers.biases[-1] is None else len(found.outputs)
+    return Dimension(
+        what="dim T",
+        lower=upper if status == "exact" else constants,
+        upper=upper,
+        status=status,
+        terms=tuple(terms),
+        statement="6.1" if status == "almost everywhere" else "Theorem 6.2",
+        n_params=found.net.n_params,
+    )
+
+
+def _status(found: Formal) -> Status:
+    layers, symbols = found._layers, found.symbols
+    if layers.activation in ("identity", "polynomial"):
+        return "exact"
+    if len(layers.weights) == 2:
+        return "bounds" if layers.activation == "sin" and _phases(found) else "exact"
+    if layers.activation == "tanh" and found.generic and all(b is not None for b in layers.biases):
+        return "almost everywhere"
+    return "bounds"

@@ -1,0 +1,45 @@
+"""What the parts of a function of a two-layer network cost in dimensions, and what they need."""
+
+from __future__ import annotations
+
+from llr.theory.neuron_sum import NeuronSum
+from llr.theory.result import Term
+from llr.theory.structure import TwoLayerNet
+
+Rank = tuple[int, list[Term]]
+"""A lower bound, and the summands of the upper one."""
+
+
+def of_neurons(f: NeuronSum, net: TwoLayerNet) -> list[Term]:
+    """What the neurons in the function cost, and the output bias."""
+    h = int(net.activation == "relu")
+    terms = []
+    if f.k:
+        words = f"{net.q} + {net.d}" + " + 1" * net.beta + " - 1" * h
+        neurons = "neurons" if f.k > 1 else "neuron"
+        size = f.k * (net.q + net.d + net.beta - h)
+        terms.append(Term(size, f"{f.k} {neurons} in the function: {f.k} ({words})"))
+    if net.c is not None:
+        terms.append(Term(net.q, "constants, from the output bias"))
+    return terms
+
+
+def constant_neuron_price(net: TwoLayerNet) -> Term:
+    """A constant that no output bias and no reflection makes."""
+    return Term(net.q + net.d, f"a constant, from a neuron with w = 0: {net.q} + {net.d}")
+
+
+def require_constant_neuron(f: NeuronSum, net: TwoLayerNet) -> None:
+    """Refuse a constant where no neuron can make one."""
+    if net.b is None and net.activation not in ("sigmoid", "softplus"):
+        raise ValueError(
+            f"the function has a constant part, which {net.activation} makes with a bias only; the "
+            "architecture has none (bias=True or output_bias=True)"
+        )
+    if net.m == f.k:
+        raise not_in_width(net, f"{f.k + 1} neurons, one more for its constant part")
+
+
+def not_in_width(net: TwoLayerNet, needs: str) -> ValueError:
+    """What to raise for a function that takes more neurons than there are."""
+    return ValueError(f"the architecture has width {net.m}, but the target needs {needs}")
