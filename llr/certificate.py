@@ -19,7 +19,7 @@ from llr.files import write_atomic
 FORMAT = "llr rank certificate 1"
 LOWEST_BITS, HIGHEST_BITS = 32, 1 << 20
 _CHOICES = {
-    "upper_from": ("shape", "caller", "exact rank"),
+    "upper_from": ("shape", "theory", "caller", "exact rank"),
     "arithmetic": ("balls", "rationals"),
     "stopped": ("upper bound met", "stopped growing", "precision cap"),
 }
@@ -37,8 +37,9 @@ class Certificate:
     Attributes:
         rank: the proved lower bound r.
         upper: the upper bound.
-        upper_from: "shape" for min(n_rows, n_params), "caller" for a bound that was passed to
-            :func:`certify` and is not part of the proof, "exact rank" for a rank in rational arithmetic.
+        upper_from: "shape" for min(n_rows, n_params), "theory" for a closed form of dim T (docs/theory.md),
+            "caller" for a bound that was passed to :func:`certify` and is not part of the proof, "exact
+            rank" for a rank in rational arithmetic.
         rows, columns: r of each, ascending. Rows count sample by sample, then output by output.
         bound: decimal text, a positive lower bound of the absolute value of their determinant.
         arithmetic: "balls" or "rationals".

@@ -5,8 +5,8 @@ certificate names such rows and columns; that the determinant is not zero is sho
 which every rounding error is accounted for, or in rational numbers. The statement is about the exact
 function that the model's layers define, at the exact binary numbers in its parameters and samples.
 
-The upper bound has another origin: the shape of the matrix, a theorem that the caller brings, or, for models
-with rational derivatives, the exact rank.
+The upper bound has another origin: the shape of the matrix, a closed form of :mod:`llr.theory`, a bound that the
+caller brings, or, for models with rational derivatives, the exact rank.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from llr.elimination import (
 from llr.exact import Network, read_network
 from llr.parameters import Selection
 from llr.problem import Model
+from llr.theory.upper import upper_bound
 
 __all__ = ["Certificate", "Verdict", "certify", "verify"]
 
@@ -83,8 +84,8 @@ def certify(
         model: an MLP, or what else :func:`llr.exact.jacobian` reads.
         x: (n, ...) samples.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
-        upper: an upper bound known from theory, to stop there. It is believed, not proved; default, and never
-            more than, the shorter side of the matrix.
+        upper: an upper bound known otherwise, to stop there. It is believed, not proved. The bound is never
+            more than the shorter side of the matrix, nor than a closed form that :mod:`llr.theory` has.
         bits: the first precision.
         max_bits: the last.
         progress: called as ``progress(bits, proved, upper)`` now and then; bits is None in rationals.
@@ -113,8 +114,7 @@ def certify(
     if upper is not None:
         check_int("upper", upper, 0)
     network = read_network(model, x, params)
-    side = min(network.n_rows, network.n_params)
-    goal = side if upper is None else min(upper, side)
+    goal, upper_from = _goal(network, params, upper)
     report = progress or (lambda *_: None)
     if network.rational:
         report(None, 0, goal)
@@ -140,6 +140,11 @@ def certify(
         pivots = find_pivots(A, lambda: report(bits, best.rank, goal))  # noqa: B023 - called at once
         proved, bound = prove(A, pivots)
         _check_claim(proved, upper)
+        if upper_from == "theory" and proved > goal:
+            raise RuntimeError(
+                f"the rank is at least {proved}, which is certain, but the closed form says at most {goal}: this "
+                "is a mistake in llr, please report it with the model; certify(..., params='*') does without"
+            )
         grown = proved > best.rank
         if grown:
             best = _Proof(bits, pivots[:proved], bound)
@@ -159,7 +164,7 @@ def certify(
         network,
         rank=best.rank,
         upper=goal,
-        upper_from="shape" if goal == side else "caller",
+        upper_from=upper_from,
         rows=tuple(sorted(row for row, _ in best.pivots)),
         columns=tuple(sorted(column for _, column in best.pivots)),
         bound=decimal_below(best.bound),
@@ -167,6 +172,16 @@ def certify(
         bits=best.bits,
         stopped=stopped,
     )
+
+
+def _goal(network: Network, params: Selection, upper: int | None) -> tuple[int, str]:
+    """The smallest upper bound, and which it is."""
+    bounds = [(min(network.n_rows, network.n_params), "shape")]
+    if not network.rational:
+        closed = upper_bound(network.problem, params)
+        bounds += [(closed.upper, "theory")] if closed else []
+    bounds += [(upper, "caller")] if upper is not None else []
+    return min(bounds, key=lambda bound: bound[0])
 
 
 @dataclass(frozen=True)
@@ -250,7 +265,7 @@ def verify(
             f"certificate is {type(certificate).__name__}; expected a Certificate (Certificate.load)"
         )
     network = read_network(model, x, params)
-    reason = _difference(certificate, network) or _false_upper(certificate, network)
+    reason = _difference(certificate, network) or _false_upper(certificate, network, params)
     if reason:
         return Verdict(False, reason)
     if reason := _unproved(certificate, network):
@@ -280,10 +295,14 @@ def _difference(certificate: Certificate, network: Network) -> str:
     return ""
 
 
-def _false_upper(certificate: Certificate, network: Network) -> str:
+def _false_upper(certificate: Certificate, network: Network, params: Selection) -> str:
     side = min(network.n_rows, network.n_params)
     if certificate.upper_from == "shape" and certificate.upper != side:
         return f"upper is {certificate.upper}; the shape of the Jacobian makes it {side}"
+    if certificate.upper_from == "theory":
+        closed = upper_bound(network.problem, params)
+        if closed is None or certificate.upper != closed.upper:
+            return f"upper is {certificate.upper}; the closed form is {closed and closed.upper}"
     if certificate.upper_from == "exact rank":
         # Other primes than those that made the certificate.
         rank, _ = exact_rank(integer_rows(network.rational_jacobian())[0], below=2**61)

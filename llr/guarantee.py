@@ -14,15 +14,17 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from llr.model_rank import ModelRank
 from llr.model_rank import model_rank as find_model_rank
 from llr.parameters import Selection
-from llr.problem import Model
+from llr.problem import Model, read_problem
 from llr.samplers import Source, all_samples, checked_points, sample_shape
 from llr.saturation import Certify, Found, Look, Search, ambiguous
 from llr.surroundings import outside_inference_mode
+from llr.theory.upper import upper_bound
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ def has_llr_guarantee(
     Args:
         model: a module, or a callable f(params, x).
         x: (n, ...) samples.
-        model_rank: dim T, as :func:`llr.model_rank` returned it or from theory, which is then believed;
-            default: found with :func:`llr.model_rank`, on samples of the shape of `x`.
+        model_rank: dim T, as :func:`llr.model_rank` returned it or from elsewhere, which is then believed;
+            default: the closed form where :mod:`llr.theory` has one (and there are no `options`), otherwise found with
+            :func:`llr.model_rank`, on samples of the shape of `x`.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         certify: whether ranks are proved, as for :func:`llr.model_rank`.
         method: how singular values are found, as for :func:`llr.rank`.
@@ -173,7 +176,14 @@ class _Case:
                 f"x has no samples (shape {tuple(x.shape)}); expected (n, ...), n >= 1"
             )
         x = checked_points(x, len(x), None, "x")
-        if model_rank is None:
+        closed = None
+        if model_rank is None and not options:
+            closed = upper_bound(
+                read_problem(model, x[:1], params, torch.float64), params, everywhere=True
+            )
+        if closed is not None and closed.exact:
+            model_rank = closed.upper
+        elif model_rank is None:
             given = {"sample_shape": tuple(x.shape[1:]), **options}
             tokens = sample_shape(model, tuple(x.shape[1:]))[1]
             known = tokens is not None or all_samples(model) is not None

@@ -43,7 +43,7 @@ class ModelRank:
         lower: what dim T is proved to be at least, 0 without a certificate.
         upper: what it is at most: the number of parameters, or the caller's `upper`, or the rank on all
             points of a finite domain.
-        upper_from: "parameters", "caller" (believed, not proved) or "domain".
+        upper_from: "parameters", "theory" (a closed form), "caller" (believed, not proved) or "domain".
         ambiguous: whether the rank is open: a count of singular values without a clear gap or below what is
             proved, or a certificate that reached its precision cap.
         saturated: whether the rank stopped growing as the samples grew, or cannot grow. If not, dim T may
@@ -138,8 +138,8 @@ def model_rank(
     they show the scale of a proof to be moderate, ranks are proved from there on, which also finds the
     directions that floating point cannot see. A proved rank on any sample is a proved lower bound of dim T.
 
-    That dim T is no larger than found is proved only if it is the number of parameters, an `upper` from
-    theory, or the rank on a whole finite domain. Otherwise it is what the doubling shows. It can mislead
+    That dim T is no larger than found is proved only if it is the number of parameters, the closed form that
+    :mod:`llr.theory` has for the model, an `upper` of the caller's, or the rank on a whole finite domain. Otherwise it is what the doubling shows. It can mislead
     where samples are bad: points that repeat, inputs confined to a subspace, x and -x for a model of odd
     functions; T is then that of the function on what the sampler reaches. ReLU networks have directions that
     only samples in small linear regions show. Points exactly on a kink should be left out: the slope taken
@@ -217,7 +217,7 @@ def model_rank(
         result = proved if proved.lower >= found.best else result
     dimension = max(found.best, lower)
     whole = found.trials[-1].result if found.trials[-1].n == source.limit else None
-    limit, limit_from = look.upper, "parameters" if look.upper == look.n_params else "caller"
+    limit, limit_from = look.upper, look.upper_from
     if whole is not None and whole.upper < limit:
         limit, limit_from = whole.upper, "domain"
     return ModelRank(

@@ -17,6 +17,7 @@ from llr.problem import Model, read_problem
 from llr.rank import METHODS, rank
 from llr.result import RankResult
 from llr.samplers import Source
+from llr.theory.upper import upper_bound
 
 Certify = Literal["auto"] | bool
 Progress = Callable[[int, int, int], None]
@@ -39,7 +40,9 @@ class Look:
     outputs: int
     n_params: int
     upper: int
-    """Not beyond this: P, or the caller's claim."""
+    """Not beyond this: P, a closed form, or the caller's claim."""
+    upper_from: str
+    """Which of them: "parameters", "theory" or "caller"."""
     claim: str | None
     """What the caller calls that claim; None without one."""
 
@@ -81,9 +84,13 @@ class Look:
                 obstacle = str(error)
         else:
             obstacle = "certify=False"
-        limit = P if upper is None else min(P, upper)
+        bounds = [(P, "parameters")]
+        closed = upper_bound(problem, params, everywhere=True)
+        bounds += [(closed.upper, "theory")] if closed else []
+        bounds += [(upper, "caller")] if upper is not None else []
+        limit, limit_from = min(bounds, key=lambda bound: bound[0])
         named = None if upper is None else claim
-        return cls(model, params, method, certify, obstacle, q, P, limit, named)
+        return cls(model, params, method, certify, obstacle, q, P, limit, limit_from, named)
 
     def provable(self, n: int) -> bool:
         """Whether the rank on n samples is to be proved."""
@@ -154,7 +161,7 @@ class Search:
         if found > upper and (result.certificate or not result.ambiguous):
             how = "which is certain" if result.certificate else "counting singular values"
             raise ValueError(
-                f"{self.look.claim}={upper} is contradicted: on {n} samples the rank is {found}, {how}, and "
+                f"{self.look.claim or 'the closed form'}={upper} is contradicted: on {n} samples the rank is {found}, {how}, and "
                 "the rank of the model at least that"
             )
         return Trial(n, min(found, upper), result)

@@ -3,3 +3,5 @@
 from llr.theory.result import Dimension as Dimension
 from llr.theory.result import Term as Term
 from llr.theory.structure import read_structure as read_structure
+from llr.theory.tangent import tangent_dimension as tangent_dimension
+from llr.theory.two_layer import generic_rank as generic_rank

@@ -16,11 +16,11 @@ from flint import fmpq, fmpq_mat
 from torch import nn
 
 from llr.mlp import NotAnMLP, read_mlp
+from llr.theory.groups import group_neurons, named
 from llr.theory.result import Dimension, Status, Term
 from llr.theory.structure import (
     ConvNet,
     DeepNet,
-    Factorization,
     LinearNet,
     Matrix,
     Row,
@@ -56,7 +56,9 @@ class _Layers:
         if isinstance(net, ConvNet):
             none = (Fraction(0),) * (net.d - net.s)
             placed = tuple(
-                none[:t] + kernel + none[t:] for channel in net.kernels for t, kernel in enumerate(channel)
+                none[:t] + kernel + none[t:]
+                for channel in net.kernels
+                for t, kernel in enumerate(channel)
             )
             last = (tuple(a for channel in net.a for a in channel),)
             return cls(net.activation, (placed, last), (None, None))
@@ -126,7 +128,10 @@ class Formal:
                 blocks.append(deltas)
             blocks.append([self.symbols.product(delta, a) for delta in deltas for a in inputs])
             if layer:
-                back = [combined([(w, d) for w, d in zip(c, deltas, strict=True)]) for c in zip(*W, strict=True)]
+                back = [
+                    combined([(w, d) for w, d in zip(c, deltas, strict=True)])
+                    for c in zip(*W, strict=True)
+                ]
                 deltas = [
                     self.symbols.product(slope, delta)
                     for slope, delta in zip(self.slopes[layer - 1], back, strict=True)
@@ -165,7 +170,8 @@ class Formal:
         if layer:
             return self.neurons[layer - 1]
         return [
-            {self.symbols.coordinate(c): Fraction(1)} for c in range(len(self._layers.weights[0][0]))
+            {self.symbols.coordinate(c): Fraction(1)}
+            for c in range(len(self._layers.weights[0][0]))
         ]
 
 
@@ -199,7 +205,8 @@ def formal(net: Structure | nn.Module, symbols: Symbols | None = None) -> Formal
     """
     blocks = None
     if isinstance(net, nn.Module):
-        net, blocks = read_structure(net), _blocks(net)
+        blocks = _blocks(net)
+        net = read_structure(net)
     layers = _Layers.of(net)
     symbols = Symbols() if symbols is None else symbols
     signals: Sequence[Vector] = [
@@ -239,10 +246,13 @@ def _of_kernels(net: ConvNet, placed: Sequence[Vector]) -> list[Vector]:
     by_entry = []
     for channel in range(len(net.kernels)):
         windows = [
-            [placed[(channel * net.p + t) * net.d + t + j] for j in range(net.s)] for t in range(net.p)
+            [placed[(channel * net.p + t) * net.d + t + j] for j in range(net.s)]
+            for t in range(net.p)
         ]
         if net.shared:
-            windows = [[combined([(Fraction(1), v) for v in vs]) for vs in zip(*windows, strict=True)]]
+            windows = [
+                [combined([(Fraction(1), v) for v in vs]) for vs in zip(*windows, strict=True)]
+            ]
         by_entry += [v for window in windows for v in window]
     return by_entry
 
@@ -300,9 +310,7 @@ def contained(small: Sequence[Vector], large: Sequence[Vector]) -> bool:
     return formal_rank([*large, *small]) == formal_rank(large)
 
 
-def combination(
-    small: Sequence[Vector], large: Sequence[Vector]
-) -> list[list[Fraction]] | None:
+def combination(small: Sequence[Vector], large: Sequence[Vector]) -> list[list[Fraction]] | None:
     """How the vectors of `small` are combined from those of `large`.
 
     Returns:
@@ -324,7 +332,7 @@ def combination(
     entries = [fmpq(c.numerator, c.denominator) for row in columns for c in row]
     reduced, r = fmpq_mat(len(monomials), len(vectors), entries).rref()
     table = reduced.tolist()
-    pivots = [next(j for j, v in enumerate(table[i]) if v) for i in range(r)]
+    pivots = [next(j for j, v in enumerate(table[i]) if v != 0) for i in range(r)]
     if any(j >= len(large) for j in pivots):
         return None
     C = [[Fraction(0)] * len(large) for _ in small]
@@ -387,7 +395,7 @@ def _dimension(found: Formal, upper: int, status: Status, terms: Sequence[Term])
 
 
 def _status(found: Formal) -> Status:
-    layers, symbols = found._layers, found.symbols
+    layers = found._layers
     if layers.activation in ("identity", "polynomial"):
         return "exact"
     if len(layers.weights) == 2:
@@ -395,3 +403,48 @@ def _status(found: Formal) -> Status:
     if layers.activation == "tanh" and found.generic and all(b is not None for b in layers.biases):
         return "almost everywhere"
     return "bounds"
+
+
+def _phases(found: Formal) -> bool:
+    """Whether sines of one direction differ in phase, which the symbols do not know."""
+    assert isinstance(found.net, TwoLayerNet)
+    directions = [(group.w, len(group.members)) for group in group_neurons(found.net).groups]
+    return any(size > 1 for _, size in directions)
+
+
+def _by_layer(found: Formal) -> list[Term]:
+    """What the parameters of each layer add to those of the layers after it."""
+    P = found.net.n_params
+    if found.generic and found._layers.activation != "relu":
+        return [
+            Term(P, "parameters, no neuron being constant, repeated or without outgoing weights")
+        ]
+    return [
+        Term(P, "parameters"),
+        Term(found.rank - P, "dependencies between the functions that they move"),
+    ]
+
+
+def _degeneracies(found: Formal) -> list[Term]:
+    """Remarks on what makes the rank smaller than P, layer by layer."""
+    remarks = []
+    for number, layer in enumerate(found.neurons):
+        constant = [i for i, v in enumerate(layer) if found.symbols.is_constant(v)]
+        if constant:
+            remarks.append(f"layer {number}: {named(constant)} constant")
+        groups: dict[frozenset[Monomial], list[int]] = defaultdict(list)
+        for i, v in enumerate(layer):
+            if i not in constant:
+                groups[frozenset(v)].append(i)
+        remarks += [
+            f"layer {number}: {named(members)} are one function, up to its symmetries"
+            for members in groups.values()
+            if len(members) > 1
+        ]
+        if isinstance(found.net, ConvNet):
+            continue
+        weights = found._layers.weights[number + 1]
+        idle = [i for i, column in enumerate(zip(*weights, strict=True)) if not any(column)]
+        if idle:
+            remarks.append(f"layer {number}: {named(idle)} without outgoing weights")
+    return [Term(0, remark) for remark in remarks]

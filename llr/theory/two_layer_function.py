@@ -22,6 +22,7 @@ from llr.theory.sine_function import sine_rank
 from llr.theory.structure import Row, TwoLayerNet
 from llr.theory.subset_sums import reachable
 
+
 def two_layer_model_rank(target: TwoLayerNet, architecture: TwoLayerNet) -> Dimension:
     """The smallest dim T with which a two-layer architecture represents a function.
 
@@ -81,7 +82,10 @@ def _check_same_kind(target: TwoLayerNet, architecture: TwoLayerNet) -> None:
         ours, theirs = getattr(architecture, name), getattr(target, name)
         if ours != theirs:
             words = {"d": "inputs", "q": "outputs"}.get(name, name)
-            show = [[str(v) for v in value] if name == "coefficients" else value for value in (theirs, ours)]
+            show = [
+                [str(v) for v in value] if name == "coefficients" else value
+                for value in (theirs, ours)
+            ]
             raise ValueError(
                 f"{words} of the target: {show[0]}, of the architecture: {show[1]}; expected the same"
             )

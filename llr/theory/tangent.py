@@ -1,0 +1,94 @@
+"""The tangent dimension of whatever model the theory knows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from llr.theory.convolution import convolution_tangent
+from llr.theory.formal import formal_tangent
+from llr.theory.groups import PARITY
+from llr.theory.linear import factorization_tangent, linear_tangent
+from llr.theory.result import Dimension
+from llr.theory.structure import (
+    ConvNet,
+    DeepNet,
+    Factorization,
+    LinearNet,
+    Row,
+    Structure,
+    TwoLayerNet,
+    read_structure,
+    warn_of_near_copies,
+)
+from llr.theory.two_layer import two_layer_tangent
+
+
+def tangent_dimension(model: nn.Module) -> Dimension:
+    """dim T at a model's parameters, however degenerate: how many samples pin its function down, near them.
+
+    The rank of the Jacobian on any samples is at most this, and on almost all samples of so many observations
+    it is this.
+
+    Args:
+        model: an MLP of any depth, or a model of :mod:`llr.models`. All of its parameters count, as the
+            exact numbers that they are.
+
+    Returns:
+        "dim T", with a term for everything that adds to it. It is exact for one hidden layer, convolutions of tanh
+        or erf, matrix factorization and linear networks; deep networks get an upper bound, which almost
+        all parameters attain.
+
+    Raises:
+        TypeError: no module.
+        ValueError: a model of no known structure, frozen parameters, parameters that are not finite.
+
+    Warns:
+        UserWarning: two neurons that are nearly, not exactly, equal.
+
+    Source: docs/theory.md, Theorems 2.2, 2.5, 2.6, 3.1, 4.1, 5.1 and 6.2.
+
+    Example:
+        >>> import torch
+        >>> from llr.models import TwoLayer
+        >>> from llr.theory import tangent_dimension
+        >>> model = TwoLayer(3, 2)
+        >>> _ = torch.nn.init.zeros_(model[2].weight)
+        >>> print(tangent_dimension(model))
+        dim T = 2 of 10 parameters (Theorem 2.2)
+             +1  neuron 0 has no outgoing weight: 1
+             +1  neuron 1 has no outgoing weight: 1
+    """
+    structure = read_structure(model)
+    warn_of_near_copies(_incoming(structure))
+    return dimension_of(structure)
+
+
+def dimension_of(structure: Structure) -> Dimension:
+    """:func:`tangent_dimension` of a structure that was read before."""
+    if isinstance(structure, TwoLayerNet):
+        return two_layer_tangent(structure)
+    if isinstance(structure, Factorization):
+        return factorization_tangent(structure)
+    if isinstance(structure, LinearNet):
+        return linear_tangent(structure)
+    if isinstance(structure, ConvNet) and PARITY.get(structure.activation) == "odd":
+        return convolution_tangent(structure)
+    return formal_tangent(structure)
+
+
+def _incoming(structure: Structure) -> Sequence[Row]:
+    """The incoming parameters of the neurons of the first layer, a row each."""
+    if isinstance(structure, TwoLayerNet):
+        weights, biases = structure.w, structure.b
+    elif isinstance(structure, DeepNet):
+        weights, biases = structure.weights[0], structure.biases[0]
+    elif isinstance(structure, ConvNet):
+        channels = [k[:1] if structure.shared else k for k in structure.kernels]
+        return [kernel for channel in channels for kernel in channel]
+    else:
+        return []
+    return [
+        w if biases is None else (*w, b) for w, b in zip(weights, biases or weights, strict=True)
+    ]
