@@ -5,8 +5,8 @@ certificate names such rows and columns; that the determinant is not zero is sho
 which every rounding error is accounted for, or in rational numbers. The statement is about the exact
 function that the model's layers define, at the exact binary numbers in its parameters and samples.
 
-The upper bound has another origin: the shape of the matrix, a closed form of :mod:`llr.theory`, a bound that the
-caller brings, or, for models with rational derivatives, the exact rank.
+The upper bound has another origin: the shape of the matrix, a closed form of :mod:`llr.theory`, a bound that
+the caller brings, or, for models with rational derivatives, the exact rank.
 """
 
 from __future__ import annotations
@@ -142,8 +142,8 @@ def certify(
         _check_claim(proved, upper)
         if upper_from == "theory" and proved > goal:
             raise RuntimeError(
-                f"the rank is at least {proved}, which is certain, but the closed form says at most {goal}: this "
-                "is a mistake in llr, please report it with the model; certify(..., params='*') does without"
+                f"the rank is at least {proved}, which is certain, but the closed form says at most {goal}: "
+                "this is a mistake in llr, please report it with the model; params='*' does without"
             )
         grown = proved > best.rank
         if grown:

@@ -76,8 +76,8 @@ def has_llr_guarantee(
         model: a module, or a callable f(params, x).
         x: (n, ...) samples.
         model_rank: dim T, as :func:`llr.model_rank` returned it or from elsewhere, which is then believed;
-            default: the closed form where :mod:`llr.theory` has one (and there are no `options`), otherwise found with
-            :func:`llr.model_rank`, on samples of the shape of `x`.
+            default: the closed form where :mod:`llr.theory` has one (and there are no `options`), otherwise
+            found with :func:`llr.model_rank`, on samples of the shape of `x`.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         certify: whether ranks are proved, as for :func:`llr.model_rank`.
         method: how singular values are found, as for :func:`llr.rank`.

@@ -138,12 +138,12 @@ def model_rank(
     they show the scale of a proof to be moderate, ranks are proved from there on, which also finds the
     directions that floating point cannot see. A proved rank on any sample is a proved lower bound of dim T.
 
-    That dim T is no larger than found is proved only if it is the number of parameters, the closed form that
-    :mod:`llr.theory` has for the model, an `upper` of the caller's, or the rank on a whole finite domain. Otherwise it is what the doubling shows. It can mislead
-    where samples are bad: points that repeat, inputs confined to a subspace, x and -x for a model of odd
-    functions; T is then that of the function on what the sampler reaches. ReLU networks have directions that
-    only samples in small linear regions show. Points exactly on a kink should be left out: the slope taken
-    there can fake a direction.
+    That dim T is no larger than found is proved only if it is the number of parameters, the closed form
+    that :mod:`llr.theory` has for the model, an `upper` of the caller's, or the rank on a whole finite
+    domain. Otherwise it is what the doubling shows. It can mislead where samples are bad: points that
+    repeat, inputs confined to a subspace, x and -x for a model of odd functions; T is then that of the
+    function on what the sampler reaches. ReLU networks have directions that only samples in small linear
+    regions show. Points exactly on a kink should be left out: the slope taken there can fake a direction.
 
     Args:
         model: a module, or a callable f(params, x).

@@ -161,8 +161,8 @@ class Search:
         if found > upper and (result.certificate or not result.ambiguous):
             how = "which is certain" if result.certificate else "counting singular values"
             raise ValueError(
-                f"{self.look.claim or 'the closed form'}={upper} is contradicted: on {n} samples the rank is {found}, {how}, and "
-                "the rank of the model at least that"
+                f"{self.look.claim or 'the closed form'}={upper} is contradicted: on {n} samples the rank is "
+                f"{found}, {how}, and the rank of the model at least that"
             )
         return Trial(n, min(found, upper), result)
 

@@ -45,6 +45,10 @@ def random_net(
     return nn.Sequential(*layers)
 
 
+def model_size(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
 class TestKnownRanks:
     @pytest.mark.parametrize("m", [4, 8, 12, 16, 24, 32])
     def test_one_dimensional_tanh(self, m: int) -> None:
@@ -76,12 +80,20 @@ class TestKnownRanks:
         model, x = two_layer(neurons, act=act, **options), samples(60, 2)
         certificate = certify(model, x)
         assert certificate.rank == expected[ACTIVATIONS.index(act)]
-        assert certificate.exact == (certificate.rank == certificate.n_params)
-        assert certificate.exact or certificate.stopped == "stopped growing"
+        # The closed form is met, and the same rank found without it.
+        assert certificate.exact
+        assert certificate.upper_from == (
+            "shape" if certificate.rank == model_size(model) else "theory"
+        )
         assert verify(certificate, model, x)
-        closed_form = certify(model, x, upper=certificate.rank)
-        assert closed_form.exact
-        assert closed_form.upper_from == ("shape" if certificate.exact else "caller")
+        alone = certify(model, x, params="*")
+        assert alone.rank == certificate.rank
+        assert alone.stopped == (
+            "upper bound met" if alone.rank == model_size(model) else "stopped growing"
+        )
+        told = certify(model, x, params="*", upper=certificate.rank)
+        assert told.exact
+        assert told.upper_from == ("shape" if alone.exact else "caller")
 
     def test_rows_are_the_shorter_side(self) -> None:
         model, x = random_net(2, 6, 2), samples(5, 2)
@@ -125,9 +137,10 @@ class TestKnownRanks:
             model[2].weight[1] = model[2].weight[0]
             model[2].bias[1] = model[2].bias[0]
             model[4].weight[0, 1] = -model[4].weight[0, 0]
-        certificate = certify(model, samples(40, 2))
+        certificate = certify(model, samples(40, 2), params="*")
         # Left are tanh(z) and tanh'(z) times 1 and the three hidden neurons.
         assert (certificate.rank, certificate.stopped) == (5, "stopped growing")
+        assert certify(model, samples(40, 2)).exact  # which the symbols show, too
 
     def test_a_sample_on_a_kink_does_not_hide_the_others(self) -> None:
         # relu(tanh(x) - tanh(x/2 + 1/4)): at x = 1/2 a ball around 0 at every precision.
@@ -174,7 +187,7 @@ def case() -> tuple[nn.Sequential, Tensor, Certificate]:
     model = two_layer([*neurons, ([1.2], -0.4, [0.5])], output_bias=True)
     x = samples(25, 1)
     x[24] = x[0]
-    certificate = certify(model, x)
+    certificate = certify(model, x, params="*")  # without the closed form, which says 13
     assert (certificate.rank, certificate.upper, certificate.n_params) == (13, 16, 16)
     assert verify(certificate, model, x)
     return model, x, certificate
@@ -318,15 +331,27 @@ class TestVerify:
         model, x, _ = case
         monkeypatch.setattr("llr.certify.find_pivots", lambda *_: [(i, i) for i in range(16)])
         monkeypatch.setattr("llr.certify.prove", lambda _, pivots: (len(pivots), arb(1)))
-        certificate = certify(model, x)
+        certificate = certify(model, x, params="*")
         assert certificate.rank == 16
         assert not verify(certificate, model, x)
+        with pytest.raises(RuntimeError, match=r"at least 16, .* the closed form says at most 13"):
+            certify(model, x)
+
+    def test_the_closed_form_is_checked(
+        self, case: tuple[nn.Sequential, Tensor, Certificate], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        model, x, _ = case
+        certificate = certify(model, x)
+        assert (certificate.rank, certificate.upper_from) == (13, "theory")
+        assert verify(certificate, model, x)
+        monkeypatch.setattr("llr.certify.upper_bound", lambda *_: None)
+        assert "the closed form is None" in verify(certificate, model, x).reason
 
     def test_a_callers_upper_bound_is_flagged(
         self, case: tuple[nn.Sequential, Tensor, Certificate]
     ) -> None:
         model, x, _ = case
-        certificate = certify(model, x, upper=13)
+        certificate = certify(model, x, params="*", upper=13)
         assert (certificate.exact, certificate.upper_from) == (True, "caller")
         assert "believed" in verify(certificate, model, x).reason
 

@@ -129,9 +129,16 @@ class TestSampleSizes:
 
     def test_not_proved_without_an_upper_bound(self) -> None:
         model = two_layer(DEGENERATE["mirror images"][0])
-        verdict = has_llr_guarantee(model, samples(9, 2))
+        verdict = has_llr_guarantee(model, samples(9, 2), params="*")
         assert (verdict.holds, verdict.proved, verdict.model_rank) == (True, False, 4)
-        assert has_llr_guarantee(model, samples(9, 2), model_rank=4).proved
+        assert has_llr_guarantee(model, samples(9, 2), params="*", model_rank=4).proved
+
+    @pytest.mark.parametrize("n", [3, 4, 9])
+    def test_the_closed_form_is_the_model_rank(self, n: int) -> None:
+        model = two_layer(DEGENERATE["mirror images"][0])
+        verdict = has_llr_guarantee(model, samples(n, 2))
+        assert (verdict.holds, verdict.proved, verdict.model_rank) == (n >= 4, True, 4)
+        assert llr_sample_size(model, samples(n, 2)) == (4 if n >= 4 else None)
 
     def test_unsaturated_model_rank_is_said(self) -> None:
         model = two_layer(TWO)

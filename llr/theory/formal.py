@@ -179,8 +179,8 @@ def formal(net: Structure | nn.Module, symbols: Symbols | None = None) -> Formal
     """A network's neurons, outputs and tangent functions as polynomials in symbols, at its parameters.
 
     The symbols are the coordinates of x, and for each distinct neuron its value and its slope. Neurons are
-    distinct unless their preactivations are equal, or equal up to the activation's reflection (ReLU: and up to
-    positive factors). Coefficients are exact.
+    distinct unless their preactivations are equal, or equal up to the activation's reflection (ReLU: and up
+    to positive factors). Coefficients are exact.
 
     Args:
         net: a structure of :func:`llr.theory.read_structure`, or a model that has one: an MLP of any depth,

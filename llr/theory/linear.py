@@ -60,7 +60,7 @@ def linear_tangent(net: LinearNet) -> Dimension:
 
 
 def matrix_rank_cost(rows: int, columns: int, r: int) -> tuple[Term, ...]:
-    """How many dimensions the matrices of rank r have, which is the model rank of such a matrix in products."""
+    """How many dimensions the matrices of rank r have: the model rank of one of them in products."""
     size = r * (rows + columns - r)
     return (
         Term(size, f"a matrix of rank {r}, {rows} x {columns}: {r} ({rows} + {columns} - {r})"),

@@ -43,7 +43,7 @@ class NeuronSum:
 
     @property
     def planes(self) -> Matrix:
-        """What reflecting a neuron subtracts: alpha_g (w_g . x + b_g), or alpha_g for sigmoid; (k, q (d + 1))."""
+        """What reflecting a neuron takes: alpha_g (w_g . x + b_g), or alpha_g for sigmoid; (k, q (d + 1))."""
         sigmoid = PARITY[self.activation] == "odd+const"
         return tuple(
             tuple(

@@ -36,8 +36,8 @@ def tangent_dimension(model: nn.Module) -> Dimension:
             exact numbers that they are.
 
     Returns:
-        "dim T", with a term for everything that adds to it. It is exact for one hidden layer, convolutions of tanh
-        or erf, matrix factorization and linear networks; deep networks get an upper bound, which almost
+        "dim T", with a term for everything that adds to it. It is exact for one hidden layer, convolutions of
+        tanh or erf, matrix factorization and linear networks; deep networks get an upper bound, which almost
         all parameters attain.
 
     Raises:
@@ -89,6 +89,6 @@ def _incoming(structure: Structure) -> Sequence[Row]:
         return [kernel for channel in channels for kernel in channel]
     else:
         return []
-    return [
-        w if biases is None else (*w, b) for w, b in zip(weights, biases or weights, strict=True)
-    ]
+    if biases is None:
+        return weights
+    return [(*w, b) for w, b in zip(weights, biases, strict=True)]

@@ -20,8 +20,8 @@ def upper_bound(
 ) -> Dimension | None:
     """What the theory says about dim T of a model, where that bounds the rank on the problem's samples.
 
-    None for a model or a choice of parameters that the theory does not know, for ReLU, whose slope on a kink is
-    that of no neighbourhood, and for softplus on samples where torch's is not the analytic function.
+    None for a model or a choice of parameters that the theory does not know, for ReLU, whose slope on a kink
+    is that of no neighbourhood, and for softplus on samples where torch's is not the analytic function.
 
     Args:
         problem: the model, its columns and its samples.
