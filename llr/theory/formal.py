@@ -399,10 +399,19 @@ def _status(found: Formal) -> Status:
     if layers.activation in ("identity", "polynomial"):
         return "exact"
     if len(layers.weights) == 2:
-        return "bounds" if layers.activation == "sin" and _phases(found) else "exact"
+        unknown = (layers.activation == "sin" and _phases(found)) or _mixes_numbers(found)
+        return "bounds" if unknown else "exact"
     if layers.activation == "tanh" and found.generic and all(b is not None for b in layers.biases):
         return "almost everywhere"
     return "bounds"
+
+
+def _mixes_numbers(found: Formal) -> bool:
+    """Whether numbers such as s(b) and 1 - s(b) occur, which count as independent of each other and of 1."""
+    if found.generic:
+        return False
+    vectors = [primitive(v)[1] for v in found.tangents]
+    return any(symbol < 0 for v in vectors for m in v for symbol in m)
 
 
 def _phases(found: Formal) -> bool:
