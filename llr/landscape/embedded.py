@@ -99,12 +99,14 @@ def embedded_spectrum(
 
     Example:
         >>> import torch
-        >>> from llr.embedding import split
+        >>> from torch.nn.utils import parameters_to_vector, vector_to_parameters
         >>> from llr.landscape import embedded_spectrum
         >>> from llr.models import mlp
-        >>> narrow, x = mlp([1, 2, 1]).double(), torch.randn(9, 1).double()
-        >>> wide, record = split(narrow, 0, 0, 0.5)
-        >>> embedded_spectrum(narrow, wide, record, x, x.sin()).mismatch < 1e-9
+        >>> narrow, wide, x = mlp([1, 1, 1]).double(), mlp([1, 2, 1]).double(), torch.randn(9, 1).double()
+        >>> A = torch.eye(4).double()[[0, 0, 1, 1, 2, 2, 3]]  # the neuron twice,
+        >>> A[4:6] /= 2  # with half of the outgoing weight each
+        >>> vector_to_parameters(A @ parameters_to_vector(narrow.parameters()), wide.parameters())
+        >>> embedded_spectrum(narrow, wide, A, x, x.sin()).mismatch < 1e-9
         True
     """
     below, above = Surface.of(narrow, x, y, loss), Surface.of(wide, x, y, loss)
