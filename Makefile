@@ -7,6 +7,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.13
 ARGS ?=
+# Processes that run tests side by side; each takes a file at a time.
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 NATIVE := setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
@@ -30,7 +32,7 @@ help:
 	@echo "make install    the environment alone"
 	@echo "make clean      remove builds and caches, not the environment"
 	@echo
-	@echo "PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH='$(TORCH)'  ARGS='options for pytest or the benchmark'"
+	@echo "PYTHON=$(PYTHON)  VENV=$(VENV)  TORCH='$(TORCH)'  WORKERS=$(WORKERS)  ARGS='options for pytest or the benchmark'"
 
 demo: $(FOR_DEMO)
 	$(BIN)/llr demo
@@ -38,7 +40,7 @@ demo: $(FOR_DEMO)
 install: $(VENV)/.llr-dev
 
 test: $(VENV)/.llr-dev
-	$(BIN)/pytest tests llr --doctest-modules --ignore=tests/packaging $(ARGS)
+	$(BIN)/pytest tests llr --doctest-modules --ignore=tests/packaging -n $(WORKERS) --dist loadfile $(ARGS)
 
 ops: $(VENV)/.llr-dev
 	$(BIN)/pytest tests/test_ops*.py $(ARGS)

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from theory_cases import random_cases
 from torch import Tensor, nn
 
 from llr import exact
@@ -83,7 +84,7 @@ class TestConvolutions:
     @pytest.mark.parametrize("sharing", [True, False])
     def test_random_degenerate_parameters(self, sharing: bool) -> None:
         chance = random.Random(1)
-        for seed in range(25):
+        for seed in range(random_cases(25)):
             s = chance.randint(1, 3)
             model = Conv1dTwoLayer(
                 s + chance.randint(0, 2), s, chance.randint(1, 3), shared=sharing
@@ -114,7 +115,7 @@ class TestFactorizations:
 
     def test_random_ranks(self) -> None:
         chance = random.Random(0)
-        for seed in range(60):
+        for seed in range(random_cases(60)):
             m, p, n = (chance.randint(1, 4) for _ in range(3))
             A, B = integers(m, p, seed=seed), integers(p, n, seed=seed + 1000)
             for M in (A, B):
@@ -150,7 +151,7 @@ class TestDeepLinear:
 
     def test_random_ranks(self) -> None:
         chance = random.Random(0)
-        for seed in range(60):
+        for seed in range(random_cases(60)):
             widths = [chance.randint(1, 4) for _ in range(chance.randint(2, 5))]
             tensors = [
                 integers(o, i, seed=seed + 100 * k, low=-1, high=2)
