@@ -1,5 +1,7 @@
 """The theory of Local Linear Recovery: dimensions of tangent spaces and optimistic sample sizes, exactly."""
 
+from llr.theory.function import model_rank_of_function as model_rank_of_function
+from llr.theory.function import optimistic_sample_size as optimistic_sample_size
 from llr.theory.result import Dimension as Dimension
 from llr.theory.result import Term as Term
 from llr.theory.structure import read_structure as read_structure
