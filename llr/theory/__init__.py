@@ -4,6 +4,9 @@ from llr.theory.function import model_rank_of_function as model_rank_of_function
 from llr.theory.function import optimistic_sample_size as optimistic_sample_size
 from llr.theory.result import Dimension as Dimension
 from llr.theory.result import Term as Term
+from llr.theory.stratification import FunctionClass as FunctionClass
+from llr.theory.stratification import Stratification as Stratification
+from llr.theory.stratification import rank_stratification as rank_stratification
 from llr.theory.structure import read_structure as read_structure
 from llr.theory.tangent import tangent_dimension as tangent_dimension
 from llr.theory.two_layer import generic_rank as generic_rank

@@ -194,8 +194,8 @@ class _Case:
         ):  # each of them contains one of the largest here, and one of size 1
             left_out = min(p.extra for p in found if len(p.twins) + len(p.splits) == most)
             one = self.hyperplanes[:1]
-            split = self._affine_size(one, 0, False) + self.slopes
-            left_out = max(left_out, min(self._affine_size(one, 1, False), split))
+            split = affine_size(self.net, one, 0, False) + self.slopes
+            left_out = max(left_out, min(affine_size(self.net, one, 1, False), split))
         return sorted(found, key=lambda p: p.extra), left_out
 
     def _constants(self) -> tuple[Constant, ...]:
@@ -214,11 +214,11 @@ class _Case:
             left = self.spare - neurons
             if left < 0:
                 continue
-            size = self._affine_size((), int(constant == "new"), bool(neurons))
+            size = affine_size(self.net, (), int(constant == "new"), bool(neurons))
             yield _Plan(size, constant=constant)
             free = min(left, self.f.k)
             if free:
-                size = self._affine_size(self.hyperplanes[:1], 1, bool(neurons))
+                size = affine_size(self.net, self.hyperplanes[:1], 1, bool(neurons))
                 yield _Plan(size, free=free, constant=constant)
 
     def _plans_of_size(self, size: int) -> Iterator[_Plan]:
@@ -235,21 +235,9 @@ class _Case:
                     if constant == "new":
                         directions = min(directions + 1, self.net.q)
                     planes = [self.hyperplanes[g] for g in chosen]
-                    extra = self._affine_size(planes, directions, constant != "none")
+                    extra = affine_size(self.net, planes, directions, constant != "none")
                     extra += len(splits) * self.slopes
                     yield _Plan(extra, twins, splits, constant=constant)
-
-    def _affine_size(self, planes: Sequence[Row], directions: int, one: bool) -> int:
-        """dim B beyond the output bias: R^q times the planes (and 1), and directions times L."""
-        net, one = self.net, one or self.free_constants
-        rows = list(planes)
-        if one and net.beta:
-            rows.append(unit_vectors(net.d + 1)[-1])
-        wide = rank(rows)
-        size = net.q * wide + directions * (net.d + net.beta - wide)
-        if one and not net.beta:
-            size += net.q
-        return size - (net.q if self.free_constants else 0)
 
     def least_with_pairs(self, pairs: _Plan | None) -> int | None:
         """What a way with pairs costs at least; None if there is none.
@@ -262,7 +250,7 @@ class _Case:
         if self.spare < 2 + self.forced:
             return None
         some = unit_vectors(self.net.d + 1)[:1]
-        return self.net.q + self.slopes + self._affine_size(some, 1, self.forced)
+        return self.net.q + self.slopes + affine_size(self.net, some, 1, self.forced)
 
     def pairs(self) -> _Plan | None:
         """The cheapest way by pairs, and a neuron with w = 0, after some reflections; None if none fits."""
@@ -291,8 +279,21 @@ class _Case:
         if 2 * pairs + (constant != "none") > self.spare:
             return None
         extra = pairs * (q + self.slopes)
-        extra += self._affine_size(linear, directions, constant != "none")
+        extra += affine_size(self.net, linear, directions, constant != "none")
         return _Plan(extra, constant=constant, pairs=pairs)
+
+
+def affine_size(net: TwoLayerNet, planes: Sequence[Row], directions: int, one: bool) -> int:
+    """dim B beyond the output bias: R^q times the planes and, if `one`, 1; and so many directions times L."""
+    free = net.c is not None
+    rows = list(planes)
+    if (one or free) and net.beta:
+        rows.append(unit_vectors(net.d + 1)[-1])
+    wide = rank(rows)
+    size = net.q * wide + directions * (net.d + net.beta - wide)
+    if (one or free) and not net.beta:
+        size += net.q
+    return size - (net.q if free else 0)
 
 
 def _least(*values: int | None) -> int | None:
