@@ -63,9 +63,9 @@ def unsigned_phases(net: TwoLayerNet, group: Any) -> Any:
 
 def only_outgoing(net: TwoLayerNet, i: int) -> Any:
     b = Fraction(0) if net.b is None else net.b[i]
-    one = two_layer._unit_vectors(net.d + 1)[-1]
-    value = [two_layer._times(net.a[i], one)] if two_layer.has_value(net.activation, b) else []
-    slopes = [two_layer._times(net.a[i], x) for x in two_layer.linear_functions(net)]
+    one = two_layer.unit_vectors(net.d + 1)[-1]
+    value = [two_layer.outer(net.a[i], one)] if two_layer.has_value(net.activation, b) else []
+    slopes = [two_layer.outer(net.a[i], x) for x in two_layer.linear_functions(net)]
     return value + (slopes if two_layer.has_slope(net.activation, b) else [])
 
 
@@ -137,13 +137,13 @@ MUTANTS: dict[str, tuple[Any, str, Any, tuple[str, ...]]] = {
     "L without 1": (
         two_layer,
         "linear_functions",
-        lambda net: two_layer._unit_vectors(net.d + 1)[: net.d],
+        lambda net: two_layer.unit_vectors(net.d + 1)[: net.d],
         ("tanh", "erf"),
     ),
     "L always with 1": (
         two_layer,
         "linear_functions",
-        lambda net: two_layer._unit_vectors(net.d + 1),
+        lambda net: two_layer.unit_vectors(net.d + 1),
         ("tanh", "gelu"),
     ),
     "output biases ignored": (two_layer, "constants", lambda _: [], ("tanh", "sin")),
@@ -163,8 +163,8 @@ MUTANTS: dict[str, tuple[Any, str, Any, tuple[str, ...]]] = {
     ),
     "too few points": (
         polynomial,
-        "_lattice",
-        lambda d, n, lattice=polynomial._lattice: lattice(d, n - 1),
+        "lattice",
+        lambda d, n, lattice=polynomial.lattice: lattice(d, n - 1),
         ("z^2", "z + z^3"),
     ),
 }

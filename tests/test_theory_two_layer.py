@@ -346,7 +346,7 @@ class TestWords:
         assert (int(tangent(model)), int(generic_rank(model))) == (0, 0)
 
     def test_polynomials_of_unusual_size(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(polynomial, "_ENTRIES", 10)
+        monkeypatch.setattr(polynomial, "ENTRIES", 10)
         full = tangent(build("z + z^3", [(W1, 0.5, [1.0]), (W2, 0.25, [1.0])]))
         assert (full.lower, full.upper, full.status) == (8, 8, "exact")
         twins = tangent(build("z + z^3", [(W1, 0.5, [1.0]), (W1, 0.5, [1.0])]))

@@ -49,14 +49,20 @@ def linear_tangent(net: LinearNet) -> Dimension:
              +2  W_2: rank 3 above it, 1 more than before; 2 below
              +0  W_3: rank 3 above it, 0 more than before; 2 below
     """
-    above = [net.widths[-1], *map(product_rank, _products_from_above(net.weights)[:-1])][::-1]
-    below = [net.widths[0], *map(product_rank, _products_from_below(net.weights)[:-1])]
+    above, below = surrounding_ranks(net)
     terms = []
     for layer, (p, q) in enumerate(zip(above, below, strict=True), 1):
         before = above[layer - 2] if layer > 1 else 0
         more = f", {p - before} more than before; " if layer > 1 else ", "
         terms.append(Term((p - before) * q, f"W_{layer}: rank {p} above it{more}{q} below"))
     return exactly("dim T", tuple(terms), "Theorem 5.1", net.n_params)
+
+
+def surrounding_ranks(net: LinearNet) -> tuple[list[int], list[int]]:
+    """For each layer the rank of the product above it, and of the product below it."""
+    above = [net.widths[-1], *map(product_rank, _products_from_above(net.weights)[:-1])][::-1]
+    below = [net.widths[0], *map(product_rank, _products_from_below(net.weights)[:-1])]
+    return above, below
 
 
 def matrix_rank_cost(rows: int, columns: int, r: int) -> tuple[Term, ...]:

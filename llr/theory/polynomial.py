@@ -13,7 +13,7 @@ from llr.theory.result import Dimension, Term
 from llr.theory.structure import Row, TwoLayerNet, rank
 
 # A Jacobian of more entries than this is looked at on fewer points than determine a polynomial.
-_ENTRIES = 1_000_000
+ENTRIES = 1_000_000
 
 # (n, N, k): k powers of degree n of linear forms in N variables are one dimension short of what is expected.
 _EXCEPTIONS = {(3, 5, 7), (4, 3, 5), (4, 4, 9), (4, 5, 14)}
@@ -35,14 +35,14 @@ def polynomial_tangent(net: TwoLayerNet) -> Dimension:
     n = degree(net.coefficients)
     count, P = comb(n + net.d, net.d), net.n_params
     most = min(P, net.q * ambient(net))
-    if count * net.q * P <= _ENTRIES:
-        lower = upper = rank(_jacobian(net, _lattice(net.d, n)))
+    if count * net.q * P <= ENTRIES:
+        lower = upper = rank(_jacobian(net, lattice(net.d, n)))
         text = (
             f"exact rank on the {count} points that determine a polynomial of degree {n} in {net.d} "
             f"variables, at most {most}"
         )
     else:
-        lower, upper = rank(_jacobian(net, _random_points(net.d, P))), most
+        lower, upper = rank(_jacobian(net, random_points(net.d, P))), most
         text = (
             f"at most the smaller of the parameters and the polynomials; {lower} on {P} random points, since "
             f"the {count} that determine a polynomial are too many"
@@ -167,13 +167,14 @@ def _at_random(net: TwoLayerNet) -> TwoLayerNet:
     )
 
 
-def _lattice(d: int, n: int) -> Iterator[tuple[int, ...]]:
+def lattice(d: int, n: int) -> Iterator[tuple[int, ...]]:
     """The points of d nonnegative integers whose sum is at most n."""
     for bars in combinations(range(n + d), d):
         yield tuple(bar - before - 1 for before, bar in zip((-1, *bars), bars, strict=False))
 
 
-def _random_points(d: int, count: int) -> Iterator[tuple[int, ...]]:
+def random_points(d: int, count: int) -> Iterator[tuple[int, ...]]:
+    """Random points of integers, the same ones every time."""
     chance = random.Random(0)
     return (tuple(chance.randint(-99, 99) for _ in range(d)) for _ in range(count))
 
@@ -189,8 +190,8 @@ def _jacobian(net: TwoLayerNet, points: Iterator[tuple[int, ...]]) -> list[list[
             z = sum((u * v for u, v in zip(w, x, strict=True)), Fraction(0))
             if net.b is not None:
                 z += net.b[i]
-            values.append(_evaluate(net.coefficients, z))
-            slope = _evaluate(slopes, z)
+            values.append(evaluate(net.coefficients, z))
+            slope = evaluate(slopes, z)
             inner.append([slope * v for v in inputs])
         for j in range(net.q):
             outgoing = [v if j == k else Fraction(0) for v in values for k in range(net.q)]
@@ -202,7 +203,8 @@ def _jacobian(net: TwoLayerNet, points: Iterator[tuple[int, ...]]) -> list[list[
     return rows
 
 
-def _evaluate(coefficients: Row, z: Fraction) -> Fraction:
+def evaluate(coefficients: Row, z: Fraction) -> Fraction:
+    """The value of a polynomial."""
     value = Fraction(0)
     for c in reversed(coefficients):
         value = value * z + c

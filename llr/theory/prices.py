@@ -5,6 +5,7 @@ from __future__ import annotations
 from llr.theory.neuron_sum import NeuronSum
 from llr.theory.result import Term
 from llr.theory.structure import TwoLayerNet
+from llr.theory.two_layer import kink
 
 Rank = tuple[int, list[Term]]
 """A lower bound, and the summands of the upper one."""
@@ -12,7 +13,7 @@ Rank = tuple[int, list[Term]]
 
 def of_neurons(f: NeuronSum, net: TwoLayerNet) -> list[Term]:
     """What the neurons in the function cost, and the output bias."""
-    h = int(net.activation == "relu")
+    h = kink(net)
     terms = []
     if f.k:
         words = f"{net.q} + {net.d}" + " + 1" * net.beta + " - 1" * h
@@ -29,9 +30,14 @@ def constant_neuron_price(net: TwoLayerNet) -> Term:
     return Term(net.q + net.d, f"a constant, from a neuron with w = 0: {net.q} + {net.d}")
 
 
+def makes_constants(net: TwoLayerNet) -> bool:
+    """Whether a neuron with w = 0 can have a value other than 0."""
+    return net.b is not None or net.activation in ("sigmoid", "softplus")
+
+
 def require_constant_neuron(f: NeuronSum, net: TwoLayerNet) -> None:
     """Refuse a constant where no neuron can make one."""
-    if net.b is None and net.activation not in ("sigmoid", "softplus"):
+    if not makes_constants(net):
         raise ValueError(
             f"the function has a constant part, which {net.activation} makes with a bias only; the "
             "architecture has none (bias=True or output_bias=True)"

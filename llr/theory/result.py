@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -39,6 +40,15 @@ class Dimension:
     terms: tuple[Term, ...]
     statement: str
     n_params: int
+
+    @classmethod
+    def between(
+        cls, what: str, lower: int, terms: Sequence[Term], statement: str, n_params: int
+    ) -> Dimension:
+        """A dimension from `lower` to the sum of the terms: exact if these are equal, bounds otherwise."""
+        upper = sum(t.dimension for t in terms)
+        status: Status = "exact" if lower == upper else "bounds"
+        return cls(what, lower, upper, status, tuple(terms), statement, n_params)
 
     @property
     def exact(self) -> bool:

@@ -272,6 +272,16 @@ def rank(rows: Sequence[Sequence[Fraction | int]]) -> int:
     return exact_rank(fmpz_mat(len(rows), len(rows[0]), whole))[0]
 
 
+def unit_vectors(size: int) -> list[Row]:
+    """The unit vectors of so many coordinates."""
+    return [tuple(Fraction(i == j) for j in range(size)) for i in range(size)]
+
+
+def outer(a: Row, x: Row) -> Row:
+    """The products of the entries, one row of the outer product after the other."""
+    return tuple(u * v for u in a for v in x)
+
+
 def _whole(row: Sequence[Fraction | int]) -> Sequence[Fraction | int]:
     """A multiple of the row by a whole number that has whole entries."""
     denominator = math.lcm(*(Fraction(v).denominator for v in row))

@@ -47,14 +47,43 @@ def reachable(
     if comb(len(vectors), free) * 2 ** (rest - rest // 2 + 1) > _SUMS:
         return None
     for chosen in combinations(range(len(vectors)), free):
-        generators = [vectors[i] for i in chosen]
-        if rank([*generators, *further]) > rank(generators):
-            continue
         others = [v for i, v in enumerate(vectors) if i not in chosen]
-        goal, *others = _modulo([target, *others], generators)
-        if _is_sum(goal, others):
+        if is_sum_modulo(target, further, others, [vectors[i] for i in chosen]):
             return True
     return False
+
+
+def is_sum_modulo(
+    target: Row, further: Sequence[Row], vectors: Sequence[Row], generators: Sequence[Row]
+) -> bool | None:
+    """Whether `target` is a sum of some of the vectors and a combination of the generators.
+
+    Args:
+        target: the vector to reach.
+        further: as for :func:`reachable`: they have to be combinations of the generators alone.
+        vectors: of the same length; each counts not at all or once.
+        generators: these count with any real coefficients.
+
+    Returns:
+        The answer, or None where finding it would take too many sums.
+
+    Example:
+        >>> from fractions import Fraction as F
+        >>> one, both = (F(1), F(0)), (F(1), F(2))
+        >>> is_sum_modulo((F(5), F(2)), [], [both], [one]), is_sum_modulo((F(5), F(1)), [], [both], [one])
+        (True, False)
+    """
+    if rank([*generators, *further]) > rank(generators):
+        return False
+    goal, *others = _modulo([target, *vectors], generators)
+    others = [v for v in others if any(v)]
+    if not any(goal):
+        return True
+    if rank([*others, goal]) > rank(others):
+        return False
+    if 2 ** (len(others) - len(others) // 2 + 1) > _SUMS:
+        return None
+    return _is_sum(goal, others)
 
 
 def _modulo(vectors: Sequence[Row], generators: Sequence[Row]) -> list[Row]:
@@ -75,17 +104,16 @@ def _modulo(vectors: Sequence[Row], generators: Sequence[Row]) -> list[Row]:
 
 def _is_sum(target: Row, vectors: Sequence[Row]) -> bool:
     """Whether some of the vectors add to the target: the sums of one half meet those of the other."""
-    half = len(vectors) // 2
-    found = set(_sums(vectors[:half]))
+    half, size = len(vectors) // 2, len(target)
+    found = set(_sums(vectors[:half], size))
     return any(
         tuple(t - x for t, x in zip(target, s, strict=True)) in found
-        for s in _sums(vectors[half:], len(target))
+        for s in _sums(vectors[half:], size)
     )
 
 
-def _sums(vectors: Sequence[Row], size: int = 0) -> Iterable[Row]:
-    zero = (Fraction(0),) * (len(vectors[0]) if vectors else size)
-    sums = [zero]
+def _sums(vectors: Sequence[Row], size: int) -> Iterable[Row]:
+    sums: list[Row] = [(Fraction(0),) * size]
     for v in vectors:
         sums += [tuple(x + y for x, y in zip(s, v, strict=True)) for s in sums]
     return sums

@@ -61,7 +61,7 @@ def tangent_dimension(model: nn.Module) -> Dimension:
              +1  neuron 1 has no outgoing weight: 1
     """
     structure = read_structure(model)
-    warn_of_near_copies(_incoming(structure))
+    warn_of_near_copies(incoming(structure))
     return dimension_of(structure)
 
 
@@ -78,7 +78,7 @@ def dimension_of(structure: Structure) -> Dimension:
     return formal_tangent(structure)
 
 
-def _incoming(structure: Structure) -> Sequence[Row]:
+def incoming(structure: Structure) -> Sequence[Row]:
     """The incoming parameters of the neurons of the first layer, a row each."""
     if isinstance(structure, TwoLayerNet):
         weights, biases = structure.w, structure.b

@@ -18,7 +18,7 @@ from llr.theory.groups import named
 from llr.theory.periodic import phases, sine_group
 from llr.theory.polynomial import polynomial_generic_rank, polynomial_tangent
 from llr.theory.result import Dimension, Term
-from llr.theory.structure import Row, TwoLayerNet, rank, read_structure
+from llr.theory.structure import Row, TwoLayerNet, outer, rank, read_structure, unit_vectors
 
 # The slope of GELU has a zero near -0.75; the float64 numbers beside it are told from it by a hundred bits.
 _HIGHEST_BITS = 1 << 16
@@ -179,8 +179,8 @@ def affine_dimension(affine: Sequence[Affine]) -> int:
 
 def constants(net: TwoLayerNet) -> list[Row]:
     """R^q times the function 1."""
-    one = _unit_vectors(net.d + 1)[-1]
-    return [_times(e, one) for e in _unit_vectors(net.q)]
+    one = unit_vectors(net.d + 1)[-1]
+    return [outer(e, one) for e in unit_vectors(net.q)]
 
 
 def constant_neuron(net: TwoLayerNet, i: int) -> list[Row]:
@@ -188,7 +188,7 @@ def constant_neuron(net: TwoLayerNet, i: int) -> list[Row]:
     b = Fraction(0) if net.b is None else net.b[i]
     rows = constants(net) if has_value(net.activation, b) else []
     if any(net.a[i]) and has_slope(net.activation, b):
-        rows = [*rows, *(_times(net.a[i], x) for x in linear_functions(net))]
+        rows = [*rows, *(outer(net.a[i], x) for x in linear_functions(net))]
     return rows
 
 
@@ -201,17 +201,17 @@ def reflections(net: TwoLayerNet, group: Group) -> list[Row]:
     if PARITY[net.activation] != "hinge":
         return []
     z = (*group.w, group.b or Fraction(0))
-    rows = [_times(e, z) for e in _unit_vectors(net.q)]
+    rows = [outer(e, z) for e in unit_vectors(net.q)]
     sides = (
         [net.a[i] for i, s in zip(group.members, group.signs, strict=True) if s == side]
         for side in (1, -1)
     )
-    return [*rows, *(_times(a, x) for a in intersection(*sides) for x in linear_functions(net))]
+    return [*rows, *(outer(a, x) for a in intersection(*sides) for x in linear_functions(net))]
 
 
 def linear_functions(net: TwoLayerNet) -> list[Row]:
     """L: the inputs, and 1 with hidden biases, as vectors of R^(d + 1)."""
-    return _unit_vectors(net.d + 1)[: net.d + net.beta]
+    return unit_vectors(net.d + 1)[: net.d + net.beta]
 
 
 def intersection(one: Sequence[Row], other: Sequence[Row]) -> list[Row]:
@@ -259,14 +259,6 @@ def has_slope(activation: str, b: Fraction) -> bool:
     raise ValueError(
         f"the slope of GELU at b = {b} differs from 0 by less than {_HIGHEST_BITS} bits show; move this bias"
     )
-
-
-def _unit_vectors(size: int) -> list[Row]:
-    return [tuple(Fraction(i == j) for j in range(size)) for i in range(size)]
-
-
-def _times(a: Row, x: Row) -> Row:
-    return tuple(u * v for u in a for v in x)
 
 
 def _price(net: TwoLayerNet, r: int) -> str:

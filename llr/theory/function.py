@@ -1,0 +1,164 @@
+"""The optimistic sample size: the smallest dimension with which an architecture represents a function."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from llr.theory.convolution_function import as_two_layer, convolution_model_rank
+from llr.theory.deep_function import deep_model_rank
+from llr.theory.groups import PARITY
+from llr.theory.linear_function import factorization_model_rank, linear_model_rank
+from llr.theory.result import Dimension, Term
+from llr.theory.structure import (
+    ConvNet,
+    DeepNet,
+    Factorization,
+    LinearNet,
+    Structure,
+    TwoLayerNet,
+    read_structure,
+    warn_of_near_copies,
+)
+from llr.theory.tangent import dimension_of, incoming
+from llr.theory.two_layer_function import two_layer_model_rank
+
+
+def model_rank_of_function(model: nn.Module) -> Dimension:
+    """O(f): how many samples can pin the model's function down, in the best case.
+
+    It is the smallest dim T among all parameters of the model's architecture that have this function; the
+    model's own may be larger. A function of k neurons costs what k neurons cost, however wide the model is.
+
+    Args:
+        model: an MLP of any depth, or a model of :mod:`llr.models`. All of its parameters count, as the exact
+            numbers that they are.
+
+    Returns:
+        "model rank", with a term for everything that adds to it. Exact for one hidden layer, but for
+        polynomials and some affine parts of several outputs; for convolutions of tanh or erf, matrix
+        factorization and linear networks. For deep networks an upper bound, by reduction, which is exact
+        almost everywhere for tanh with all biases.
+
+    Raises:
+        TypeError: no module.
+        ValueError: a model of no known structure, frozen parameters, parameters that are not finite.
+
+    Warns:
+        UserWarning: two neurons that are nearly, not exactly, equal.
+
+    Source: docs/theory.md, Theorems 2.3 to 2.6, 3.2, 4.1, 5.1 and 6.3.
+
+    Example:
+        >>> import torch
+        >>> from llr.models import TwoLayer
+        >>> from llr.theory import model_rank_of_function, tangent_dimension
+        >>> w, b = torch.tensor([[0.9], [-0.9]]), torch.tensor([0.3, -0.3])
+        >>> zero = TwoLayer.of(w, b, torch.ones(2, 1))  # the two neurons cancel each other
+        >>> int(tangent_dimension(zero)), int(model_rank_of_function(zero))
+        (3, 0)
+    """
+    structure = read_structure(model)
+    warn_of_near_copies(incoming(structure))
+    return rank_in(structure, structure)
+
+
+def optimistic_sample_size(architecture: nn.Module, target: nn.Module) -> Dimension:
+    """O(f) of a target's function in another architecture: what that architecture makes of it.
+
+    Args:
+        architecture: the model that is to be trained; its structure counts, its parameters do not matter.
+        target: a model with the function. It may be of another width, and a convolution where the
+            architecture is fully connected, or the other way round.
+
+    Returns:
+        As for :func:`model_rank_of_function`.
+
+    Raises:
+        TypeError: no modules.
+        ValueError: the architecture cannot represent the function, which the message explains, or is of a
+            kind that llr does not compare with the target's; what :func:`model_rank_of_function` refuses.
+
+    Warns:
+        UserWarning: two neurons of the target that are nearly, not exactly, equal.
+
+    Source: docs/theory.md, Theorems 2.3 to 2.6, 3.2, 4.1, 5.1 and 6.3.
+
+    Example:
+        >>> from llr.models import Conv1dTwoLayer, TwoLayer
+        >>> from llr.theory import optimistic_sample_size
+        >>> kernel = Conv1dTwoLayer(5, 3, 1)
+        >>> for net in (
+        ...     Conv1dTwoLayer(5, 3, 4),
+        ...     Conv1dTwoLayer(5, 3, 4, shared=False),
+        ...     TwoLayer(5, 12, bias=False),
+        ... ):
+        ...     print(int(optimistic_sample_size(net, kernel)))
+        6
+        12
+        18
+    """
+    ours, theirs = read_structure(architecture), read_structure(target)
+    warn_of_near_copies(incoming(theirs))
+    return rank_in(ours, theirs)
+
+
+def rank_in(architecture: Structure, target: Structure) -> Dimension:
+    """:func:`optimistic_sample_size` of structures that were read before."""
+    if isinstance(architecture, TwoLayerNet | ConvNet) and isinstance(
+        target, TwoLayerNet | ConvNet
+    ):
+        if isinstance(architecture, ConvNet) and PARITY.get(architecture.activation) != "odd":
+            return _own_bound(architecture, target)
+        neurons = as_two_layer(target) if isinstance(target, ConvNet) else target
+        if isinstance(architecture, ConvNet):
+            return convolution_model_rank(neurons, architecture)
+        return two_layer_model_rank(neurons, architecture)
+    if isinstance(architecture, Factorization) and isinstance(target, Factorization):
+        return factorization_model_rank(target, architecture)
+    if isinstance(architecture, LinearNet | DeepNet) and isinstance(target, LinearNet | DeepNet):
+        if _is_linear(architecture) and _is_linear(target):
+            return linear_model_rank(target, architecture)
+        if isinstance(architecture, DeepNet) and isinstance(target, DeepNet):
+            return deep_model_rank(target, architecture)
+    raise ValueError(
+        f"the architecture is {_words(architecture)}, and the target {_words(target)}; expected targets of "
+        "the same kind"
+    )
+
+
+def _own_bound(architecture: ConvNet, target: TwoLayerNet | ConvNet) -> Dimension:
+    """For convolutions without a closed form: dim T at the target's own parameters."""
+    if not isinstance(target, ConvNet) or (
+        (target.activation, target.d, target.s, target.shared)
+        != (architecture.activation, architecture.d, architecture.s, architecture.shared)
+    ):
+        raise ValueError(
+            f"the architecture is {_words(architecture)}, which llr knows only for functions of "
+            f"convolutions like it; the target is {_words(target)}"
+        )
+    if len(target.kernels) > len(architecture.kernels):
+        raise ValueError(
+            f"the architecture has {len(architecture.kernels)} kernels, but the target has "
+            f"{len(target.kernels)}; llr looks for no narrower form of a convolution of {target.activation}"
+        )
+    term = Term(dimension_of(target).upper, "at most, from the target's own kernels")
+    return Dimension.between("model rank", 0, [term], "Theorem 6.2", architecture.n_params)
+
+
+def _is_linear(net: Structure) -> bool:
+    return isinstance(net, LinearNet) or (isinstance(net, DeepNet) and net.activation == "identity")
+
+
+def _words(net: Structure) -> str:
+    if isinstance(net, TwoLayerNet):
+        return f"a two-layer network of {net.activation}"
+    if isinstance(net, ConvNet):
+        return (
+            f"a {'shared' if net.shared else 'locally connected'} convolution of {net.activation}"
+        )
+    if isinstance(net, Factorization):
+        return "a matrix factorization"
+    if _is_linear(net):
+        return "a linear network"
+    assert isinstance(net, DeepNet)
+    return f"a network of {len(net.weights) - 1} hidden layers of {net.activation}"

@@ -1,0 +1,300 @@
+"""The functions of an architecture, class by class, and how many samples each of them needs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import product
+from math import prod
+from typing import Any
+
+from torch import nn
+
+from llr.theory.groups import PARITY
+from llr.theory.hinge_function import affine_size
+from llr.theory.linear import matrix_rank_cost
+from llr.theory.polynomial import polynomial_generic_rank
+from llr.theory.prices import makes_constants
+from llr.theory.result import Status
+from llr.theory.structure import (
+    ConvNet,
+    DeepNet,
+    Factorization,
+    LinearNet,
+    Structure,
+    TwoLayerNet,
+    read_structure,
+    unit_vectors,
+)
+from llr.theory.two_layer import kink
+
+# Narrower networks of a deep one are listed up to so many.
+_ROWS = 10_000
+
+
+@dataclass(frozen=True)
+class FunctionClass:
+    """Functions of one model rank.
+
+    Attributes:
+        rank: their model rank; at most that where the status is "bounds".
+        text: the class in words.
+        status: as of :class:`llr.theory.Dimension`.
+    """
+
+    rank: int
+    text: str
+    status: Status
+
+
+@dataclass(frozen=True)
+class Stratification:
+    """The classes of functions of an architecture, by rank.
+
+    Attributes:
+        architecture: what it is, in words.
+        n_params: P, the number of its parameters.
+        rows: the classes, of ascending rank.
+    """
+
+    architecture: str
+    n_params: int
+    rows: tuple[FunctionClass, ...]
+
+    def __str__(self) -> str:
+        """A table."""
+        head = f"{self.architecture}, {self.n_params} parameters"
+        width = max(len(str(self.n_params)), 4)
+        lines = []
+        for row in self.rows:
+            most = {"exact": "", "almost everywhere": "  (almost all)", "bounds": "  (at most)"}
+            lines.append(f"  {row.rank:>{width}}  {row.text}{most[row.status]}")
+        return "\n".join([head, f"  {'rank':>{width}}  functions", *lines])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        return asdict(self)
+
+
+def rank_stratification(architecture: nn.Module) -> Stratification:
+    """The classes of functions that an architecture represents, and their model ranks.
+
+    A function of few neurons, kernels or of small rank needs few samples, however many parameters the
+    architecture has. The table says which functions need how many.
+
+    Args:
+        architecture: a model; its parameters do not matter.
+
+    Returns:
+        Two layers: functions of k neurons, and with what else they may have. Convolutions: k kernels with
+        weights on both ends, or without sharing so many active places. Matrices and linear maps: every rank.
+        Deep networks: the generic functions of every narrower network.
+
+    Raises:
+        TypeError: no module.
+        ValueError: a model of no known structure; a deep network with more than ten thousand narrower ones.
+
+    Source: docs/theory.md, Theorems 2.3 to 2.6, 3.2, 4.1, 5.1 and 6.3.
+
+    Example:
+        >>> from llr.models import TwoLayer
+        >>> from llr.theory import rank_stratification
+        >>> print(rank_stratification(TwoLayer(2, 2)))
+        two-layer network of tanh, 2 inputs, width 2, 1 output, 8 parameters
+          rank  functions
+             0  zero
+             3  a constant
+             4  1 neuron
+             7  1 neuron and a constant
+             8  2 neurons
+    """
+    net = read_structure(architecture)
+    words, rows = _table(net)
+    ordered = sorted(rows, key=lambda row: row.rank)
+    return Stratification(words, net.n_params, tuple(ordered))
+
+
+def _table(net: Structure) -> tuple[str, Iterator[FunctionClass]]:
+    if isinstance(net, TwoLayerNet):
+        words = (
+            f"two-layer network of {net.activation}, {_count(net.d, 'input')}, width {net.m}, "
+            f"{_count(net.q, 'output')}"
+        )
+        parity = PARITY[net.activation]
+        if parity == "polynomial":
+            return words, _polynomials(net)
+        return words, _sines(net) if parity == "sin" else _neurons(net)
+    if isinstance(net, ConvNet):
+        kind = "shared" if net.shared else "locally connected"
+        words = f"{kind} convolution of {net.activation}, {_count(net.d, 'input')}"
+        return f"{words}, {len(net.kernels)} kernels of length {net.s}", _kernels(net)
+    if isinstance(net, Factorization):
+        m, p, n = len(net.A), len(net.B), len(net.B[0])
+        return f"matrix factorization ({m} x {p}) ({p} x {n})", _matrices(m, n, min(m, n, p))
+    widths = "-".join(map(str, net.widths))
+    if isinstance(net, LinearNet):
+        return f"linear network {widths}", _linear_maps(net)
+    if net.activation == "identity":
+        return f"linear network {widths} with biases", _linear_maps(net)
+    return f"network {widths} of {net.activation}", _narrower(net)
+
+
+def _neurons(net: TwoLayerNet) -> Iterator[FunctionClass]:
+    """k neurons, and what constants and affine functions beside them cost that reflections do not make."""
+    parity, q = PARITY[net.activation], net.q
+    out = 0 if net.c is None else q
+    for k in range(net.m + 1):
+        base = k * (q + net.d + net.beta - kink(net)) + out
+        if not k and not out and net.activation in ("sigmoid", "softplus"):
+            base = q  # the value of any neuron
+        yield _exactly(base, _functions(k, out))
+        if k < net.m and not out and makes_constants(net):
+            yield from _constants(net, k, base if k else 0)
+        if parity == "hinge":
+            yield from _affine(net, k, base if k or out else 0)
+
+
+def _constants(net: TwoLayerNet, k: int, base: int) -> Iterator[FunctionClass]:
+    sigmoid = net.activation == "sigmoid"
+    if sigmoid and k:
+        along = "a constant" if net.q == 1 else "a constant along an outgoing weight"
+        yield _exactly(base + net.q, _functions(k, 0, along))
+        if net.q == 1:
+            return
+    flat = net.activation in ("gelu", "silu")
+    other = "another constant" if sigmoid and k else "a constant"
+    yield _exactly(base + net.q + (0 if flat else net.d), _functions(k, 0, other))
+
+
+def _affine(net: TwoLayerNet, k: int, base: int) -> Iterator[FunctionClass]:
+    """Linear parts: multiples of neurons in both orientations, and pairs that leave nothing else."""
+    units, slopes = unit_vectors(net.d + 1), net.d + net.beta - kink(net)
+    spare, out = net.m - k, int(net.c is not None)
+    if k and spare:
+        text = "a multiple of the preactivation of one"
+        yield _exactly(base + affine_size(net, units[:1], 1, False), _functions(k, out, text))
+    if net.activation == "relu" and net.d + net.beta == 1 and k:
+        return  # on a line through 0 there is one hyperplane, and it is taken
+    for r in range(1, min(net.q, net.d, spare // 2) + 1):
+        size = base + r * (net.q + slopes) + affine_size(net, units[:r], r, False)
+        text = "a linear function" if net.q == 1 else f"a linear function of rank {r}"
+        status: Status = "exact" if net.q == 1 or not k else "bounds"
+        yield FunctionClass(size, _functions(k, out, text), status)
+
+
+def _sines(net: TwoLayerNet) -> Iterator[FunctionClass]:
+    """Directions at one phase and, for several outputs, at two; a constant without an output bias."""
+    q, d = net.q, net.d
+    out = 0 if net.c is None else q
+    two_phases = q > 1 and net.b is not None
+    for both in range(net.m // 2 + 1 if two_phases else 1):
+        for one in range(net.m - 2 * both + 1):
+            size = one * (q + d + net.beta) + both * (2 * q + 2 * d) + out
+            parts = [f"{_count(one, 'direction')} at one phase"] if one else []
+            parts += [f"{_count(both, 'direction')} at two phases"] if both else []
+            words = " and ".join(parts)
+            yield _exactly(size, _joined(words, "any constant" * bool(out)) or "zero")
+            if not out and net.b is not None and one + 2 * both < net.m:
+                yield _exactly(size + q, _joined(words, "a constant"))
+
+
+def _polynomials(net: TwoLayerNet) -> Iterator[FunctionClass]:
+    """Generic functions of k neurons, until more neurons add nothing."""
+    most = polynomial_generic_rank(net).upper
+    for k in range(1, net.m + 1):
+        narrow = replace(net, w=net.w[:k], b=None if net.b is None else net.b[:k], a=net.a[:k])
+        found = polynomial_generic_rank(narrow)
+        status: Status = "almost everywhere" if found.exact else "bounds"
+        yield FunctionClass(found.upper, _functions(k, int(net.c is not None)), status)
+        if found.upper == most:
+            return
+
+
+def _kernels(net: ConvNet) -> Iterator[FunctionClass]:
+    odd = PARITY.get(net.activation) == "odd"
+    if net.shared or not odd:
+        each = net.p + net.s if net.shared else net.p * (net.s + 1)
+        for k in range(len(net.kernels) + 1):
+            status: Status = "exact" if odd or not k else "bounds"
+            words = f"{_count(k, 'kernel')} of length {net.s}" if k else "zero"
+            size = 0 if not k and odd else k * each
+            yield FunctionClass(size, words, status)
+        return
+    for c in range(len(net.kernels) * net.p + 1):
+        words = f"{_count(c, 'kernel')} at one position each" if c else "zero"
+        yield _exactly(c * (net.s + 1), words)
+
+
+def _matrices(rows: int, columns: int, most: int) -> Iterator[FunctionClass]:
+    for r in range(most + 1):
+        yield _exactly(_rank_size(rows, columns, r), f"matrices of rank {r}")
+
+
+def _linear_maps(net: LinearNet | DeepNet) -> Iterator[FunctionClass]:
+    biases = net.biases if isinstance(net, DeepNet) else (None,)
+    constants = 0 if biases[-1] is None else net.widths[-1]
+    exact = bool(constants) or not any(b is not None for b in biases)
+    words = "" if isinstance(net, LinearNet) else ", any constant" if constants else ", a constant"
+    rows, columns = net.widths[-1], net.widths[0]
+    if len(net.weights) == 1:
+        yield _exactly(rows * columns + constants, f"all linear maps{words}")
+        return
+    for r in range(min(net.widths) + 1):
+        size = _rank_size(rows, columns, r) + constants
+        if exact:
+            yield _exactly(size, f"linear maps of rank {r}{words}")
+            continue
+        # The constants of hidden biases: at most what the narrowest network with room for them has.
+        inner = [min(r + 1, width) for width in net.widths[1:-1]]
+        narrow = zip([columns, *inner], [*inner, rows], biases, strict=True)
+        most = sum(i * o + (0 if b is None else o) for i, o, b in narrow)
+        yield FunctionClass(most, f"linear maps of rank {r}{words}", "bounds")
+
+
+def _narrower(net: DeepNet) -> Iterator[FunctionClass]:
+    """The networks of every smaller width, at almost all parameters, and the constants."""
+    count = prod(net.widths[1:-1])
+    if count > _ROWS:
+        raise ValueError(
+            f"the architecture has {count} narrower ones, of widths up to {list(net.widths)}; expected at "
+            f"most {_ROWS}. optimistic_sample_size(architecture, target) finds the rank of one function"
+        )
+    constants = 0 if net.biases[-1] is None else net.widths[-1]
+    full = net.activation == "tanh" and all(b is not None for b in net.biases)
+    status: Status = "almost everywhere" if full else "bounds"
+    if constants:
+        yield _exactly(constants, "a constant")
+    else:
+        always = net.activation in ("sigmoid", "softplus")
+        yield _exactly(net.widths[-1] if always else 0, "zero")
+    for hidden in product(*(range(1, width + 1) for width in net.widths[1:-1])):
+        widths = [net.widths[0], *hidden, net.widths[-1]]
+        size = sum(
+            i * o + (0 if b is None else o)
+            for i, o, b in zip(widths, widths[1:], net.biases, strict=False)
+        )
+        if net.activation == "relu":
+            size -= sum(hidden)  # a positive factor moves through each neuron
+        yield FunctionClass(size, "functions of " + "-".join(map(str, widths)), status)
+
+
+def _rank_size(rows: int, columns: int, r: int) -> int:
+    return sum(t.dimension for t in matrix_rank_cost(rows, columns, r))
+
+
+def _exactly(size: int, words: str) -> FunctionClass:
+    return FunctionClass(size, words, "exact")
+
+
+def _functions(k: int, out: int, further: str = "") -> str:
+    """k neurons and something further, beside any constant where there is an output bias."""
+    words = _joined(_count(k, "neuron") if k else "", further)
+    return _joined(words, "any constant" * bool(out)) or "zero"
+
+
+def _joined(words: str, further: str) -> str:
+    return f"{words} and {further}" if words and further else words or further
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
