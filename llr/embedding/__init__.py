@@ -1,0 +1,6 @@
+"""The same function in a wider network, or in the narrowest one: embeddings, and the way back."""
+
+from llr.embedding.moves import null as null
+from llr.embedding.moves import split as split
+from llr.embedding.moves import widen as widen
+from llr.embedding.record import Embedding as Embedding
