@@ -1,5 +1,7 @@
 """The same function in a wider network, or in the narrowest one: embeddings, and the way back."""
 
+from llr.embedding.compatible import compatible as compatible
+from llr.embedding.compatible import random_compatible as random_compatible
 from llr.embedding.moves import null as null
 from llr.embedding.moves import split as split
 from llr.embedding.moves import widen as widen

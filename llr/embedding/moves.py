@@ -19,7 +19,7 @@ Choice = TypeVar("Choice")
 
 _ZERO = torch.zeros((), dtype=torch.float64)
 # Both t and 1 - t are powers of two, up to sign: products with them are exact.
-_PLAIN_SHARES = (0.5, -1.0, 2.0)
+PLAIN_SHARES = (0.5, -1.0, 2.0)
 
 
 def split(
@@ -207,7 +207,7 @@ def _random_step(
     share = eighths / 8
     column = network.weights[layer + 1][:, neuron]
     if not _exact(network, column, share):
-        share = pick(_PLAIN_SHARES, generator)
+        share = pick(PLAIN_SHARES, generator)
     if not _exact(network, column, share):  # near the ends of the range
         share = 0.0
     sign = pick((1, -1), generator) if network.odd else 1
