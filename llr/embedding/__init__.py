@@ -6,3 +6,5 @@ from llr.embedding.moves import null as null
 from llr.embedding.moves import split as split
 from llr.embedding.moves import widen as widen
 from llr.embedding.record import Embedding as Embedding
+from llr.embedding.reduce import Reduction as Reduction
+from llr.embedding.reduce import reduce as reduce

@@ -166,9 +166,7 @@ def random_compatible(
     """
     network, _ = read(model)
     wanted = wanted_hidden(network, widths)
-    copies = [
-        _random_copies(network, layer, n, generator) for layer, n in enumerate(wanted)
-    ]
+    copies = [_random_copies(network, layer, n, generator) for layer, n in enumerate(wanted)]
     shifts = [
         _random_shift(network, layer, above, below, generator)
         for layer, (below, above) in enumerate(pairwise(copies), 1)
@@ -197,7 +195,11 @@ def _embed(
     steps = [
         f"layer {layer}: copies of neurons {part.origins.tolist()}, shares "
         f"{[round(k, 6) for k in part.kappas.tolist()]}"
-        + (f", signs {[int(s) for s in part.signs.tolist()]}" if bool((part.signs < 0).any()) else "")
+        + (
+            f", signs {[int(s) for s in part.signs.tolist()]}"
+            if bool((part.signs < 0).any())
+            else ""
+        )
         for layer, part in enumerate(copies)
     ]
     steps += [
@@ -274,9 +276,7 @@ def _check_block(
             f"to neuron {int(above.origins[j])}"
         )
     found, expected = weighted(M, above.kappas), below.kappas * W[:, below.origins]
-    off = (found - expected).abs() > eps * (
-        weighted(M.abs(), above.kappas.abs()) + expected.abs()
-    )
+    off = (found - expected).abs() > eps * (weighted(M.abs(), above.kappas.abs()) + expected.abs())
     if bool(off.any()):
         c, i = (int(v) for v in off.nonzero()[0])
         raise ValueError(

@@ -182,9 +182,7 @@ def widen(
     """
     network, _ = read(model)
     wanted = wanted_hidden(network, widths)
-    layers = [
-        layer for layer, n in enumerate(wanted) for _ in range(n - network.hidden[layer])
-    ]
+    layers = [layer for layer, n in enumerate(wanted) for _ in range(n - network.hidden[layer])]
     order = torch.randperm(len(layers), generator=generator).tolist()
     wide, embedding = embed(network, {})
     for at in order:
@@ -248,7 +246,9 @@ def _split(
     parts[:, neuron], parts[:, -1] = 1 - shares, sign * shares
     spreads["weight", layer + 1] = spread_columns(origins, n_out, parts, _ZERO)
     common = bool((shares == shares[0]).all())
-    told = f"share {shares[0]:.6g}" if common else f"shares {[round(t, 6) for t in shares.tolist()]}"
+    told = (
+        f"share {shares[0]:.6g}" if common else f"shares {[round(t, 6) for t in shares.tolist()]}"
+    )
     reflected = ", reflected" if sign < 0 else ""
     step = f"layer {layer}: neuron {neuron} split, copy {n}{reflected}, {told}"
     return embed(network, spreads, step)

@@ -170,7 +170,9 @@ def _layers(
 ) -> tuple[str, nn.Module, bool, tuple[Tensor, ...], tuple[Tensor | None, ...]]:
     try:
         mlp = read_mlp(model)
-    except NotAnMLP:  # read_structure has let it pass, so that it is a polynomial between two layers
+    except (
+        NotAnMLP
+    ):  # read_structure has let it pass, so that it is a polynomial between two layers
         first, act, last = cast(nn.Sequential, model)
         pair = cast(tuple[nn.Linear, nn.Linear], (first, last))
         return (
