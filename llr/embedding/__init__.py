@@ -1,5 +1,8 @@
 """The same function in a wider network, or in the narrowest one: embeddings, and the way back."""
 
+from llr.embedding.check import Bounds as Bounds
+from llr.embedding.check import Check as Check
+from llr.embedding.check import check as check
 from llr.embedding.compatible import compatible as compatible
 from llr.embedding.compatible import random_compatible as random_compatible
 from llr.embedding.moves import null as null

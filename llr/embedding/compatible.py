@@ -1,4 +1,4 @@
-"""Embeddings beyond splitting: copies whose weights differ, but whose signals and errors are those of the neuron."""
+"""Embeddings beyond splitting: copies with different weights, but the signals and errors of their neuron."""
 
 from __future__ import annotations
 
@@ -68,8 +68,8 @@ def compatible(
         kappas: for each hidden layer the shares, any real numbers.
         weights: for each pair of consecutive hidden layers the wide matrix, (above, below), or None for
             ``kappa_i w``; default: None for all. Weights from the inputs and to the outputs follow.
-        signs: for each hidden layer 1 or -1 for each wide neuron; -1 reflects it, for odd activations. The sums
-            are those of the weights times the signs of both neurons.
+        signs: for each hidden layer 1 or -1 for each wide neuron; -1 reflects it, for odd activations. The
+            sums are those of the weights times the signs of both neurons.
 
     Returns:
         The wide model and the `Embedding`. What the weights add to ``kappa_i w`` is its constant, so that it
@@ -77,8 +77,8 @@ def compatible(
 
     Raises:
         TypeError: no module; what are no numbers.
-        ValueError: a model as :func:`llr.embedding.split` refuses it; lists of wrong lengths, a neuron without
-            copies, a condition that is violated; the message names it.
+        ValueError: a model as :func:`llr.embedding.split` refuses it; lists of wrong lengths, a neuron
+            without copies, a condition that is violated; the message names it.
 
     Source: docs/theory.md, Theorem 10.4.
 
@@ -106,7 +106,9 @@ def compatible(
         if values is not None and len(values) != size:
             raise ValueError(f"{name} has {len(values)} entries; expected {size}, one per layer")
     copies = [
-        _checked(network, layer, origins[layer], kappas[layer], signs and signs[layer])
+        _checked(
+            network, layer, origins[layer], kappas[layer], None if signs is None else signs[layer]
+        )
         for layer in range(depth)
     ]
     shifts, own = [], {}

@@ -138,9 +138,9 @@ class Kernels:
             self.kernels = [[(_ZERO,) * self._net.s] * self._net.p]
             self.out = [[_ZERO] * self._net.p]
             channels = [0]
-        self.kernels, self.out, self._names = (
-            [part[c] for c in channels] for part in (self.kernels, self.out, self._names)
-        )
+        self.kernels = [self.kernels[c] for c in channels]
+        self.out = [self.out[c] for c in channels]
+        self._names = [self._names[c] for c in channels]
 
     def _is_null(self) -> bool:
         return len(self.out) == 1 and not any(self.out[0]) and not any(map(any, self.kernels[0]))

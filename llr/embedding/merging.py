@@ -63,7 +63,7 @@ class Layers:
 
     def _delete_idle(self, layer: int) -> bool:
         idle = [i for i in range(len(self._names[layer])) if not any(self._column(layer, i))]
-        return self._remove(layer, {i: "has no outgoing weights: deleted" for i in idle})
+        return self._remove(layer, dict.fromkeys(idle, "has no outgoing weights: deleted"))
 
     def _absorb_constants(self, layer: int, signals: Sequence[Vector]) -> bool:
         """Constant neurons go into the next biases, or without these into the first of them."""
@@ -190,7 +190,7 @@ class Layers:
         echelon, gone = Echelon(), dict[int, str]()
         incoming, biases = self.weights[layer], self.biases[layer]
         for i in range(len(self._names[layer])):
-            v = {(j + 1,): c for j, c in enumerate(self._column(layer, i)) if c}
+            v: Vector = {(j + 1,): c for j, c in enumerate(self._column(layer, i)) if c}
             rest, combination = echelon.reduce(v)
             if rest:
                 echelon.add(i, v)
@@ -200,7 +200,9 @@ class Layers:
                 incoming[k] = [w + c * u for w, u in zip(incoming[k], incoming[i], strict=True)]
                 if biases is not None:
                     biases[k] += c * biases[i]
-            named = {self._names[layer][k]: c for k, c in combination.items() if k is not None}
+            named: dict[int | None, Fraction] = {
+                self._names[layer][k]: c for k, c in combination.items() if k is not None
+            }
             gone[i] = f"is read as {in_words(named)}: added to what comes in there"
         return self._remove(layer, gone)
 

@@ -27,8 +27,8 @@ def split(
 ) -> tuple[nn.Module, Embedding]:
     """Put a copy of a neuron beside it and divide the outgoing weights between both.
 
-    Outgoing weights v become (1 - t) v at the neuron and t v at the copy, which is the last neuron of the wide
-    layer. With one share t for all of v the tangent space stays the same, at any parameters, depth and
+    Outgoing weights v become (1 - t) v at the neuron and t v at the copy, which is the last neuron of the
+    wide layer. With one share t for all of v the tangent space stays the same, at any parameters, depth and
     activation. Shares of their own for every downstream neuron enlarge it, by n_in + 1 for generic narrow
     networks with at least two downstream neurons.
 
@@ -45,8 +45,8 @@ def split(
 
     Raises:
         TypeError: no module.
-        ValueError: a model that is no MLP and no convolution, with frozen or non-finite parameters; a layer or
-            neuron that is not there; shares that are no finite numbers, or too few or many; a sign other
+        ValueError: a model that is no MLP and no convolution, or has frozen or non-finite parameters; a layer
+            or neuron that is not there; shares that are no finite numbers, or too few or many; a sign other
             than 1 and -1, or -1 for an activation that is not odd; products out of the range of the dtype.
 
     Source: docs/theory.md, Propositions 10.1 and 10.2.
@@ -64,7 +64,7 @@ def split(
     network.check_neuron(layer, neuron)
     _check_sign(network, sign)
     downstream = len(network.weights[layer + 1])
-    if isinstance(share, int | float) and not isinstance(share, bool):
+    if isinstance(share, int | float):
         if not math.isfinite(share):
             raise ValueError(f"share is {share!r}; expected a finite number")
         shares = torch.full((downstream,), float(share), dtype=torch.float64)
@@ -302,8 +302,8 @@ def wanted_hidden(network: Network, widths: Sequence[int] | int) -> tuple[int, .
     for layer, (wide, n) in enumerate(zip(widths[1:-1], network.hidden, strict=True)):
         if wide < n:
             raise ValueError(
-                f"widths ask for {wide} neurons in layer {layer}, but the model has {n}; expected at least as "
-                "many. llr.embedding.reduce makes a network narrower where its function allows it"
+                f"widths ask for {wide} neurons in layer {layer}, but the model has {n}; expected at "
+                "least so many. llr.embedding.reduce makes a network narrower where its function allows it"
             )
     return tuple(widths[1:-1])
 

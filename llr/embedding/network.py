@@ -144,6 +144,8 @@ def read(model: nn.Module) -> tuple[Network, Structure]:
         parameters[id(p)] = torch.arange(start, start + p.numel()).view(p.shape)
         start += p.numel()
     flattens = False
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor | None, ...]
     if isinstance(model, Conv1dTwoLayer):
         activation, layer = model.activation, activation_layer(model.activation)
         weights, biases = (model.weight, model.out), (None, None)
@@ -186,9 +188,9 @@ def _layers(
 
 
 class Spread(NamedTuple):
-    """How a tensor comes from a narrower one: ``factor * narrow[index] + shift``."""
+    """How a tensor comes from a narrower one: ``factor * narrow[at] + shift``."""
 
-    index: tuple[Tensor, ...]
+    at: tuple[Tensor, ...]
     factor: Tensor
     shift: Tensor
 

@@ -120,8 +120,8 @@ class Embedding:
             tolerance = _ROUNDINGS * torch.finfo(theta.dtype).eps * size
         if not distance <= tolerance:
             raise ValueError(
-                f"theta is {distance:.3g} away from the image of the embedding, more than {tolerance:.3g}: no "
-                "narrow parameters lead there"
+                f"theta is {distance:.3g} away from the image of the embedding, more than {tolerance:.3g}: "
+                "no narrow parameters lead there"
             )
         return nearest.to(theta.dtype)
 

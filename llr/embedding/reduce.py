@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from llr.activations import Polynomial
 from llr.embedding.kernels import Kernels
 from llr.embedding.merging import Layers
 from llr.embedding.network import Network, read
+from llr.embedding.rounding import rounding_of
 from llr.models import Conv1dTwoLayer
 from llr.surroundings import outside_inference_mode
 from llr.theory.formal import formal
@@ -23,10 +24,6 @@ from llr.theory.symbols import Symbols
 
 # Outputs are compared at so many standard normal points.
 _SAMPLES = 256
-# How many times the effect of rounding outputs may differ by.
-_MARGIN = 64.0
-# No slope of the activations in the table is larger (GELU's is up to 1.13).
-_STEEPEST = 1.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,9 +83,9 @@ def reduce(model: nn.Module) -> Reduction:
     exactly and rounded once at the end.
 
     For tanh and erf with one hidden layer this is the narrowest network there is, and for deeper ones it is
-    for almost all parameters. A layer keeps one neuron, with all of its parameters 0, if the function does not
-    depend on it. Of a convolution without sharing, kernels are merged position by position and moved into as
-    few channels as they fit.
+    for almost all parameters. A layer keeps one neuron, with all of its parameters 0, if the function does
+    not depend on it. Of a convolution without sharing, kernels are merged position by position and moved
+    into as few channels as they fit.
 
     Args:
         model: as for :func:`llr.embedding.split`.
@@ -172,10 +169,9 @@ def _compared(wide: Network, narrow: Network, model: nn.Module, steps: Sequence[
             copy.deepcopy(m).cpu().double()(x).reshape(_SAMPLES, -1) for m in (model, reduced)
         )
     difference = float((old - new).abs().max())
-    rounding = torch.finfo(wide.dtype).eps * max(_reach(net, x) for net in (wide, narrow))
-    if not difference <= _MARGIN * len(wide.weights) * rounding:
+    if not difference <= rounding_of(x, wide, narrow):
         raise RuntimeError(
-            f"the outputs of the reduced network differ by {difference:.3g}, which rounding does not explain: "
+            f"the outputs of the reduced network differ by {difference:.3g}, more than rounding explains: "
             "this is a mistake in llr, please report it with the model"
         )
     symbols = Symbols()
@@ -189,27 +185,3 @@ def _compared(wide: Network, narrow: Network, model: nn.Module, steps: Sequence[
         scale=float(old.abs().max()),
         proved=before.outputs == after.outputs,
     )
-
-
-def _reach(network: Network, x: Tensor) -> float:
-    """How large outputs could be if all terms of all sums had one sign: what rounding is relative to."""
-    x = x.abs()
-    if isinstance(network.like, Conv1dTwoLayer):
-        s, p = network.like.kernel_size, network.like.positions
-        kernels = network.weights[0].abs().view(len(network.weights[0]), -1, s)
-        patches = x.unfold(1, s, 1)
-        z = torch.einsum("nps,mps->nmp", patches, kernels.expand(-1, p, -1))
-        top = torch.einsum("nmp,pm->n", _bound(network, z), network.weights[1].abs())
-        return float(top.max())
-    for layer, (W, b) in enumerate(zip(network.weights, network.biases, strict=True)):
-        z = x if not layer else _bound(network, x)
-        x = z @ W.abs().T + (0 if b is None else b.abs())
-    return float(x.max())
-
-
-def _bound(network: Network, z: Tensor) -> Tensor:
-    """At least |s(z)| and |z s'(z)|, for all arguments of this size and less."""
-    if isinstance(network.layer, Polynomial):
-        terms = enumerate(cast(Sequence[float], network.layer.coefficients))
-        return sum(((n + 1) * abs(c) * z**n for n, c in terms), torch.zeros_like(z))
-    return _STEEPEST * z + 1
