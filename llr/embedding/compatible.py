@@ -72,8 +72,8 @@ def compatible(
             sums are those of the weights times the signs of both neurons.
 
     Returns:
-        The wide model and the `Embedding`. What the weights add to ``kappa_i w`` is its constant, so that it
-        is an embedding at all narrow parameters.
+        The wide model and the `Embedding`. What the weights add to ``kappa_i w``, to rounding, is its
+        constant, so that it is an embedding at all narrow parameters.
 
     Raises:
         TypeError: no module; what are no numbers.

@@ -20,6 +20,8 @@ Choice = TypeVar("Choice")
 _ZERO = torch.zeros((), dtype=torch.float64)
 # Both t and 1 - t are powers of two, up to sign: products with them are exact.
 PLAIN_SHARES = (0.5, -1.0, 2.0)
+# No two are opposite: s(b) and s(-b) = 1 - s(b) are numbers that symbols cannot divide by both.
+_NULL_BIASES = (0.0, 0.5, -0.75, 1.0, -1.25)
 
 
 def split(
@@ -30,7 +32,9 @@ def split(
     Outgoing weights v become (1 - t) v at the neuron and t v at the copy, which is the last neuron of the
     wide layer. With one share t for all of v the tangent space stays the same, at any parameters, depth and
     activation. Shares of their own for every downstream neuron enlarge it, by n_in + 1 for generic narrow
-    networks with at least two downstream neurons.
+    networks with at least two downstream neurons. Equality is exact equality: where products with the share
+    need more digits than the dtype has, they are rounded, each downstream neuron's in its own way, and the
+    record says so. Shares 0, 1/2, 1, -1 and 2 are exact for all weights.
 
     Args:
         model: an MLP as `llr.jacobian` recognises it, or a ``Conv1dTwoLayer``, whose neurons are channels and
@@ -197,27 +201,27 @@ def _random_step(
     absorbs = network.biases[layer + 1] is not None
     if (absorbs or network.at(0.0) == 0) and pick((True, False, False, False), generator):
         free = absorbs and network.biases[layer] is not None
-        bias = pick((0.0, 0.5, -0.5, 1.0, -1.25), generator) if free else 0.0
+        bias = pick(_NULL_BIASES, generator) if free else 0.0
         row, column = (torch.zeros(n, dtype=torch.float64) for n in _sides(network, layer))
         return _null(network, layer, row, bias, column)
     neuron = int(torch.randint(network.hidden[layer], (), generator=generator))
     eighths = int(torch.randint(-12, 21, (), generator=generator))
     share = eighths / 8
     column = network.weights[layer + 1][:, neuron]
-    if not _exact(network, column, share):
+    if not _exact(network, column, torch.full_like(column, share)):
         share = pick(PLAIN_SHARES, generator)
-    if not _exact(network, column, share):  # near the ends of the range
+    if not _exact(network, column, torch.full_like(column, share)):  # near the ends of the range
         share = 0.0
     sign = pick((1, -1), generator) if network.odd else 1
     return _split(network, layer, neuron, torch.full_like(column, share), sign)
 
 
-def _exact(network: Network, column: Tensor, share: float) -> bool:
+def _exact(network: Network, column: Tensor, shares: Tensor) -> bool:
     """Whether both parts of the outgoing weights are numbers of the dtype."""
-    for t in (share, 1 - share):
+    for t in (shares, 1 - shares):
         parts = network.rounded(column * t).tolist()
-        for part, v in zip(parts, column.tolist(), strict=True):
-            if not math.isfinite(part) or Fraction(part) != Fraction(v) * Fraction(t):
+        for part, v, share in zip(parts, column.tolist(), t.tolist(), strict=True):
+            if not math.isfinite(part) or Fraction(part) != Fraction(v) * Fraction(share):
                 return False
     return True
 
@@ -250,7 +254,9 @@ def _split(
         f"share {shares[0]:.6g}" if common else f"shares {[round(t, 6) for t in shares.tolist()]}"
     )
     reflected = ", reflected" if sign < 0 else ""
+    exact = _exact(network, network.weights[layer + 1][:, neuron], shares)
     step = f"layer {layer}: neuron {neuron} split, copy {n}{reflected}, {told}"
+    step += "" if exact else ", outgoing weights rounded"
     return embed(network, spreads, step)
 
 
@@ -291,7 +297,7 @@ def wanted_hidden(network: Network, widths: Sequence[int] | int) -> tuple[int, .
     conv = isinstance(network.like, Conv1dTwoLayer)
     if conv and type(widths) is int:
         widths = (have[0], widths, have[-1])
-    if isinstance(widths, int) or any(type(w) is not int for w in widths):
+    if not isinstance(widths, Sequence) or any(type(w) is not int for w in widths):
         expected = "the number of channels" if conv else f"widths such as {list(have)}"
         raise TypeError(f"widths is {widths!r}; expected {expected}")
     if len(widths) != len(have) or (widths[0], widths[-1]) != (have[0], have[-1]):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -19,11 +20,13 @@ from llr.embedding.rounding import rounding_of
 from llr.models import Conv1dTwoLayer
 from llr.surroundings import outside_inference_mode
 from llr.theory.formal import formal
-from llr.theory.structure import ConvNet, exact_row, read_structure, warn_of_near_copies
+from llr.theory.structure import ConvNet, Row, exact_row, read_structure, warn_of_near_copies
 from llr.theory.symbols import Symbols
 
 # Outputs are compared at so many standard normal points.
 _SAMPLES = 256
+# So many terms of polynomials are written out within seconds.
+_MOST_TERMS = 200_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +99,7 @@ def reduce(model: nn.Module) -> Reduction:
     Raises:
         TypeError: no module.
         ValueError: a model as :func:`llr.embedding.split` refuses it; weights whose sums leave the range of
-            the dtype.
+            the dtype; polynomials of too many terms.
 
     Warns:
         UserWarning: two neurons that are nearly, not exactly, equal, and were not merged.
@@ -125,8 +128,7 @@ def reduce(model: nn.Module) -> Reduction:
         biases: Sequence[Tensor | None] = (None, None)
         steps = kernels.steps
     else:
-        terms = network.layer.coefficients if isinstance(network.layer, Polynomial) else ()
-        layers = Layers(network, tuple(map(Fraction, terms)))
+        layers = Layers(network, _coefficients(network))
         layers.reduce()
         weights = [_floats(W) for W in layers.weights]
         biases = [None if b is None else _floats([b])[0] for b in layers.biases]
@@ -142,6 +144,20 @@ def reduce(model: nn.Module) -> Reduction:
         )
     _warn(narrow)
     return _compared(network, narrow, model, steps)
+
+
+def _coefficients(network: Network) -> Row:
+    """Those of a polynomial activation, if it can be written out in the inputs."""
+    if not isinstance(network.layer, Polynomial):
+        return ()
+    degree, d = len(network.layer.coefficients) - 1, network.widths[0]
+    terms = network.hidden[0] * math.comb(d + degree, degree)
+    if terms > _MOST_TERMS:
+        raise ValueError(
+            f"the neurons are polynomials of {terms} terms together; expected at most {_MOST_TERMS}: fewer "
+            "neurons, inputs or degrees"
+        )
+    return tuple(map(Fraction, network.layer.coefficients))
 
 
 def _floats(rows: Sequence[Sequence[Fraction]]) -> Tensor:
