@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llr.embedding import Embedding
 from llr.landscape.spectra import HessianSpectrum, check_affordable, spectrum_of
 from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.surroundings import outside_inference_mode
-
-
-class Embedding(Protocol):
-    """How parameters of a narrow network become those of a wide one."""
-
-    @property
-    def matrix(self) -> Tensor:
-        """(P_wide, P_narrow): A of theta_wide = A theta_narrow (+ a constant)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,14 +92,12 @@ def embedded_spectrum(
 
     Example:
         >>> import torch
-        >>> from torch.nn.utils import parameters_to_vector, vector_to_parameters
+        >>> from llr.embedding import split
         >>> from llr.landscape import embedded_spectrum
         >>> from llr.models import mlp
-        >>> narrow, wide, x = mlp([1, 1, 1]).double(), mlp([1, 2, 1]).double(), torch.randn(9, 1).double()
-        >>> A = torch.eye(4).double()[[0, 0, 1, 1, 2, 2, 3]]  # the neuron twice,
-        >>> A[4:6] /= 2  # with half of the outgoing weight each
-        >>> vector_to_parameters(A @ parameters_to_vector(narrow.parameters()), wide.parameters())
-        >>> embedded_spectrum(narrow, wide, A, x, x.sin()).mismatch < 1e-9
+        >>> narrow, x = mlp([1, 1, 1]).double(), torch.randn(9, 1).double()
+        >>> wide, embedding = split(narrow, 0, 0)
+        >>> embedded_spectrum(narrow, wide, embedding, x, x.sin()).mismatch < 1e-9
         True
     """
     below, above = Surface.of(narrow, x, y, loss), Surface.of(wide, x, y, loss)

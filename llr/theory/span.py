@@ -40,7 +40,7 @@ class Span:
 
     def __init__(self, symbols: Symbols, constant: bool) -> None:
         self._symbols = symbols
-        self._exact, self._varying = _Echelon(), _Echelon()
+        self._exact, self._varying = Echelon(), Echelon()
         self._constants = constant
         self._waves: defaultdict[Hashable, list[int]] = defaultdict(list)
         if constant:
@@ -54,11 +54,11 @@ class Span:
         v, wave = function
         rest, combination = self._exact.reduce(v)
         if not rest:
-            return f"= {_sum(combination)}"
+            return f"= {in_words(combination)}"
         own = {m: c for m, c in v.items() if not self._symbols.is_constant({m: c})}
         varying, combination = self._varying.reduce(own)
         if not varying and self._constants:
-            return f"= {_sum(combination)} + a constant" if combination else "is constant"
+            return f"= {in_words(combination)} + a constant" if combination else "is constant"
         others = self._waves[wave] if wave is not None else []
         if len(others) >= 2:
             i, j = others[:2]
@@ -72,8 +72,17 @@ class Span:
 
 
 @dataclass
-class _Echelon:
-    """Vectors in echelon form, each known as a combination of the neurons that were added."""
+class Echelon:
+    """Vectors in echelon form, each known as a combination of the neurons that were added.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> from llr.theory.span import Echelon
+        >>> echelon = Echelon()
+        >>> echelon.add(0, {(1,): Fraction(2)})
+        >>> echelon.reduce({(1,): Fraction(1)})
+        ({}, {0: Fraction(1, 2)})
+    """
 
     rows: list[tuple[Monomial, Vector, dict[int | None, Fraction]]] = field(default_factory=list)
 
@@ -96,8 +105,15 @@ class _Echelon:
         self.rows.append((pivot, combined([(scale, rest)]), combination))
 
 
-def _sum(combination: Mapping[int | None, Fraction]) -> str:
-    """A combination of neurons in words; None stands for the constant 1."""
+def in_words(combination: Mapping[int | None, Fraction]) -> str:
+    """A combination of neurons in words; None stands for the constant 1.
+
+    Example:
+        >>> from fractions import Fraction
+        >>> from llr.theory.span import in_words
+        >>> in_words({2: Fraction(-1), None: Fraction(1, 2)})
+        '-neuron 2 + 1/2'
+    """
     text = ""
     for number, c in sorted(combination.items(), key=lambda item: (item[0] is None, item[0] or 0)):
         size = str(abs(c)) if c.denominator <= 1000 else f"{float(abs(c)):.6g}"

@@ -1,0 +1,333 @@
+"""Whether a wide network has the function of a narrow one, and which directions it has beyond it."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from flint import arb_mat, fmpq_mat
+from torch import Tensor, nn
+
+from llr.balls import Number
+from llr.certify import certify
+from llr.elimination import Scaled, exact_rank, find_pivots, integer_rows, prove
+from llr.embedding.exceptions import exceptions
+from llr.embedding.network import Network, read
+from llr.embedding.rounding import rounding_of
+from llr.exact import read_network
+from llr.jacobian import jacobian
+from llr.surroundings import outside_inference_mode
+from llr.theory.formal import Formal, contained, formal, formal_rank
+from llr.theory.symbols import Symbols
+
+_BITS, _MOST_BITS = 64, 4096
+# A precision at which a rank that does not grow any more is not limited by it.
+_ENOUGH_BITS = 512
+# How many times the effect of rounding a gradient may be and count as zero.
+_MARGIN = 16.0
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What is proved of a dimension.
+
+    Attributes:
+        lower: a certified rank on the samples.
+        upper: the rank of the tangent functions in symbols.
+    """
+
+    lower: int
+    upper: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether both agree."""
+        return self.lower == self.upper
+
+    def __str__(self) -> str:
+        return str(self.upper) if self.exact else f"{self.lower} to {self.upper}"
+
+
+@dataclass(frozen=True)
+class Check:
+    """A wide network beside a narrow one; true if functions and tangent spaces are the same.
+
+    Attributes:
+        same_function: whether the outputs agree on the samples, to rounding.
+        proved_same: whether they are the same function of real numbers, by the exact parameters.
+        max_difference: how far the outputs differ, at most.
+        critical: whether the wide network is critical for targets for which the narrow one is; None if there
+            are no more observations than the narrow rank, so that only zero residuals are critical.
+        narrow_gradient: ||J'e|| / (sigma_1 ||e||) of the narrow network with these targets.
+        wide_gradient: that of the wide one.
+        narrow: dim T of the narrow network.
+        wide: dim T of the wide one.
+        joint: dim of the sum of both, the rank of [J_wide, J_narrow].
+        tangent: "equal", "larger" (the wide tangent space contains the narrow one), "smaller", "neither"
+            (none contains the other), or "undecided".
+        excess: how many directions the wide tangent space has beyond the narrow one.
+        missing: how many of the narrow one it does not have.
+        reasons: what is new in the wide network, in words, where it has directions beyond.
+        n_observations: samples times outputs.
+    """
+
+    same_function: bool
+    proved_same: bool
+    max_difference: float
+    critical: bool | None
+    narrow_gradient: float
+    wide_gradient: float
+    narrow: Bounds
+    wide: Bounds
+    joint: Bounds
+    tangent: str
+    excess: Bounds
+    missing: Bounds
+    reasons: tuple[str, ...]
+    n_observations: int
+
+    def __bool__(self) -> bool:
+        return self.same_function and self.tangent == "equal"
+
+    @property
+    def verdict(self) -> str:
+        """The relation of the tangent spaces in words, such as "larger by 2"."""
+        if self.tangent == "larger":
+            return f"larger by {self.excess}"
+        if self.tangent == "smaller":
+            return f"smaller by {self.missing}"
+        if self.tangent == "neither":
+            return f"neither contains the other: {self.excess} new directions, {self.missing} lost"
+        if self.tangent == "undecided" and self.n_observations < self.joint.upper:
+            return (
+                f"undecided: there are {self.n_observations} observations, and the dimensions may be "
+                f"{self.joint.upper}; take more samples"
+            )
+        return self.tangent
+
+    def __str__(self) -> str:
+        """Function, criticality, ranks, and a line for each reason."""
+        how = "proved" if self.proved_same else f"to {self.max_difference:.2g}"
+        same = f"same function ({how})" if self.same_function else "different functions"
+        kept = {
+            True: "criticality kept",
+            False: "criticality lost",
+            None: "too few samples for criticality",
+        }
+        head = (
+            f"{same}, {kept[self.critical]}, tangent space {self.verdict} (narrow {self.narrow}, wide "
+            f"{self.wide}, joint {self.joint})"
+        )
+        return "\n".join([head, *(f"  {reason}" for reason in self.reasons)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON, and the verdict."""
+        return asdict(self) | {"verdict": self.verdict}
+
+
+@outside_inference_mode
+def check(
+    narrow: nn.Module, wide: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0
+) -> Check:
+    """Whether a wide network is an embedding of a narrow one, and whether it is as easy to recover.
+
+    It compares the functions, what becomes of critical points, and the tangent spaces: a critical point stays
+    critical for all samples and targets if and only if the wide tangent space is contained in the narrow one,
+    and the number of samples for local recovery stays the same if they are equal. Upper bounds of dimensions
+    are ranks of formal tangent functions, lower bounds certified ranks on the samples; containment is proved
+    in symbols, that there is none by the ranks.
+
+    Args:
+        narrow: an MLP as `llr.jacobian` recognises it, or a ``Conv1dTwoLayer``.
+        wide: another one, on the same inputs and outputs; usually, but not necessarily, with more neurons.
+        x: (n, ...) samples; more observations than the joint dimension decide everything.
+        y: targets, of the shape of the outputs. Criticality is tested at the targets nearest to them for
+            which the narrow network is at a critical point of its squared error; default: random ones. The
+            test is in float64, and does not see directions that rounding hides; the ranks do.
+        seed: of random targets.
+
+    Returns:
+        A `Check`.
+
+    Raises:
+        TypeError: no modules; samples or targets that are no floating-point tensors.
+        ValueError: models that :func:`llr.embedding.split` refuses; other inputs or outputs; samples or
+            targets of other shapes, that are not finite, or at which a closed form does not hold (on a kink
+            of ReLU, beyond 20 for softplus); networks that do not fit the memory budget.
+
+    Source: docs/theory.md, 10.1 to 10.4 and Theorem 6.2.
+
+    Example:
+        >>> import torch
+        >>> from llr.embedding import check, null, split
+        >>> from llr.models import TwoLayer
+        >>> narrow, x = TwoLayer(1, 2).double(), torch.linspace(-2, 2, 20)[:, None].double()
+        >>> print(check(narrow, split(narrow, 0, 0, share=2)[0], x).verdict)
+        equal
+        >>> print(check(narrow, null(narrow, 0, incoming=[0.5])[0], x))
+        same function (proved), criticality lost, tangent space larger by 1 (narrow 6, wide 7, joint 7)
+          layer 0: neuron 2 is dead, but has new incoming weights: a new signal
+    """
+    below, above = read(narrow)[0], read(wide)[0]
+    ends = [(net.widths[0], net.widths[-1]) for net in (below, above)]
+    if ends[0] != ends[1]:
+        raise ValueError(
+            f"narrow has {ends[0][0]} inputs and {ends[0][1]} outputs, wide {ends[1][0]} and {ends[1][1]}; "
+            "expected the same"
+        )
+    x = _samples(x, below)
+    small, large = (copy.deepcopy(model).cpu().double().eval() for model in (narrow, wide))
+    with torch.no_grad():
+        out, other = (model(x).reshape(len(x), -1) for model in (small, large))
+    difference = float((out - other).abs().max())
+    residual = _residual(out, y, seed)
+    narrow_gradient, wide_gradient, critical = _criticality(small, large, x, residual)
+    symbols = Symbols()
+    functions = formal(small, symbols), formal(large, symbols)
+    ranks, inside = _dimensions(small, large, x, *functions)
+    excess = Bounds(0, 0) if inside[0] else _gap(ranks[2], ranks[0])
+    missing = Bounds(0, 0) if inside[1] else _gap(ranks[2], ranks[1])
+    reasons = exceptions(below, above, *functions) if excess.upper else ()
+    return Check(
+        same_function=difference <= rounding_of(x.reshape(len(x), -1), below, above),
+        proved_same=functions[0].outputs == functions[1].outputs,
+        max_difference=difference,
+        critical=critical,
+        narrow_gradient=narrow_gradient,
+        wide_gradient=wide_gradient,
+        narrow=ranks[0],
+        wide=ranks[1],
+        joint=ranks[2],
+        tangent=_relation(excess, missing),
+        excess=excess,
+        missing=missing,
+        reasons=reasons,
+        n_observations=out.numel(),
+    )
+
+
+def _samples(x: Tensor, network: Network) -> Tensor:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x is {found}; expected a floating-point tensor of samples")
+    d = network.widths[0]
+    fits = x.dim() >= 2 and x[0].numel() == d if len(x.shape) and len(x) else False
+    if not fits or (x.dim() > 2 and not network.flattens):
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (n, {d}), at least one sample")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x has NaN or infinity; expected finite samples")
+    return x.detach().cpu().double()
+
+
+def _residual(out: Tensor, y: Tensor | None, seed: int) -> Tensor:
+    """Outputs minus targets, (n q)."""
+    if y is None:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randn(out.shape, generator=generator, dtype=out.dtype).flatten()
+    if not isinstance(y, Tensor) or not y.is_floating_point():
+        found = y.dtype if isinstance(y, Tensor) else type(y).__name__
+        raise TypeError(f"y is {found}; expected a floating-point tensor of targets")
+    if y.numel() != out.numel() or len(y) != len(out):
+        raise ValueError(f"y has shape {tuple(y.shape)}; expected {tuple(out.shape)}")
+    if not bool(torch.isfinite(y).all()):
+        raise ValueError("y has NaN or infinity; expected finite targets")
+    return (out - y.detach().cpu().double().reshape(out.shape)).flatten()
+
+
+def _criticality(
+    narrow: nn.Module, wide: nn.Module, x: Tensor, residual: Tensor
+) -> tuple[float, float, bool | None]:
+    """Relative gradients of both where the narrow one vanishes, and whether the wide one does too."""
+    J, J_wide = (jacobian(model, x).flatten(0, 1) for model in (narrow, wide))
+    U, s, _ = torch.linalg.svd(J, full_matrices=False)
+    eps = torch.finfo(J.dtype).eps * max(J.shape)
+    span = U[:, s > eps * s[0]]
+    for _ in range(2):  # the second time takes away what the first one left by rounding
+        residual = residual - span @ (span.T @ residual)
+    if span.shape[1] >= len(residual) or not bool(residual.any()):
+        return 0.0, 0.0, None
+    size = float(residual.norm())
+    gradients = [
+        float((A.T @ residual).norm()) / (max(float(torch.linalg.matrix_norm(A, 2)), 1e-300) * size)
+        for A in (J, J_wide)
+    ]
+    return gradients[0], gradients[1], gradients[1] <= _MARGIN * eps
+
+
+def _dimensions(
+    narrow: nn.Module, wide: nn.Module, x: Tensor, below: Formal, above: Formal
+) -> tuple[tuple[Bounds, Bounds, Bounds], tuple[bool, bool]]:
+    """dim T of both and of their sum; whether wide is in narrow, and narrow in wide."""
+    inside = (False, False)
+    most = [below.net.n_params, above.net.n_params]
+    total = sum(most)
+    if _written_out(below) and _written_out(above):
+        inside = (
+            contained(above.tangents, below.tangents),
+            contained(below.tangents, above.tangents),
+        )
+        most = [below.rank, above.rank]
+        total = formal_rank([*above.tangents, *below.tangents])
+    ranks = []
+    for model, upper in zip((narrow, wide), most, strict=True):
+        lower = certify(model, x, max_bits=_MOST_BITS).rank
+        if lower > upper:
+            raise ValueError(
+                f"the rank on x is {lower}, more than dim T = {upper}: some sample is on a kink of ReLU, or "
+                "beyond 20 for softplus, where torch's function is another; take other samples"
+            )
+        ranks.append(Bounds(lower, upper))
+    lower = max(bounds.lower for bounds in ranks)
+    if lower < total:
+        lower = max(lower, _joint_rank(wide, narrow, x, total))
+    return (ranks[0], ranks[1], Bounds(lower, total)), inside
+
+
+def _written_out(net: Formal) -> bool:
+    """Whether the network is small enough for its tangent functions to be written out."""
+    try:
+        return bool(net.tangents)
+    except ValueError:
+        return False
+
+
+def _joint_rank(wide: nn.Module, narrow: nn.Module, x: Tensor, goal: int) -> int:
+    """A certified lower bound of the rank of [J_wide, J_narrow]."""
+    networks = [read_network(model, x) for model in (wide, narrow)]
+    rows, columns = networks[0].n_rows, sum(network.n_params for network in networks)
+    if all(network.rational for network in networks):
+        J = fmpq_mat(rows, columns, _beside(*(net.rational_jacobian() for net in networks)))
+        return exact_rank(integer_rows(J)[0])[0]
+    best, bits = 0, _BITS
+    while True:
+        A = Scaled(arb_mat(rows, columns, _beside(*(net.jacobian(bits) for net in networks))), bits)
+        before, best = best, max(best, prove(A, find_pivots(A))[0])
+        if best >= min(goal, rows) or bits >= _MOST_BITS:
+            return best
+        if best == before and bits >= _ENOUGH_BITS:
+            return best
+        bits *= 2
+
+
+def _beside(one: Any, two: Any) -> list[Number]:
+    """The entries of two matrices, one beside the other."""
+    return [v for rows in zip(one.tolist(), two.tolist(), strict=True) for row in rows for v in row]
+
+
+def _gap(joint: Bounds, part: Bounds) -> Bounds:
+    """By how much the dimension of a sum exceeds that of a part."""
+    return Bounds(max(0, joint.lower - part.upper), max(0, joint.upper - part.lower))
+
+
+def _relation(excess: Bounds, missing: Bounds) -> str:
+    if excess.upper == 0 and missing.upper == 0:
+        return "equal"
+    if excess.lower > 0 and missing.lower > 0:
+        return "neither"
+    if excess.lower > 0 and missing.upper == 0:
+        return "larger"
+    if missing.lower > 0 and excess.upper == 0:
+        return "smaller"
+    return "undecided"

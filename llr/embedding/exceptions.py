@@ -1,0 +1,138 @@
+"""Which embeddings enlarge the tangent space: what in a wide network is new compared to a narrow one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+from llr.embedding.network import Network
+from llr.theory.formal import Formal
+from llr.theory.groups import named
+from llr.theory.structure import ConvNet, exact_matrix
+from llr.theory.symbols import Vector
+
+_Signal = tuple[Vector, ...]
+"""A neuron as a function; of a channel, one for each position."""
+
+
+@dataclass(frozen=True)
+class _Copy:
+    of: int
+    sign: int
+
+
+_Role = _Copy | str
+"""What a wide neuron is: a copy of a narrow one, "constant", or "new"."""
+
+
+def exceptions(narrow: Network, wide: Network, below: Formal, above: Formal) -> tuple[str, ...]:
+    """In words, what can make the tangent space of the wide network larger.
+
+    Signals that the narrow network does not have: a new constant, a dead neuron with new incoming weights.
+    Errors that it does not have: those of a constant neuron with outgoing weights, and of copies that have
+    different shares for different downstream neurons.
+
+    Args:
+        narrow: as layers of neurons.
+        wide: a network of the same function, with as many layers.
+        below: the narrow network in symbols.
+        above: the wide one in the same symbols.
+    """
+    if len(narrow.weights) != len(wide.weights):
+        return ()
+    signals = [(_signals(below, k), _signals(above, k)) for k in range(len(narrow.hidden))]
+    roles = [[_role(above, v, old) for v in new] for old, new in signals]
+    found = []
+    for layer, (old, new) in enumerate(signals):
+        columns = list(zip(*exact_matrix(wide.weights[layer + 1]), strict=True))
+        idle = [not any(column) for column in columns]
+        of_kind = {
+            kind: [i for i, role in enumerate(roles[layer]) if role == kind]
+            for kind in ("constant", "new")
+        }
+        unbiased = wide.biases[layer + 1] is None
+        had = any(any(v) and _constant(below, v) for v in old)
+        sending = [i for i in of_kind["constant"] if any(new[i])]
+        found += _told(
+            layer,
+            sending if unbiased and not had else [],
+            "sends a constant to a layer without biases: a new signal",
+        )
+        found += _told(
+            layer,
+            [i for i in of_kind["new"] if idle[i]],
+            "is dead, but has new incoming weights: a new signal",
+        )
+        found += _told(
+            layer,
+            [i for i in of_kind["new"] if not idle[i]],
+            "is new and cancels with others: a new signal, and a new error",
+        )
+        absorbed = "" if unbiased else " absorbed by the next biases"
+        found += _told(
+            layer,
+            [i for i in of_kind["constant"] if not idle[i]],
+            f"is constant, with outgoing weights{absorbed}: a new error, felt by its incoming weights",
+        )
+    return (*found, *_unequal_shares(narrow, wide, roles))
+
+
+def _told(layer: int, neurons: Sequence[int], text: str) -> list[str]:
+    return [f"layer {layer}: {named(neurons)} {text}"] if neurons else []
+
+
+def _signals(net: Formal, layer: int) -> list[_Signal]:
+    neurons = net.neurons[layer]
+    size = net.net.p if isinstance(net.net, ConvNet) else 1
+    return [tuple(neurons[i : i + size]) for i in range(0, len(neurons), size)]
+
+
+def _constant(net: Formal, signal: _Signal) -> bool:
+    return all(map(net.symbols.is_constant, signal))
+
+
+def _role(net: Formal, signal: _Signal, old: Sequence[_Signal]) -> _Role:
+    if _constant(net, signal):
+        return "constant"
+    for sign in (1, -1):
+        same = tuple({m: sign * c for m, c in v.items()} for v in signal)
+        if same in old:
+            return _Copy(old.index(same), sign)
+    return "new"
+
+
+def _unequal_shares(narrow: Network, wide: Network, roles: Sequence[Sequence[_Role]]) -> list[str]:
+    """From the outputs down: the share of its neuron's error that each copy has, until one has none."""
+    outputs = len(narrow.weights[-1])
+    above: list[tuple[_Role, Fraction]] = [(_Copy(j, 1), Fraction(1)) for j in range(outputs)]
+    for layer in reversed(range(len(roles))):
+        w, W = (exact_matrix(net.weights[layer + 1]) for net in (narrow, wide))
+        shares: list[tuple[_Role, Fraction]] = []
+        unequal: list[int] = []
+        for i, role in enumerate(roles[layer]):
+            if not isinstance(role, _Copy):
+                shares.append((role, Fraction(0)))
+                continue
+            error = [Fraction(0)] * len(w)
+            for (upper, kappa), row in zip(above, W, strict=True):
+                if isinstance(upper, _Copy):
+                    error[upper.of] += kappa * upper.sign * role.sign * row[i]
+            share = _multiple(error, [row[role.of] for row in w])
+            if share is None:
+                unequal.append(i)
+            else:
+                shares.append((role, share))
+        if unequal:
+            which = sorted({role.of for i in unequal if isinstance(role := roles[layer][i], _Copy)})
+            text = f"copies of narrow {named(which)}, have different shares for different downstream neurons"
+            return [f"layer {layer}: {named(unequal)}, {text}: new errors"]
+        above = shares
+    return []
+
+
+def _multiple(u: Sequence[Fraction], v: Sequence[Fraction]) -> Fraction | None:
+    """The k with u = k v; None if there is none."""
+    at = next((j for j, value in enumerate(v) if value), None)
+    k = Fraction(0) if at is None else u[at] / v[at]
+    return k if all(a == k * b for a, b in zip(u, v, strict=True)) else None
