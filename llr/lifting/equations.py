@@ -25,6 +25,8 @@ _ROUNDING = 100 * _EPS
 _NO_ERROR = 1e-12
 # Neurons closer than this on the samples, relative to their size, are the same; derivatives this small are 0.
 _SAME = 1e-6
+# What is this near to a combination of the neurons that are there hardly depends on the sample.
+_NEW = 1e-3
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +101,10 @@ class Equations:
         return int((values > _SAME * largest).sum())
 
     def solutions(self, starts: int, scale: float, generator: torch.Generator) -> Iterator[Tensor]:
-        """Distinct solutions that no combination of the neurons that are there has the values of."""
+        """Distinct regular solutions that are not nearly combinations of the neurons that are there.
+
+        Where the derivatives vanish to rounding, so do the sums, and nothing tells a solution.
+        """
         spread = self.inputs.square().mean(0).sqrt().clamp_min(_EPS) * math.sqrt(
             self.inputs.shape[1]
         )
@@ -107,7 +112,7 @@ class Equations:
         for _ in range(starts):
             start = torch.randn(len(spread), generator=generator, dtype=torch.float64)
             v = self._solve(scale * start / spread)
-            if v is None or self._trivial(v):
+            if v is None or self._trivial(v) or not self.coupling(v):
                 continue
             values = self.values(v)
             if all(self._apart(values, other) for other in found):
@@ -135,7 +140,7 @@ class Equations:
         """Whether the values are a combination of those of the layer's neurons, and of 1."""
         values = self.values(v)
         rest = values - self.present @ (self.present.mT @ values)
-        return float(rest.norm()) <= _SAME * max(float(values.norm()), _EPS)
+        return float(rest.norm()) <= _NEW * max(float(values.norm()), _EPS)
 
     def _apart(self, one: Tensor, other: Tensor) -> bool:
         """Whether two neurons differ on the samples, up to the activation's reflection."""

@@ -202,8 +202,8 @@ def _agreement(pair: Pair) -> tuple[Agreement, float]:
         return "exact", 0.0
     allowed = 0.0
     for network in pair.networks:
-        theta = torch.cat([v.flatten() for v in network.problem.columns.values.values()]).abs()
-        allowed += float((_floats(network.jacobian(LOWEST_BITS)).abs() @ theta.cpu()).max())
+        theta = torch.cat([v.detach().flatten() for v in network.problem.columns.values.values()])
+        allowed += float((_floats(network.jacobian(LOWEST_BITS)).abs() @ theta.abs().cpu()).max())
     with precision(_VALUE_BITS):
         outputs = [network.values(_VALUE_BITS) for network in pair.networks]
         found = float(max(v.abs_upper() for v in (outputs[1] - outputs[0]).entries()))
