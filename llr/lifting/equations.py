@@ -19,6 +19,7 @@ from llr.spectrum import svdvals, tolerance
 from llr.theory.groups import PARITY
 
 _EPS = torch.finfo(torch.float64).eps
+_STEPS = 200
 _NEWTON = 30
 _ROUNDING = 100 * _EPS
 # Errors of this size, relative to the preactivations, are rounding.
@@ -37,7 +38,7 @@ class Equations:
     inputs: Tensor
     """(n, n_in + 1): what the layer takes, and 1 for the bias if it has one."""
     errors: Tensor
-    """(n, n_out): of the neurons of the next layer that have any, in columns of length 1."""
+    """(n, k): orthonormal; spans the errors of the neurons of the next layer."""
     present: Tensor
     """(n, r): orthonormal; spans the layer's neurons on the samples, and 1 if the next layer has a bias."""
 
@@ -46,7 +47,7 @@ class Equations:
         """Those of a hidden layer of a network at a point of its loss.
 
         Raises:
-            ValueError: no neuron of the next layer has errors.
+            ValueError: the errors are 0.
         """
         sigma = ACTIVATIONS[chain.activation][0]
         a = surface.problem.x
@@ -70,29 +71,30 @@ class Equations:
         ones = torch.ones(len(a), 1, dtype=torch.float64)
         present = hidden if chain.biases[layer + 1] is None else torch.cat((hidden, ones), 1)
         inputs = a if chain.biases[layer] is None else torch.cat((a, ones), 1)
-        norms = errors.norm(dim=0)
-        alive = norms * len(a) > _NO_ERROR * max(1.0, float(z.abs().max()))
-        if not bool(alive.any()):
+        largest = float(errors.abs().max()) * len(a)  # without the mean's 1/n
+        if largest <= _NO_ERROR * max(1.0, float(z.abs().max())):
             raise ValueError(
-                f"the errors are 0 (at most {float(norms.max()):.1e}): every neuron without outgoing weights "
-                "keeps the network critical; expected a critical point of positive loss"
+                f"the errors are 0 (at most {largest:.1e}): every neuron without outgoing weights keeps the "
+                "network critical; expected a critical point of positive loss"
             )
-        U, values, _ = torch.linalg.svd(present, full_matrices=False)
-        basis = U[:, values > tolerance(values, min(present.shape))]
-        return cls(chain.activation, inputs, (errors / norms)[:, alive], basis)
+        return cls(chain.activation, inputs, _basis(errors, _SAME), _basis(present))
 
     def values(self, v: Tensor) -> Tensor:
         """(n): the neuron on the samples."""
         return ACTIVATIONS[self.activation][0](self.inputs @ v)
 
     def sums(self, v: Tensor) -> Tensor:
-        """(n_out): what has to vanish."""
+        """(k): what has to vanish."""
         return self.errors.mT @ self.values(v)
 
     def derivative(self, v: Tensor) -> Tensor:
-        """(n_out, n_in + 1): G, up to the lengths of the errors."""
+        """(k, n_in + 1): G, up to the errors' coordinates."""
+        return self.errors.mT @ self._derivatives(v)
+
+    def _derivatives(self, v: Tensor) -> Tensor:
+        """(n, n_in + 1): of the values."""
         slopes = ACTIVATIONS[self.activation][1](self.inputs @ v)
-        return self.errors.mT @ (slopes[:, None] * self.inputs)
+        return slopes[:, None] * self.inputs
 
     def coupling(self, v: Tensor) -> int:
         """The rank of G."""
@@ -122,10 +124,15 @@ class Equations:
     def _solve(self, v: Tensor) -> Tensor | None:
         """A solution to rounding, or nothing."""
         search = least_squares(
-            lambda v: self.sums(torch.from_numpy(v)).numpy(),
+            lambda v: self._cosines(torch.from_numpy(v)).numpy(),
             v.numpy(),
-            lambda v: self.derivative(torch.from_numpy(v)).numpy(),
+            lambda v: self._cosines_derivative(torch.from_numpy(v)).numpy(),
+            max_nfev=_STEPS,
         )
+        if (
+            float(search.cost) > _SAME**2
+        ):  # a minimum that is no solution, or on the way to infinity
+            return None
         v = torch.from_numpy(search.x)
         size = float(self.sums(v).norm())
         for _ in range(_NEWTON):
@@ -136,11 +143,24 @@ class Equations:
             size = float(self.sums(v).norm())
         return v if size <= _ROUNDING * float(self.values(v).norm()) else None
 
-    def _trivial(self, v: Tensor) -> bool:
-        """Whether the values are a combination of those of the layer's neurons, and of 1."""
+    def _rest(self, v: Tensor) -> Tensor:
+        """What is new about a neuron: its values less their combination of those that are there."""
         values = self.values(v)
-        rest = values - self.present @ (self.present.mT @ values)
-        return float(rest.norm()) <= _NEW * max(float(values.norm()), _EPS)
+        return values - self.present @ (self.present.mT @ values)
+
+    def _cosines(self, v: Tensor) -> Tensor:
+        """The sums relative to what is new about the neuron, to keep the search away from what is not."""
+        return self.sums(v) / (self._rest(v).norm() + _EPS)
+
+    def _cosines_derivative(self, v: Tensor) -> Tensor:
+        rest, moved = self._rest(v), self._derivatives(v)
+        size = rest.norm() + _EPS
+        turned = torch.outer(self.sums(v), rest @ moved) / size**2
+        return (self.errors.mT @ moved - turned) / size
+
+    def _trivial(self, v: Tensor) -> bool:
+        """Whether the values are nearly a combination of those of the layer's neurons, and of 1."""
+        return float(self._rest(v).norm()) <= _NEW * max(float(self.values(v).norm()), _EPS)
 
     def _apart(self, one: Tensor, other: Tensor) -> bool:
         """Whether two neurons differ on the samples, up to the activation's reflection."""
@@ -149,3 +169,9 @@ class Equations:
         )
         size = max(float(one.norm()), float(other.norm()))
         return all(float((image - other).norm()) > _SAME * size for image in [one, *reflected])
+
+
+def _basis(columns: Tensor, rtol: float | None = None) -> Tensor:
+    """Orthonormal columns with the same span."""
+    U, values, _ = torch.linalg.svd(columns, full_matrices=False)
+    return U[:, values > tolerance(values, min(columns.shape), rtol=rtol)]

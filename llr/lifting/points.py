@@ -36,8 +36,8 @@ class LiftedPoint:
         spectrum: of the wide network's Hessian on the sample.
         coupling: rank of the second derivatives by incoming and outgoing weights of the new neuron; at least
             so many eigenvalues of the Hessian are negative.
-        dimension: of the manifold of such neurons around this one, if `coupling` is the number of outgoing
-            weights; what the equations leave otherwise.
+        dimension: what the equations leave to first order; if `coupling` is their number, such neurons are a
+            manifold of this dimension around this one.
     """
 
     weight: tuple[float, ...]
@@ -85,7 +85,7 @@ class LiftedPoints:
     Attributes:
         points: the points.
         layer: the hidden layer with one more neuron, from 0 on.
-        equations: one for each neuron of the next layer whose errors are not all 0.
+        equations: one for each neuron of the next layer, fewer where their errors are linearly dependent.
         unknowns: incoming weights, and the bias, of the new neuron.
         narrow: spectrum of the narrow network's Hessian on the sample.
         starts: from how many random neurons they were searched.
