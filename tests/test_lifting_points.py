@@ -285,6 +285,32 @@ class TestLosses:
         for point in flat:
             assert point.critical.relative < 1e-5
 
+    def test_a_trained_network(self) -> None:
+        # A minimum that was come near to, of targets that the network does not fit.
+        narrow, x = dyadic(2, 2, 1), normal(40, 2)
+        y = (x[:, :1] * x[:, 1:]).sin() + 0.3 * normal(40, 1, 1)
+        steps = torch.optim.LBFGS(
+            narrow.parameters(),
+            max_iter=2000,
+            tolerance_grad=1e-9,
+            tolerance_change=0.0,
+            line_search_fn="strong_wolfe",
+        )
+
+        def loss() -> Tensor:
+            steps.zero_grad()
+            value = ((narrow(x) - y) ** 2).mean()
+            value.backward()
+            return value
+
+        steps.step(loss)
+        found = lifted_critical_points(narrow, x, y, starts=4, rtol=1e-6)
+        assert len(found) >= 1
+        assert found.narrow.index == 0
+        for point in found:
+            assert gradient(point.model, x, y) == pytest.approx(gradient(narrow, x, y), abs=1e-12)
+            assert point.spectrum.index == point.coupling == 1
+
 
 class TestTargets:
     def test_errors_without_a_gradient(self) -> None:

@@ -166,14 +166,17 @@ def lifted_critical_points(
     derivative by its outgoing weight to neuron k of the next layer is sum_i delta_ik s(w . a_i + b), with
     delta the derivative of the loss by that neuron's input. The wide network is critical where these n_out
     sums vanish: n_out equations for the n_in + 1 numbers (w, b), whose solutions are near regular ones a
-    manifold of dimension n_in + 1 - n_out. Every start finds some point of it by least squares and Newton
-    steps. Copies of the neurons that are there, and constant ones, solve the equations for every sample; they
-    are left out, with what is a combination of them on the samples.
+    manifold of dimension n_in + 1 - n_out (fewer equations, if the errors delta_k are linearly dependent).
+    Every start may find some point of it, by least squares and Newton steps. Copies of the neurons that are
+    there, and constant ones, solve the equations for every sample; they are left out, with what is nearly a
+    combination of them on the samples.
 
-    Most such points are strict saddles, whatever the narrow point is. The Hessian's block of the new weights
-    is [[A, G], [G', 0]], where G has the derivatives of the sums by (w, b): it has rank G negative
-    eigenvalues at least, and if rank G = n_out the wide Hessian has exactly n_out more than the narrow one,
-    and a nullity larger by n_in + 1 - n_out. Only where G vanishes can a minimum stay one.
+    What is found is a strict saddle, whatever the narrow point is. The Hessian's block of the new outgoing
+    and incoming weights is [[A, G], [G', 0]], where G has the derivatives of the sums by (w, b), and the rest
+    of it does not touch the incoming weights. It has rank G negative eigenvalues at least; if rank G = n_out,
+    the wide Hessian has exactly n_out more than the narrow one, and a nullity larger by n_in + 1 - n_out. A
+    minimum can only stay one where G vanishes, which is not searched for: there rounding does not tell a
+    solution from a sum that is small.
 
     Args:
         narrow: an MLP at a critical point of the loss; its parameters count as float64.
