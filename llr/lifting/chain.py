@@ -1,0 +1,109 @@
+"""MLPs taken apart into the matrices of their layers, and put together again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from llr.activations import activation_layer
+from llr.mlp import NotAnMLP, read_mlp
+from llr.models.parts import set_tensors
+from llr.theory.structure import read_structure
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    """An MLP's layers in float64, which holds parameters of lower precision exactly."""
+
+    activation: str
+    weights: tuple[Tensor, ...]
+    biases: tuple[Tensor | None, ...]
+    columns: tuple[slice, ...]
+    """Where the tensors (weight 0, bias 0, weight 1, ...) lie in the model's parameters as one vector."""
+
+    @property
+    def hidden(self) -> int:
+        """The number of hidden layers."""
+        return len(self.weights) - 1
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Weight 0, bias 0, weight 1, ..., as far as they are there."""
+        return tensors(self.weights, self.biases)
+
+    @property
+    def n_params(self) -> int:
+        """P."""
+        return sum(t.numel() for t in self.tensors)
+
+    def module(self) -> nn.Sequential:
+        """The MLP as a new module in float64."""
+        layers: list[nn.Module] = []
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            layers += [activation_layer(self.activation)] if layers else []
+            empty = nn.utils.skip_init(nn.Linear, *weight.shape[::-1], bias=bias is not None)
+            layers.append(set_tensors(empty, weight=weight, bias=bias))
+        return nn.Sequential(*layers)
+
+
+def tensors(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
+    """Weight 0, bias 0, weight 1, ..., as far as they are there."""
+    return [t for pair in zip(weights, biases, strict=True) for t in pair if t is not None]
+
+
+def chain_of(activation: str, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Chain:
+    """A chain whose parameters lie in the order of its layers."""
+    columns, start = [], 0
+    for t in tensors(weights, biases):
+        columns.append(slice(start, start + t.numel()))
+        start += t.numel()
+    return Chain(activation, tuple(weights), tuple(biases), tuple(columns))
+
+
+def read_chain(model: nn.Module, hidden: int, why: str) -> Chain:
+    """An MLP with an activation, taken apart.
+
+    Args:
+        model: the MLP.
+        hidden: so many hidden layers it must have at least.
+        why: what needs them, for the message.
+
+    Raises:
+        TypeError: no module.
+        ValueError: something else than an MLP with so many hidden layers and an activation; parameters that
+            are frozen or not finite.
+    """
+    read_structure(model)
+    try:
+        mlp = read_mlp(model)
+    except NotAnMLP as departure:
+        raise ValueError(
+            f"narrow is a {type(model).__name__}; expected an MLP, with one activation of "
+            f"llr.models.ACTIVATIONS after each hidden layer ({departure})"
+        ) from departure
+    found = len(mlp.weights) - 1
+    if found < hidden or mlp.activation == "identity":
+        raise ValueError(
+            f"narrow is a {mlp}; expected an MLP with an activation and at least {hidden} hidden "
+            f"layer{'s' if hidden > 1 else ''}: {why}"
+        )
+    columns, start = {}, 0
+    for p in model.parameters():
+        columns[id(p)] = slice(start, start + p.numel())
+        start += p.numel()
+    return Chain(
+        mlp.activation,
+        tuple(W.detach().double().cpu() for W in mlp.weights),
+        tuple(None if b is None else b.detach().double().cpu() for b in mlp.biases),
+        tuple(columns[id(t)] for t in tensors(mlp.weights, mlp.biases)),
+    )
+
+
+def check_index(name: str, value: object, size: int, of: str) -> None:
+    """Refuse what is no index of a list of this size."""
+    if type(value) is not int or not 0 <= value < size:
+        raise ValueError(
+            f"{name} is {value!r}; expected one of the {size} {of}, from 0 to {size - 1}"
+        )

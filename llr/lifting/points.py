@@ -1,0 +1,283 @@
+"""Critical points of a wide network that owe it to the sample: neurons that the errors do not see."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from llr.certificate import check_int
+from llr.landscape import Criticality, HessianSpectrum, criticality, hessian_spectrum
+from llr.landscape.surface import Loss, Surface
+from llr.lifting.chain import Chain, chain_of, check_index, read_chain
+from llr.lifting.equations import Equations
+from llr.lifting.targets import critical_targets
+from llr.surroundings import outside_inference_mode
+
+Kind = Literal["strict saddle", "local minimum", "degenerate"]
+
+_SPARE_SAMPLES = 16
+
+
+@dataclass(frozen=True, eq=False)
+class LiftedPoint:
+    """A wide network that is critical on one sample, by a neuron that is orthogonal to its errors.
+
+    Attributes:
+        weight: incoming weights of the new neuron, the last one of its layer; its outgoing weights are 0.
+        bias: its bias; None if the layer has none.
+        model: the wide network, in float64.
+        critical: the gradient on the sample.
+        elsewhere: the gradient on another sample, on which the narrow network is critical too.
+        spectrum: of the wide network's Hessian on the sample.
+        coupling: rank of the second derivatives by incoming and outgoing weights of the new neuron; at least
+            so many eigenvalues of the Hessian are negative.
+        dimension: what the equations leave to first order; if `coupling` is their number, such neurons are a
+            manifold of this dimension around this one.
+    """
+
+    weight: tuple[float, ...]
+    bias: float | None
+    model: nn.Sequential
+    critical: Criticality
+    elsewhere: Criticality
+    spectrum: HessianSpectrum
+    coupling: int
+    dimension: int
+
+    @property
+    def kind(self) -> Kind:
+        """What the Hessian says; see :func:`lifted_critical_points`."""
+        return _kind(self.spectrum)
+
+    def __str__(self) -> str:
+        """One line: the neuron, what it is, and that it depends on the sample."""
+        numbers = ", ".join(f"{v:.6g}" for v in self.weight)
+        bias = "" if self.bias is None else f", b = {self.bias:.6g}"
+        return (
+            f"w = ({numbers}){bias}: {self.kind}, index {self.spectrum.index}, nullity "
+            f"{self.spectrum.nullity}; relative gradient {self.critical.relative:.1e}, on another sample "
+            f"{self.elsewhere.relative:.1e}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON, without the model."""
+        return {
+            "weight": list(self.weight),
+            "bias": self.bias,
+            "kind": self.kind,
+            "critical": self.critical.to_dict(),
+            "elsewhere": self.elsewhere.to_dict(),
+            "spectrum": self.spectrum.to_dict(),
+            "coupling": self.coupling,
+            "dimension": self.dimension,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class LiftedPoints:
+    """Lifted critical points that were found, in the order of the starts; a sequence of `LiftedPoint`.
+
+    Attributes:
+        points: the points.
+        layer: the hidden layer with one more neuron, from 0 on.
+        equations: one for each neuron of the next layer, fewer where their errors are linearly dependent.
+        unknowns: incoming weights, and the bias, of the new neuron.
+        narrow: spectrum of the narrow network's Hessian on the sample.
+        starts: from how many random neurons they were searched.
+    """
+
+    points: tuple[LiftedPoint, ...]
+    layer: int
+    equations: int
+    unknowns: int
+    narrow: HessianSpectrum
+    starts: int
+
+    @property
+    def dimension(self) -> int:
+        """Of the set of all solutions, near regular ones; negative if none are to be expected."""
+        return self.unknowns - self.equations
+
+    @property
+    def narrow_kind(self) -> Kind:
+        """What the narrow network's critical point is."""
+        return _kind(self.narrow)
+
+    def __iter__(self) -> Iterator[LiftedPoint]:
+        return iter(self.points)
+
+    def __len__(self) -> int:
+        return len(self.points)
+
+    def __getitem__(self, index: int) -> LiftedPoint:
+        return self.points[index]
+
+    def __str__(self) -> str:
+        """How many there are, of what kind the narrow point is, and a line for each."""
+        head = (
+            f"{len(self)} neurons found for hidden layer {self.layer} from {self.starts} starts: "
+            f"{self.equations} equations for {self.unknowns} numbers; the narrow network is at a "
+            f"{self.narrow_kind} (index {self.narrow.index}, nullity {self.narrow.nullity})"
+        )
+        return "\n".join([head, *(f"  {point}" for point in self)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        return {
+            "points": [point.to_dict() for point in self],
+            "layer": self.layer,
+            "equations": self.equations,
+            "unknowns": self.unknowns,
+            "dimension": self.dimension,
+            "narrow": self.narrow.to_dict(),
+            "narrow_kind": self.narrow_kind,
+            "starts": self.starts,
+        }
+
+
+def _kind(spectrum: HessianSpectrum) -> Kind:
+    if spectrum.index:
+        return "strict saddle"
+    return "local minimum" if spectrum.nullity == 0 else "degenerate"
+
+
+@outside_inference_mode
+def lifted_critical_points(
+    narrow: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    loss: Loss = "mse",
+    *,
+    layer: int = 0,
+    starts: int = 32,
+    scale: float = 2.0,
+    rtol: float | None = None,
+    seed: int = 0,
+) -> LiftedPoints:
+    """Neurons that a critical network can be given so that it stays critical on this sample, and only there.
+
+    The narrow network is critical for the samples and targets. A new neuron s(w . a + b) of a hidden layer,
+    a being what the layer takes, gets outgoing weights 0, so the function and the other derivatives stay; the
+    derivative by its outgoing weight to neuron k of the next layer is sum_i delta_ik s(w . a_i + b), with
+    delta the derivative of the loss by that neuron's input. The wide network is critical where these n_out
+    sums vanish: n_out equations for the n_in + 1 numbers (w, b), whose solutions are near regular ones a
+    manifold of dimension n_in + 1 - n_out (fewer equations, if the errors delta_k are linearly dependent).
+    Every start may find some point of it, by least squares and Newton steps. Copies of the neurons that are
+    there, and constant ones, solve the equations for every sample; they are left out, with what is nearly a
+    combination of them on the samples.
+
+    What is found is a strict saddle, whatever the narrow point is. The Hessian's block of the new outgoing
+    and incoming weights is [[A, G], [G', 0]], where G has the derivatives of the sums by (w, b), and the rest
+    of it does not touch the incoming weights. It has rank G negative eigenvalues at least; if rank G = n_out,
+    the wide Hessian has exactly n_out more than the narrow one, and a nullity larger by n_in + 1 - n_out. A
+    minimum can only stay one where G vanishes, which is not searched for: there rounding does not tell a
+    solution from a sum that is small.
+
+    Args:
+        narrow: an MLP at a critical point of the loss; its parameters count as float64.
+        x: (n, d) samples.
+        y: targets, as for :func:`llr.landscape.criticality`.
+        loss: "mse", "cross_entropy" or a function of the outputs (n, q), as there.
+        layer: the hidden layer that gets a neuron, from 0 on.
+        starts: from so many random neurons.
+        scale: standard deviation of their preactivations on the samples, about.
+        rtol: of the gradients, as for :func:`llr.landscape.criticality`; needed for a narrow point that was
+            trained for and is critical to more than rounding.
+        seed: of the starts, and of the other sample.
+
+    Returns:
+        `LiftedPoints`: distinct ones, up to a reflection that the activation has, with the Hessian's
+        spectrum, and the gradient on another sample (standard normal, with targets for which the narrow
+        network is critical there), where that of a split would be 0. There may be none.
+
+    Raises:
+        TypeError: no module, x or y is no tensor.
+        ValueError: something else than an MLP with an activation; a narrow network that is not critical, or
+            whose errors are all 0; a layer that is not there; `starts` or `scale` out of range; what
+            :func:`llr.landscape.criticality` refuses.
+
+    Source: docs/theory.md, Proposition 7.7.
+
+    Example:
+        >>> import torch
+        >>> from llr.lifting import critical_targets, lifted_critical_points
+        >>> from llr.models import mlp
+        >>> narrow = mlp([1, 1, 1], generator=torch.Generator().manual_seed(0)).double()
+        >>> x = torch.linspace(-2, 2, 12)[:, None].double()
+        >>> y = critical_targets(narrow, x, size=0.01, generator=torch.Generator().manual_seed(0))
+        >>> found = lifted_critical_points(narrow, x, y, starts=4)
+        >>> found.narrow_kind, {point.kind for point in found}
+        ('local minimum', {'strict saddle'})
+    """
+    check_int("starts", starts, 1)
+    if not 0 < scale < math.inf:
+        raise ValueError(f"scale is {scale!r}; expected a finite number > 0")
+    chain = read_chain(narrow, 1, "one of them gets a neuron")
+    check_index("layer", layer, chain.hidden, "hidden layers")
+    base = chain.module()
+    surface = Surface.of(base, _flat(chain, x), y, loss)
+    x, y = surface.problem.x, surface.y
+    if not (here := criticality(base, x, y, loss, rtol=rtol)):
+        raise ValueError(
+            f"the narrow network is {here}; expected a critical point for these targets (see "
+            "critical_targets), or rtol= for one that training came near to"
+        )
+    equations = Equations.of(chain, surface, layer)
+    generator = torch.Generator().manual_seed(seed)
+    other_x = torch.randn(
+        chain.n_params + _SPARE_SAMPLES, x.shape[1], generator=generator, dtype=torch.float64
+    )
+    other_y = critical_targets(base, other_x, generator=generator)
+    points = []
+    for v in equations.solutions(starts, scale, generator):
+        model = _with_neuron(chain, layer, v)
+        critical = criticality(model, x, y, loss, rtol=rtol)
+        if critical:
+            coupling = equations.coupling(v)
+            has_bias = chain.biases[layer] is not None
+            point = LiftedPoint(
+                weight=tuple(v[: len(v) - has_bias].tolist()),
+                bias=float(v[-1]) if has_bias else None,
+                model=model,
+                critical=critical,
+                elsewhere=criticality(model, other_x, other_y),
+                spectrum=hessian_spectrum(model, x, y, loss),
+                coupling=coupling,
+                dimension=len(v) - coupling,
+            )
+            points.append(point)
+    return LiftedPoints(
+        points=tuple(points),
+        layer=layer,
+        equations=equations.errors.shape[1],
+        unknowns=equations.inputs.shape[1],
+        narrow=hessian_spectrum(base, x, y, loss),
+        starts=starts,
+    )
+
+
+def _flat(chain: Chain, x: Tensor) -> Tensor:
+    """The samples as the first layer takes them."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor(x))")
+    d = chain.weights[0].shape[1]
+    if x.dim() < 2 or x[:1].numel() != d * len(x[:1]):
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected samples (n, {d})")
+    return x.detach().cpu().double().flatten(1)
+
+
+def _with_neuron(chain: Chain, layer: int, v: Tensor) -> nn.Sequential:
+    """The network with one more neuron, which has no outgoing weights."""
+    weights, biases = list(chain.weights), list(chain.biases)
+    n_in, b = weights[layer].shape[1], biases[layer]
+    weights[layer] = torch.cat((weights[layer], v[None, :n_in]))
+    if b is not None:
+        biases[layer] = torch.cat((b, v[n_in:]))
+    after = weights[layer + 1]
+    weights[layer + 1] = torch.cat((after, after.new_zeros(len(after), 1)), 1)
+    return chain_of(chain.activation, weights, biases).module()

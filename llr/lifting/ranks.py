@@ -1,0 +1,102 @@
+"""Bounds of the rank of a matrix of tangent functions: proved from below on samples, known from above."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from flint import arb, arb_mat
+
+from llr.certificate import decimal_below
+from llr.elimination import Pivots, Scaled, find_pivots, prove, remainder
+
+# Where the rank has not grown at this precision, and what is left shrinks as zeros do, it will not grow.
+_ENOUGH_BITS = 256
+
+
+@dataclass(frozen=True)
+class RankBounds:
+    """The dimension of a span of tangent functions, between bounds that are both certain.
+
+    Attributes:
+        lower: the rank of the matrix on the samples is at least this.
+        upper: the dimension of the span is at most this.
+        rows: rows of the matrix (sample by sample, output by output) of a nonsingular submatrix of size
+            `lower`.
+        columns: its columns.
+        determinant: a positive number that the absolute value of its determinant is at least.
+        bits: precision at which that was proved.
+    """
+
+    lower: int
+    upper: int
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    determinant: str
+    bits: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether the bounds meet."""
+        return self.lower == self.upper
+
+    def __str__(self) -> str:
+        """The number, or the bounds."""
+        return str(self.lower) if self.exact else f"{self.lower} to {self.upper}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        lists = {"rows": list(self.rows), "columns": list(self.columns)}
+        return {**asdict(self), **lists, "exact": self.exact}
+
+
+def rank_bounds(
+    matrix: Callable[[int], arb_mat], upper: int, *, bits: int, max_bits: int
+) -> RankBounds:
+    """Prove as much rank as a matrix has, at growing precision, up to an upper bound.
+
+    Args:
+        matrix: the matrix in balls, evaluated at a precision.
+        upper: what its rank is at most.
+        bits: the first precision, which doubles.
+        max_bits: the last.
+
+    Raises:
+        RuntimeError: the rank is larger than `upper`.
+
+    Example:
+        >>> from flint import arb_mat
+        >>> from llr.lifting.ranks import rank_bounds
+        >>> print(rank_bounds(lambda bits: arb_mat([[1, 2], [3, 4]]), 2, bits=64, max_bits=64))
+        2
+    """
+    best, bound, at = Pivots(), arb(1), bits
+    left: arb | None = None
+    while True:
+        A = Scaled(matrix(bits), bits)
+        pivots = find_pivots(A)
+        proved, found = prove(A, pivots)
+        grown = proved > len(best)
+        if grown:
+            best, bound, at = pivots[:proved], found, bits
+        if proved > upper:
+            raise RuntimeError(
+                f"the rank is at least {proved}, which is certain, but the theory says at most {upper}: this "
+                "is a mistake in llr, please report it with both models"
+            )
+        if len(best) == upper or bits >= max_bits:
+            break
+        before, left = left, remainder(A, best)
+        small = arb(0) if before is None else before * arb((1, -bits // 4))
+        if not grown and bits >= _ENOUGH_BITS and left is not None and left <= small:
+            break
+        bits = min(2 * bits, max_bits)
+    return RankBounds(
+        lower=len(best),
+        upper=upper,
+        rows=tuple(sorted(row for row, _ in best)),
+        columns=tuple(sorted(column for _, column in best)),
+        determinant=decimal_below(bound),
+        bits=at,
+    )
