@@ -11,15 +11,6 @@
 namespace llr {
 namespace {
 
-Activation activation_named(const char* op, std::string_view name) {
-  std::string known;
-  for (int i = 0; i < activation_count; ++i) {
-    if (name == activation_names[i]) return static_cast<Activation>(i);
-    known += std::string(i == 0 ? "" : ", ") + activation_names[i];
-  }
-  TORCH_CHECK(false, op, ": unknown activation '", std::string(name), "'; expected one of ", known);
-}
-
 constexpr int64_t most_columns = int64_t(1) << 59;
 constexpr const char* too_many =
     ": the layers have more than 2^59 parameters; a row of the result has more than 2^63 bytes";
@@ -79,6 +70,15 @@ void check_same_kind(const char* op, const at::Tensor& t, const at::Tensor& x, c
 }
 
 }  // namespace
+
+Activation activation_named(const char* op, std::string_view name) {
+  std::string known;
+  for (int i = 0; i < activation_count; ++i) {
+    if (name == activation_names[i]) return static_cast<Activation>(i);
+    known += std::string(i == 0 ? "" : ", ") + activation_names[i];
+  }
+  TORCH_CHECK(false, op, ": unknown activation '", std::string(name), "'; expected one of ", known);
+}
 
 bool is_aligned(const at::Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % t.element_size() == 0;

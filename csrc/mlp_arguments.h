@@ -29,6 +29,9 @@ struct MlpArguments {
   std::vector<int64_t> result_sizes() const;
 };
 
+// Throws naming the operator and the names there are.
+Activation activation_named(const char* op, std::string_view name);
+
 // Whether its numbers lie at multiples of their size.
 bool is_aligned(const at::Tensor& t);
 

@@ -23,6 +23,11 @@ inline void define_operators(torch::Library& m) {
   m.def("gram_add_(Tensor(a!) K, Tensor delta, Tensor a, bool bias, bool weight) -> ()");
   m.def("gram_factor(Tensor K) -> Tensor");
   m.def("svdvals(Tensor A, *, int sweeps=100) -> Tensor");
+  m.def(
+      "lm_solve(Tensor theta, Tensor x, Tensor y, Tensor which, str kind, int[] sizes, str activation, "
+      "bool[] biases, *, float damping=1.0, float down=0.2, float up=3.0, float progress=0.0, int stall=20, "
+      "int iterations=160, float tol=1e-20, bool first=False) "
+      "-> (Tensor theta, Tensor loss, Tensor iterations, Tensor status)");
 }
 
 }  // namespace llr

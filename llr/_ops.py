@@ -85,6 +85,7 @@ class _native:  # noqa: N801 - a namespace
         mlp_gram = staticmethod(torch.ops.llr.mlp_gram.default)
         gram_add_ = staticmethod(torch.ops.llr.gram_add_.default)
         gram_factor = staticmethod(torch.ops.llr.gram_factor.default)
+        lm_solve = staticmethod(torch.ops.llr.lm_solve.default)
 
 
 def build_info() -> dict[str, str] | None:
@@ -235,6 +236,39 @@ def gram_factor(K: Tensor) -> Tensor:
     return double_double.gram_factor(K)
 
 
+def lm_solve(
+    theta: Tensor,
+    x: Tensor,
+    y: Tensor,
+    which: Tensor,
+    kind: str,
+    sizes: Sequence[int],
+    activation: str,
+    biases: Sequence[bool],
+    **options: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``torch.ops.llr.lm_solve``: Levenberg-Marquardt from every row of theta, on the CPU.
+
+    Args:
+        theta: (S, P) starts, float64 as all numbers here.
+        x: (B, n, inputs); of a factorization the (row, column) of each entry.
+        y: (B, n, outputs).
+        which: (S), int64, the data set of each start.
+        kind: "mlp", whose parameters are W_1, b_1, W_2, ...; "conv1d" and "local1d", kernels shared by all positions
+            or not, then output weights; "factorization", A and then B.
+        sizes: widths; (d, kernel size, channels); (rows, rank, columns).
+        activation: a name in :data:`llr.reference.ACTIVATIONS`; "identity" for a factorization.
+        biases: whether each layer of an MLP has them; empty for others.
+        options: damping, down, up, progress, stall, iterations, tol, first; see
+            :class:`llr.recovery.Damping` and :func:`llr.recovery.levenberg_marquardt`.
+
+    Returns:
+        theta (S, P), loss (S), iterations (S), status (S): see :class:`llr.recovery.Fits`.
+    """
+    result = _native.lm_solve(theta, x, y, which, kind, sizes, activation, biases, **options)
+    return cast(tuple[Tensor, Tensor, Tensor, Tensor], result)
+
+
 def _result_shape(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -373,7 +407,33 @@ def _fake_svdvals(A: Tensor, *, sweeps: int = 100) -> Tensor:
     return A.new_empty((*A.shape[:-2], min(A.shape[-2:])))
 
 
+def _fake_lm_solve(
+    theta: Tensor,
+    x: Tensor,
+    y: Tensor,
+    which: Tensor,
+    kind: str,
+    sizes: Sequence[int],
+    activation: str,
+    biases: Sequence[bool],
+    **options: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    for name, t in (("x", x), ("y", y), ("which", which)):
+        if t.device != theta.device:
+            raise RuntimeError(
+                f"lm_solve: {name} is on {t.device}; expected {theta.device} as theta"
+            )
+    integers = theta.new_empty(theta.shape[0], dtype=torch.int64)
+    return (
+        torch.empty_like(theta, memory_format=torch.contiguous_format),
+        theta.new_empty(theta.shape[0]),
+        integers,
+        torch.empty_like(integers),
+    )
+
+
 if NATIVE:
+    torch.library.register_fake("llr::lm_solve", _fake_lm_solve)
     torch.library.register_fake("llr::mlp_gram", _fake_gram)
     torch.library.register_fake("llr::gram_add_", _fake_gram_add)
     torch.library.register_fake("llr::gram_factor", _fake_gram_factor)

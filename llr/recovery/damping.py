@@ -1,0 +1,67 @@
+"""How Levenberg-Marquardt damps its steps and when it gives up, and how a start can end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+STATUS = ("converged", "stalled", "limit", "failed", "skipped")
+"""How a start ends; the order is that of the native operator's codes."""
+CONVERGED, STALLED, LIMIT, FAILED, SKIPPED = range(len(STATUS))
+
+
+@dataclass(frozen=True)
+class Damping:
+    """The number lambda added to the diagonal of J'J, and the patience with a start.
+
+    An iteration tries one step. If it lowers the sum of squares it is taken and lambda falls, else lambda grows.
+
+    Raises:
+        ValueError: a number out of its range.
+
+    Example:
+        >>> from llr.recovery import Damping
+        >>> Damping(start=0.1, iterations=50).up
+        3.0
+    """
+
+    start: float = 1.0
+    """lambda at first; beside a sum over the samples, not a mean."""
+    down: float = 0.2
+    """Its factor after a step that is taken, at most 1."""
+    up: float = 3.0
+    """Its factor after a step that is not, above 1."""
+    stall: int = 20
+    """So many stalled iterations in a row, and the start is given up."""
+    iterations: int = 160
+    """So many in all, and it is given up."""
+    progress: float = 0.01
+    """An iteration is stalled unless it lowers the sum of squares by this fraction. With 0 only rejected steps
+    are; that takes twice the time, spent in starts that crawl and hardly ever arrive."""
+
+    def __post_init__(self) -> None:
+        for name in ("start", "down", "up"):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and math.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value!r}; expected a positive number")
+        if not self.down <= 1 < self.up:
+            raise ValueError(
+                f"down is {self.down!r} and up is {self.up!r}; expected down <= 1 < up"
+            )
+        if not 0 <= self.progress < 1:
+            raise ValueError(f"progress is {self.progress!r}; expected 0 <= progress < 1")
+        for name, least in (("stall", 1), ("iterations", 0)):
+            value = getattr(self, name)
+            if type(value) is not int or value < least:
+                raise ValueError(f"{name} is {value!r}; expected an integer, at least {least}")
+
+
+DAMPING = {"fast": Damping(), "slow": Damping(10.0, 0.7, 2.0, 40, 250)}
+"""Fast: many starts in little time, and more distinct minima. Slow: more successes per start."""
+
+LEAST, MOST = 1e-100, 1e100
+"""Bounds of lambda."""
+LOST = 2.0**-52
+"""A Cholesky pivot below this part of its diagonal entry has lost all its digits: the step is not tried."""
+VANISHING = 2.0**-52
+"""A step this small, relative to the largest parameter, changes nothing any more."""

@@ -1,0 +1,410 @@
+"""Levenberg-Marquardt from many starts at once: ``llr.recovery.levenberg_marquardt``."""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llr import _ops
+from llr.models import Conv1dTwoLayer, MatrixFactorization
+from llr.parameters import layout
+from llr.problem import Problem, read_problem
+from llr.recovery import lm_reference
+from llr.recovery.damping import CONVERGED, DAMPING, STATUS, Damping
+from llr.surroundings import full_precision, ordinary, outside_inference_mode
+
+_POOL_BYTES = 2**28  # of Jacobians and normal matrices that the torch path holds at a time
+_LARGEST_POOL = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Fits:
+    """Where each of S starts ended."""
+
+    theta: Tensor
+    """(S, P) in float64; columns as those of :func:`llr.layout`."""
+    loss: Tensor
+    """(S), mean squared residual over samples and outputs; infinite for starts that failed or were skipped."""
+    relative: Tensor
+    """(S), the loss over the mean square of the start's targets (over 1, where they are all zero)."""
+    iterations: Tensor
+    """(S), steps tried."""
+    codes: Tensor
+    """(S), places in :data:`llr.recovery.damping.STATUS`."""
+    template: nn.Module
+    """The model that was fitted, its own parameters untouched."""
+    method: str
+    """"native", or "torch" and why."""
+
+    @property
+    def status(self) -> list[str]:
+        """How each start ended: "converged", "stalled", "limit", "failed" or "skipped"."""
+        return [STATUS[code] for code in self.codes.tolist()]
+
+    @property
+    def converged(self) -> Tensor:
+        """(S), bool."""
+        return self.codes == CONVERGED
+
+    def model(self, i: int) -> nn.Module:
+        """A float64 copy of the template with the parameters of fit `i`."""
+        fitted = copy.deepcopy(self.template).to(self.theta.device, torch.float64)
+        values = dict(fitted.named_parameters())
+        with torch.no_grad():
+            for name, columns in layout(fitted).items():
+                values[name].copy_(self.theta[i, columns].view_as(values[name]))
+        return fitted
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{n} {s}" for s in STATUS if (n := self.status.count(s)))
+        return f"{len(self.theta)} starts: {counts}"
+
+
+def starts(
+    model: nn.Module, count: int, scale: float = 0.1, generator: torch.Generator | None = None
+) -> Tensor:
+    """Random starts for :func:`levenberg_marquardt`, independent normal numbers.
+
+    Args:
+        model: its trainable parameters are what there is a number for.
+        count: S.
+        scale: the standard deviation. Small ones leave narrow networks free to find their directions.
+        generator: of the random numbers; default torch's own.
+
+    Returns:
+        (S, P), float64.
+
+    Raises:
+        ValueError: a count that is no integer from 0 on, a scale that is no finite number from 0 on, a model without
+            trainable parameters.
+
+    Example:
+        >>> import torch
+        >>> from llr.models import TwoLayer
+        >>> from llr.recovery import starts
+        >>> starts(TwoLayer(3, 2), 5, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([5, 10])
+    """
+    if type(count) is not int or count < 0:
+        raise ValueError(f"count is {count!r}; expected a number of starts")
+    if not (math.isfinite(scale) and scale >= 0):
+        raise ValueError(f"scale is {scale!r}; expected a finite standard deviation")
+    P = max(columns.stop for columns in layout(model).values())
+    return scale * torch.randn(count, P, dtype=torch.float64, generator=generator)
+
+
+@outside_inference_mode
+def levenberg_marquardt(
+    model: nn.Module,
+    starts: Tensor,
+    x: Tensor,
+    y: Tensor,
+    *,
+    which: Tensor | None = None,
+    damping: str | Damping = "fast",
+    tol: float = 1e-20,
+    first: bool = False,
+) -> Fits:
+    """Fit a model to data by least squares from many starts, thousands of small problems a second.
+
+    Each start is a problem of its own and ends at the same bits whatever the others are, in whatever order they
+    come and on however many threads. MLPs, :class:`llr.models.Conv1dTwoLayer` and
+    :class:`llr.models.MatrixFactorization` on the CPU run in the native library, one per lane of a vector register; other models,
+    and other devices, in batched torch operations.
+
+    Args:
+        model: what is fitted; its own parameters are only a template.
+        starts: (S, P) float64, in the columns of :func:`llr.layout`; see :func:`llr.recovery.starts`.
+        x: (n, ...) samples as the model takes them, or (B, n, ...) for B data sets.
+        y: (n, q) targets in float64, or (B, n, q).
+        which: (S) integers, the data set of each start. Default: the only one, or one each if B = S.
+        damping: "fast", "slow" or a :class:`Damping`.
+        tol: a start has converged where its sum of squared residuals is at most this part of the sum of squared
+            targets (of n q, where these are all zero).
+        first: of each data set skip the starts behind the first one, in the order given, that converges. Which are
+            skipped does not depend on time or threads.
+
+    Returns:
+        A :class:`Fits`. A start is "converged"; "stalled" for too many iterations, or its steps vanish; at the "limit" of
+        iterations; "failed", because its first loss is not finite; or "skipped".
+
+    Raises:
+        ValueError: shapes that do not fit each other, NaN or infinity, an index out of range.
+        TypeError: what is no module, or no tensor of the expected dtype.
+
+    Example:
+        >>> import torch
+        >>> from llr.models import TwoLayer
+        >>> from llr.recovery import levenberg_marquardt, starts
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> target = TwoLayer(2, 1, bias=False, generator=generator).double()
+        >>> x = torch.randn(6, 2, dtype=torch.float64, generator=generator)
+        >>> fits = levenberg_marquardt(target, starts(target, 8, generator=generator), x, target(x).detach())
+        >>> bool(fits.converged.any()), bool(fits.loss[fits.converged].max() < 1e-20)
+        (True, True)
+    """
+    chosen = _damping(damping)
+    if not (isinstance(tol, int | float) and math.isfinite(tol) and tol >= 0):
+        raise ValueError(f"tol is {tol!r}; expected a finite number, 0 or more")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is {type(model).__name__}; expected an nn.Module")
+    starts, x, y = _float64("starts", starts, 2, "(S, P)"), _samples(x), _targets(y)
+    if y.dim() == 2:
+        x, y = x[None], y[None]
+    if x.shape[:2] != y.shape[:2]:
+        raise ValueError(
+            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; expected as many samples in both, (n, ...) and "
+            "(n, q), or (B, n, ...) and (B, n, q)"
+        )
+    if not x.shape[1] or not len(x) or not y.shape[2]:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected at least one sample")
+    which = _sets(which, len(starts), len(x), starts.device)
+    _check_devices(starts, x, y, which)
+    _check_finite(starts, "starts")
+    _check_finite(y, "y")
+    problem = read_problem(model, x.flatten(0, 1), None, torch.float64)
+    if problem.columns.count != starts.shape[1]:
+        raise ValueError(
+            f"starts has shape {tuple(starts.shape)}; expected (S, {problem.columns.count}), a column for each "
+            "trainable parameter (llr.layout(model))"
+        )
+    samples = problem.x.unflatten(0, x.shape[:2])
+    known = _read(problem)
+    _check_outputs(problem, known, samples, y, starts)
+    method = "native"
+    if known is None:
+        method = f"torch: {type(model).__name__} is none of the models that the native library fits"
+    elif obstacle := _why_not_native(starts):
+        _ops.warn_of_no_kernel(starts.device, obstacle)
+        method = f"torch: {obstacle}"
+    if method == "native":
+        assert known is not None
+        solution = _native(known, starts, samples, y, which, chosen, tol, first)
+    else:
+        solution = _in_torch(problem, known, starts, samples, y, which, chosen, tol, first)
+    squares = y.square().mean((1, 2))
+    relative = solution.loss / torch.where(squares > 0, squares, 1.0)[which]
+    return Fits(
+        solution.theta, solution.loss, relative, solution.iterations, solution.status, model, method
+    )
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A model as the operator takes it."""
+
+    kind: str
+    sizes: list[int]
+    activation: str
+    biases: list[bool]
+    outputs: int
+    order: Tensor
+    """(P), the column of each of the operator's parameters."""
+
+
+def _read(problem: Problem) -> _Known | None:
+    """The model as the native operator knows it, None if it does not."""
+    model, columns = problem.model, problem.columns
+    slices = columns.slices()
+    if problem.mlp is not None:
+        mlp = problem.mlp
+        names = [name for name, tensor in problem.chain() if tensor is not None]
+        known = _Known(
+            "mlp",
+            list(mlp.widths),
+            mlp.activation,
+            [b is not None for b in mlp.biases],
+            mlp.widths[-1],
+            torch.empty(0),
+        )
+    elif type(model) is Conv1dTwoLayer:
+        names = ["weight", "out"]
+        sizes = [model.d, model.kernel_size, model.channels]
+        kind = "conv1d" if model.shared else "local1d"
+        known = _Known(kind, sizes, model.activation, [], 1, torch.empty(0))
+    elif type(model) is MatrixFactorization:
+        names = ["A", "B"]
+        sizes = [len(model.A), len(model.B), model.B.shape[1]]
+        known = _Known("factorization", sizes, "identity", [], 1, torch.empty(0))
+    else:
+        return None
+    if set(names) != set(slices) or _hooked(model):
+        return None  # frozen parameters, or more than the forward
+    order = [torch.arange(slices[name].start, slices[name].stop) for name in names if name]
+    return _Known(
+        known.kind, known.sizes, known.activation, known.biases, known.outputs, torch.cat(order)
+    )
+
+
+def _hooked(model: object) -> bool:
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
+        for m in (model.modules() if isinstance(model, nn.Module) else ())
+    )
+
+
+def _why_not_native(starts: Tensor) -> str:
+    if not _ops.NATIVE or starts.is_cpu:
+        return _ops.why_no_kernel(starts.device)
+    return f"the native library fits on the CPU only, not on {starts.device}"
+
+
+def _native(
+    known: _Known,
+    starts: Tensor,
+    x: Tensor,
+    y: Tensor,
+    which: Tensor,
+    damping: Damping,
+    tol: float,
+    first: bool,
+) -> lm_reference.Solution:
+    theta, loss, iterations, status = _ops.lm_solve(
+        starts[:, known.order],
+        x.double(),
+        y,
+        which,
+        known.kind,
+        known.sizes,
+        known.activation,
+        known.biases,
+        damping=damping.start,
+        down=damping.down,
+        up=damping.up,
+        progress=damping.progress,
+        stall=damping.stall,
+        iterations=damping.iterations,
+        tol=tol,
+        first=first,
+    )
+    back = torch.empty_like(theta)
+    back[:, known.order] = theta
+    return lm_reference.Solution(back, loss, iterations, status)
+
+
+def _in_torch(
+    problem: Problem,
+    known: _Known | None,
+    starts: Tensor,
+    x: Tensor,
+    y: Tensor,
+    which: Tensor,
+    damping: Damping,
+    tol: float,
+    first: bool,
+) -> lm_reference.Solution:
+    rows, P = y[0].numel(), starts.shape[1]
+    batch = _POOL_BYTES // (8 * (rows * P + 3 * min(rows, P) ** 2))
+    batch = max(1, min(batch, _LARGEST_POOL))
+    if known is not None and known.kind == "mlp":
+        order = known.order.to(starts.device)
+        functions = lm_reference.of_mlp(known.sizes, known.biases, known.activation)
+        starts = starts[:, order]
+    else:
+        order = torch.arange(P, device=starts.device)
+        functions = lm_reference.of_problem(problem)
+    with full_precision(), torch.no_grad():
+        found = lm_reference.solve(
+            functions, starts, x, y, which, damping, tol, first=first, batch=batch
+        )
+    back = torch.empty_like(found.theta)
+    back[:, order] = found.theta
+    return found._replace(theta=back)
+
+
+def _check_outputs(
+    problem: Problem, known: _Known | None, x: Tensor, y: Tensor, starts: Tensor
+) -> None:
+    if known is not None:
+        outputs = known.outputs
+    else:
+        with torch.no_grad(), problem.spared_buffers():
+            point = starts[:1] if len(starts) else starts.new_zeros(1, starts.shape[1])
+            found = lm_reference.of_problem(problem).outputs(point, x[:1, :1])
+        outputs = found.shape[2]
+    if y.shape[2] != outputs:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}; expected {outputs} numbers for each sample, as many as the model gives"
+        )
+
+
+def _damping(damping: str | Damping) -> Damping:
+    if isinstance(damping, Damping):
+        return damping
+    if not isinstance(damping, str):
+        raise TypeError(
+            f"damping is {type(damping).__name__}; expected {_names()} or a llr.recovery.Damping"
+        )
+    if damping not in DAMPING:
+        raise ValueError(f"damping is {damping!r}; expected {_names()} or a llr.recovery.Damping")
+    return DAMPING[damping]
+
+
+def _names() -> str:
+    return ", ".join(map(repr, DAMPING))
+
+
+def _float64(name: str, t: Tensor, dims: int, shape: str) -> Tensor:
+    if not isinstance(t, Tensor):
+        raise TypeError(f"{name} is {type(t).__name__}; expected a tensor (torch.as_tensor)")
+    if t.dtype != torch.float64:
+        raise TypeError(f"{name} is {t.dtype}; expected float64 ({name}.double())")
+    if t.dim() != dims:
+        raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {shape}")
+    return ordinary(t.detach())
+
+
+def _targets(y: Tensor) -> Tensor:
+    dims = y.dim() if isinstance(y, Tensor) and y.dim() in (2, 3) else 2
+    return _float64("y", y, dims, "(n, q), or (B, n, q) for B data sets")
+
+
+def _samples(x: Tensor) -> Tensor:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor)")
+    return ordinary(x.detach())
+
+
+def _sets(which: Tensor | None, count: int, sets: int, device: torch.device) -> Tensor:
+    """The data set of each start, (S)."""
+    if which is None:
+        if sets not in (1, count):
+            raise ValueError(
+                f"there are {sets} data sets and {count} starts; expected which=, the data set of each start"
+            )
+        own = torch.arange(count, device=device)
+        return own if sets == count else torch.zeros_like(own)
+    if not isinstance(which, Tensor):
+        raise TypeError(f"which is {type(which).__name__}; expected a tensor of integers")
+    if which.is_floating_point() or which.is_complex() or which.dtype == torch.bool:
+        raise TypeError(f"which is {which.dtype}; expected integers (which.long())")
+    if tuple(which.shape) != (count,):
+        raise ValueError(
+            f"which has shape {tuple(which.shape)}; expected ({count},), a data set for each start"
+        )
+    outside = (which < 0) | (which >= sets)
+    if bool(outside.any()):
+        at = int(outside.nonzero()[0])
+        raise ValueError(
+            f"which[{at}] is {int(which[at])}; expected a data set from 0 to {sets - 1}"
+        )
+    return which.long()
+
+
+def _check_devices(starts: Tensor, x: Tensor, y: Tensor, which: Tensor) -> None:
+    for name, t in (("x", x), ("y", y), ("which", which)):
+        if t.device != starts.device:
+            raise ValueError(
+                f"{name} is on {t.device} but starts is on {starts.device}; expected one device"
+            )
+
+
+def _check_finite(t: Tensor, name: str) -> None:
+    if _ops.first_nonfinite([t]) < 0:
+        return
+    where = tuple((~torch.isfinite(t)).nonzero()[0].tolist())
+    raise ValueError(f"{name} is {float(t[where])} at index {where}; expected finite numbers")
