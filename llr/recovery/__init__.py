@@ -1,0 +1,1 @@
+"""Does training find a function again from samples? Experiments that test the theory."""
