@@ -235,7 +235,7 @@ def tangent_rank(
     rows, shapes = theta.reshape(-1, theta.shape[-1]), dict(model.named_parameters())
     values = {name: rows[:, s].reshape(-1, *shapes[name].shape) for name, s in slices.items()}
     J = jacobian(model, x, params=values).flatten(1, 2)
-    return numerical_rank(J.unflatten(0, theta.shape[:-1]), rtol=rtol)
+    return numerical_rank(J.reshape(*theta.shape[:-1], *J.shape[1:]), rtol=rtol)
 
 
 def _check_points(theta: Tensor, P: int) -> None:

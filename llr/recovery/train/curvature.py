@@ -9,7 +9,7 @@ from llr.jacobian import jacobian
 from llr.parameters import layout
 from llr.recovery.train.result import Task
 
-_LARGEST_POWER = 200  # of 2, by which starts are scaled up
+_LARGEST_POWER = 1000  # of 2, by which starts are scaled up
 _NUMBERS_AT_ONCE = 1 << 23  # of Jacobians
 
 
@@ -47,11 +47,12 @@ def _growth(task: Task, theta: Tensor) -> Tensor:
     factor, scale = torch.ones_like(theta[:, 0]), 1.0
     before = torch.full_like(factor, -1.0)
     growing = torch.ones_like(factor, dtype=torch.bool)
-    for _ in range(_LARGEST_POWER):
-        outputs = ensemble.residual(theta * scale) + ensemble.y
+    for _ in range(_LARGEST_POWER + 1):
+        outputs = ensemble.outputs(theta * scale)
         size = (ensemble.weights * outputs * outputs).sum((1, 2))
         factor = torch.where(growing & size.isfinite(), scale, factor)
-        growing = growing & size.isfinite() & (size < ensemble.power) & (size != before)
+        changes = (size != before) | (size == 0)  # squares of small outputs underflow
+        growing = growing & changes & size.isfinite() & (size < ensemble.power)
         if not bool(growing.any()):
             break
         before, scale = size, 2 * scale

@@ -25,7 +25,6 @@ _STAGES = (
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0  # by how much a step size may change
-_CHECK_EVERY = 8  # steps: often enough, as one has six gradients
 _FIRST_MARK = 1e-4  # of the whole time: the first after 0 on a logarithmic scale
 
 
@@ -99,6 +98,8 @@ class _State:
     theta: Tensor
     slope: Tensor
     """(S, P): minus the gradient at theta."""
+    loss: Tensor
+    """(S,): at theta."""
     time: Tensor
     """(S,)."""
     size: Tensor
@@ -113,10 +114,11 @@ class _State:
             setattr(self, name, value[rows])
 
 
-def _slope(ensemble: Ensemble, theta: Tensor) -> Tensor:
+def _slope(ensemble: Ensemble, theta: Tensor) -> tuple[Tensor, Tensor]:
+    """Minus the gradients, and the residuals."""
     gradient = torch.empty_like(theta)
-    ensemble.gradient(theta, gradient)
-    return gradient.neg_()
+    residual = ensemble.gradient(theta, gradient)
+    return gradient.neg_(), residual
 
 
 def _integrate(
@@ -129,36 +131,33 @@ def _integrate(
     ledger: Ledger,
 ) -> None:
     zeros = torch.zeros_like(atol)
-    slope = _slope(ensemble, theta)
-    state = _State(
-        theta, slope, zeros, _first_size(theta, slope, rtol, atol, stops[-1]), zeros.long(), atol
-    )
+    slope, residual = _slope(ensemble, theta)
+    size = _first_size(theta, slope, rtol, atol, stops[-1])
+    state = _State(theta, slope, ensemble.loss(residual), zeros, size, zeros.long(), atol)
     if float(stops[0]) == 0:
-        ledger.points[0], ledger.losses[0] = ledger.theta, ledger.loss
+        ledger.record(0)
         state.stop += 1
-    reached = torch.full_like(ledger.steps, int(state.stop[0]))  # marks recorded, of all members
+    reached = state.stop.clone()  # marks recorded, of all members
     for step in range(plan.steps + 1):
-        arrived = state.stop == len(stops)
-        if step % _CHECK_EVERY == 0 or step == plan.steps or bool(arrived.any()):
-            before = ledger.active
-            loss = ensemble.loss(ensemble.residual(state.theta))
-            stay = ledger.look(state.theta, loss, step)
-            reached[before] = state.stop
-            kept = ~arrived[stay]
-            stay, ledger.active = stay[kept], ledger.active[kept]
-            if plan.progress is not None:
-                plan.progress(step, len(stay))
-            if len(stay) < len(state.theta):
-                state.keep(stay)
-                ensemble = ensemble.select(stay)
-        if step == plan.steps or not len(state.theta):
+        before, arrived = ledger.active, state.stop == len(stops)
+        stay = ledger.look(state.theta, state.loss, step)
+        reached[before] = state.stop
+        kept = ~arrived[stay]
+        stay, ledger.active = stay[kept], ledger.active[kept]
+        if plan.progress is not None:
+            plan.progress(step, len(stay))
+        if len(stay) < len(arrived):
+            state.keep(stay)
+            ensemble = ensemble.select(stay)
+        if step == plan.steps or not len(stay):
             break
         landed = _advance(ensemble, state, rtol, stops)
-        if bool(landed.any()):
-            rows, mark = ledger.active[landed], state.stop[landed]
-            ledger.points[mark, rows] = state.theta[landed]
-            ledger.losses[mark, rows] = ensemble.loss(ensemble.residual(state.theta))[landed]
-            state.stop = state.stop + landed
+        rows, mark = ledger.active[landed], state.stop[landed]
+        ledger.points[mark, rows], ledger.losses[mark, rows] = (
+            state.theta[landed],
+            state.loss[landed],
+        )
+        state.stop = state.stop + landed
     for late in range(len(stops)):  # who ended earlier stays there
         missing = reached <= late
         ledger.points[late, missing] = ledger.theta[missing]
@@ -181,12 +180,14 @@ def _advance(ensemble: Ensemble, state: _State, rtol: float, stops: Tensor) -> T
     slopes, moved = [state.slope], state.theta
     for parts in _STAGES:
         moved = state.theta + h[:, None] * _combined(parts, slopes)
-        slopes.append(_slope(ensemble, moved))
+        slope, residual = _slope(ensemble, moved)
+        slopes.append(slope)
     scale = state.atol[:, None] + rtol * torch.maximum(state.theta.abs(), moved.abs())
     error = (h[:, None] * _combined(_ERROR, slopes) / scale).square().mean(1).sqrt()
     good = error <= 1
     state.theta = torch.where(good[:, None], moved, state.theta)
-    state.slope = torch.where(good[:, None], slopes[-1], state.slope)
+    state.slope = torch.where(good[:, None], slope, state.slope)
+    state.loss = torch.where(good, ensemble.loss(residual), state.loss)
     landed = good & landing
     state.time = torch.where(
         good, torch.where(landing, stops[state.stop], state.time + h), state.time

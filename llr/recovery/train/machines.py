@@ -41,17 +41,23 @@ class Machine(Protocol):
         """Write J' delta, (S, P), for delta (S, n, q)."""
 
 
-def machine_for(model: nn.Module, data: Data, dtype: torch.dtype) -> Machine:
+def machine_for(model: nn.Module, data: Data, starts: Tensor) -> Machine:
     """The fastest machine that computes this model.
 
     Raises:
         TypeError: no module, an output that is not one tensor.
-        ValueError: targets that do not fit the outputs; what :func:`llr.jacobian` refuses.
+        ValueError: targets that do not fit the outputs, starts that do not fit the parameters; what
+            :func:`llr.jacobian` refuses.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; expected an nn.Module")
     Surface.of(model, data.x[0], data.y[0], _squares)  # it runs on the samples, and can be trained
-    problem = read_problem(model, data.x[0], None, dtype)
+    problem = read_problem(model, data.x[0], None, starts.dtype)
+    if starts.shape[1] != problem.columns.count:
+        raise ValueError(
+            f"starts has {starts.shape[1]} columns; the model has {problem.columns.count} trainable "
+            "parameters"
+        )
     if problem.columns.fixed:
         return General(model, problem)
     if problem.mlp is not None and all(name is not None for name in _names(problem)):
@@ -292,9 +298,13 @@ class Ensemble:
         self.power = (weights * y * y).sum((1, 2))
         """Mean over samples of the sum of squares of the targets; (S,) or (1,)."""
 
+    def outputs(self, theta: Tensor) -> Tensor:
+        """f, (S, n, q)."""
+        return self.machine.forward(theta, self.x)[0]
+
     def residual(self, theta: Tensor) -> Tensor:
         """f - y, (S, n, q)."""
-        return self.machine.forward(theta, self.x)[0] - self.y
+        return self.outputs(theta) - self.y
 
     def gradient(self, theta: Tensor, out: Tensor) -> Tensor:
         """Write the gradients of the losses, (S, P), and return the residuals, (S, n, q)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -52,6 +52,7 @@ class Task:
     ensemble: Ensemble
 
 
+@runtime_checkable
 class Method(Protocol):
     """A way to train; what :func:`llr.recovery.train.train` takes as ``method=``."""
 

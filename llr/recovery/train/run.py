@@ -16,7 +16,7 @@ from llr.surroundings import full_precision, outside_inference_mode
 
 # Members in training stay in the cache of a core, group after group; fewer at a time would pay more for the
 # launches than for the numbers.
-_CACHED_BYTES = 1 << 20
+_CACHED_BYTES = 2 << 20
 _LEAST_AT_ONCE = 32
 
 
@@ -82,15 +82,18 @@ def train(
         (torch.Size([100]), 0, True)
     """
     data = Data.of(starts, x, y, which, counts)
+    method = GD() if method is None else method
+    if not isinstance(method, Method):
+        raise TypeError(f"method is {type(method).__name__}; expected one such as GD(), Adam()")
     _check(starts, steps, tol, record)
-    machine = machine_for(model, data, starts.dtype)
+    machine = machine_for(model, data, starts)
     parts = []
     with full_precision(), torch.no_grad():
         for rows in _groups(machine, data, starts):
             later = len(starts) - rows.stop
             plan = Plan(steps, tol, record, _with_later(progress, later))
             task = Task(model, data, rows, _ensemble(machine, data, rows))
-            parts.append((method or GD()).run(task, starts[rows].detach().clone(), plan))
+            parts.append(method.run(task, starts[rows].detach().clone(), plan))
     return joined(parts)
 
 
