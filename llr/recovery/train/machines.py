@@ -135,35 +135,44 @@ class Layers:
         return cls(mlp.activation, layers)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Samples as vectors (S, n, d)."""
-        return x.flatten(2).contiguous()
+        """Samples as columns (S, d, n): neurons come first everywhere, and samples lie side by side."""
+        return x.flatten(2).mT.contiguous()
 
     def forward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tape]:
         """Layer by layer."""
-        signals, slopes = [x.expand(len(theta), -1, -1)], list[Tensor]()
+        signals, slopes = [x], list[Tensor]()
         for weight, bias in self.layers[:-1]:
             a, slope = self.activate(_affine(signals[-1], weight, bias, theta))
             signals.append(a)
             slopes.append(slope)
-        return _affine(signals[-1], *self.layers[-1], theta), (signals, slopes)
+        return _affine(signals[-1], *self.layers[-1], theta).mT, (signals, slopes)
 
     def backward(self, theta: Tensor, tape: Tape, delta: Tensor, out: Tensor) -> None:
         """Layer by layer, from the last."""
         signals, slopes = tape
+        delta = delta.mT
         for k in reversed(range(len(self.layers))):
             weight, bias = self.layers[k]
-            weight.of(out).copy_(torch.bmm(delta.mT, signals[k]))
+            weight.of(out).copy_(_products(delta, signals[k].mT))
             if bias is not None:
-                torch.sum(delta, 1, out=bias.of(out))
+                torch.sum(delta, -1, out=bias.of(out))
             if k:
-                delta = torch.bmm(delta, weight.of(theta)).mul_(slopes[k - 1])
+                W = weight.of(theta).mT
+                # One output: an outer product, for which bmm is slow.
+                delta = W * delta if W.shape[-1] == 1 else torch.bmm(W, delta)
+                delta.mul_(slopes[k - 1])
 
 
 def _affine(signal: Tensor, weight: _Place, bias: _Place | None, theta: Tensor) -> Tensor:
-    W = weight.of(theta).mT
-    return (
-        torch.bmm(signal, W) if bias is None else torch.baddbmm(bias.of(theta)[:, None], signal, W)
-    )
+    z = _products(weight.of(theta), signal)
+    return z if bias is None else z.add_(bias.of(theta)[..., None])
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """Products for every member, (S, i, j) and (S, j, k); one large product if all share the right factor."""
+    if len(right) == 1:
+        return (left.flatten(0, 1) @ right[0]).view(*left.shape[:2], -1)
+    return torch.bmm(left, right)
 
 
 class Kernels:
