@@ -1,0 +1,323 @@
+"""Condensation: do the neurons of a layer point in few directions, and in how many?"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from llr.jacobian import jacobian
+from llr.mlp import MLP, NotAnMLP, read_mlp
+from llr.models import TwoLayer
+from llr.parameters import layout
+from llr.result import RankResult
+from llr.spectrum import check_finite, numerical_rank
+from llr.surroundings import outside_inference_mode
+
+# s(-z) = -s(z): such neurons are the same in both directions, up to the sign of what goes out.
+_ODD = frozenset({"identity", "tanh", "erf", "sin"})
+
+
+@dataclass(frozen=True, eq=False)
+class Condensation:
+    """Directions of the m neurons of a layer, and how they cluster; for every parameter point in the batch.
+
+    A neuron's direction is that of its incoming parameters (w, b), up to sign where the activation is odd.
+    Its mass is the norm of (w, b) times the norm of its outgoing weights: the size of its contribution, where
+    the activation is homogeneous or the neuron small.
+
+    Attributes:
+        directions: (..., m, d) unit vectors, d inputs and the bias if there is one; oriented like the
+            heaviest of the cluster where the activation is odd. Zero for a neuron without incoming
+            parameters.
+        norms: (..., m) of (w, b).
+        masses: (..., m).
+        labels: (..., m) int64: the cluster of each neuron; cluster 0 was built around the heaviest neuron,
+            and so on, each around the heaviest neuron that the ones before had left.
+        shares: (..., m): the part of all mass in cluster 0, 1, ...; they add to 1, or to 0 without any mass.
+        effective: (...) int64: the effective neuron count, which is the number of clusters that have at least
+            `share` of the mass.
+        participation: (...): one over the sum of squared shares; k for k clusters of equal mass.
+        direction_spread: (...): how far directions are from being one, by mass: 0 for one direction, near 1
+            for many. One minus the largest eigenvalue of the mean of u u' for odd activations, one minus the
+            squared length of the mean of u for others.
+        norm_spread: (..., m): in each cluster, the standard deviation of the norms over their mean, by mass.
+    """
+
+    directions: Tensor
+    norms: Tensor
+    masses: Tensor
+    labels: Tensor
+    shares: Tensor
+    effective: Tensor
+    participation: Tensor
+    direction_spread: Tensor
+    norm_spread: Tensor
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        return {f.name: getattr(self, f.name).tolist() for f in fields(self)}
+
+
+@outside_inference_mode
+def condensation(
+    model: nn.Module,
+    theta: Tensor | None = None,
+    *,
+    layer: int = 0,
+    angle: float = 0.1,
+    share: float = 0.01,
+) -> Condensation:
+    """How the neurons of a hidden layer have condensed.
+
+    Args:
+        model: an MLP: `TwoLayer`, :func:`llr.models.mlp` or anything that :func:`llr.jacobian` recognises as
+            one.
+        theta: (..., P) parameter points, such as those of a `Training` or its history; default: the model's
+            own.
+        layer: which hidden layer, from 0 on.
+        angle: neurons within this angle (radians) of the heaviest one of a cluster belong to it.
+        share: clusters with less than this part of the mass do not count as effective neurons.
+
+    Returns:
+        A `Condensation`.
+
+    Raises:
+        ValueError: no MLP, a layer that is not there, parameters of another shape or not finite, an angle
+            that is not in (0, pi/2], a share not in [0, 1).
+
+    Source: Luo et al., "Phase diagram for two-layer ReLU neural networks at infinite-width limit" (2021);
+    Zhou et al., "Towards understanding the condensation of neural networks at initial training" (2022).
+
+    Example:
+        >>> import torch
+        >>> from llr.models import TwoLayer
+        >>> from llr.recovery.train import condensation
+        >>> w = torch.tensor([[1.0, 1.0], [-2.0, -2.0], [2.0, 0.0]])
+        >>> found = condensation(TwoLayer.of(w, None, torch.ones(3, 1)))
+        >>> found.labels, int(found.effective)
+        (tensor([0, 0, 1]), 2)
+    """
+    incoming, outgoing, activation = _neurons(model, theta, layer)
+    _check_angle(angle, share)
+    norms = incoming.norm(dim=-1)
+    directions = incoming / norms.where(norms > 0, 1.0)[..., None]
+    masses = norms * outgoing.norm(dim=-1)
+    odd = activation in _ODD
+    labels, signs = _clusters(directions, masses, angle, odd)
+    directions = directions * signs[..., None]
+    total = masses.sum(-1, keepdim=True)
+    parts = masses / total.where(total > 0, 1.0)
+    member = labels[..., None, :] == torch.arange(masses.shape[-1], device=labels.device)[:, None]
+    inside = member * parts[..., None, :]  # (..., cluster, neuron)
+    shares = inside.sum(-1)
+    some = shares.where(shares > 0, 1.0)
+    mean = (inside * norms[..., None, :]).sum(-1) / some
+    variance = (inside * (norms[..., None, :] - mean[..., None]) ** 2).sum(-1) / some
+    squares = shares.square().sum(-1)
+    return Condensation(
+        directions=directions,
+        norms=norms,
+        masses=masses,
+        labels=labels,
+        shares=shares,
+        effective=((shares >= share) & (shares > 0)).sum(-1),
+        participation=torch.where(squares > 0, 1 / squares.where(squares > 0, 1.0), 0.0),
+        direction_spread=_spread(directions, parts, odd),
+        norm_spread=variance.sqrt() / mean.where(mean > 0, 1.0),
+    )
+
+
+def merge(
+    model: nn.Module,
+    theta: Tensor | None = None,
+    *,
+    angle: float = 0.1,
+    share: float = 0.0,
+    width: int | None = None,
+) -> TwoLayer:
+    """A narrower two-layer network in which parallel neurons are one: a start for fitting the rest.
+
+    The neurons of a cluster become one with the sum of their outgoing weights (each with its sign) and the
+    mean of their incoming parameters, weighted by the outgoing ones. Equal neurons, up to sign where the
+    activation is odd, are merged exactly; otherwise the function changes, to first order in w x + b not at
+    all if the outgoing weights of a cluster have one direction.
+
+    Args:
+        model: a two-layer network, as for :func:`condensation`.
+        theta: (P,) parameters; default: the model's own.
+        angle: which neurons are parallel, as for :func:`condensation`.
+        share: clusters with less than this part of the mass are left out, those without any in any case.
+        width: keep at most so many clusters, the heaviest ones.
+
+    Returns:
+        A `TwoLayer`, neurons by decreasing mass of their clusters.
+
+    Raises:
+        ValueError: what :func:`condensation` refuses, a network with more hidden layers, several parameter
+            points, all neurons without mass, a width that is not positive.
+
+    Example:
+        >>> import torch
+        >>> from llr.models import TwoLayer
+        >>> from llr.recovery.train import merge
+        >>> wide = TwoLayer.of(torch.tensor([[1.0], [-1.0]]), None, torch.tensor([[3.0], [-2.0]]))
+        >>> merge(wide)[2].weight
+        Parameter containing:
+        tensor([[5.]], requires_grad=True)
+    """
+    if width is not None and (type(width) is not int or width < 1):
+        raise ValueError(f"width is {width!r}; expected a positive integer")
+    incoming, outgoing, activation = _neurons(model, theta, 0)
+    mlp, values = _read(model, theta)
+    if len(mlp.weights) != 2 or incoming.dim() != 2:
+        raise ValueError(
+            f"the model is a {mlp} at parameters {'of its own' if theta is None else tuple(theta.shape)}; "
+            "expected one hidden layer, and one parameter point (P,)"
+        )
+    found = condensation(model, theta, angle=angle, share=share)
+    heavy = found.shares.argsort(descending=True, stable=True)
+    kept = heavy[(found.shares[heavy] > 0) & (found.shares[heavy] >= share)][:width]
+    if not len(kept):
+        raise ValueError("no neuron has incoming and outgoing weights; there is nothing to merge")
+    signs = torch.where((found.directions * incoming).sum(-1) < 0, -1.0, 1.0).to(incoming)
+    sizes = outgoing.norm(dim=-1)
+    member = (found.labels == kept[:, None]).to(incoming)  # (cluster, neuron)
+    a = member @ (signs[:, None] * outgoing)
+    weights = member * sizes
+    w = weights @ (signs[:, None] * incoming) / weights.sum(1, keepdim=True)
+    bias = mlp.biases[0] is not None
+    return TwoLayer.of(
+        w[:, :-1] if bias else w,
+        w[:, -1] if bias else None,
+        a,
+        values[1][1],
+        activation=activation,
+    )
+
+
+@outside_inference_mode
+def tangent_rank(
+    model: nn.Module, theta: Tensor, x: Tensor, *, rtol: float | None = None
+) -> RankResult:
+    """The rank of the Jacobian on samples, at many parameter points, such as those of a trajectory.
+
+    Near condensed parameters singular values fall in two groups, with a gap that closes as neurons part;
+    `rtol` between them tells what the network does with its neurons, the default what it could do.
+
+    Args:
+        model: the template.
+        theta: (..., P) parameter points, columns as in :func:`llr.layout`.
+        x: (n, ...) samples, as many as the model has parameters or more to see them all.
+        rtol: as for :func:`llr.numerical_rank`.
+
+    Returns:
+        A `RankResult`, batched as `theta`.
+
+    Raises:
+        ValueError: parameters of another shape; what :func:`llr.jacobian` and :func:`llr.numerical_rank`
+            refuse.
+
+    Example:
+        >>> import torch
+        >>> from llr.models import TwoLayer
+        >>> from llr.recovery.train import initial, tangent_rank
+        >>> model = TwoLayer(1, 2)
+        >>> points = initial(model, 3, generator=torch.Generator().manual_seed(0))
+        >>> tangent_rank(model, points, torch.linspace(-2, 2, 20).double()[:, None]).rank
+        tensor([6, 6, 6])
+    """
+    slices = layout(model)
+    _check_points(theta, sum(s.stop - s.start for s in slices.values()))
+    rows, shapes = theta.reshape(-1, theta.shape[-1]), dict(model.named_parameters())
+    values = {name: rows[:, s].reshape(-1, *shapes[name].shape) for name, s in slices.items()}
+    J = jacobian(model, x, params=values).flatten(1, 2)
+    return numerical_rank(J.reshape(*theta.shape[:-1], *J.shape[1:]), rtol=rtol)
+
+
+def _check_points(theta: Tensor, P: int) -> None:
+    if not isinstance(theta, Tensor):
+        raise TypeError(f"theta is {type(theta).__name__}; expected a tensor (..., P)")
+    if theta.dim() == 0 or theta.shape[-1] != P or theta.numel() == 0:
+        raise ValueError(
+            f"theta has shape {tuple(theta.shape)}; expected (..., {P}), the model's parameters in a row"
+        )
+    check_finite(theta, "theta", ("parameter",))
+
+
+def _check_angle(angle: float, share: float) -> None:
+    if not 0 < angle <= math.pi / 2:
+        raise ValueError(f"angle is {angle!r}; expected radians, more than 0 and at most pi/2")
+    if not 0 <= share < 1:
+        raise ValueError(f"share is {share!r}; expected at least 0 and less than 1")
+
+
+def _read(model: nn.Module, theta: Tensor | None) -> tuple[MLP, list[tuple[Tensor, Tensor | None]]]:
+    """The MLP, and its layers' weights and biases with the batch of `theta`."""
+    try:
+        mlp = read_mlp(model)
+    except NotAnMLP as departure:
+        raise ValueError(
+            f"neurons are those of an MLP, and {type(model).__name__} is none: {departure}"
+        ) from None
+    layers = list(zip(mlp.weights, mlp.biases, strict=True))
+    if theta is None:
+        return mlp, [(w.detach(), None if b is None else b.detach()) for w, b in layers]
+    slices = layout(model)
+    _check_points(theta, sum(s.stop - s.start for s in slices.values()))
+    columns = {id(p): slices[name] for name, p in model.named_parameters() if name in slices}
+
+    def at(t: Tensor) -> Tensor:
+        if id(t) not in columns:  # frozen
+            return t.detach().to(theta)
+        return theta[..., columns[id(t)]].unflatten(-1, t.shape).detach()
+
+    return mlp, [(at(w), None if b is None else at(b)) for w, b in layers]
+
+
+def _neurons(model: nn.Module, theta: Tensor | None, layer: int) -> tuple[Tensor, Tensor, str]:
+    """Incoming (..., m, d) and outgoing (..., m, q) parameters of a hidden layer, and its activation."""
+    mlp, values = _read(model, theta)
+    if not 0 <= layer < len(values) - 1:
+        raise ValueError(f"layer is {layer}, but a {mlp} has {len(values) - 1} hidden layers")
+    (w, b), (outgoing, _) = values[layer : layer + 2]
+    incoming = w if b is None else torch.cat([w, b[..., None]], -1)
+    for name, t in (("incoming", incoming), ("outgoing", outgoing)):
+        check_finite(t, f"the {name} parameters of layer {layer}", ("row", "column"))
+    return incoming, outgoing.mT, mlp.activation
+
+
+def _clusters(directions: Tensor, masses: Tensor, angle: float, odd: bool) -> tuple[Tensor, Tensor]:
+    """The cluster of each neuron, and the sign with which it belongs to it; (..., m) both."""
+    shape, m = masses.shape, masses.shape[-1]
+    directions, masses = directions.reshape(-1, m, directions.shape[-1]), masses.reshape(-1, m)
+    labels = torch.full_like(masses, -1, dtype=torch.int64)
+    signs = torch.ones_like(masses)
+    widest = 2 * math.sin(angle / 2)  # the chord; cosines of small angles would not resolve them
+    rows = torch.arange(len(masses), device=masses.device)
+    for cluster in range(m):
+        free = labels < 0
+        if not bool(free.any()):
+            break
+        centre = masses.where(free, -1.0).argmax(-1)
+        u = directions[rows, centre][:, None]
+        along, against = (directions - u).norm(dim=-1), (directions + u).norm(dim=-1)
+        near = torch.minimum(along, against) if odd else along
+        mine = free & (near <= widest)
+        mine[rows, centre] |= free[rows, centre]
+        labels = labels.where(~mine, cluster)
+        if odd:
+            signs = signs.where(~(mine & (against < along)), -1.0)
+    return labels.reshape(shape), signs.reshape(shape)
+
+
+def _spread(directions: Tensor, parts: Tensor, odd: bool) -> Tensor:
+    if odd:
+        second = torch.einsum("...m,...mi,...mj->...ij", parts, directions, directions)
+        largest = torch.linalg.eigvalsh(second)[..., -1]
+    else:
+        largest = (parts[..., None] * directions).sum(-2).square().sum(-1)
+    return (parts.sum(-1) - largest).clamp(min=0.0)

@@ -1,0 +1,87 @@
+"""Who is still in training, and what became of the others."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from llr.recovery.train.machines import Ensemble
+from llr.recovery.train.result import History, Training
+
+# A loss that has grown by this much, beyond the start's and that of the function 0, does not come back.
+_LOST = 1e6
+
+
+class Ledger:
+    """Parameters, losses and steps of all members, kept while those in training move on.
+
+    Args:
+        ensemble: all members' samples.
+        theta: (S, P) where they start.
+        tol: as in `Plan`.
+        marks: how many points of the trajectory are kept.
+    """
+
+    def __init__(self, ensemble: Ensemble, theta: Tensor, tol: float | None, marks: int) -> None:
+        S = len(theta)
+        self.ensemble, self.tol = ensemble, tol
+        self.theta = theta.clone()
+        self.loss = ensemble.loss(ensemble.residual(theta))
+        self.power = ensemble.power.expand(S)
+        self.bound = _LOST * torch.maximum(self.loss, self.power)
+        self.steps = torch.zeros(S, dtype=torch.int64, device=theta.device)
+        self.active = torch.arange(S, device=theta.device)
+        """Numbers of the members in training."""
+        self.diverged = torch.zeros(S, dtype=torch.bool, device=theta.device)
+        self.points = theta.new_empty(marks, *theta.shape)
+        self.losses = theta.new_empty(marks, S)
+
+    def relative(self, loss: Tensor) -> Tensor:
+        """Of losses (..., S)."""
+        return 2 * loss / self.power.where(self.power > 0, 1.0)
+
+    def look(self, theta: Tensor, loss: Tensor, steps: int | Tensor) -> Tensor:
+        """Enter where the members in training are now.
+
+        Args:
+            theta: their parameters.
+            loss: their losses.
+            steps: how many steps they have taken.
+
+        Returns:
+            Which of them stay in training, as indices; the others have converged or diverged.
+        """
+        lost = ~((loss <= self.bound[self.active]) & theta.isfinite().all(1))
+        here, found = self.active[~lost], ~lost
+        self.theta[here], self.loss[here] = theta[found], loss[found]
+        self.steps[self.active] = steps
+        self.diverged[self.active] = lost
+        done = lost if self.tol is None else lost | self.converged()[self.active]
+        stay = (~done).nonzero()[:, 0]
+        self.active = self.active[stay]
+        return stay
+
+    def converged(self) -> Tensor:
+        """(S,) bool."""
+        if self.tol is None:
+            return torch.zeros_like(self.diverged)
+        return (self.relative(self.loss) <= self.tol) & ~self.diverged
+
+    def record(self, mark: int) -> None:
+        """Keep a point of the trajectory: where every member was last seen."""
+        self.points[mark], self.losses[mark] = self.theta, self.loss
+
+    def close(self, at: Tensor | None) -> Training:
+        """The result; `at` says where the marks are, None if no history was asked for."""
+        history = None
+        if at is not None:
+            history = History(at, self.points, self.losses, self.relative(self.losses))
+        return Training(
+            theta=self.theta,
+            loss=self.loss,
+            relative=self.relative(self.loss),
+            steps=self.steps,
+            converged=self.converged(),
+            diverged=self.diverged,
+            history=history,
+        )

@@ -1,0 +1,153 @@
+"""What a training method is asked for, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from llr.recovery.train.data import Data
+from llr.recovery.train.machines import Ensemble
+
+Progress = Callable[[int, int], None]
+"""Called as ``progress(step, members still in training)``."""
+Record = None | int | Sequence[float]
+"""How many points of the trajectory to keep, or which."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is asked of every method.
+
+    Attributes:
+        steps: at most so many.
+        tol: a member is done when its relative training error is at most this; None: never.
+        record: which points of the trajectory to keep.
+        progress: to be called now and then.
+    """
+
+    steps: int
+    tol: float | None
+    record: Record
+    progress: Progress | None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A model to be trained from some members' starts on their data.
+
+    Attributes:
+        model: the template.
+        data: of all members.
+        rows: which members these are.
+        ensemble: the machine with these members' samples.
+    """
+
+    model: nn.Module
+    data: Data
+    rows: slice
+    ensemble: Ensemble
+
+
+@runtime_checkable
+class Method(Protocol):
+    """A way to train; what :func:`llr.recovery.train.train` takes as ``method=``."""
+
+    def run(self, task: Task, theta: Tensor, plan: Plan) -> Training:
+        """Train these members from ``theta`` (S, P), which is theirs to overwrite."""
+
+
+@dataclass(frozen=True, eq=False)
+class History:
+    """Points of the trajectories. Members that are done stay where they are.
+
+    Attributes:
+        at: (T,) the steps after which, or of gradient flow the times at which; from 0 on.
+        theta: (T, S, P).
+        loss: (T, S).
+        relative: (T, S).
+    """
+
+    at: Tensor
+    theta: Tensor
+    loss: Tensor
+    relative: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Training:
+    """How the training of an ensemble ended.
+
+    Attributes:
+        theta: (S, P) parameters; of diverged members the last ones that were looked at with a finite loss.
+        loss: (S,) 1/(2n) times the sum of squared residuals at `theta`.
+        relative: (S,) sum of squared residuals over the sum of squares of the targets; over n if those are 0.
+        steps: (S,) int64, how many steps each member took.
+        converged: (S,) bool, whether `relative` came down to the tolerance.
+        diverged: (S,) bool, whether the loss left all bounds; a smaller step size would help.
+        history: points of the trajectories, if they were asked for.
+    """
+
+    theta: Tensor
+    loss: Tensor
+    relative: Tensor
+    steps: Tensor
+    converged: Tensor
+    diverged: Tensor
+    history: History | None = None
+
+    @property
+    def status(self) -> tuple[str, ...]:
+        """Of every member "converged", "diverged" or "steps": it had no more of them."""
+        pairs = zip(self.converged.tolist(), self.diverged.tolist(), strict=True)
+        return tuple("converged" if c else "diverged" if d else "steps" for c, d in pairs)
+
+    def __str__(self) -> str:
+        """One line: how many members ended how, and with which errors."""
+        S, good, bad = len(self.theta), int(self.converged.sum()), int(self.diverged.sum())
+        middle = float(self.relative.median())
+        return (
+            f"{S} members: {good} converged, {bad} diverged, {S - good - bad} out of steps after "
+            f"{int(self.steps.max())}; relative training error {middle:.3g} (median), "
+            f"{float(self.relative.min()):.3g} (least)"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the parameters and the history as plain values for JSON."""
+        return {
+            "status": list(self.status),
+            "loss": self.loss.tolist(),
+            "relative": self.relative.tolist(),
+            "steps": self.steps.tolist(),
+        }
+
+
+def joined(parts: Sequence[Training]) -> Training:
+    """The members of several trainings by the same method and plan, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    histories = [part.history for part in parts if part.history is not None]
+
+    def along(things: Sequence[object], name: str, dim: int) -> Tensor:
+        return torch.cat([getattr(thing, name) for thing in things], dim)
+
+    history = None
+    if histories:
+        history = History(
+            at=histories[0].at,
+            theta=along(histories, "theta", 1),
+            loss=along(histories, "loss", 1),
+            relative=along(histories, "relative", 1),
+        )
+    return Training(
+        theta=along(parts, "theta", 0),
+        loss=along(parts, "loss", 0),
+        relative=along(parts, "relative", 0),
+        steps=along(parts, "steps", 0),
+        converged=along(parts, "converged", 0),
+        diverged=along(parts, "diverged", 0),
+        history=history,
+    )
