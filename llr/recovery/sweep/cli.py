@@ -184,11 +184,10 @@ def plot(file: Path, figure: Path, where: tuple[str, ...], success: str, predict
 @click.argument("port", type=int)
 @click.argument("prefix")
 @click.argument("name")
-@click.argument("parent", type=int)
 @reported
-def worker(host: str, port: int, prefix: str, name: str, parent: int) -> None:
-    """Compute cells for the process PARENT, which starts this one."""
-    work(Address(host, port, prefix), name, parent)
+def worker(host: str, port: int, prefix: str, name: str) -> None:
+    """Compute cells for the process that starts this one, and holds its standard input."""
+    work(Address(host, port, prefix), name, own=True)
 
 
 @contextlib.contextmanager

@@ -141,6 +141,7 @@ def _wilson(point: _Point) -> tuple[float, float]:
 def _lines(groups: Mapping[str, Sequence[_Point]], success: str) -> Figure:
     figure = new_figure(4.4, 3.3)
     ax = figure.add_subplot()
+    sizes = {p.predicted for points in groups.values() for p in points if p.predicted is not None}
     for colour, (label, points) in zip(COLOURS, groups.items(), strict=False):
         points = sorted(points, key=lambda point: point.n)
         n = [point.n for point in points]
@@ -148,12 +149,12 @@ def _lines(groups: Mapping[str, Sequence[_Point]], success: str) -> Figure:
         ax.fill_between(n, low, high, color=colour, alpha=0.15, lw=0)
         ax.plot(n, [p.rate for p in points], "o-", ms=3, color=colour, label=label or None)
         for size in sorted({p.predicted for p in points if p.predicted is not None}):
-            ax.axvline(size, color=colour, ls=(0, (4, 2)), lw=1)
+            ax.axvline(size, color=colour if len(sizes) > 1 else GREY, ls=(0, (4, 2)), lw=1)
     ax.set_ylim(-0.03, 1.03)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("samples $n$")
-    ax.set_ylabel(f"rate of {success}")
-    if any(p.predicted is not None for points in groups.values() for p in points):
+    ax.set_ylabel(f"{success}, mean over seeds")
+    if sizes:
         ax.plot([], [], color=GREY, ls=(0, (4, 2)), lw=1, label="predicted size")
     if ax.get_legend_handles_labels()[1]:
         figure.legend(loc="outside lower center", ncols=2)
@@ -171,7 +172,7 @@ def _heat_maps(groups: Mapping[str, Sequence[_Point]], success: str) -> Figure:
         ax.set_title(label, loc="left")
     for ax in panels:  # those that are left over
         ax.set_axis_off()
-    figure.colorbar(image, ax=list(figure.axes), label=f"rate of {success}")
+    figure.colorbar(image, ax=list(figure.axes), label=f"{success}, mean over seeds")
     return figure
 
 

@@ -50,7 +50,7 @@ class Processes:
             self._left, self._deaths = self._coordinator.left, 0
         for name, process in list(self._running.items()):
             if process.poll() is not None:
-                del self._running[name]
+                _await(self._running.pop(name))
                 self._coordinator.bury(name)
                 self._deaths += bool(self._coordinator.left)
                 if self._deaths > 3 * self._number:
@@ -76,13 +76,17 @@ def _await(process: subprocess.Popen[bytes]) -> None:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:
         process.kill()
+    with process:  # closes its standard input
         process.wait()
 
 
 def _spawn(address: Address, name: str, threads: int) -> subprocess.Popen[bytes]:
-    """A worker in a new interpreter; nothing is forked, nothing pickled, and no script imported again."""
+    """A worker in a new interpreter; nothing is forked, nothing pickled, and no script imported again.
+
+    We hold its standard input: when this process ends, however that happens, the worker notices.
+    """
     command = [sys.executable, "-m", "llr.recovery.sweep", "worker"]
-    command += [address.host, str(address.port), address.prefix, name, str(os.getpid())]
+    command += [address.host, str(address.port), address.prefix, name]
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
@@ -90,7 +94,7 @@ def _spawn(address: Address, name: str, threads: int) -> subprocess.Popen[bytes]
         "TORCH_CPP_LOG_LEVEL": "ERROR",  # or a broken connection is told with the stack of C++
     }
     with _deaf_to_interrupts():
-        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
 
 
 @contextlib.contextmanager

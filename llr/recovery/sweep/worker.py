@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from dataclasses import asdict
 
@@ -12,23 +13,26 @@ from llr.recovery.sweep.runner import execute, load_runner
 from llr.recovery.sweep.spec import Cell, Value
 
 
-def work(address: Address, name: str, parent: int | None = None) -> None:
+def work(address: Address, name: str, *, own: bool = False) -> None:
     """Compute cells until the coordinator says that it is enough.
 
     Args:
         address: of the board.
         name: of this worker, its own among all.
-        parent: the process to live no longer than.
+        own: whether the coordinator started this process, and holds the other end of its standard input: when
+            that is closed, however the coordinator ended, so does the worker.
 
     Raises:
         RuntimeError: no coordinator, or it stops for a reason.
     """
+    if own:
+        threading.Thread(target=_outlive_nobody, daemon=True).start()
     entrance = Board.at(address)
     entrance.set(f"join/{entrance.add('joins', 1)}", name)
     generation = _welcomed(entrance, name)
     board = entrance.under(generation)
     plan = Plan(**board.get("plan"))
-    watch = _Watch(name, plan, parent)
+    watch = _Watch(name, plan, own)
     heart = Heart(board, name, plan.tick, watch, watch.lost)
     heart.start()
     runner = load_runner(plan.runner)
@@ -65,16 +69,19 @@ def _cell(board: Board, number: int) -> dict[str, Value] | None:
         time.sleep(POLL)
 
 
+def _outlive_nobody() -> None:
+    os.read(sys.stdin.fileno(), 1)
+    os._exit(2)
+
+
 class _Watch:
     """Ends a worker at once, in the middle of a cell, when nobody waits for its result any more."""
 
-    def __init__(self, name: str, plan: Plan, parent: int | None) -> None:
-        self._name, self._plan, self._parent = name, plan, parent
+    def __init__(self, name: str, plan: Plan, own: bool) -> None:
+        self._name, self._plan, self._own = name, plan, own
         self._coordinator = Pulse()
 
     def __call__(self, board: Board) -> None:
-        if self._parent is not None and os.getppid() != self._parent:
-            os._exit(2)
         if self._coordinator.felt(board.get("beat/coordinator")) > self._plan.patience:
             self._leave(f"rank 0 has not been heard of for {self._plan.lease:g} s")
         reason = board.get("end")
@@ -84,11 +91,10 @@ class _Watch:
 
     def lost(self) -> None:
         """The connection broke."""
-        if self._parent is not None:  # it was killed: it needs no company in saying so
-            os._exit(2)
         self._leave("the connection to rank 0 broke")
 
     def _leave(self, reason: str) -> None:
-        advice = "finished cells are safe: run the same command again to go on"
-        print(f"error: {self._name} stops: {reason}; {advice}", file=sys.stderr, flush=True)
+        if not self._own:  # the coordinator speaks for its own
+            advice = "finished cells are safe: run the same command again to go on"
+            print(f"error: {self._name} stops: {reason}; {advice}", file=sys.stderr, flush=True)
         os._exit(2)  # the only way out of a cell that another thread computes
