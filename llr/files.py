@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib
 import os
 import re
 import secrets
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from llr.models import mlp
+from llr.named import current_directory_importable, named_object
 from llr.spectrum import check_finite
 
 
@@ -98,19 +97,10 @@ def read_widths(text: str) -> list[int]:
 
 
 def _named_model(spec: str, seed: int) -> nn.Module:
-    module_name, colon, attribute = spec.partition(":")
-    if not (module_name and colon and attribute):
-        raise ValueError(
-            f"model {spec!r}: expected module:callable, such as mypkg.models:build, or widths, such as "
-            "mlp:10-64-1"
-        )
-    with _current_directory_importable():
+    expected = "module:callable, such as mypkg.models:build, or widths, such as mlp:10-64-1"
+    with current_directory_importable():
         with _seeded(seed):  # models may be made at import, which happens only once
-            found = _imported(spec, module_name)
-        for name in attribute.split("."):
-            if not hasattr(found, name):
-                raise ValueError(f"model {spec!r}: module {module_name!r} has no {attribute!r}")
-            found = getattr(found, name)
+            found = named_object(spec, "model", expected)
         if isinstance(found, nn.Module):
             return found
         if not callable(found):
@@ -131,38 +121,12 @@ def _named_model(spec: str, seed: int) -> nn.Module:
     return model
 
 
-def _imported(spec: str, module_name: str) -> object:
-    try:
-        return importlib.import_module(module_name)
-    except ModuleNotFoundError as err:
-        if err.name is None or not f"{module_name}.".startswith(f"{err.name}."):
-            raise  # the module exists, but imports one that does not
-        raise ValueError(
-            f"model {spec!r}: there is no module {err.name!r} here or in the Python environment; run from "
-            "the directory that holds it, or install it"
-        ) from err
-
-
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would also reseed the generators of GPUs.
         torch.default_generator.manual_seed(seed)
         yield
-
-
-@contextlib.contextmanager
-def _current_directory_importable() -> Iterator[None]:
-    here = os.getcwd()
-    added = here not in sys.path and "" not in sys.path
-    if added:
-        sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        if added:
-            with contextlib.suppress(ValueError):  # the user's module removed it
-                sys.path.remove(here)
 
 
 def _load_weights(model: nn.Module, path: Path, *, exact_dtype: bool) -> None:

@@ -1,0 +1,213 @@
+"""The figure of a sweep: how often targets are recovered from n samples, and the predicted size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from llr.plot import COLOURS, GREY, STYLE, new_figure
+from llr.recovery.sweep.spec import Value, ordered, table_order
+from llr.recovery.sweep.store import Row
+
+_MOST_PANELS = 12
+_MOST_LINES = len(COLOURS)
+_LIKELY = 1.96  # standard deviations: an interval of 95 %
+
+
+@dataclass(frozen=True)
+class _Point:
+    """The runs of one n and one width: successes among them, and the predicted size."""
+
+    n: int
+    width: Value | None
+    successes: float
+    runs: int
+    predicted: float | None
+
+    @property
+    def rate(self) -> float:
+        return self.successes / self.runs
+
+
+def selected(rows: Sequence[Row], where: Iterable[str]) -> list[Row]:
+    """The rows whose coordinates are as ``name=value`` says, for each of `where`.
+
+    Raises:
+        ValueError: malformed, no such coordinate, or no row left.
+    """
+    rows = list(rows)
+    for condition in where:
+        name, equals, value = condition.partition("=")
+        found = {str(row.cell.values[name]) for row in rows if name in row.cell.values}
+        if not equals or value not in found:
+            names = ", ".join(ordered({name for row in rows for name in row.cell.values}))
+            known = (
+                f"{name} is one of {', '.join(sorted(found))}" if found else f"names are {names}"
+            )
+            raise ValueError(f"condition {condition!r}: expected name=value of some cell; {known}")
+        rows = [row for row in rows if str(row.cell.values.get(name)) == value]
+    return rows
+
+
+def draw(
+    rows: Sequence[Row], *, success: str = "recovered", predicted: str = "predicted"
+) -> Figure:
+    """Draw the mean of a result over seeds, against n.
+
+    With several widths: heat maps of n and width, a panel for each combination of the other coordinates,
+    with a mark at the predicted size of each width. Otherwise: a line for each combination, its 95 %
+    interval (Wilson's), and the predicted size as a dashed line of the same colour. Cells that failed are
+    left out.
+
+    Args:
+        rows: of the sweep, as ``store.rows()`` gives them.
+        success: the result that is drawn, between 0 and 1 or true and false.
+        predicted: the result that holds the predicted number of samples, where there is one.
+
+    Raises:
+        ValueError: no finished cell has such a result, one is not between 0 and 1, or there is more than a
+            figure can show.
+    """
+    groups = _grouped(rows, success, predicted)
+    several = len({point.width for points in groups.values() for point in points}) > 1
+    most, what = (_MOST_PANELS, "panels") if several else (_MOST_LINES, "lines")
+    if len(groups) > most:
+        raise ValueError(
+            f"the figure would have {len(groups)} {what}, such as {next(iter(groups))!r}; expected at "
+            f"most {most}: select with --where name=value"
+        )
+    with matplotlib.rc_context(STYLE):
+        return _heat_maps(groups, success) if several else _lines(groups, success)
+
+
+def _grouped(rows: Sequence[Row], success: str, predicted: str) -> dict[str, list[_Point]]:
+    """Points by the label of their group: the coordinates, beside n, width and seed, that vary."""
+    done = [
+        row
+        for row in sorted(rows, key=lambda row: table_order(row.cell))
+        if row.outcome and row.outcome.values and row.outcome.values.get(success) is not None
+    ]
+    if not done:
+        known = sorted({n for r in rows if r.outcome for n in r.outcome.values or ()})
+        raise ValueError(
+            f"no cell has a result {success!r}; those there are: {', '.join(known) or 'none yet'}"
+        )
+    names = ordered({name for row in done for name in row.cell.values} - {"n", "width", "seed"})
+    varying = [name for name in names if len({row.cell.values.get(name) for row in done}) > 1]
+    runs: dict[str, dict[tuple[int, Value | None], list[Mapping[str, Any]]]] = {}
+    for row in done:
+        values = row.cell.values
+        label = ", ".join(_described(name, values[name]) for name in varying if name in values)
+        place = (int(values["n"]), values.get("width"))
+        assert row.outcome is not None
+        runs.setdefault(label, {}).setdefault(place, []).append(row.outcome.values or {})
+    return {
+        label: [_point(*place, found, success, predicted) for place, found in places.items()]
+        for label, places in runs.items()
+    }
+
+
+def _described(name: str, value: Value) -> str:
+    return value if isinstance(value, str) else f"{name} {value}"
+
+
+def _point(
+    n: int, width: Value | None, runs: list[Mapping[str, Any]], success: str, predicted: str
+) -> _Point:
+    rates = [run[success] for run in runs]
+    for rate in rates:
+        if isinstance(rate, str) or not 0 <= rate <= 1:
+            raise ValueError(f"{success} is {rate!r} at n = {n}; expected true, false, or 0 to 1")
+    sizes = [run[predicted] for run in runs if isinstance(run.get(predicted), int | float)]
+    # Targets of one kind may differ in their size: the mean says where to look.
+    size = sum(sizes) / len(sizes) if sizes else None
+    return _Point(n, width, float(sum(rates)), len(rates), size)
+
+
+def _wilson(point: _Point) -> tuple[float, float]:
+    z2 = _LIKELY**2 / point.runs
+    centre = (point.rate + z2 / 2) / (1 + z2)
+    half = math.sqrt(max(0.0, point.rate * (1 - point.rate) + z2 / 4) * z2) / (1 + z2)
+    return centre - half, centre + half
+
+
+def _lines(groups: Mapping[str, Sequence[_Point]], success: str) -> Figure:
+    figure = new_figure(4.4, 3.3)
+    ax = figure.add_subplot()
+    sizes = {p.predicted for points in groups.values() for p in points if p.predicted is not None}
+    for colour, (label, points) in zip(COLOURS, groups.items(), strict=False):
+        points = sorted(points, key=lambda point: point.n)
+        n = [point.n for point in points]
+        low, high = zip(*map(_wilson, points), strict=True)
+        ax.fill_between(n, low, high, color=colour, alpha=0.15, lw=0)
+        ax.plot(n, [p.rate for p in points], "o-", ms=3, color=colour, label=label or None)
+        for size in sorted({p.predicted for p in points if p.predicted is not None}):
+            ax.axvline(size, color=colour if len(sizes) > 1 else GREY, ls=(0, (4, 2)), lw=1)
+    ax.set_ylim(-0.03, 1.03)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set_xlabel("samples $n$")
+    ax.set_ylabel(f"{success}, mean over seeds")
+    if sizes:
+        ax.plot([], [], color=GREY, ls=(0, (4, 2)), lw=1, label="predicted size")
+    if ax.get_legend_handles_labels()[1]:
+        figure.legend(loc="outside lower center", ncols=2)
+    return figure
+
+
+def _heat_maps(groups: Mapping[str, Sequence[_Point]], success: str) -> Figure:
+    columns = min(3, len(groups))
+    rows = math.ceil(len(groups) / columns)
+    figure = new_figure(0.9 + 2.6 * columns, 0.6 + 2.3 * rows)
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    image: Any = None
+    for ax, (label, points) in zip(panels, groups.items(), strict=False):
+        image = _heat_map(ax, points)
+        ax.set_title(label, loc="left")
+    for ax in panels:  # those that are left over
+        ax.set_axis_off()
+    figure.colorbar(image, ax=list(figure.axes), label=f"{success}, mean over seeds")
+    return figure
+
+
+def _heat_map(ax: Axes, points: Sequence[_Point]) -> Any:
+    """Cells of equal size in the order of n and of width, whatever the steps between these."""
+    ns = sorted({point.n for point in points})
+    widths = sorted({point.width for point in points if point.width is not None})
+    rates = [[math.nan] * len(ns) for _ in widths]
+    for point in points:
+        if point.width is not None:
+            rates[widths.index(point.width)][ns.index(point.n)] = point.rate
+    ax.set_facecolor("#dddddd")  # where there are no runs
+    image = ax.pcolormesh(rates, cmap="viridis", vmin=0, vmax=1)
+    for row, width in enumerate(widths):
+        for size in sorted({p.predicted for p in points if p.width == width and p.predicted}):
+            place = _place(size, ns)
+            if place is not None:
+                ax.plot([place, place], [row, row + 1], color=COLOURS[1], lw=2)
+    _label(ax.set_xticks, ns)
+    _label(ax.set_yticks, widths)
+    ax.set_xlabel("samples $n$")
+    ax.set_ylabel("width")
+    return image
+
+
+def _place(size: float, ns: Sequence[int]) -> float | None:
+    """Where a size lies among cells that stand at 0.5, 1.5, ...; None beyond them."""
+    if not ns[0] <= size <= ns[-1]:
+        return None
+    above = next(i for i, n in enumerate(ns) if n >= size)
+    if ns[above] == size:
+        return above + 0.5
+    return above - 0.5 + (size - ns[above - 1]) / (ns[above] - ns[above - 1])
+
+
+def _label(set_ticks: Any, values: Sequence[Any]) -> None:
+    step = math.ceil(len(values) / 10)
+    set_ticks([i + 0.5 for i in range(0, len(values), step)], [str(v) for v in values[::step]])

@@ -1,0 +1,139 @@
+"""Running one cell: a function named on the command line, whose numbers come from the cell alone."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from llr.named import named_object
+from llr.recovery.sweep.spec import RESERVED, Cell, Value
+
+Result = Mapping[str, Value | None]
+Runner = Callable[[dict[str, Value]], Result]
+
+DEFAULT_RUNNER = "llr.recovery.experiment:run_cell"
+_MOST_BYTES = (
+    1 << 20
+)  # of a result; torch's store takes 8 MiB, a table of thousands of cells far less
+_PLAIN = (str, int, float, bool, type(None))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: a result, or the error that its runner raised."""
+
+    values: Result | None
+    error: str | None = None
+    traceback: str | None = None
+    seconds: float = 0.0
+    worker: str = ""
+
+    @property
+    def status(self) -> str:
+        """``done`` or ``failed``."""
+        return "done" if self.error is None else "failed"
+
+
+def load_runner(name: str) -> Runner:
+    """The function that ``module:callable`` names; imported, never unpickled.
+
+    It is called with a dict of the coordinates and returns a mapping of names to text, numbers, booleans
+    or None. If it has an attribute ``check``, that is called with each cell's coordinates before
+    anything is computed, and raises ValueError for those that make no sense.
+
+    Raises:
+        ValueError: malformed, or nothing of that name.
+        TypeError: it cannot be called.
+        ImportError: importing the module failed.
+    """
+    runner = named_object(name, "runner", "module:callable, such as mypkg.experiments:run_cell")
+    if not callable(runner):
+        raise TypeError(f"runner {name!r} is {type(runner).__name__}; expected a callable")
+    return runner
+
+
+def check_cells(runner: Runner, cells: list[Cell]) -> None:
+    """Let a runner refuse cells before any work; see :func:`load_runner`."""
+    check = getattr(runner, "check", None)
+    if check is not None:
+        for cell in cells:
+            _check(check, cell)
+
+
+def _check(check: Callable[[dict[str, Value]], object], cell: Cell) -> None:
+    try:
+        check(dict(cell.values))
+    except ValueError as err:
+        raise ValueError(f"cell {cell}: {err}") from err
+
+
+def execute(runner: Runner, cell: Cell, *, threads: int, worker: str) -> Outcome:
+    """Run one cell; what the runner raises is an outcome, too.
+
+    The global generators of torch, numpy and Python are seeded by the cell's key, so that even a runner that
+    draws from them gives the same numbers in any process and any order.
+    """
+    started = time.perf_counter()
+    values, error, trace = None, None, None
+    with _threads(threads), _seeded(int(cell.key[:8], 16)):
+        try:
+            values = _plain(runner(dict(cell.values)), cell)
+        except (Exception, SystemExit) as err:  # other people's code: it may be anything
+            error = f"{type(err).__name__}: {' '.join(str(err).split())}"
+            trace = traceback.format_exc()
+    return Outcome(values, error, trace, time.perf_counter() - started, worker)
+
+
+def _plain(result: Any, cell: Cell) -> Result:
+    if not isinstance(result, Mapping):
+        raise TypeError(
+            f"the runner returned {type(result).__name__}; expected a mapping of names to values"
+        )
+    for name, value in result.items():
+        if type(name) is not str or type(value) not in _PLAIN:
+            raise TypeError(
+                f"the runner returned {name!r}: {type(value).__name__}; expected str, int, float, bool or "
+                "None by text (x.item() makes such a number of one of numpy or torch)"
+            )
+        if name in cell.values or name in RESERVED:
+            raise ValueError(
+                f"the runner returned {name!r}, which is a column of the table already"
+            )
+    size = len(json.dumps(dict(result)))
+    if size > _MOST_BYTES:
+        raise ValueError(f"the runner returned {size} bytes; expected at most {_MOST_BYTES}")
+    return dict(result)
+
+
+@contextlib.contextmanager
+def _threads(number: int) -> Iterator[None]:
+    # Sums over threads round as they are cut up: one number of threads for all modes.
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - runners may use it
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002

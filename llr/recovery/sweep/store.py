@@ -1,0 +1,377 @@
+"""The results of a sweep in an SQLite file: a transaction for each cell, verified when it is opened.
+
+The journal is a rollback journal, not WAL. WAL needs memory that all processes share, which network file
+systems do not have, and leaves two more files that a copy must not forget; and with one writer it would gain
+nothing. Each commit is synced with its directory before anything is said about the cell.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import llr
+from llr.recovery.sweep.lock import only_writer
+from llr.recovery.sweep.runner import DEFAULT_RUNNER, Outcome, Result
+from llr.recovery.sweep.spec import Cell, Spec, Value, ordered, table_order
+
+_APPLICATION = 0x6C6C7253  # "llrS", so that no other database is taken for a sweep
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE cells (
+    key TEXT PRIMARY KEY,
+    position INTEGER NOT NULL UNIQUE,
+    coordinates TEXT NOT NULL
+);
+CREATE TABLE results (
+    key TEXT PRIMARY KEY REFERENCES cells (key),
+    status TEXT NOT NULL CHECK (status IN ('done', 'failed')),
+    "values" TEXT,
+    error TEXT,
+    traceback TEXT,
+    worker TEXT NOT NULL,
+    seconds REAL NOT NULL,
+    finished TEXT NOT NULL,
+    digest TEXT NOT NULL
+);
+"""
+
+
+class StoreError(RuntimeError):
+    """A file that cannot be read or written; the message says why, and what is safe."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A cell and what is known of it."""
+
+    cell: Cell
+    outcome: Outcome | None
+    finished: str | None
+
+    @property
+    def status(self) -> str:
+        """``done``, ``failed`` or ``missing``."""
+        return "missing" if self.outcome is None else self.outcome.status
+
+
+class Store:
+    """An open file; made by :func:`open_store` and :func:`read_store`."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        self.path = path
+        self._connection = connection
+        with _explained(path):
+            about = dict(connection.execute("SELECT name, value FROM about"))
+        self.runner = about["runner"]
+        self.threads = int(about["threads"])
+
+    def cells(self) -> list[Cell]:
+        """All cells, in the order in which they were added."""
+        with _explained(self.path):
+            found = self._connection.execute("SELECT coordinates FROM cells ORDER BY position")
+            return [Cell(json.loads(text)) for (text,) in found]
+
+    def pending(self, *, retry_failed: bool = False) -> list[Cell]:
+        """The cells that have no result, with those that failed if they shall be tried again."""
+        settled = {row.cell for row in self.rows() if row.status in _settled(retry_failed)}
+        return [cell for cell in self.cells() if cell not in settled]
+
+    def rows(self) -> list[Row]:
+        """All cells with their outcomes, sorted by their coordinates.
+
+        Raises:
+            StoreError: the file is damaged.
+        """
+        with _explained(self.path):
+            found = self._connection.execute(
+                "SELECT cells.key, coordinates, status, error, traceback, worker, seconds, finished, digest, "
+                '"values" FROM cells LEFT JOIN results ON cells.key = results.key'
+            ).fetchall()
+        return sorted((self._row(*entry) for entry in found), key=lambda row: table_order(row.cell))
+
+    def _row(
+        self,
+        key: str,
+        coordinates: str,
+        status: str | None,
+        error: str | None,
+        traceback: str | None,
+        worker: str,
+        seconds: float,
+        finished: str | None,
+        digest: str,
+        values: str | None,
+    ) -> Row:
+        try:
+            cell = Cell(json.loads(coordinates))
+            if cell.key != key:
+                raise ValueError(f"the coordinates of cell {cell} are not those it was made with")
+            if status is None:
+                return Row(cell, None, None)
+            if digest != _digest(key, status, values, error):
+                raise ValueError(f"the result of cell {cell} is not the one that was written")
+            result = None if values is None else json.loads(values)
+        except (ValueError, TypeError, AttributeError) as err:
+            raise _damaged(self.path, str(err)) from err
+        return Row(cell, Outcome(result, error, traceback, seconds, worker), finished)
+
+    def record(self, cell: Cell, outcome: Outcome) -> None:
+        """Write an outcome; it is on disk when this returns. That of a repeated cell is replaced.
+
+        Raises:
+            StoreError: it cannot be written; what was there before is intact.
+        """
+        values = None if outcome.values is None else _json(outcome.values)
+        finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        entry = (
+            cell.key,
+            outcome.status,
+            values,
+            outcome.error,
+            outcome.traceback,
+            outcome.worker,
+            outcome.seconds,
+            finished,
+            _digest(cell.key, outcome.status, values, outcome.error),
+        )
+        with _explained(self.path), _transaction(self._connection):
+            self._connection.execute(
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", entry
+            )
+
+
+def _settled(retry_failed: bool) -> tuple[str, ...]:
+    return ("done",) if retry_failed else ("done", "failed")
+
+
+def _json(values: Result) -> str:
+    # A result may well be infinite: Python writes and reads that.
+    return json.dumps(dict(values), separators=(",", ":"))
+
+
+def _digest(*parts: str | None) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def open_store(
+    path: str | os.PathLike[str],
+    spec: Spec,
+    *,
+    runner: str | None = None,
+    threads: int | None = None,
+    extend: bool = False,
+) -> Iterator[Store]:
+    """The file of a sweep for writing, made if there is none; no one else writes meanwhile.
+
+    Args:
+        path: the file.
+        spec: its cells must be those of the file.
+        runner: what computes cells; None for that of the file, or the default for a new one.
+        threads: of each cell; None for those of the file, or one.
+        extend: add cells that the file lacks, and leave those that the spec lacks.
+
+    Raises:
+        ValueError: the file is of another spec, runner or number of threads; the message says what differs.
+        StoreError: it is not a sweep's, damaged, in use, or cannot be written.
+    """
+    path = Path(path).absolute()
+    with contextlib.ExitStack() as stack:
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(only_writer(path))
+            connection = stack.enter_context(_connected(path, "rwc"))
+            connection.execute("PRAGMA synchronous = EXTRA")
+            with _transaction(connection):  # read-only files are refused here, before any work
+                if _is_new(connection):
+                    _create(connection, spec, runner or DEFAULT_RUNNER, threads or 1)
+                _verify(connection, path)
+            store = Store(connection, path)
+            store.rows()  # raises if one of them is damaged
+            _compare_about(store, runner, threads)
+            _compare_cells(store, connection, spec, extend)
+        yield store
+
+
+@contextlib.contextmanager
+def read_store(path: str | os.PathLike[str]) -> Iterator[Store]:
+    """The file of a sweep for reading, also while it is being written.
+
+    Raises:
+        ValueError: there is no such file.
+        StoreError: it is not a sweep's, or damaged.
+    """
+    path = Path(path).absolute()
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file; a sweep's is made by `run`")
+    # What a killed writer left half done is undone by the next who opens the file, if that one may write.
+    mode = "rw" if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) else "ro"
+    with contextlib.ExitStack() as stack:
+        with _explained(path):
+            connection = stack.enter_context(_connected(path, mode))
+            _verify(connection, path)
+        yield Store(connection, path)
+
+
+@contextlib.contextmanager
+def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
+    # isolation_level None: transactions begin and end where we say.
+    with contextlib.closing(
+        sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None)
+    ) as connection:
+        yield connection
+
+
+@contextlib.contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if (
+            connection.in_transaction
+        ):  # SQLite ends it itself after some errors, such as a full disk
+            connection.execute("ROLLBACK")
+        raise
+
+
+def _is_new(connection: sqlite3.Connection) -> bool:
+    (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    return tables == 0 and application == 0
+
+
+def _create(connection: sqlite3.Connection, spec: Spec, runner: str, threads: int) -> None:
+    for statement in _SCHEMA.split(";"):  # executescript would commit first
+        connection.execute(statement)
+    about = {"runner": runner, "threads": str(threads), "llr": llr.__version__}
+    connection.executemany("INSERT INTO about VALUES (?, ?)", about.items())
+    _add(connection, spec.cells)
+    connection.execute(f"PRAGMA application_id = {_APPLICATION}")
+    connection.execute(f"PRAGMA user_version = {_VERSION}")
+
+
+def _add(connection: sqlite3.Connection, cells: Sequence[Cell]) -> None:
+    (last,) = connection.execute("SELECT coalesce(max(position), -1) FROM cells").fetchone()
+    connection.executemany(
+        "INSERT INTO cells VALUES (?, ?, ?)",
+        [(cell.key, last + i, cell.json) for i, cell in enumerate(cells, start=1)],
+    )
+
+
+def _verify(connection: sqlite3.Connection, path: Path) -> None:
+    (application,) = connection.execute("PRAGMA application_id").fetchone()
+    if application != _APPLICATION:
+        raise StoreError(
+            f"{path} is an SQLite file, but not a sweep's; it was left alone: name another"
+        )
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version != _VERSION:
+        raise StoreError(
+            f"{path} has format {version}; this llr reads format {_VERSION}: use the llr that wrote it"
+        )
+    (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+    if verdict != "ok":
+        raise _damaged(path, verdict)
+
+
+def _damaged(path: Path, how: str) -> StoreError:
+    return StoreError(
+        f"{path} is damaged ({how}); nothing was written to it. Put back a copy, or keep this one "
+        "(`sqlite3 FILE .recover` rescues what is readable) and start another file"
+    )
+
+
+def _compare_about(store: Store, runner: str | None, threads: int | None) -> None:
+    asked = {"runner": runner, "threads": threads}
+    stored = {"runner": store.runner, "threads": store.threads}
+    for name, value in asked.items():
+        if value is not None and value != stored[name]:
+            raise ValueError(
+                f"{store.path}: its results are of {name} {stored[name]}, not {value}, and a table must "
+                "be of one; name another file"
+            )
+
+
+def _compare_cells(store: Store, connection: sqlite3.Connection, spec: Spec, extend: bool) -> None:
+    stored = dict.fromkeys(store.cells())
+    new = [cell for cell in spec.cells if cell not in stored]
+    gone = stored.keys() - set(spec.cells)
+    if extend:
+        with _transaction(connection):
+            _add(connection, new)
+    elif new or gone:
+        differences = _differences(spec.cells, list(stored))
+        raise ValueError(
+            f"{store.path} is of another spec: {len(new)} cells of this one are not in it, and {len(gone)} "
+            f"of its own not in this one ({differences}); name another file, or add the new cells to it with "
+            "--extend"
+        )
+
+
+def _differences(wanted: Sequence[Cell], stored: Sequence[Cell]) -> str:
+    """Which values of which coordinates are in one of them only."""
+    ours, theirs = _values(wanted), _values(stored)
+    found = []
+    for name in ordered(ours.keys() | theirs.keys()):
+        only = [
+            f"{', '.join(map(repr, values[:3]))}{', ...' if len(values) > 3 else ''} only in the {place}"
+            for place, values in (
+                ("spec", [v for v in ours.get(name, ()) if v not in theirs.get(name, ())]),
+                ("file", [v for v in theirs.get(name, ()) if v not in ours.get(name, ())]),
+            )
+            if values
+        ]
+        found += [f"{name}: {' and '.join(only)}"] if only else []
+    return "; ".join(found) or "the same values in other combinations"
+
+
+def _values(cells: Sequence[Cell]) -> dict[str, dict[Value, None]]:
+    values: dict[str, dict[Value, None]] = {}
+    for cell in cells:
+        for name, value in cell.values.items():
+            values.setdefault(name, {})[value] = None
+    return values
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Errors of SQLite and of the lock as a StoreError that says what is safe."""
+    try:
+        yield
+    except sqlite3.Error as err:
+        raise _explanation(path, str(err)) from err
+    except BlockingIOError as err:
+        raise StoreError(f"{path}: {err.strerror}; wait for it, or name another file") from err
+    except OSError as err:
+        raise StoreError(
+            f"{path} cannot be written ({err}); nothing in it was changed. SQLite also makes files beside "
+            "it: allow that, or name another place"
+        ) from err
+
+
+def _explanation(path: Path, problem: str) -> StoreError:
+    # By the texts of SQLite: Python has told the error codes since 3.11 only.
+    if "not a database" in problem:
+        return StoreError(f"{path} is not an SQLite file; it was left alone: name another")
+    if "malformed" in problem:
+        return _damaged(path, problem)
+    if "full" in problem or "disk I/O" in problem:
+        advice = "make room on the disk, and run the same command again"
+    elif "readonly" in problem or "unable to open" in problem:
+        advice = "allow writing to the file and its directory, or name another place"
+    elif "locked" in problem:
+        advice = "another program holds it: end that one, and run the same command again"
+    else:
+        advice = "run the same command again when that is mended"
+    return StoreError(f"{path}: {problem}; the results that were in it are intact: {advice}")
