@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import safetensors.torch
 import torch
 from rich.console import Console
 from torch import Tensor, nn
@@ -182,3 +183,16 @@ def plotting(plot_out: str | None, module: str = "plot") -> Any:
 
     plot.require_format(plot_out)
     return importlib.import_module(f"llr.{module}")
+
+
+def require_weights(path: Path) -> None:
+    """Refuse a name that :func:`save_weights` cannot write, before the work."""
+    if path.suffix != ".safetensors":
+        raise ValueError(f"--out is {str(path)!r}; expected a name ending in .safetensors")
+
+
+def save_weights(net: nn.Module, path: Path) -> None:
+    """Write a model's state dict, whole or not at all."""
+    require_weights(path)
+    state = {name: t.detach().contiguous().clone() for name, t in net.state_dict().items()}
+    write_atomic(path, safetensors.torch.save(state))

@@ -1,0 +1,107 @@
+"""The commands of recovery: ``llr recover``, ``llr sweep``, ``llr reproduce``."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import torch
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+from llr.activations import ACTIVATIONS
+from llr.files import load_inputs
+from llr.recovery import Budget, Report, recover
+from llr.shell import console_beside, reported, require_weights, save_weights, write_json
+
+
+@click.command("recover")
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--max-width", type=click.IntRange(min=1), required=True, help="Neurons at most.")
+@click.option(
+    "--outputs", type=click.IntRange(min=1), default=1, show_default=True, help="Last columns."
+)
+@click.option(
+    "--activation",
+    type=click.Choice([name for name in ACTIVATIONS if name != "identity"]),
+    default="tanh",
+    show_default=True,
+)
+@click.option("--bias/--no-bias", default=True, show_default=True, help="Hidden biases.")
+@click.option("--output-bias/--no-output-bias", default=False, show_default=True)
+@click.option("--starts", type=click.IntRange(min=1), help="Give up after so many.")
+@click.option("--seconds", type=float, help="Give up after so long.")
+@click.option("--noise-std", type=float, help="Of the noise on the targets.  [default: no noise]")
+@click.option("--seed", default=0, show_default=True, help="Of the starts.")
+@click.option("--out", type=click.Path(path_type=Path), help="The network: a .safetensors file.")
+@click.option("--json", "json_out", metavar="FILE", help="As JSON; '-' for standard output.")
+@reported
+def recover_command(
+    data: Path,
+    max_width: int,
+    outputs: int,
+    activation: str,
+    bias: bool,
+    output_bias: bool,
+    starts: int | None,
+    seconds: float | None,
+    noise_std: float | None,
+    seed: int,
+    out: Path | None,
+    json_out: str | None,
+) -> None:
+    """Find the two-layer network that made DATA: rows of inputs and, in the last columns, outputs.
+
+    DATA is a .csv, .npy or .pt file. Exit code 1 if nothing fits, or several things do.
+    """
+    if out is not None:
+        require_weights(out)
+    table = load_inputs(data, torch.float64)
+    if table.dim() != 2 or table.shape[1] <= outputs:
+        raise ValueError(
+            f"{str(data)!r} has shape {tuple(table.shape)}; expected a table with inputs and, in the last "
+            f"{outputs} columns, outputs"
+        )
+    budget = None if starts is None and seconds is None else Budget(starts, seconds)
+    with _reporting() as report:
+        found = recover(
+            table[:, :-outputs],
+            table[:, -outputs:],
+            max_width=max_width,
+            activation=activation,
+            bias=bias,
+            output_bias=output_bias,
+            budget=budget,
+            noise_std=noise_std,
+            seed=seed,
+            progress=report,
+        )
+    if out is not None and found.model is not None:
+        save_weights(found.model, out)
+    write_json(json_out, {"data": str(data), **found.to_dict()})
+    console = console_beside(json_out)
+    console.print(str(found), markup=False)
+    for path in (out if found.model is not None else None, json_out):
+        if path not in (None, "-"):
+            console.print(f"wrote  {path}", markup=False)
+    if not found:
+        sys.exit(1)
+
+
+@contextlib.contextmanager
+def _reporting() -> Iterator[Report | None]:
+    """How far a search is, in a line of a terminal that goes away again; None elsewhere."""
+    console = console_beside("-")
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("searching", total=None)
+
+        def report(starts: int, best: float) -> None:
+            progress.update(task, description=f"{starts:,} starts, relative error {best:.1e}")
+
+        yield report

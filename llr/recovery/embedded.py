@@ -1,0 +1,42 @@
+"""A cell of the experiment on embeddings: recovery in a wide network, and the target's rank there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from llr.embedding import widen
+from llr.rank import rank
+from llr.recovery.experiment import Setting, Value
+from llr.recovery.experiment import run_cell as recovered
+
+
+def run_cell(values: Mapping[str, Value]) -> dict[str, Value]:
+    """What :func:`llr.recovery.experiment.run_cell` returns, and proved ranks of the target.
+
+    "narrow_rank" is that of the target's own network and "wide_rank" that of a random embedding in the fitted
+    one, on as many random samples as the wide network has parameters, "parameters".
+
+    Example:
+        >>> from llr.recovery.embedded import run_cell
+        >>> cell = run_cell({"d": 2, "k": 1, "width": 3, "n": 4})
+        >>> cell["narrow_rank"], cell["wide_rank"], cell["parameters"]
+        (3, 3, 9)
+    """
+    setting = Setting.of(values)
+    target = setting.draw_target()
+    generator = torch.Generator().manual_seed(setting.seed)
+    wide, record = widen(
+        target.model, [setting.d, setting.width or setting.k, setting.q], generator
+    )
+    x = target.inputs(len(record.matrix), seed=setting.seed)
+    return {
+        **recovered(values),
+        "narrow_rank": rank(target.model, x, method="certified").rank,
+        "wide_rank": rank(wide, x, method="certified").rank,
+        "parameters": len(record.matrix),
+    }
+
+
+run_cell.check = Setting.of  # type: ignore[attr-defined]

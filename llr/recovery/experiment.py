@@ -1,0 +1,306 @@
+"""One cell of an experiment: a target, a sample, a strategy, and whether the target is found again."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import vector_to_parameters
+
+from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer
+from llr.rank import rank
+from llr.recovery.lm import levenberg_marquardt
+from llr.recovery.recover import recover
+from llr.recovery.search import FITTED, Data, first_fit
+from llr.recovery.targets import RECOVERED, Target
+from llr.recovery.train import GD, Adam, Training, initial, merge, train
+from llr.theory import optimistic_sample_size
+
+Value = str | int | float | bool | None
+
+_MASKS = 10_000  # draws of observed entries until they see all directions
+_MERGED_ANGLE = 0.3  # neurons whose directions are closer are one
+_DECAY = 1e-2  # of Adam, at first
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a cell is, with what it is where nothing is said.
+
+    Attributes:
+        architecture: of the fitted model: "two-layer"; "cnn-shared", "cnn-local" or "cnn-full" for targets of
+            convolution kernels; "matrix".
+        d: inputs; rows and columns of a matrix.
+        k: neurons (kernels) of the target.
+        width: neurons (kernels, inner size) of the fitted model; default: as many as the target has.
+        q: outputs of a two-layer network.
+        kernel: size of a kernel.
+        rank: of a matrix.
+        activation: of target and model.
+        bias: hidden biases of a two-layer network.
+        output_bias: output biases of one.
+        target: "separated", "generic" or "linear-like".
+        n: samples.
+        strategy: "lm", many starts of Levenberg-Marquardt; "recover", the same from width 1 up to `width`,
+            see :func:`llr.recovery.recover`; "gd", "adam", "adam-annealed" (with weight decay that vanishes),
+            one run from a small start; "adam-merge-lm", the last one with its parallel neurons merged and the
+            rest done by Levenberg-Marquardt.
+        seed: of everything: each has a target and a sample of its own, the same for all strategies.
+        starts: of "lm" and "recover", at most.
+        steps: of the others.
+        init: standard deviation of the parameters where these begin.
+        lr: their step size; default: 0.05 for "gd", 0.01 for Adam; of a matrix, what its norm allows.
+        mask: of a matrix, "full-rank": observed entries that see as many directions as there are, or
+            "random".
+    """
+
+    n: int
+    architecture: str = "two-layer"
+    d: int = 5
+    k: int = 1
+    width: int | None = None
+    q: int = 1
+    kernel: int = 3
+    rank: int = 1
+    activation: str = "tanh"
+    bias: bool = False
+    output_bias: bool = False
+    target: str = "separated"
+    strategy: str = "lm"
+    seed: int = 0
+    starts: int = 4096
+    steps: int = 20_000
+    init: float = 1e-3
+    lr: float | None = None
+    mask: str = "full-rank"
+
+    @classmethod
+    def of(cls, values: Mapping[str, Value]) -> Setting:
+        """A setting from its values by name, checked.
+
+        Raises:
+            ValueError: an unknown name, a value of the wrong type or out of range; no `n`.
+        """
+        fields = {field.name: field for field in dataclasses.fields(cls)}
+        for name, value in values.items():
+            if name not in fields:
+                raise ValueError(f"{name!r} is unknown; expected some of {', '.join(fields)}")
+            kinds = _KINDS[str(fields[name].type).split(" ")[0]]
+            if value is not None and type(value) not in kinds:
+                raise ValueError(
+                    f"{name} is {value!r}; expected {' or '.join(k.__name__ for k in kinds)}"
+                )
+            if name in _CHOICES and value not in _CHOICES[name]:
+                raise ValueError(
+                    f"{name} is {value!r}; expected one of {', '.join(_CHOICES[name])}"
+                )
+            if isinstance(value, int) and kinds == (int,) and name != "seed" and value < 1:
+                raise ValueError(f"{name} is {value}; expected a positive integer")
+        if "n" not in values:
+            raise ValueError("n is missing; expected a number of samples")
+        return cls(**values)  # type: ignore[arg-type]
+
+    def template(self) -> nn.Module:
+        """The model that is fitted."""
+        return self._model(self.width)
+
+    def _model(self, width: int | None) -> nn.Module:
+        if self.architecture == "matrix":
+            return MatrixFactorization(self.d, width or self.rank, self.d, dtype=torch.float64)
+        if self.architecture == "two-layer":
+            return TwoLayer(
+                self.d,
+                width or self.k,
+                self.q,
+                activation=self.activation,
+                bias=self.bias,
+                output_bias=self.output_bias,
+                dtype=torch.float64,
+            )
+        width, positions = width or self.k, self.d + 1 - self.kernel
+        if self.architecture == "cnn-full":
+            return TwoLayer(
+                self.d,
+                width * positions,
+                activation=self.activation,
+                bias=False,
+                dtype=torch.float64,
+            )
+        return Conv1dTwoLayer(
+            self.d,
+            self.kernel,
+            width,
+            shared=self.architecture == "cnn-shared",
+            activation=self.activation,
+            dtype=torch.float64,
+        )
+
+    def draw_target(self) -> Target:
+        """The function to be found."""
+        seed = _seed(self.seed, 0)
+        if self.architecture == "matrix":
+            return Target.generic(MatrixFactorization(self.d, self.rank, self.d), seed=seed)
+        if self.architecture == "two-layer":
+            architecture = self._model(None)
+        else:
+            architecture = Conv1dTwoLayer(self.d, self.kernel, self.k, activation=self.activation)
+        draw: dict[str, Callable[..., Target]] = {
+            "separated": Target.separated,
+            "generic": Target.generic,
+            "linear-like": Target.linear_like,
+        }
+        return draw[self.target](architecture, seed=seed)
+
+    def draw_sample(self, target: Target) -> Data:
+        """What is known of it."""
+        if self.architecture != "matrix" or self.mask == "random":
+            return Data(*target.sample(self.n, seed=_seed(self.seed, 1)))
+        expected = min(self.n, self.rank * (2 * self.d - self.rank))
+        for attempt in range(_MASKS):
+            x, y = target.sample(self.n, seed=_seed(self.seed, 1, attempt))
+            if rank(target.model, x).rank == expected:
+                return Data(x, y)
+        raise ValueError(
+            f"{_MASKS:,} random choices of {self.n} entries never had rank {expected}; expected a larger n, "
+            "or mask = 'random'"
+        )
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "str": (str,),
+    "bool": (bool,),
+    "float": (float, int),
+}
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "architecture": ("two-layer", "cnn-shared", "cnn-local", "cnn-full", "matrix"),
+    "target": ("separated", "generic", "linear-like"),
+    "strategy": ("lm", "recover", "gd", "adam", "adam-annealed", "adam-merge-lm"),
+    "mask": ("full-rank", "random"),
+}
+
+
+def run_cell(values: Mapping[str, Value]) -> dict[str, Value]:
+    """Draw a target and a sample, and look for the target.
+
+    Args:
+        values: see :class:`Setting`; they alone decide what comes out.
+
+    Returns:
+        "recovered": whether the target was found, to 1e-8 on fresh points; "fitted": whether the sample was,
+        to 1e-20; "error" and "train_error", these relative squared errors; "predicted": the optimistic sample
+        size of the target in the fitted architecture.
+
+    Raises:
+        ValueError: what :meth:`Setting.of` refuses.
+
+    Example:
+        >>> from llr.recovery.experiment import run_cell
+        >>> cell = run_cell({"d": 2, "k": 1, "n": 4})
+        >>> cell["recovered"], cell["predicted"]
+        (True, 3)
+    """
+    setting = Setting.of(values)
+    target = setting.draw_target()
+    model, train_error = _STRATEGIES[setting.strategy](setting, setting.draw_sample(target))
+    error = math.inf if model is None else target.error(model)
+    return {
+        "recovered": error < RECOVERED,
+        "fitted": train_error < FITTED,
+        "error": _finite(error),
+        "train_error": _finite(train_error),
+        "predicted": optimistic_sample_size(setting.template(), target.model).upper,
+    }
+
+
+run_cell.check = Setting.of  # type: ignore[attr-defined]
+
+Found = tuple[nn.Module | None, float]
+"""A model, and its relative squared error on the sample."""
+
+
+def _many_starts(setting: Setting, data: Data) -> Found:
+    budget, seed = setting.starts, _seed(setting.seed, 2)
+    fits, _ = first_fit(setting.template(), data, budget=budget, seed=seed)
+    return fits.model(0), float(fits.relative[0])
+
+
+def _narrowest_first(setting: Setting, data: Data) -> Found:
+    if setting.architecture != "two-layer":
+        raise ValueError(
+            f"strategy 'recover' is for two-layer networks, not for {setting.architecture}"
+        )
+    found = recover(
+        data.x,
+        data.y,
+        max_width=setting.width or setting.k,
+        activation=setting.activation,
+        bias=setting.bias,
+        output_bias=setting.output_bias,
+        budget=setting.starts,
+        seed=_seed(setting.seed, 2),
+    )
+    return found.model, found.train_error
+
+
+def _descended(setting: Setting, data: Data) -> Found:
+    trained = _trained(setting, data)
+    return _at(setting.template(), trained.theta[0]), float(trained.relative[0])
+
+
+def _merged(setting: Setting, data: Data) -> Found:
+    narrow = merge(setting.template(), _trained(setting, data).theta[0], angle=_MERGED_ANGLE)
+    start = torch.cat([p.detach().reshape(-1) for p in narrow.parameters()])[None]
+    fits = levenberg_marquardt(narrow, start, data.x, data.y, damping="slow", tol=FITTED)
+    return fits.model(0), float(fits.relative[0])
+
+
+def _trained(setting: Setting, data: Data) -> Training:
+    template = setting.template()
+    generator = torch.Generator().manual_seed(_seed(setting.seed, 3))
+    start = initial(template, 1, scale=setting.init, generator=generator)
+    if setting.strategy == "gd":
+        method: GD | Adam = GD(lr=setting.lr or _rate(setting, data), momentum=0.9)
+    else:
+        decay = 0.0 if setting.strategy == "adam" else _DECAY
+        method = Adam(setting.lr or 0.01, weight_decay=decay, decay_schedule="linear")
+    return train(template, start, data.x, data.y, method=method, steps=setting.steps, tol=FITTED)
+
+
+def _rate(setting: Setting, data: Data) -> float:
+    """A step size of gradient descent with momentum."""
+    if setting.architecture != "matrix":
+        return 0.05
+    # Near a solution the curvature is at most 2 sigma_1(M) / n, and the norm of M bounds sigma_1.
+    return len(data.y) / (2 * float(data.y.square().mean().sqrt()) * setting.d)
+
+
+_STRATEGIES: dict[str, Callable[[Setting, Data], Found]] = {
+    "lm": _many_starts,
+    "recover": _narrowest_first,
+    "gd": _descended,
+    "adam": _descended,
+    "adam-annealed": _descended,
+    "adam-merge-lm": _merged,
+}
+
+
+def _at(template: nn.Module, theta: Tensor) -> nn.Module:
+    model = Target.given(template).model
+    with torch.no_grad():
+        vector_to_parameters(theta.double(), model.parameters())
+    return model
+
+
+def _finite(value: float) -> Value:
+    """A number that JSON has, or nothing."""
+    return value if math.isfinite(value) else None
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,0 +1,191 @@
+"""Many starts of Levenberg-Marquardt, in rounds of growing size, until one of them fits."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from llr.recovery.damping import Damping
+from llr.recovery.lm import Fits, levenberg_marquardt, starts
+
+FITTED = 1e-20
+"""A fit is accepted if its mean squared residual, relative to the targets' mean square, is below this."""
+
+EXACT = 1e-22
+"""After polishing a fit is better than this, or it was a near miss: rounding alone leaves far less."""
+
+DEFAULT_STARTS = 100_000
+_FIRST_ROUND, _LARGEST_ROUND = 8, 2048
+_SCALE = 0.1  # standard deviation of the parameters at the start
+_POLISHED = 1e-32  # a fit is as good as rounding allows: worked on until nothing improves
+_CANDIDATES = 8
+# Where neurons nearly cancel, residuals shrink by less than a percent a step, and go on doing so for long.
+_PATIENT = Damping(stall=100, iterations=2000, progress=0.0)
+
+Report = Callable[[int, float], None]
+"""Called with the starts so far, and the smallest relative error so far."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """When to give up: whichever comes first. The number of starts alone is deterministic.
+
+    Example:
+        >>> from llr.recovery import Budget
+        >>> Budget(starts=500)
+        Budget(starts=500, seconds=None)
+    """
+
+    starts: int | None = DEFAULT_STARTS
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.starts is not None and (type(self.starts) is not int or self.starts < 1):
+            raise ValueError(f"starts of the budget is {self.starts!r}; expected an integer >= 1")
+        if self.seconds is not None and not 0 < self.seconds < math.inf:
+            raise ValueError(f"seconds of the budget is {self.seconds!r}; expected a number > 0")
+        if self.starts is None and self.seconds is None:
+            raise ValueError("the budget has no limit; expected starts, seconds, or both")
+
+    @classmethod
+    def of(cls, budget: Budget | int | None) -> Budget:
+        """A budget as users may give it: a number stands for starts."""
+        if budget is None:
+            return cls()
+        return budget if isinstance(budget, Budget) else cls(starts=budget)
+
+
+@dataclass
+class Spent:
+    """What has been spent of a budget, and the best error that came of it."""
+
+    budget: Budget
+    report: Report | None = None
+    starts: int = 0
+    best: float = math.inf
+    began: float = field(default_factory=time.monotonic)
+
+    def left(self, wanted: int) -> int:
+        """How many of the wanted starts there may be."""
+        if self.budget.seconds is not None and self.seconds > self.budget.seconds:
+            return 0
+        if self.budget.starts is None:
+            return wanted
+        return min(wanted, self.budget.starts - self.starts)
+
+    def add(self, fits: Fits) -> None:
+        """Count a round."""
+        self.starts += len(fits.theta)
+        self.best = min(self.best, float(fits.relative.nan_to_num(math.inf).min()))
+        if self.report is not None:
+            self.report(self.starts, self.best)
+
+    @contextmanager
+    def capped(self, share: float) -> Iterator[None]:
+        """Leave all but this share of the budget for later."""
+        whole = self.budget
+        self.budget = Budget(
+            None if whole.starts is None else max(1, math.ceil(share * whole.starts)),
+            None if whole.seconds is None else share * whole.seconds,
+        )
+        try:
+            yield
+        finally:
+            self.budget = whole
+
+    @property
+    def seconds(self) -> float:
+        """Since the search began."""
+        return time.monotonic() - self.began
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """Samples and their targets, in float64."""
+
+    x: Tensor
+    """(n, d), or index pairs (n, 2)"""
+    y: Tensor
+    """(n, q)"""
+
+
+def round_of_starts(
+    template: nn.Module, data: Data, number: int, spent: Spent, *, seed: int, tol: float = FITTED
+) -> Fits | None:
+    """A round: 8, 16, 32, ... starts, with fast and slow damping in turns; None if the budget is spent.
+
+    The starts are those of the seed, the number of parameters, and the round.
+    """
+    size = spent.left(min(_FIRST_ROUND << number, _LARGEST_ROUND))
+    if size <= 0:
+        return None
+    P = sum(p.numel() for p in template.parameters())
+    state = np.random.SeedSequence((seed, P, number)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+    theta = starts(template, size, scale=_SCALE, generator=generator)
+    damping = "slow" if number % 2 else "fast"
+    fits = levenberg_marquardt(
+        template, theta, data.x, data.y, damping=damping, tol=tol, first=True
+    )
+    spent.add(fits)
+    return fits
+
+
+def polished(template: nn.Module, data: Data, fits: Fits) -> Fits:
+    """The best few of the fits, worked on until rounding stops them; the best first."""
+    theta = fits.theta[_best_first(fits)[:_CANDIDATES]]
+    better = levenberg_marquardt(template, theta, data.x, data.y, damping=_PATIENT, tol=_POLISHED)
+    order = _best_first(better)
+    return replace(
+        better,
+        theta=better.theta[order],
+        loss=better.loss[order],
+        relative=better.relative[order],
+        iterations=better.iterations[order],
+        codes=better.codes[order],
+    )
+
+
+def _best_first(fits: Fits) -> Tensor:
+    return fits.relative.nan_to_num(math.inf).argsort(stable=True)
+
+
+def first_fit(
+    template: nn.Module,
+    data: Data,
+    *,
+    budget: Budget | int | None = None,
+    seed: int = 0,
+    report: Report | None = None,
+) -> tuple[Fits, Spent]:
+    """Start a model again and again until it fits the data.
+
+    Args:
+        template: the model; its parameters do not matter.
+        data: what to fit.
+        budget: starts or seconds at most.
+        seed: of the starts.
+        report: told how far it is.
+
+    Returns:
+        The polished fits of the round that came closest, best first, and what was spent.
+    """
+    spent, number = Spent(Budget.of(budget), report), 0
+    best: Fits | None = None
+    while best is None or float(best.relative[0]) >= EXACT:
+        fits = round_of_starts(template, data, number, spent, seed=seed)
+        if fits is None:
+            break
+        found = polished(template, data, fits)
+        if best is None or float(found.relative[0]) < float(best.relative[0]):
+            best = found
+        number += 1
+    assert best is not None  # a budget has room for a start
+    return best, spent
