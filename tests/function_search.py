@@ -146,9 +146,7 @@ def _solutions(
         for j, value in zip(free, chosen, strict=True):
             a[j] = value
         for row, p in zip(table, pivots, strict=True):
-            a[p] = [
-                row[m + j] - sum((row[f] * a[f][j] for f in free), ZERO) for j in range(q)
-            ]
+            a[p] = [row[m + j] - sum((row[f] * a[f][j] for f in free), ZERO) for j in range(q)]
         yield a
 
 

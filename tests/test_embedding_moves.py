@@ -170,7 +170,9 @@ class TestCompositions:
     def test_rounded_shares_are_different_shares(self) -> None:
         narrow = convolution(5, 3, 1)
         wide, embedding = split(narrow, 0, 0, 0.25)  # 3/4 of 53 bits are 55
-        assert embedding.steps == ("layer 0: neuron 0 split, copy 1, share 0.25, outgoing weights rounded",)
+        assert embedding.steps == (
+            "layer 0: neuron 0 split, copy 1, share 0.25, outgoing weights rounded",
+        )
         assert certified(wide, 5) == 9
         with torch.no_grad():
             narrow.out.copy_(narrow.out.float())
@@ -229,7 +231,9 @@ class TestCompatible:
     )
     def test_one_neuron_in_each_layer(self, al: float, lam: float, t: float, s: float) -> None:
         # (1 - al) t + al s = lambda u, for u = 3/2.
-        assert Fraction(1 - al) * Fraction(t) + Fraction(al) * Fraction(s) == pytest.approx(lam * 1.5)
+        assert Fraction(1 - al) * Fraction(t) + Fraction(al) * Fraction(s) == pytest.approx(
+            lam * 1.5
+        )
         narrow, wide = section_8(al, lam, t, s, None, width=1)
         assert certified(narrow, 1) == certified(wide, 1) == 6
         assert not torch.equal(wide[2].weight[0], wide[2].weight[1]) or t == s
@@ -432,7 +436,9 @@ class TestBadInput:
     def test_widths(self) -> None:
         narrow = network(1, 2, 2, 1)
         for embed in (widen, random_compatible):
-            with pytest.raises(ValueError, match="ask for 1 neurons in layer 1, but the model has 2"):
+            with pytest.raises(
+                ValueError, match="ask for 1 neurons in layer 1, but the model has 2"
+            ):
                 embed(narrow, [1, 3, 1, 1])
             with pytest.raises(ValueError, match=r"expected 4 numbers, .* \[1, 2, 2, 1\]"):
                 embed(narrow, [2, 3, 3, 1])

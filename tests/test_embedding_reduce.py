@@ -152,7 +152,9 @@ class TestDegenerate:
         assert checked > 30
 
     def test_in_fifty_digits(self) -> None:
-        wide = two_layer("sigmoid", [(1, 0.5, 2), (-1, -0.5, 3), (0, 1, 2), (1, 0.5, 1), (2, 1, 0)], 0.25)
+        wide = two_layer(
+            "sigmoid", [(1, 0.5, 2), (-1, -0.5, 3), (0, 1, 2), (1, 0.5, 1), (2, 1, 0)], 0.25
+        )
         found = reduce(wide)
         assert found.widths == (1, 1, 1)
 
@@ -224,12 +226,16 @@ class TestRelations:
         assert found.widths == (1, 2, 1)
         assert len(found.steps) == 3
         value = 2 * torch.tanh(torch.tensor(1.0).double()) - 0.7615941559557649 + 0.9640275800758169
-        assert found.model(torch.zeros(1, 1).double()).item() == pytest.approx(value.item(), rel=1e-15)
+        assert found.model(torch.zeros(1, 1).double()).item() == pytest.approx(
+            value.item(), rel=1e-15
+        )
         # tanh(-1) = -tanh(1), whatever that is.
         assert reduce(two_layer("tanh", [(0, 1, 2), (1, 0, 1), (0, -1, 1)])).proved
 
     def test_relu(self) -> None:
-        found = reduce(two_layer("relu", [(1, 2, 3), (0.5, 1, 4), (-1, -2, 1), (0, -1, 9), (0, 2, 1)], 0.0))
+        found = reduce(
+            two_layer("relu", [(1, 2, 3), (0.5, 1, 4), (-1, -2, 1), (0, -1, 9), (0, 2, 1)], 0.0)
+        )
         assert found.widths == (1, 2, 1)  # (-1, -2) is no multiple
         assert found.proved
         assert found.model[2].weight.flatten().tolist() == [5.0, 1.0]
@@ -391,7 +397,9 @@ class TestReport:
         wide, _ = split(narrow, layer, 0, 0.5)
         with torch.no_grad():
             wide[2 * layer].weight[2] *= 1 + 1e-12
-        with pytest.warns(UserWarning, match=f"layer {layer}: neurons .* 0 and 2 differ by") as caught:
+        with pytest.warns(
+            UserWarning, match=f"layer {layer}: neurons .* 0 and 2 differ by"
+        ) as caught:
             assert reduce(wide).widths[layer + 1] == 3
         assert caught[0].filename == __file__
         with warnings.catch_warnings():

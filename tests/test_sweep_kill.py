@@ -68,7 +68,13 @@ def test_one_process(tmp_path: Path, out: Path) -> None:
     for number in range(KILLS):
         marks = len(begun(tmp_path))
         with start(
-            "run", spec, "--out", out, "--runner", "sweep_cases:counted", env=environment(tmp_path, 0.02)
+            "run",
+            spec,
+            "--out",
+            out,
+            "--runner",
+            "sweep_cases:counted",
+            env=environment(tmp_path, 0.02),
         ) as process:
             # From the moment when it may write: the first kills fall into the making of the file.
             wait_for(lambda process=process: is_locked_by(process, out), process)
@@ -151,7 +157,14 @@ def test_torchrun(tmp_path: Path, out: Path) -> None:
     cells = 80
     spec = write_spec(tmp_path, cells)
     dice = random.Random(2)
-    launcher = (*TORCHRUN, "--max-restarts", str(KILLS), "--monitor-interval", "0.05", "--standalone")
+    launcher = (
+        *TORCHRUN,
+        "--max-restarts",
+        str(KILLS),
+        "--monitor-interval",
+        "0.05",
+        "--standalone",
+    )
     arguments = ("run", spec, "--out", out, "--runner", "sweep_cases:counted", "--lease", 3)
     killed: list[str] = []
     with start(*arguments, launcher=launcher, env=environment(tmp_path, 0.1)) as process:
