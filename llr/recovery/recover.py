@@ -345,7 +345,7 @@ class _Case:
                 fits = round_of_starts(template, self.data, number, spent, seed=self.seed)
                 if fits is None:
                     break
-                fit = polished(template, self.data, fits)
+                fit = polished(template, self.data, fits, near=math.inf)
                 test = self._tested(j, fit, noise_std)
                 if j not in best or test.statistic < best[j][0].statistic:
                     best[j] = test, fit.theta[0]
