@@ -193,8 +193,8 @@ def run_cell(values: Mapping[str, Value]) -> dict[str, Value]:
 
     Returns:
         "recovered": whether the target was found, to 1e-8 on fresh points; "fitted": whether the sample was,
-        to 1e-20; "error" and "train_error", these relative squared errors; "predicted": the optimistic sample
-        size of the target in the fitted architecture.
+        to 1e-20; "test_error" and "train_error", these relative squared errors; "predicted": the optimistic
+        sample size of the target in the fitted architecture.
 
     Raises:
         ValueError: what :meth:`Setting.of` refuses.
@@ -212,7 +212,7 @@ def run_cell(values: Mapping[str, Value]) -> dict[str, Value]:
     return {
         "recovered": error < RECOVERED,
         "fitted": train_error < FITTED,
-        "error": _finite(error),
+        "test_error": _finite(error),
         "train_error": _finite(train_error),
         "predicted": optimistic_sample_size(setting.template(), target.model).upper,
     }

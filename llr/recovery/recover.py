@@ -443,7 +443,7 @@ class _Case:
     def _certified(self, found: tuple[int, Tensor], spent: Spent, distinct: int) -> Recovery:
         width, theta = found
         net, P = self._inside(width, theta), self.kind.parameters(width)
-        seen = rank(net, self.data.x, method="certified").rank
+        seen = int(rank(net, self.data.x, method="certified").rank)
         most = self.kind.parameters(width, q=1)
         if seen < P:
             claim = (
