@@ -235,6 +235,12 @@ def _narrowest_first(setting: Setting, data: Data) -> Found:
         raise ValueError(
             f"strategy 'recover' is for two-layer networks, not for {setting.architecture}"
         )
+    neuron = setting.q + setting.d + setting.bias + setting.q * setting.output_bias
+    if data.y.numel() < neuron:
+        return (
+            None,
+            math.inf,
+        )  # recover() refuses what cannot decide; in a grid it is a point of the curve
     found = recover(
         data.x,
         data.y,

@@ -26,8 +26,8 @@ NEAR = 1e-6
 
 DEFAULT_STARTS = 100_000
 _FIRST_ROUND, _LARGEST_ROUND = 8, 2048
-# Standard deviations of the parameters at the start, in turns: each of them hardly ever finds some targets that
-# another finds from one start in ten.
+# Standard deviations of the parameters at the start, in turns: each of them hardly ever finds some targets
+# that another finds from one start in ten.
 _SCALES = (0.1, 0.3, 1.0)
 _POLISHED = 1e-32  # a fit is as good as rounding allows: worked on until nothing improves
 _CANDIDATES = 8
