@@ -89,7 +89,7 @@ class Training:
         steps: (S,) int64, how many steps each member took.
         converged: (S,) bool, whether `relative` came down to the tolerance.
         diverged: (S,) bool, whether the loss left all bounds; a smaller step size would help.
-        stalled: (S,) bool, whether the member was given up because its steps had stopped to lead anywhere; only
+        stalled: (S,) bool, whether the member was given up because its steps led nowhere any more; only
             of `LM`.
         history: points of the trajectories, if they were asked for.
     """
@@ -105,7 +105,7 @@ class Training:
 
     @property
     def status(self) -> tuple[str, ...]:
-        """Of every member "converged", "diverged", "stalled" or "steps": it had no more of them, or of time."""
+        """Of every member "converged", "diverged", "stalled" or "steps": no more of them, or of time."""
         ends = {"converged": self.converged, "diverged": self.diverged, "stalled": self.stalled}
         flags = torch.stack([*ends.values(), torch.ones_like(self.converged)]).long()
         return tuple((*ends, "steps")[i] for i in flags.argmax(0).tolist())
