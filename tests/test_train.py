@@ -718,7 +718,7 @@ class TestMatrixCompletion:
         assert not bool(below.descended(1e-30, d).any())
         assert int(exact.descended(1e-30, d).sum()) >= 18
         assert int(exact.descended(1e-30, rank).sum()) >= 18
-        assert not bool(exact.descended(1e-3, d).any())  # not small enough: other ranks grow, too
+        assert int(exact.descended(1e-3, d).sum()) <= 3  # not small enough: other ranks grow, too
 
     def test_gradient_flow(self) -> None:
         exact, d = Completions.of(1, 9, count=10, draws=400), Completions.d
