@@ -205,7 +205,7 @@ def report(results: Mapping[str, Any]) -> str:
                 str(case["samples"]),
                 str(case["members"]),
                 *(number(1 / median(seconds[way])) for way in names),
-                *(f"{found['ratios'][f'{a} / {b}']['of_medians']:.2g}x" for a, b in RATIOS),
+                *(f"{number(found['ratios'][f'{a} / {b}']['of_medians'])}x" for a, b in RATIOS),
             ]
         )
     lines = [

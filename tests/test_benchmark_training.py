@@ -56,7 +56,7 @@ def test_tables_follow_from_the_samples(quick):
             assert rate == pytest.approx(1 / median(samples), rel=0.01)
         for name in CONTENDERS - {"llr"}:
             ratio = float(row[f"{name} / llr"].removesuffix("x"))
-            assert ratio == pytest.approx(median(seconds[name]) / median(seconds["llr"]), rel=0.06)
+            assert ratio == pytest.approx(median(seconds[name]) / median(seconds["llr"]), rel=0.01)
 
 
 def test_the_loop_is_counted_by_its_own_members(modules, monkeypatch):
