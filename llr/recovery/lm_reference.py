@@ -143,7 +143,8 @@ def solve(
         y: (B, n, q).
         which: (S), the data set of each start.
         damping: lambda and the patience.
-        tol: converged where the sum of squared residuals is at most `tol` times that of y (times n q, if y is zero).
+        tol: converged where the sum of squared residuals is at most `tol` times that of y (times n q, if y is
+            zero).
         first: skip the starts of a data set behind its first one that converges.
         batch: how many starts share the batched operations. Results do not depend on it but for rounding.
     """

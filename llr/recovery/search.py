@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from llr.recovery.damping import Damping
-from llr.recovery.lm import Fits, levenberg_marquardt, starts
+from llr.recovery.lm import Fits, levenberg_marquardt
+from llr.recovery.starts import initial
 
 FITTED = 1e-20
 """A fit is accepted if its mean squared residual, relative to the targets' mean square, is below this."""
@@ -133,7 +134,7 @@ def round_of_starts(
     P = sum(p.numel() for p in template.parameters())
     state = np.random.SeedSequence((seed, P, number)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-    theta = starts(template, size, scale=_SCALE, generator=generator)
+    theta = initial(template, size, scale=_SCALE, generator=generator)
     damping = "slow" if number % 2 else "fast"
     fits = levenberg_marquardt(
         template, theta, data.x, data.y, damping=damping, tol=tol, first=True
