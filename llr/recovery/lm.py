@@ -136,6 +136,7 @@ def levenberg_marquardt(
     _check_devices(starts, x, y, which)
     _check_finite(starts, "starts")
     _check_finite(y, "y")
+    _check_squares(y)
     problem = read_problem(model, x.flatten(0, 1), None, torch.float64)
     if problem.columns.count != starts.shape[1]:
         raise ValueError(
@@ -372,6 +373,18 @@ def _check_devices(starts: Tensor, x: Tensor, y: Tensor, which: Tensor) -> None:
             raise ValueError(
                 f"{name} is on {t.device} but starts is on {starts.device}; expected one device"
             )
+
+
+def _check_squares(y: Tensor) -> None:
+    """Convergence is measured by the sum of squares of the targets."""
+    squares, largest = y.square().sum((1, 2)), y.abs().amax((1, 2))
+    wrong = squares.isinf() | ((squares == 0) & (largest > 0))
+    if bool(wrong.any()):
+        which = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"y of data set {which} has a sum of squares of {float(squares[which])}; expected targets of a "
+            f"size that can be squared, and the largest is {float(largest[which]):.3g}: scale them"
+        )
 
 
 def _check_finite(t: Tensor, name: str) -> None:
