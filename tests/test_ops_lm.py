@@ -322,6 +322,7 @@ def test_no_gradient_is_left_where_nothing_improves(name):
     # So many rejected steps that lambda, however small, becomes large: what stalls then is at rest.
     found = native(model, close, iterations=10_000, stall=100)
     ended = (found.status == STALLED) | (found.status == CONVERGED)
+    ended &= found.theta.abs().amax(1) < 1e3  # some have their infimum at infinity
     assert ended.any()
     for s in ended.nonzero()[:, 0].tolist():
         x, y = data.x[data.which[s]], data.y[data.which[s]]

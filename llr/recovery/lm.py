@@ -145,12 +145,15 @@ def levenberg_marquardt(
         )
     samples = problem.x.unflatten(0, x.shape[:2])
     known = _read(problem)
+    if isinstance(model, MatrixFactorization):
+        _check_pairs(model, problem.x)
     _check_outputs(problem, known, samples, y, starts)
     method = "native"
     if known is None:
         method = f"torch: {type(model).__name__} is none of the models that the native library fits"
     elif obstacle := _why_not_native(starts):
-        _ops.warn_of_no_kernel(starts.device, obstacle)
+        if not _ops.NATIVE:
+            _ops.warn_of_no_kernel(starts.device, obstacle)
         method = f"torch: {obstacle}"
     if method == "native":
         assert known is not None
@@ -301,6 +304,19 @@ def _check_outputs(
         raise ValueError(
             f"y has shape {tuple(y.shape)}; expected {outputs} numbers for each sample, as many as the "
             "model gives"
+        )
+
+
+def _check_pairs(model: MatrixFactorization, pairs: Tensor) -> None:
+    if pairs.is_floating_point() or pairs.dim() != 2 or pairs.shape[1] != 2:
+        return  # the model says what it takes
+    rows, columns = len(model.A), model.B.shape[1]
+    outside = ((pairs < 0) | (pairs >= pairs.new_tensor([rows, columns]))).any(1)
+    if bool(outside.any()):
+        i, j = pairs[outside][0].tolist()
+        raise ValueError(
+            f"x has the index pair ({i}, {j}); expected rows from 0 to {rows - 1} and columns from 0 to "
+            f"{columns - 1}"
         )
 
 

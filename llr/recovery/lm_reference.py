@@ -207,7 +207,8 @@ def _begin(
 ) -> _Pool:
     theta, sets = starts[taken], which[taken]
     residuals = functions.outputs(theta, x[sets]) - y[sets]
-    loss = residuals.square().sum((1, 2)).nan_to_num(nan=torch.inf)
+    loss = residuals.square().sum((1, 2))
+    loss = torch.where(loss.isnan(), torch.inf, loss)
     zero = torch.zeros_like(taken)
     J, A, right = _linearise(functions, theta, x[sets], residuals)
     lambdas = torch.full_like(loss, damping.start)
