@@ -3,8 +3,8 @@
     python benchmarks/recovery.py              # some minutes; writes benchmarks/results/recovery.{json,md}
     python benchmarks/recovery.py --quick      # tiny sizes: proves that it runs; writes only to --out
 
-One thread, the same targets, samples and starts for all; those who solve one problem after the other get a part
-of the starts. What a contender calls converged is checked before anything is timed. A second table has the
+One thread, the same targets, samples and starts for all; those who solve one problem after the other get a
+part of the starts. What a contender calls converged is checked before anything is timed. A second table has the
 sample sizes from which on strategies find the targets again.
 """
 
@@ -67,7 +67,12 @@ RATIOS = (
 )
 """Pairs of contenders; the ratio is the time per problem of the first over that of the second."""
 
-PROMISES = ((BATCHED, NATIVE, 20.0), (BATCHED_SLOW, NATIVE_SLOW, 20.0), (TRF, NATIVE, 50.0))
+PROMISES = (
+    (BATCHED, NATIVE, 20.0, True),
+    (BATCHED_SLOW, NATIVE_SLOW, 20.0, True),
+    (TRF, NATIVE, 50.0, False),
+)
+"""The ratio at least, and whether the faster one must fit as many of its starts."""
 _PRODUCT = 512  # of square matrices, for the speed that this machine multiplies at
 
 
@@ -142,11 +147,11 @@ def operations(problems: Problems) -> dict[str, float]:
 def promises(cases: Mapping[str, Any], apply: bool) -> list[dict[str, Any]]:
     """What was promised, what was measured, and, where it applies, if it holds.
 
-    A ratio counts only if the faster one fits as many of its starts, up to two standard deviations.
+    As many starts are fitted if it is so up to two standard deviations.
     """
     rows = []
     for name, found in cases.items():
-        for slower, faster, bound in PROMISES:
+        for slower, faster, bound, equally in PROMISES:
             pair = f"{slower} / {faster}"
             if pair not in found["ratios"]:
                 continue
@@ -155,7 +160,9 @@ def promises(cases: Mapping[str, Any], apply: bool) -> list[dict[str, Any]]:
             few = min(found["problems"][slower], found["problems"][faster])
             as_many = b >= a - 2 * (a * (1 - a) / few) ** 0.5
             row = {"case": name, "ratio": pair, "bound": bound, "measured": ratio}
-            rows.append(row | {"as_many": as_many, "holds": ratio >= bound if apply else None})
+            holds = ratio >= bound and (as_many or not equally)
+            row["as_many"] = as_many if equally else None
+            rows.append(row | {"holds": holds if apply else None})
     return rows
 
 
@@ -191,7 +198,7 @@ def report(results: Mapping[str, Any]) -> str:
             p["ratio"],
             f"≥ {p['bound']:g}",
             number(p["measured"]),
-            "yes" if p["as_many"] else "**no**",
+            VERDICTS[p["as_many"]],
             VERDICTS[p["holds"]],
         ]
         for p in results["promises"]
