@@ -4,8 +4,8 @@
     python benchmarks/recovery.py --quick      # tiny sizes: proves that it runs; writes only to --out
 
 One thread, the same targets, samples and starts for all; those who solve one problem after the other get a
-part of the starts. What a contender calls converged is checked before anything is timed. A second table has the
-sample sizes from which on strategies find the targets again.
+part of the starts. What a contender calls converged is checked before anything is timed. A second table has
+the sample sizes from which on strategies find the targets again.
 """
 
 from __future__ import annotations
