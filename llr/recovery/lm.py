@@ -28,7 +28,7 @@ class Fits:
     theta: Tensor
     """(S, P) in float64; columns as those of :func:`llr.layout`."""
     loss: Tensor
-    """(S), mean squared residual over samples and outputs; infinite for starts that failed or were skipped."""
+    """(S), mean squared residual over samples and outputs; infinite for what failed or was skipped."""
     relative: Tensor
     """(S), the loss over the mean square of the start's targets (over 1, where they are all zero)."""
     iterations: Tensor
@@ -64,39 +64,6 @@ class Fits:
         return f"{len(self.theta)} starts: {counts}"
 
 
-def starts(
-    model: nn.Module, count: int, scale: float = 0.1, generator: torch.Generator | None = None
-) -> Tensor:
-    """Random starts for :func:`levenberg_marquardt`, independent normal numbers.
-
-    Args:
-        model: its trainable parameters are what there is a number for.
-        count: S.
-        scale: the standard deviation. Small ones leave narrow networks free to find their directions.
-        generator: of the random numbers; default torch's own.
-
-    Returns:
-        (S, P), float64.
-
-    Raises:
-        ValueError: a count that is no integer from 0 on, a scale that is no finite number from 0 on, a model without
-            trainable parameters.
-
-    Example:
-        >>> import torch
-        >>> from llr.models import TwoLayer
-        >>> from llr.recovery import starts
-        >>> starts(TwoLayer(3, 2), 5, generator=torch.Generator().manual_seed(0)).shape
-        torch.Size([5, 10])
-    """
-    if type(count) is not int or count < 0:
-        raise ValueError(f"count is {count!r}; expected a number of starts")
-    if not (math.isfinite(scale) and scale >= 0):
-        raise ValueError(f"scale is {scale!r}; expected a finite standard deviation")
-    P = max(columns.stop for columns in layout(model).values())
-    return scale * torch.randn(count, P, dtype=torch.float64, generator=generator)
-
-
 @outside_inference_mode
 def levenberg_marquardt(
     model: nn.Module,
@@ -111,26 +78,28 @@ def levenberg_marquardt(
 ) -> Fits:
     """Fit a model to data by least squares from many starts, thousands of small problems a second.
 
-    Each start is a problem of its own and ends at the same bits whatever the others are, in whatever order they
-    come and on however many threads. MLPs, :class:`llr.models.Conv1dTwoLayer` and
-    :class:`llr.models.MatrixFactorization` on the CPU run in the native library, one per lane of a vector register; other models,
-    and other devices, in batched torch operations.
+    In the native library each start is a problem of its own, in a lane of a vector register: it ends at the
+    same bits whatever the others are, in whatever order they come and on however many threads. MLPs,
+    :class:`llr.models.Conv1dTwoLayer` and :class:`llr.models.MatrixFactorization` on the CPU run there. Other
+    models, frozen parameters and other devices take the same steps in batched torch operations, where the
+    company of a start may change its rounding.
 
     Args:
         model: what is fitted; its own parameters are only a template.
-        starts: (S, P) float64, in the columns of :func:`llr.layout`; see :func:`llr.recovery.starts`.
+        starts: (S, P) float64, in the columns of :func:`llr.layout`; see :func:`llr.recovery.initial`.
+            Small ones (scale=0.1) leave narrow networks free to find their directions.
         x: (n, ...) samples as the model takes them, or (B, n, ...) for B data sets.
         y: (n, q) targets in float64, or (B, n, q).
         which: (S) integers, the data set of each start. Default: the only one, or one each if B = S.
         damping: "fast", "slow" or a :class:`Damping`.
-        tol: a start has converged where its sum of squared residuals is at most this part of the sum of squared
-            targets (of n q, where these are all zero).
-        first: of each data set skip the starts behind the first one, in the order given, that converges. Which are
-            skipped does not depend on time or threads.
+        tol: a start has converged where its sum of squared residuals is at most this part of the sum of
+            squared targets (of n q, where these are all zero).
+        first: of each data set skip the starts behind the first one, in the order given, that converges.
+            Which are skipped does not depend on time or threads.
 
     Returns:
-        A :class:`Fits`. A start is "converged"; "stalled" for too many iterations, or its steps vanish; at the "limit" of
-        iterations; "failed", because its first loss is not finite; or "skipped".
+        A :class:`Fits`. A start is "converged"; "stalled" for too many iterations, or its steps vanish; at
+            the "limit" of iterations; "failed", because its first loss is not finite; or "skipped".
 
     Raises:
         ValueError: shapes that do not fit each other, NaN or infinity, an index out of range.
@@ -139,11 +108,12 @@ def levenberg_marquardt(
     Example:
         >>> import torch
         >>> from llr.models import TwoLayer
-        >>> from llr.recovery import levenberg_marquardt, starts
+        >>> from llr.recovery import initial, levenberg_marquardt
         >>> generator = torch.Generator().manual_seed(0)
         >>> target = TwoLayer(2, 1, bias=False, generator=generator).double()
         >>> x = torch.randn(6, 2, dtype=torch.float64, generator=generator)
-        >>> fits = levenberg_marquardt(target, starts(target, 8, generator=generator), x, target(x).detach())
+        >>> starts = initial(target, 8, scale=0.1, generator=generator)
+        >>> fits = levenberg_marquardt(target, starts, x, target(x).detach())
         >>> bool(fits.converged.any()), bool(fits.loss[fits.converged].max() < 1e-20)
         (True, True)
     """
@@ -157,8 +127,8 @@ def levenberg_marquardt(
         x, y = x[None], y[None]
     if x.shape[:2] != y.shape[:2]:
         raise ValueError(
-            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; expected as many samples in both, (n, ...) and "
-            "(n, q), or (B, n, ...) and (B, n, q)"
+            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; expected as many samples in both, "
+            "(n, ...) and (n, q), or (B, n, ...) and (B, n, q)"
         )
     if not x.shape[1] or not len(x) or not y.shape[2]:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected at least one sample")
@@ -166,20 +136,24 @@ def levenberg_marquardt(
     _check_devices(starts, x, y, which)
     _check_finite(starts, "starts")
     _check_finite(y, "y")
+    _check_squares(y)
     problem = read_problem(model, x.flatten(0, 1), None, torch.float64)
     if problem.columns.count != starts.shape[1]:
         raise ValueError(
-            f"starts has shape {tuple(starts.shape)}; expected (S, {problem.columns.count}), a column for each "
-            "trainable parameter (llr.layout(model))"
+            f"starts has shape {tuple(starts.shape)}; expected (S, {problem.columns.count}), a column for "
+            "each trainable parameter (llr.layout(model))"
         )
     samples = problem.x.unflatten(0, x.shape[:2])
     known = _read(problem)
+    if isinstance(model, MatrixFactorization):
+        _check_pairs(model, problem.x)
     _check_outputs(problem, known, samples, y, starts)
     method = "native"
     if known is None:
         method = f"torch: {type(model).__name__} is none of the models that the native library fits"
     elif obstacle := _why_not_native(starts):
-        _ops.warn_of_no_kernel(starts.device, obstacle)
+        if not _ops.NATIVE:
+            _ops.warn_of_no_kernel(starts.device, obstacle)
         method = f"torch: {obstacle}"
     if method == "native":
         assert known is not None
@@ -328,7 +302,21 @@ def _check_outputs(
         outputs = found.shape[2]
     if y.shape[2] != outputs:
         raise ValueError(
-            f"y has shape {tuple(y.shape)}; expected {outputs} numbers for each sample, as many as the model gives"
+            f"y has shape {tuple(y.shape)}; expected {outputs} numbers for each sample, as many as the "
+            "model gives"
+        )
+
+
+def _check_pairs(model: MatrixFactorization, pairs: Tensor) -> None:
+    if pairs.is_floating_point() or pairs.dim() != 2 or pairs.shape[1] != 2:
+        return  # the model says what it takes
+    rows, columns = len(model.A), model.B.shape[1]
+    outside = ((pairs < 0) | (pairs >= pairs.new_tensor([rows, columns]))).any(1)
+    if bool(outside.any()):
+        i, j = pairs[outside][0].tolist()
+        raise ValueError(
+            f"x has the index pair ({i}, {j}); expected rows from 0 to {rows - 1} and columns from 0 to "
+            f"{columns - 1}"
         )
 
 
@@ -385,6 +373,18 @@ def _check_devices(starts: Tensor, x: Tensor, y: Tensor, which: Tensor) -> None:
             raise ValueError(
                 f"{name} is on {t.device} but starts is on {starts.device}; expected one device"
             )
+
+
+def _check_squares(y: Tensor) -> None:
+    """Convergence is measured by the sum of squares of the targets."""
+    squares, largest = y.square().sum((1, 2)), y.abs().amax((1, 2))
+    wrong = squares.isinf() | ((squares == 0) & (largest > 0))
+    if bool(wrong.any()):
+        which = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"y of data set {which} has a sum of squares of {float(squares[which])}; expected targets of a "
+            f"size that can be squared, and the largest is {float(largest[which]):.3g}: scale them"
+        )
 
 
 def _check_finite(t: Tensor, name: str) -> None:

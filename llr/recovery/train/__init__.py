@@ -1,5 +1,6 @@
 """Training experiments: many seeds, targets and sample sizes at once, and what their neurons do."""
 
+from llr.recovery.starts import initial as initial
 from llr.recovery.train.condensation import Condensation as Condensation
 from llr.recovery.train.condensation import condensation as condensation
 from llr.recovery.train.condensation import merge as merge
@@ -12,4 +13,3 @@ from llr.recovery.train.result import History as History
 from llr.recovery.train.result import Method as Method
 from llr.recovery.train.result import Training as Training
 from llr.recovery.train.run import train as train
-from llr.recovery.train.starts import initial as initial
