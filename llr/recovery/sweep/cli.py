@@ -36,29 +36,35 @@ class _SpecFirst(click.Group):
         return super().parse_args(ctx, args)
 
 
+EXAMPLE = """\
+# From how many samples are two tanh neurons found again? Predicted: 6.
+architecture = "two-layer"    # of the model that is fitted
+target = "separated"          # neurons far apart
+strategy = ["lm", "recover"]
+d = 2                         # inputs
+k = 2                         # neurons of the target
+width = [2, 3]                # neurons of the model
+n = { from = 4, to = 9 }      # samples
+seed = { from = 0, to = 19 }
+[options]                     # what else the runner takes
+starts = 256
+"""
+"""A spec, as the help shows it."""
+
 _FILE = click.argument("file", type=click.Path(path_type=Path))
+_VERBATIM = "\b\n"  # click: do not wrap this paragraph
 
 
-@click.group(cls=_SpecFirst, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_SpecFirst,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"{_VERBATIM}A SPEC:\n{EXAMPLE}",
+)
 def sweep() -> None:
-    r"""Run a grid of training runs, and look at its results.
+    """Run a grid of training runs, and look at its results.
 
-    `sweep SPEC.toml` is short for `sweep run SPEC.toml`. A SPEC is the product of its lists:
-
-    \b
-        # From how many samples are two tanh neurons found again? Predicted: 6.
-        architecture = "two-layer"    # of the model that is fitted
-        target = "separated"
-        strategy = ["lm", "recover"]
-        d = 2                         # inputs
-        k = 2                         # neurons of the target
-        width = [2, 3]                # neurons of the model
-        n = { from = 4, to = 9 }      # samples
-        seed = { from = 0, to = 19 }
-        [options]                     # what else the runner takes
-        starts = 256
-
-    Blocks [[grid]] are products of their own, on top of what stands above them. The keys are those of
+    `sweep SPEC.toml` is short for `sweep run SPEC.toml`. A SPEC is the product of its lists; with blocks
+    [[grid]], each is a product of its own, on top of what stands above them. The keys are those of
     llr.recovery.experiment.Setting; `run --runner` names other code, and [options] is for its own keys.
     """
 
