@@ -22,6 +22,7 @@ from llr.info import selftest as run_selftest
 from llr.model_rank import model_rank as rank_of_model
 from llr.rank import METHODS
 from llr.rank import rank as rank_of
+from llr.recovery.sweep.cli import sweep
 from llr.shell import (
     DTYPES,
     Source,
@@ -41,6 +42,7 @@ def main() -> None:
 
 main.add_command(recover_command)
 main.add_command(reproduce_command)
+main.add_command(sweep)
 
 
 @main.command()
