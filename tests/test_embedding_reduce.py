@@ -271,7 +271,7 @@ class TestRelations:
         assert same(wide, reduce(wide).model, 1, 1e-10)
         wide = normal(TwoLayer(1, 6, activation=square, output_bias=True), 0)
         assert reduce(wide).widths == (1, 2, 1)
-        with pytest.raises(ValueError, match="polynomials of .* terms"):
+        with pytest.raises(ValueError, match=r"polynomials of .* terms"):
             reduce(TwoLayer(40, 9, activation=Polynomial([0, 0, 0, 0, 1])))
 
     def test_linear_networks(self) -> None:
