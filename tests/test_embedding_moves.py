@@ -131,14 +131,14 @@ class TestCompositions:
 
     def test_any_network(self) -> None:
         shifted = 0
-        for seed in range(random_cases(32)):
+        for seed in range(random_cases(16)):
             narrow = narrow_mlp(seed)
             for embed in (widen, random_compatible):
                 wide, embedding = embed(narrow, wider(narrow, seed), generator(seed))
                 assert list(embedding.wide) == wider(narrow, seed)
                 assert mistake(narrow, wide, embedding) == "", (seed, embed, str(embedding))
                 shifted += any("shifted" in step for step in embedding.steps)
-        assert shifted > 3
+        assert shifted > 2
 
     @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "relu", "silu"])
     @pytest.mark.parametrize("shared", [True, False])
