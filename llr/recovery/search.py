@@ -21,13 +21,19 @@ FITTED = 1e-20
 EXACT = 1e-22
 """After polishing a fit is better than this, or it was a near miss: rounding alone leaves far less."""
 
+NEAR = 1e-6
+"""A fit that is not better than this is no near miss."""
+
 DEFAULT_STARTS = 100_000
 _FIRST_ROUND, _LARGEST_ROUND = 8, 2048
-_SCALE = 0.1  # standard deviation of the parameters at the start
+# Standard deviations of the parameters at the start, in turns: each of them hardly ever finds some targets
+# that another finds from one start in ten.
+_SCALES = (0.1, 0.3, 1.0)
 _POLISHED = 1e-32  # a fit is as good as rounding allows: worked on until nothing improves
 _CANDIDATES = 8
-# Where neurons nearly cancel, residuals shrink by less than a percent a step, and go on doing so for long.
-_PATIENT = Damping(stall=100, iterations=2000, progress=0.0)
+# Where neurons nearly cancel, solutions lie in narrow, bent valleys: steps along one are short, thousands of
+# them lead to its end, and a damping that changes by little from step to step is the one that follows it.
+_PATIENT = Damping(1e-6, 0.9, 1.5, stall=100, iterations=20_000, progress=0.0)
 
 Report = Callable[[int, float], None]
 """Called with the starts so far, and the smallest relative error so far."""
@@ -129,7 +135,9 @@ def round_of_starts(
     P = sum(p.numel() for p in template.parameters())
     state = np.random.SeedSequence((seed, P, number)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-    theta = starts(template, size, scale=_SCALE, generator=generator)
+    theta = starts(template, size, scale=1.0, generator=generator)
+    scales = torch.tensor(_SCALES, dtype=theta.dtype)
+    theta *= scales[torch.arange(size) % len(_SCALES), None]
     damping = "slow" if number % 2 else "fast"
     fits = levenberg_marquardt(
         template, theta, data.x, data.y, damping=damping, tol=tol, first=True
@@ -138,18 +146,28 @@ def round_of_starts(
     return fits
 
 
-def polished(template: nn.Module, data: Data, fits: Fits) -> Fits:
-    """The best few of the fits, worked on until rounding stops them; the best first."""
-    theta = fits.theta[_best_first(fits)[:_CANDIDATES]]
+def polished(template: nn.Module, data: Data, fits: Fits, *, near: float = NEAR) -> Fits:
+    """The best few of the fits, worked on until rounding stops them; the best first.
+
+    Those whose relative error is not below `near` are left as they are.
+    """
+    best = _best_first(fits)[:_CANDIDATES]
+    hopeful = best[fits.relative[best] < near]
+    if not len(hopeful):
+        return _chosen(fits, best)
+    theta = fits.theta[hopeful]
     better = levenberg_marquardt(template, theta, data.x, data.y, damping=_PATIENT, tol=_POLISHED)
-    order = _best_first(better)
+    return _chosen(better, _best_first(better))
+
+
+def _chosen(fits: Fits, rows: Tensor) -> Fits:
     return replace(
-        better,
-        theta=better.theta[order],
-        loss=better.loss[order],
-        relative=better.relative[order],
-        iterations=better.iterations[order],
-        codes=better.codes[order],
+        fits,
+        theta=fits.theta[rows],
+        loss=fits.loss[rows],
+        relative=fits.relative[rows],
+        iterations=fits.iterations[rows],
+        codes=fits.codes[rows],
     )
 
 
