@@ -17,6 +17,7 @@ from llr.certificate import Certificate
 from llr.certify import certify as prove
 from llr.certify import verify as check
 from llr.cli_recovery import recover_command, reproduce_command
+from llr.cli_theory import embed, reduce, theory
 from llr.info import info as collect_info
 from llr.info import selftest as run_selftest
 from llr.model_rank import model_rank as rank_of_model
@@ -40,6 +41,9 @@ def main() -> None:
     """How many samples a network needs: Jacobians, their rank, and how sure it is."""
 
 
+main.add_command(theory)
+main.add_command(embed)
+main.add_command(reduce)
 main.add_command(recover_command)
 main.add_command(reproduce_command)
 main.add_command(sweep)
