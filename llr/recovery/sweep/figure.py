@@ -1,4 +1,7 @@
-"""The figure of a sweep: how often targets are recovered from n samples, and the predicted size."""
+"""The figure of a sweep: how often targets are recovered from n samples, and the predicted size.
+
+Needs matplotlib, as :mod:`llr.plot` does.
+"""
 
 from __future__ import annotations
 
@@ -166,12 +169,12 @@ def _heat_maps(groups: Mapping[str, Sequence[_Point]], success: str) -> Figure:
     columns = min(3, len(groups))
     rows = math.ceil(len(groups) / columns)
     figure = new_figure(0.9 + 2.6 * columns, 0.6 + 2.3 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
     image: Any = None
     for ax, (label, points) in zip(panels, groups.items(), strict=False):
         image = _heat_map(ax, points)
         ax.set_title(label, loc="left")
-    for ax in panels:  # those that are left over
+    for ax in panels[len(groups) :]:
         ax.set_axis_off()
     figure.colorbar(image, ax=list(figure.axes), label=f"{success}, mean over seeds")
     if any(point.predicted for points in groups.values() for point in points):
