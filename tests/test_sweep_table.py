@@ -289,6 +289,18 @@ class TestHeatMaps:
             draw(many)
 
 
+class TestBoth:
+    def test_lines_beside_heat_maps(self) -> None:
+        """What has several widths is a map; what has one is a line, and says which."""
+        wide = rows_of(lambda _: False, 6, n=[5, 6], width=50, seed=[0, 1], strategy=["gd", "flow"])
+        figure = draw([*TestHeatMaps.ROWS, *wide])
+        maps, lines = figure.subfigs
+        assert [ax.get_title(loc="left") for ax in maps.axes[:2]] == ["adam", "lm"]
+        (ax,) = lines.axes
+        drawn = ax.get_legend_handles_labels()[1]
+        assert drawn == ["flow, width 50", "gd, width 50", "predicted size"]
+
+
 class TestSelection:
     ROWS = TestHeatMaps.ROWS
 
