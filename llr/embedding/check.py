@@ -14,8 +14,9 @@ from llr.balls import Number
 from llr.certify import certify
 from llr.elimination import Scaled, exact_rank, find_pivots, integer_rows, prove
 from llr.embedding.exceptions import exceptions
-from llr.embedding.network import Network, read
+from llr.embedding.network import read
 from llr.embedding.rounding import before_rounding, rounding_of
+from llr.embedding.targets import critical_residual, read_samples, residual_of
 from llr.exact import read_network
 from llr.jacobian import jacobian
 from llr.surroundings import outside_inference_mode
@@ -178,12 +179,12 @@ def check(
             f"narrow has {ends[0][0]} inputs and {ends[0][1]} outputs, wide {ends[1][0]} and {ends[1][1]}; "
             "expected the same"
         )
-    x = _samples(x, below)
+    x = read_samples(x, below)
     small, large = (copy.deepcopy(model).cpu().double().eval() for model in (narrow, wide))
     with torch.no_grad():
         out, other = (model(x).reshape(len(x), -1) for model in (small, large))
     difference = float((out - other).abs().max())
-    residual = _residual(out, y, seed)
+    residual = residual_of(out, y, seed)
     narrow_gradient, wide_gradient, critical = _criticality(small, large, x, residual)
     symbols = Symbols()
     functions = formal(small, symbols), formal(large, symbols)
@@ -214,51 +215,20 @@ def check(
     )
 
 
-def _samples(x: Tensor, network: Network) -> Tensor:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x is {found}; expected a floating-point tensor of samples")
-    d = network.widths[0]
-    fits = x.dim() >= 2 and x[0].numel() == d if len(x.shape) and len(x) else False
-    if not fits or (x.dim() > 2 and not network.flattens):
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected (n, {d}), at least one sample")
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("x has NaN or infinity; expected finite samples")
-    return x.detach().cpu().double()
-
-
-def _residual(out: Tensor, y: Tensor | None, seed: int) -> Tensor:
-    """Outputs minus targets, (n q)."""
-    if y is None:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(out.shape, generator=generator, dtype=out.dtype).flatten()
-    if not isinstance(y, Tensor) or not y.is_floating_point():
-        found = y.dtype if isinstance(y, Tensor) else type(y).__name__
-        raise TypeError(f"y is {found}; expected a floating-point tensor of targets")
-    if y.numel() != out.numel() or len(y) != len(out):
-        raise ValueError(f"y has shape {tuple(y.shape)}; expected {tuple(out.shape)}")
-    if not bool(torch.isfinite(y).all()):
-        raise ValueError("y has NaN or infinity; expected finite targets")
-    return (out - y.detach().cpu().double().reshape(out.shape)).flatten()
-
-
 def _criticality(
     narrow: nn.Module, wide: nn.Module, x: Tensor, residual: Tensor
 ) -> tuple[float, float, bool | None]:
     """Relative gradients of both where the narrow one vanishes, and whether the wide one does too."""
-    J, J_wide = (jacobian(model, x).flatten(0, 1) for model in (narrow, wide))
-    U, s, _ = torch.linalg.svd(J, full_matrices=False)
-    eps = torch.finfo(J.dtype).eps * max(J.shape)
-    span = U[:, s > eps * s[0]]
-    for _ in range(2):  # the second time takes away what the first one left by rounding
-        residual = residual - span @ (span.T @ residual)
-    if span.shape[1] >= len(residual) or not bool(residual.any()):
+    matrices = jacobian(narrow, x), jacobian(wide, x)
+    residual, any_left = critical_residual(matrices[0], residual)
+    if not any_left:
         return 0.0, 0.0, None
     size = float(residual.norm())
     gradients = [
         float((A.T @ residual).norm()) / (max(float(torch.linalg.matrix_norm(A, 2)), 1e-300) * size)
-        for A in (J, J_wide)
+        for A in (J.flatten(0, 1) for J in matrices)
     ]
+    eps = torch.finfo(residual.dtype).eps * max(len(residual), matrices[0].shape[-1])
     return gradients[0], gradients[1], gradients[1] <= _MARGIN * eps
 
 
