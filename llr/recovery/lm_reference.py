@@ -206,7 +206,7 @@ def _begin(
 ) -> _Pool:
     theta, sets = starts[taken], which[taken]
     residuals = functions.outputs(theta, x[sets]) - y[sets]
-    loss = residuals.square().sum((1, 2)).nan_to_num(nan=torch.inf)
+    loss = residuals.square().sum((1, 2)).nan_to_num(nan=torch.inf, posinf=torch.inf)
     zero = torch.zeros_like(taken)
     J, A, right = _linearise(functions, theta, x[sets], residuals)
     lambdas = torch.full_like(loss, damping.start)
