@@ -16,6 +16,7 @@ from llr import demo as demo_module
 from llr.certificate import Certificate
 from llr.certify import certify as prove
 from llr.certify import verify as check
+from llr.cli_recovery import recover_command, reproduce_command
 from llr.info import info as collect_info
 from llr.info import selftest as run_selftest
 from llr.model_rank import model_rank as rank_of_model
@@ -36,6 +37,10 @@ from llr.shell import (
 @click.version_option(llr.__version__, prog_name="llr")
 def main() -> None:
     """How many samples a network needs: Jacobians, their rank, and how sure it is."""
+
+
+main.add_command(recover_command)
+main.add_command(reproduce_command)
 
 
 @main.command()

@@ -1,4 +1,4 @@
-"""The commands of recovery: ``llr recover``, ``llr sweep``, ``llr reproduce``."""
+"""``llr recover`` and ``llr reproduce``. The commands of sweeps are in :mod:`llr.recovery.sweep.cli`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from llr.activations import ACTIVATIONS
 from llr.files import load_inputs
-from llr.recovery import Budget, Report, recover
+from llr.recovery import EXPERIMENTS, Budget, Report, recover, reproduce
+from llr.recovery.sweep.cli import progress_bar
 from llr.shell import console_beside, reported, require_weights, save_weights, write_json
 
 
@@ -105,3 +106,41 @@ def _reporting() -> Iterator[Report | None]:
             progress.update(task, description=f"{starts:,} starts, relative error {best:.1e}")
 
         yield report
+
+
+@click.command(
+    "reproduce",
+    epilog="NAME is one of:\n\n\b\n"
+    + "\n".join(f"  {name:<12}{e.question}" for name, e in EXPERIMENTS.items())
+    + "\n  all         These, one after the other.",
+)
+@click.argument("name", type=click.Choice(["all", *EXPERIMENTS]), metavar="NAME")
+@click.option(
+    "--out",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("runs/reproduce"),
+    show_default=True,
+    help="Directory of the results, as .sqlite and .csv, and of the figure.",
+)
+@click.option("--quick", is_flag=True, help="A grid of seconds, to see that it works.")
+@click.option(
+    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to start."
+)
+@click.option("--svg", is_flag=True, help="The figure as SVG instead of PNG.")
+@reported
+def reproduce_command(name: str, out: Path, quick: bool, jobs: int, svg: bool) -> None:
+    """Run an experiment of the theory, or what is left of it, and draw its figure."""
+    for each in EXPERIMENTS if name == "all" else [name]:
+        click.echo(f"{each}: {EXPERIMENTS[each].question}")
+        with progress_bar() as report:
+            done = reproduce(
+                each,
+                out,
+                quick=quick,
+                jobs=jobs,
+                suffix=".svg" if svg else ".png",
+                progress=report,
+            )
+        click.echo(f"  expected  {EXPERIMENTS[each].expected}")
+        click.echo(f"  {done.tally}")
+        click.echo(f"  wrote  {done.figure}, {done.table}, {done.results}")

@@ -142,7 +142,7 @@ def lifted_family(
         ValueError: something else than an MLP with two hidden layers and an activation; indices out of
             range; too few or too many of t, s, r and lam; numbers that are not finite or beyond float64.
 
-    Source: docs/theory.md, Theorem 7.6.
+    Source: docs/theory.md, Theorem 7.2.
 
     Example:
         >>> from llr.lifting import lift_status, lifted_family

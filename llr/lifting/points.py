@@ -201,7 +201,7 @@ def lifted_critical_points(
             whose errors are all 0; a layer that is not there; `starts` or `scale` out of range; what
             :func:`llr.landscape.criticality` refuses.
 
-    Source: docs/theory.md, Proposition 7.7.
+    Source: docs/theory.md, Proposition 7.3.
 
     Example:
         >>> import torch

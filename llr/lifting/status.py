@@ -146,7 +146,7 @@ def lift_status(
             kink of ReLU, or beyond the threshold of softplus; networks too wide and deep to be written out;
             precisions out of range.
 
-    Source: docs/theory.md, Theorem 7.5; Zhang et al., "Embedding Principle of Loss Landscape of Deep Neural
+    Source: docs/theory.md, Theorem 7.1; Zhang et al., "Embedding Principle of Loss Landscape of Deep Neural
     Networks" (2021).
 
     Example:

@@ -6,6 +6,10 @@ from llr.recovery.lm import levenberg_marquardt as levenberg_marquardt
 from llr.recovery.recover import NoiseTest as NoiseTest
 from llr.recovery.recover import Recovery as Recovery
 from llr.recovery.recover import recover as recover
+from llr.recovery.reproduce import EXPERIMENTS as EXPERIMENTS
+from llr.recovery.reproduce import Experiment as Experiment
+from llr.recovery.reproduce import Reproduction as Reproduction
+from llr.recovery.reproduce import reproduce as reproduce
 from llr.recovery.search import Budget as Budget
 from llr.recovery.search import Report as Report
 from llr.recovery.starts import initial as initial

@@ -33,8 +33,8 @@ def run_cell(values: Mapping[str, Value]) -> dict[str, Value]:
     x = target.inputs(len(record.matrix), seed=setting.seed)
     return {
         **recovered(values),
-        "narrow_rank": rank(target.model, x, method="certified").rank,
-        "wide_rank": rank(wide, x, method="certified").rank,
+        "narrow_rank": int(rank(target.model, x, method="certified").rank),
+        "wide_rank": int(rank(wide, x, method="certified").rank),
         "parameters": len(record.matrix),
     }
 

@@ -193,8 +193,8 @@ def run_cell(values: Mapping[str, Value]) -> dict[str, Value]:
 
     Returns:
         "recovered": whether the target was found, to 1e-8 on fresh points; "fitted": whether the sample was,
-        to 1e-20; "error" and "train_error", these relative squared errors; "predicted": the optimistic sample
-        size of the target in the fitted architecture.
+        to 1e-20; "test_error" and "train_error", these relative squared errors; "predicted": the optimistic
+        sample size of the target in the fitted architecture.
 
     Raises:
         ValueError: what :meth:`Setting.of` refuses.
@@ -212,7 +212,7 @@ def run_cell(values: Mapping[str, Value]) -> dict[str, Value]:
     return {
         "recovered": error < RECOVERED,
         "fitted": train_error < FITTED,
-        "error": _finite(error),
+        "test_error": _finite(error),
         "train_error": _finite(train_error),
         "predicted": optimistic_sample_size(setting.template(), target.model).upper,
     }
@@ -235,6 +235,12 @@ def _narrowest_first(setting: Setting, data: Data) -> Found:
         raise ValueError(
             f"strategy 'recover' is for two-layer networks, not for {setting.architecture}"
         )
+    neuron = setting.q + setting.d + setting.bias + setting.q * setting.output_bias
+    if data.y.numel() < neuron:
+        return (
+            None,
+            math.inf,
+        )  # recover() refuses what cannot decide; in a grid it is a point of the curve
     found = recover(
         data.x,
         data.y,

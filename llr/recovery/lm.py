@@ -14,7 +14,7 @@ from llr.models import Conv1dTwoLayer, MatrixFactorization
 from llr.parameters import layout
 from llr.problem import Problem, read_problem
 from llr.recovery import lm_reference
-from llr.recovery.damping import CONVERGED, DAMPING, STATUS, Damping
+from llr.recovery.damping import CONVERGED, STATUS, Damping
 from llr.surroundings import full_precision, ordinary, outside_inference_mode
 
 _POOL_BYTES = 2**28  # of Jacobians and normal matrices that the torch path holds at a time
@@ -117,7 +117,7 @@ def levenberg_marquardt(
         >>> bool(fits.converged.any()), bool(fits.loss[fits.converged].max() < 1e-20)
         (True, True)
     """
-    chosen = _damping(damping)
+    chosen = Damping.of(damping)
     if not (isinstance(tol, int | float) and math.isfinite(tol) and tol >= 0):
         raise ValueError(f"tol is {tol!r}; expected a finite number, 0 or more")
     if not isinstance(model, nn.Module):
@@ -318,22 +318,6 @@ def _check_pairs(model: MatrixFactorization, pairs: Tensor) -> None:
             f"x has the index pair ({i}, {j}); expected rows from 0 to {rows - 1} and columns from 0 to "
             f"{columns - 1}"
         )
-
-
-def _damping(damping: str | Damping) -> Damping:
-    if isinstance(damping, Damping):
-        return damping
-    if not isinstance(damping, str):
-        raise TypeError(
-            f"damping is {type(damping).__name__}; expected {_names()} or a llr.recovery.Damping"
-        )
-    if damping not in DAMPING:
-        raise ValueError(f"damping is {damping!r}; expected {_names()} or a llr.recovery.Damping")
-    return DAMPING[damping]
-
-
-def _names() -> str:
-    return ", ".join(map(repr, DAMPING))
 
 
 def _float64(name: str, t: Tensor, dims: int, shape: str) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from scipy.stats import chi2
+from scipy.special import chdtrc
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
@@ -375,7 +375,7 @@ class _Case:
         observations = self.y.numel()
         total = float(fits.loss[0]) * observations * self.scaling.unit**2
         statistic, dof = total / noise_std**2, observations - self.kind.parameters(width)
-        return NoiseTest(width, statistic, dof, float(chi2.sf(statistic, dof)))
+        return NoiseTest(width, statistic, dof, float(chdtrc(dof, statistic)))
 
     def _search(self, widths: Sequence[int], spent: Spent) -> tuple[int, Tensor] | None:
         """The first width that has an exact fit, and the fit; narrow ones first in every round."""
@@ -443,7 +443,7 @@ class _Case:
     def _certified(self, found: tuple[int, Tensor], spent: Spent, distinct: int) -> Recovery:
         width, theta = found
         net, P = self._inside(width, theta), self.kind.parameters(width)
-        seen = rank(net, self.data.x, method="certified").rank
+        seen = int(rank(net, self.data.x, method="certified").rank)
         most = self.kind.parameters(width, q=1)
         if seen < P:
             claim = (

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llr.named import named_object
-from llr.recovery.sweep import Spec, Tally, export, read_store, run
+from llr.recovery.sweep import Row, Spec, Tally, export, read_store, run
 
 Document = Mapping[str, Any]
 """A sweep's specification, as a TOML file would say it."""
@@ -225,6 +225,7 @@ def reproduce(
     Raises:
         ValueError: no such experiment; a figure of another kind.
         StoreError: the results cannot be written.
+        RuntimeError: cells failed; the same call tries them again.
         ImportError: figures need matplotlib.
 
     Example:
@@ -245,9 +246,19 @@ def reproduce(
     figure = folder / f"{stem}{suffix}"
     plot.require_format(figure)
     spec = Spec.parse(experiment.quick if quick else experiment.full)
-    tally = run(spec, results, runner=experiment.runner, jobs=jobs, progress=progress)
-    assert tally is not None
+    tally = run(
+        spec, results, runner=experiment.runner, jobs=jobs, retry_failed=True, progress=progress
+    )
+    assert tally is not None, "only ranks other than 0 get none"
     with read_store(results) as store:
         export(store, table)
+        if tally.failed:
+            raise RuntimeError(f"{tally.failed} cells failed, such as {_a_failure(store.rows())}")
         plot.save(draw(store.rows()), figure)
     return Reproduction(name, tally, results, table, figure)
+
+
+def _a_failure(rows: Sequence[Row]) -> str:
+    failed = next(row for row in rows if row.status == "failed")
+    assert failed.outcome is not None
+    return f"{failed.cell}: {failed.outcome.error}"

@@ -27,7 +27,9 @@ NEAR = 1e-6
 
 DEFAULT_STARTS = 100_000
 _FIRST_ROUND, _LARGEST_ROUND = 8, 2048
-_SCALE = 0.1  # standard deviation of the parameters at the start
+# Standard deviations of the parameters at the start, in turns: each of them hardly ever finds some targets
+# that another finds from one start in ten.
+_SCALES = (0.1, 0.3, 1.0)
 _POLISHED = 1e-32  # a fit is as good as rounding allows: worked on until nothing improves
 _CANDIDATES = 8
 # Where neurons nearly cancel, solutions lie in narrow, bent valleys: steps along one are short, thousands of
@@ -134,7 +136,9 @@ def round_of_starts(
     P = sum(p.numel() for p in template.parameters())
     state = np.random.SeedSequence((seed, P, number)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-    theta = initial(template, size, scale=_SCALE, generator=generator)
+    theta = initial(template, size, generator=generator)
+    scales = torch.tensor(_SCALES, dtype=theta.dtype)
+    theta *= scales[torch.arange(size) % len(_SCALES), None]
     damping = "slow" if number % 2 else "fast"
     fits = levenberg_marquardt(
         template, theta, data.x, data.y, damping=damping, tol=tol, first=True

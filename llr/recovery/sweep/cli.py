@@ -92,7 +92,7 @@ def run(
     A sweep that was killed goes on with the same command. Under torchrun, all processes share the cells.
     """
     out = spec.with_suffix(".sqlite") if out is None else out
-    with _progress() as report:
+    with progress_bar() as report:
         end = run_sweep(
             spec,
             out,
@@ -191,7 +191,7 @@ def worker(host: str, port: int, prefix: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Callable[[Tally], None] | None]:
+def progress_bar() -> Iterator[Callable[[Tally], None] | None]:
     """A bar with the time that is left, on a terminal; None elsewhere."""
     console: Console = console_beside("-")
     if not console.is_terminal:
