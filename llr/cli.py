@@ -17,11 +17,13 @@ from llr.certificate import Certificate
 from llr.certify import certify as prove
 from llr.certify import verify as check
 from llr.cli_recovery import recover_command, reproduce_command
+from llr.cli_theory import embed, reduce, theory
 from llr.info import info as collect_info
 from llr.info import selftest as run_selftest
 from llr.model_rank import model_rank as rank_of_model
 from llr.rank import METHODS
 from llr.rank import rank as rank_of
+from llr.recovery.sweep.cli import sweep
 from llr.shell import (
     DTYPES,
     Source,
@@ -39,8 +41,12 @@ def main() -> None:
     """How many samples a network needs: Jacobians, their rank, and how sure it is."""
 
 
+main.add_command(theory)
+main.add_command(embed)
+main.add_command(reduce)
 main.add_command(recover_command)
 main.add_command(reproduce_command)
+main.add_command(sweep)
 
 
 @main.command()

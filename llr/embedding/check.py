@@ -15,7 +15,7 @@ from llr.certify import certify
 from llr.elimination import Scaled, exact_rank, find_pivots, integer_rows, prove
 from llr.embedding.exceptions import exceptions
 from llr.embedding.network import Network, read
-from llr.embedding.rounding import rounding_of
+from llr.embedding.rounding import before_rounding, rounding_of
 from llr.exact import read_network
 from llr.jacobian import jacobian
 from llr.surroundings import outside_inference_mode
@@ -137,7 +137,8 @@ def check(
     critical for all samples and targets if and only if the wide tangent space is contained in the narrow one,
     and the number of samples for local recovery stays the same if they are equal. Upper bounds of dimensions
     are ranks of formal tangent functions, lower bounds certified ranks on the samples; containment is proved
-    in symbols, that there is none by the ranks.
+    in symbols, that there is none by the ranks. Where wide biases make up for constants such as tanh(1), the
+    functions are the same to rounding only, and the narrow tangent space is the one before it.
 
     Args:
         narrow: an MLP as `llr.jacobian` recognises it, or a ``Conv1dTwoLayer``.
@@ -186,13 +187,18 @@ def check(
     narrow_gradient, wide_gradient, critical = _criticality(small, large, x, residual)
     symbols = Symbols()
     functions = formal(small, symbols), formal(large, symbols)
-    ranks, inside = _dimensions(small, large, x, *functions)
+    same = difference <= rounding_of(x.reshape(len(x), -1), below, above)
+    proved = functions[0].outputs == functions[1].outputs
+    rounded = same and not proved and len(below.weights) == len(above.weights)
+    if rounded:
+        functions = before_rounding(small, below, functions[1]), functions[1]
+    ranks, inside = _dimensions(small, large, x, *functions, rounded)
     excess = Bounds(0, 0) if inside[0] else _gap(ranks[2], ranks[0])
     missing = Bounds(0, 0) if inside[1] else _gap(ranks[2], ranks[1])
     reasons = exceptions(below, above, *functions) if excess.upper else ()
     return Check(
-        same_function=difference <= rounding_of(x.reshape(len(x), -1), below, above),
-        proved_same=functions[0].outputs == functions[1].outputs,
+        same_function=same,
+        proved_same=proved,
         max_difference=difference,
         critical=critical,
         narrow_gradient=narrow_gradient,
@@ -257,9 +263,12 @@ def _criticality(
 
 
 def _dimensions(
-    narrow: nn.Module, wide: nn.Module, x: Tensor, below: Formal, above: Formal
+    narrow: nn.Module, wide: nn.Module, x: Tensor, below: Formal, above: Formal, rounded: bool
 ) -> tuple[tuple[Bounds, Bounds, Bounds], tuple[bool, bool]]:
-    """dim T of both and of their sum; whether wide is in narrow, and narrow in wide."""
+    """dim T of both and of their sum; whether wide is in narrow, and narrow in wide.
+
+    If `rounded`, the narrow model is not the network in symbols but near it, and no use beside the wide one.
+    """
     inside = (False, False)
     most = [below.net.n_params, above.net.n_params]
     total = sum(most)
@@ -280,7 +289,7 @@ def _dimensions(
             )
         ranks.append(Bounds(lower, upper))
     lower = max(bounds.lower for bounds in ranks)
-    if lower < total:
+    if lower < total and not rounded and not any(inside):
         lower = max(lower, _joint_rank(wide, narrow, x, total))
     return (ranks[0], ranks[1], Bounds(lower, total)), inside
 

@@ -15,6 +15,9 @@ from llr.theory.symbols import Vector
 _Signal = tuple[Vector, ...]
 """A neuron as a function; of a channel, one for each position."""
 
+_ONE = {"is": "is", "has": "has", "sends": "sends"}
+_SEVERAL = {"is": "are", "has": "have", "sends": "send"}
+
 
 @dataclass(frozen=True)
 class _Copy:
@@ -41,6 +44,12 @@ def exceptions(narrow: Network, wide: Network, below: Formal, above: Formal) -> 
     """
     if len(narrow.weights) != len(wide.weights):
         return ()
+    conv = isinstance(below.net, ConvNet)
+
+    def told(layer: int, neurons: Sequence[int], text: str) -> list[str]:
+        verbs = _ONE if len(neurons) == 1 else _SEVERAL
+        return [f"{_named(layer, neurons, conv)} {text.format(**verbs)}"] if neurons else []
+
     signals = [(_signals(below, k), _signals(above, k)) for k in range(len(narrow.hidden))]
     roles = [[_role(above, v, old) for v in new] for old, new in signals]
     found = []
@@ -54,32 +63,34 @@ def exceptions(narrow: Network, wide: Network, below: Formal, above: Formal) -> 
         unbiased = wide.biases[layer + 1] is None
         had = any(any(v) and _constant(below, v) for v in old)
         sending = [i for i in of_kind["constant"] if any(new[i])]
-        found += _told(
+        found += told(
             layer,
             sending if unbiased and not had else [],
-            "sends a constant to a layer without biases: a new signal",
+            "{sends} a constant to a layer without biases: a new signal",
         )
-        found += _told(
+        found += told(
             layer,
             [i for i in of_kind["new"] if idle[i]],
-            "is dead, but has new incoming weights: a new signal",
+            "{is} dead, but {has} new incoming weights: a new signal",
         )
-        found += _told(
+        found += told(
             layer,
             [i for i in of_kind["new"] if not idle[i]],
-            "is new and cancels with others: a new signal, and a new error",
+            "{is} new, with outgoing weights: a new signal, and a new error",
         )
-        absorbed = "" if unbiased else " absorbed by the next biases"
-        found += _told(
+        absorbed = "" if unbiased else " that the next biases absorb"
+        found += told(
             layer,
             [i for i in of_kind["constant"] if not idle[i]],
-            f"is constant, with outgoing weights{absorbed}: a new error, felt by its incoming weights",
+            f"{{is}} constant, with outgoing weights{absorbed}: a new error, felt by incoming weights",
         )
-    return (*found, *_unequal_shares(narrow, wide, roles))
+    return (*found, *_unequal_shares(narrow, wide, roles, conv))
 
 
-def _told(layer: int, neurons: Sequence[int], text: str) -> list[str]:
-    return [f"layer {layer}: {named(neurons)} {text}"] if neurons else []
+def _named(layer: int, neurons: Sequence[int], conv: bool) -> str:
+    return (
+        named(neurons).replace("neuron", "channel") if conv else f"layer {layer}: {named(neurons)}"
+    )
 
 
 def _signals(net: Formal, layer: int) -> list[_Signal]:
@@ -102,7 +113,9 @@ def _role(net: Formal, signal: _Signal, old: Sequence[_Signal]) -> _Role:
     return "new"
 
 
-def _unequal_shares(narrow: Network, wide: Network, roles: Sequence[Sequence[_Role]]) -> list[str]:
+def _unequal_shares(
+    narrow: Network, wide: Network, roles: Sequence[Sequence[_Role]], conv: bool
+) -> list[str]:
     """From the outputs down: the share of its neuron's error that each copy has, until one has none."""
     outputs = len(narrow.weights[-1])
     above: list[tuple[_Role, Fraction]] = [(_Copy(j, 1), Fraction(1)) for j in range(outputs)]
@@ -124,9 +137,12 @@ def _unequal_shares(narrow: Network, wide: Network, roles: Sequence[Sequence[_Ro
             else:
                 shares.append((role, share))
         if unequal:
-            which = sorted({role.of for i in unequal if isinstance(role := roles[layer][i], _Copy)})
-            text = f"copies of narrow {named(which)}, have different shares for different downstream neurons"
-            return [f"layer {layer}: {named(unequal)}, {text}: new errors"]
+            of = sorted({role.of for i in unequal if isinstance(role := roles[layer][i], _Copy)})
+            which = _named(layer, of, conv).removeprefix(f"layer {layer}: ")
+            copies = "a copy" if len(unequal) == 1 else "copies"
+            told = f"{_named(layer, unequal, conv)}, {copies} of narrow {which}"
+            downstream = "positions" if conv else "downstream neurons"
+            return [f"{told}: different shares for different {downstream}, new errors"]
         above = shares
     return []
 

@@ -9,7 +9,7 @@ from llr.theory.span import Echelon
 from llr.theory.structure import ConvNet
 from llr.theory.symbols import Symbols, Vector
 
-_ZERO, _UNIT = Fraction(0), Fraction(1)
+_ZERO = Fraction(0)
 _Place = tuple[int, int]
 """A channel and a position."""
 
@@ -34,7 +34,7 @@ class Kernels:
     def reduce(self) -> None:
         """Take away what one can."""
         if self._net.shared:
-            while self._delete_idle() or self._merge_channel():
+            while not self._is_null() and (self._delete_idle() or self._merge_channel()):
                 pass
         else:
             self._merge_places()
@@ -48,7 +48,7 @@ class Kernels:
             for c, row in enumerate(self.out)
             if not any(a and v for a, v in zip(row, values[c], strict=True))
         ]
-        if not idle or self._is_null():
+        if not idle:
             return False
         self.steps += [
             f"channel {self._names[c]} "

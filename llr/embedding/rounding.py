@@ -1,19 +1,26 @@
-"""How far outputs may differ by rounding alone."""
+"""What rounding alone explains: how far outputs may differ, and what a bias was before it was rounded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from llr.activations import Polynomial
+from llr.balls import precision
 from llr.embedding.network import Network
 from llr.models import Conv1dTwoLayer
+from llr.theory.formal import Formal, formal
+from llr.theory.symbols import Vector, combined
 
 # How many times the effect of rounding outputs may differ by.
 _MARGIN = 64.0
+# A bias that has absorbed constants may miss their sum by so many roundings of it.
+_ROUNDINGS = 8
+_BITS = 128
 # No slope of the activations in the table is larger (GELU's is up to 1.13).
 _STEEPEST = 1.2
 
@@ -52,3 +59,38 @@ def _bound(network: Network, z: Tensor) -> Tensor:
         terms = enumerate(cast(Sequence[float], network.layer.coefficients))
         return sum(((n + 1) * abs(c) * z**n for n, c in terms), torch.zeros_like(z))
     return _STEEPEST * z + 1
+
+
+def before_rounding(narrow: nn.Module, network: Network, above: Formal) -> Formal:
+    """The narrow network in symbols, with the biases that it would have if none had been rounded.
+
+    Where a wide network has constants such as tanh(1) in it that the narrow one has in its biases, no numbers
+    make the functions the same. The narrow biases are then what comes from the wide network, if they are that
+    up to rounding.
+
+    Args:
+        narrow: the narrow model.
+        network: the same as layers of neurons.
+        above: the wide network in symbols, with as many layers.
+    """
+    symbols = above.symbols
+    eps = torch.finfo(network.dtype).eps
+
+    def adjust(layer: int, z: Vector) -> Vector:
+        if network.biases[layer] is None:
+            return z
+        for wide in above.preactivations[layer]:
+            for sign in (1, -1):
+                other = combined([(Fraction(sign), wide)])
+                gap = combined([(Fraction(1), z), (Fraction(-1), other)])
+                if gap and symbols.is_constant(gap) and is_rounding(gap, z, other):
+                    return other
+        return z
+
+    def is_rounding(gap: Vector, z: Vector, other: Vector) -> bool:
+        numbers = [(m, c) for v in (z, other) for m, c in v.items() if symbols.is_constant({m: c})]
+        with precision(_BITS):
+            size = sum(abs(float(symbols.value({m: c}).mid())) for m, c in numbers)
+            return abs(float(symbols.value(gap).mid())) <= _ROUNDINGS * eps * size
+
+    return formal(narrow, symbols, adjust)

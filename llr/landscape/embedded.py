@@ -27,6 +27,10 @@ class EmbeddedSpectrum:
             network does not have.
         mismatch: ||A' H_wide A - H_narrow|| / ||H_narrow||, 0 to rounding by the chain rule.
         new_negative: how many negative directions the wide Hessian has beyond the narrow one's.
+        explained: (P_wide) for each eigenvalue of the wide Hessian the part of its eigenvector, squared, that
+            lies in the image of the embedding: 1 is a direction of the narrow network, 0 one that only the
+            wide network has. The eigenvalues that count as zero share their mean, as their eigenvectors are
+            any basis. All add to P_narrow.
     """
 
     narrow: HessianSpectrum
@@ -35,6 +39,7 @@ class EmbeddedSpectrum:
     outside: Tensor
     mismatch: float
     new_negative: int
+    explained: Tensor
 
     def __str__(self) -> str:
         """Both spectra, and what is new."""
@@ -51,6 +56,7 @@ class EmbeddedSpectrum:
             "outside": self.outside.tolist(),
             "mismatch": self.mismatch,
             "new_negative": self.new_negative,
+            "explained": self.explained.tolist(),
         }
 
 
@@ -131,6 +137,10 @@ def embedded_spectrum(
     scale = float(torch.linalg.matrix_norm(H_narrow))
     off = float(torch.linalg.matrix_norm(compressed - H_narrow))
     spectra = spectrum_of(H_narrow, rtol), spectrum_of(H_wide, rtol)
+    values, vectors = torch.linalg.eigh(H_wide)
+    explained = (image.mT @ vectors).square().sum(0)
+    zero = values.abs() <= spectra[1].tolerance
+    explained[zero] = explained[zero].mean()
     return EmbeddedSpectrum(
         narrow=spectra[0],
         wide=spectra[1],
@@ -138,4 +148,5 @@ def embedded_spectrum(
         outside=torch.linalg.eigvalsh(complement.mT @ H_wide @ complement).cpu(),
         mismatch=off / scale if scale > 0 else off,
         new_negative=spectra[1].index - spectra[0].index,
+        explained=explained.double().cpu(),
     )

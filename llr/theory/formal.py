@@ -7,7 +7,7 @@ upper bound of dim T at any parameter, and what is a combination of formal vecto
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
@@ -75,6 +75,7 @@ class Formal:
     Attributes:
         net: its structure.
         symbols: what the symbols mean.
+        preactivations: for each hidden layer, what the activation is applied to.
         neurons: for each hidden layer, the neurons as functions of the inputs. For convolutions, channel by
             channel, position by position.
         slopes: likewise their derivatives by the preactivations.
@@ -83,6 +84,7 @@ class Formal:
 
     net: Structure
     symbols: Symbols
+    preactivations: tuple[tuple[Vector, ...], ...]
     neurons: tuple[tuple[Vector, ...], ...]
     slopes: tuple[tuple[Vector, ...], ...]
     outputs: tuple[Vector, ...]
@@ -175,7 +177,11 @@ class Formal:
         ]
 
 
-def formal(net: Structure | nn.Module, symbols: Symbols | None = None) -> Formal:
+def formal(
+    net: Structure | nn.Module,
+    symbols: Symbols | None = None,
+    adjust: Callable[[int, Vector], Vector] | None = None,
+) -> Formal:
     """A network's neurons, outputs and tangent functions as polynomials in symbols, at its parameters.
 
     The symbols are the coordinates of x, and for each distinct neuron its value and its slope. Neurons are
@@ -186,6 +192,8 @@ def formal(net: Structure | nn.Module, symbols: Symbols | None = None) -> Formal
         net: a structure of :func:`llr.theory.read_structure`, or a model that has one: an MLP of any depth,
             a convolution.
         symbols: those of another network on the same inputs, to compare both; default: new ones.
+        adjust: what to take for a preactivation in a hidden layer, from 0 on; default: as it is. For
+            networks whose biases are no numbers that a model can hold.
 
     Raises:
         ValueError: a matrix factorization, which has no neurons; what
@@ -212,7 +220,7 @@ def formal(net: Structure | nn.Module, symbols: Symbols | None = None) -> Formal
     signals: Sequence[Vector] = [
         {symbols.coordinate(c): Fraction(1)} for c in range(len(layers.weights[0][0]))
     ]
-    neurons, slopes = [], []
+    preactivations, neurons, slopes = [], [], []
     for number, (W, b) in enumerate(zip(layers.weights, layers.biases, strict=True), 1):
         z = [
             combined([*zip(row, signals, strict=True), (Fraction(0) if b is None else b[i], ONE)])
@@ -221,11 +229,23 @@ def formal(net: Structure | nn.Module, symbols: Symbols | None = None) -> Formal
         if number == len(layers.weights):
             signals = z
             break
+        if adjust is not None:
+            z = [adjust(number - 1, v) for v in z]
         hidden = [symbols.neuron(layers.activation, v, layers.coefficients) for v in z]
         signals = [neuron.value for neuron in hidden]
+        preactivations.append(tuple(z))
         neurons.append(tuple(signals))
         slopes.append(tuple(neuron.slope for neuron in hidden))
-    return Formal(net, symbols, tuple(neurons), tuple(slopes), tuple(signals), layers, blocks)
+    return Formal(
+        net=net,
+        symbols=symbols,
+        preactivations=tuple(preactivations),
+        neurons=tuple(neurons),
+        slopes=tuple(slopes),
+        outputs=tuple(signals),
+        _layers=layers,
+        _blocks=blocks,
+    )
 
 
 def _blocks(model: nn.Module) -> tuple[int, ...] | None:

@@ -10,6 +10,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from llr.plot import COLOURS, GREY, STYLE, new_figure
@@ -173,6 +174,9 @@ def _heat_maps(groups: Mapping[str, Sequence[_Point]], success: str) -> Figure:
     for ax in panels:  # those that are left over
         ax.set_axis_off()
     figure.colorbar(image, ax=list(figure.axes), label=f"{success}, mean over seeds")
+    if any(point.predicted for points in groups.values() for point in points):
+        key = Line2D([], [], color=COLOURS[1], lw=2, label="predicted size")
+        figure.legend(handles=[key], loc="outside lower center")
     return figure
 
 
