@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -76,6 +77,12 @@ def vectors(*shape: int) -> Callable[[], Tensor]:
     return lambda: normal(*shape, seed=3)
 
 
+def other_activation() -> nn.Module:
+    model = Conv1dTwoLayer(5, 3, 1)
+    model.act = nn.Softplus()
+    return model
+
+
 def index_pairs() -> Tensor:
     return torch.tensor([[0, 0], [1, 3], [2, 1], [1, 3], [0, 2], [2, 2], [1, 0], [2, 3]])
 
@@ -107,6 +114,7 @@ OTHERS: dict[str, Case] = {
     "tied": (Tied, vectors(7, 3), 3),
     "frozen": (frozen, vectors(20, 3), 2),
     "hooked": (hooked, vectors(20, 5), 1),
+    "other activation": (other_activation, vectors(20, 5), 1),
     "convolution": (
         lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6, 1)),
         vectors(30, 1, 5),
@@ -411,6 +419,9 @@ def test_without_the_library_it_says_so(monkeypatch):
     assert len(warned) == 1
     assert warned[0].filename == __file__
     assert fits.method == "torch: it was left out"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # with the library it would be the same
+        levenberg_marquardt(*problem("tied", sets=1)[:2], *(t[0] for t in problem("tied")[2:]))
 
 
 @pytest.mark.parametrize("case", ["two-layer", "deep"])
@@ -431,6 +442,23 @@ def test_on_a_gpu_it_runs_in_torch_operations(case, monkeypatch):
             **{n: getattr(there, n).cpu() for n in ("theta", "loss", "iterations", "codes")},
         )
     agree(moved, here)
+
+
+@native
+@pytest.mark.usefixtures("threads")
+def test_memory():
+    model, theta, x, y = problem("two-layer", sets=1)
+    one = 8 * (20 * 15 + 3 * 15**2)
+    torch.set_num_threads(1)
+    with llr.set_memory_budget(8 * one):
+        here = levenberg_marquardt(model, theta, x[0], y[0], damping=Damping(iterations=5))
+    with llr.set_memory_budget(8 * one - 1):
+        there = levenberg_marquardt(model, theta, x[0], y[0], damping=Damping(iterations=5))
+    assert here.method == "native"
+    assert there.method.startswith("torch: 8 starts side by side take ")
+    agree(here, there)
+    with llr.set_memory_budget(one - 1), pytest.raises(ValueError, match="of one start take 7"):
+        levenberg_marquardt(model, theta, x[0], y[0])
 
 
 # --- What is refused -----------------------------------------------------------------------------------

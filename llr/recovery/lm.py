@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from llr import _ops
-from llr.models import Conv1dTwoLayer, MatrixFactorization
+from llr.memory import fits, format_bytes, memory_budget
+from llr.models import MatrixFactorization
 from llr.parameters import layout
 from llr.problem import Problem, read_problem
-from llr.recovery import lm_reference
+from llr.recovery import lm_native, lm_reference
 from llr.recovery.damping import CONVERGED, STATUS, Damping
 from llr.surroundings import full_precision, ordinary, outside_inference_mode
 
@@ -102,7 +103,8 @@ def levenberg_marquardt(
             the "limit" of iterations; "failed", because its first loss is not finite; or "skipped".
 
     Raises:
-        ValueError: shapes that do not fit each other, NaN or infinity, an index out of range.
+        ValueError: shapes that do not fit each other, NaN or infinity, targets whose squares are out of
+            range, an index out of range, a Jacobian beyond the memory budget.
         TypeError: what is no module, or no tensor of the expected dtype.
 
     Example:
@@ -144,22 +146,19 @@ def levenberg_marquardt(
             "each trainable parameter (llr.layout(model))"
         )
     samples = problem.x.unflatten(0, x.shape[:2])
-    known = _read(problem)
+    known = lm_native.read(problem)
     if isinstance(model, MatrixFactorization):
         _check_pairs(model, problem.x)
     _check_outputs(problem, known, samples, y, starts)
-    method = "native"
-    if known is None:
-        method = f"torch: {type(model).__name__} is none of the models that the native library fits"
-    elif obstacle := _why_not_native(starts):
-        if not _ops.NATIVE:
+    _check_memory(y[0].numel(), starts)
+    obstacle = lm_native.why_not(problem, known, starts, y[0].numel())
+    if known is None or obstacle:
+        if known is not None and not _ops.NATIVE:
             _ops.warn_of_no_kernel(starts.device, obstacle)
-        method = f"torch: {obstacle}"
-    if method == "native":
-        assert known is not None
-        solution = _native(known, starts, samples, y, which, chosen, tol, first)
-    else:
         solution = _in_torch(problem, known, starts, samples, y, which, chosen, tol, first)
+    else:
+        solution = lm_native.solve(known, starts, samples, y, which, chosen, tol, first)
+    method = f"torch: {obstacle}" if obstacle else "native"
     squares = y.square().mean((1, 2))
     relative = solution.loss / torch.where(squares > 0, squares, 1.0)[which]
     return Fits(
@@ -167,102 +166,9 @@ def levenberg_marquardt(
     )
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A model as the operator takes it."""
-
-    kind: str
-    sizes: list[int]
-    activation: str
-    biases: list[bool]
-    outputs: int
-    order: Tensor
-    """(P), the column of each of the operator's parameters."""
-
-
-def _read(problem: Problem) -> _Known | None:
-    """The model as the native operator knows it, None if it does not."""
-    model, columns = problem.model, problem.columns
-    slices = columns.slices()
-    if problem.mlp is not None:
-        mlp = problem.mlp
-        names = [name for name, tensor in problem.chain() if tensor is not None]
-        known = _Known(
-            "mlp",
-            list(mlp.widths),
-            mlp.activation,
-            [b is not None for b in mlp.biases],
-            mlp.widths[-1],
-            torch.empty(0),
-        )
-    elif type(model) is Conv1dTwoLayer:
-        names = ["weight", "out"]
-        sizes = [model.d, model.kernel_size, model.channels]
-        kind = "conv1d" if model.shared else "local1d"
-        known = _Known(kind, sizes, model.activation, [], 1, torch.empty(0))
-    elif type(model) is MatrixFactorization:
-        names = ["A", "B"]
-        sizes = [len(model.A), len(model.B), model.B.shape[1]]
-        known = _Known("factorization", sizes, "identity", [], 1, torch.empty(0))
-    else:
-        return None
-    if set(names) != set(slices) or _hooked(model):
-        return None  # frozen parameters, or more than the forward
-    order = [torch.arange(slices[name].start, slices[name].stop) for name in names if name]
-    return _Known(
-        known.kind, known.sizes, known.activation, known.biases, known.outputs, torch.cat(order)
-    )
-
-
-def _hooked(model: object) -> bool:
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
-        for m in (model.modules() if isinstance(model, nn.Module) else ())
-    )
-
-
-def _why_not_native(starts: Tensor) -> str:
-    if not _ops.NATIVE or starts.is_cpu:
-        return _ops.why_no_kernel(starts.device)
-    return f"the native library fits on the CPU only, not on {starts.device}"
-
-
-def _native(
-    known: _Known,
-    starts: Tensor,
-    x: Tensor,
-    y: Tensor,
-    which: Tensor,
-    damping: Damping,
-    tol: float,
-    first: bool,
-) -> lm_reference.Solution:
-    theta, loss, iterations, status = _ops.lm_solve(
-        starts[:, known.order],
-        x.double(),
-        y,
-        which,
-        known.kind,
-        known.sizes,
-        known.activation,
-        known.biases,
-        damping=damping.start,
-        down=damping.down,
-        up=damping.up,
-        progress=damping.progress,
-        stall=damping.stall,
-        iterations=damping.iterations,
-        tol=tol,
-        first=first,
-    )
-    back = torch.empty_like(theta)
-    back[:, known.order] = theta
-    return lm_reference.Solution(back, loss, iterations, status)
-
-
 def _in_torch(
     problem: Problem,
-    known: _Known | None,
+    known: lm_native.Known | None,
     starts: Tensor,
     x: Tensor,
     y: Tensor,
@@ -272,8 +178,7 @@ def _in_torch(
     first: bool,
 ) -> lm_reference.Solution:
     rows, P = y[0].numel(), starts.shape[1]
-    batch = _POOL_BYTES // (8 * (rows * P + 3 * min(rows, P) ** 2))
-    batch = max(1, min(batch, _LARGEST_POOL))
+    batch = max(1, min(_POOL_BYTES // lm_native.bytes_of_start(rows, P), _LARGEST_POOL))
     if known is not None and known.kind == "mlp":
         order = known.order.to(starts.device)
         functions = lm_reference.of_mlp(known.sizes, known.biases, known.activation)
@@ -291,7 +196,7 @@ def _in_torch(
 
 
 def _check_outputs(
-    problem: Problem, known: _Known | None, x: Tensor, y: Tensor, starts: Tensor
+    problem: Problem, known: lm_native.Known | None, x: Tensor, y: Tensor, starts: Tensor
 ) -> None:
     if known is not None:
         outputs = known.outputs
@@ -304,6 +209,16 @@ def _check_outputs(
         raise ValueError(
             f"y has shape {tuple(y.shape)}; expected {outputs} numbers for each sample, as many as the "
             "model gives"
+        )
+
+
+def _check_memory(rows: int, starts: Tensor) -> None:
+    nbytes = lm_native.bytes_of_start(rows, starts.shape[1])
+    if not fits(nbytes, starts.device):
+        raise ValueError(
+            f"the Jacobian and the normal matrix of one start take {format_bytes(nbytes)}, more than the "
+            f"memory budget of {format_bytes(memory_budget(starts.device))} (llr.set_memory_budget); "
+            "expected fewer samples or parameters"
         )
 
 
