@@ -14,11 +14,11 @@ from torch.nn.utils import vector_to_parameters
 
 from llr.jacobian import jacobian
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer
-from llr.recovery.lm import levenberg_marquardt
 from llr.recovery.recover import recover
 from llr.recovery.search import FITTED, Data, first_fit
+from llr.recovery.starts import initial
 from llr.recovery.targets import RECOVERED, Target
-from llr.recovery.train import GD, Adam, Training, initial, merge, train
+from llr.recovery.train import GD, Adam, Training, narrow, train
 from llr.spectrum import svdvals
 from llr.theory import optimistic_sample_size
 
@@ -27,7 +27,6 @@ Value = str | int | float | bool | None
 _MASKS = 400  # that observed entries are chosen from
 _ROUNDS = 25  # until there is one that sees all directions
 _FULL = 1e-10  # the smallest singular value, beside the largest, of one that does
-_MERGED_ANGLE = 0.3  # neurons whose directions are closer are one
 _DECAY = 1e-2  # of Adam, at first
 
 
@@ -51,8 +50,8 @@ class Setting:
         n: samples.
         strategy: "lm", many starts of Levenberg-Marquardt; "recover", the same from width 1 up to `width`,
             see :func:`llr.recovery.recover`; "gd", "adam", "adam-annealed" (with weight decay that vanishes),
-            one run from a small start; "adam-merge-lm", the last one with its parallel neurons merged and the
-            rest done by Levenberg-Marquardt.
+            one run from a small start; "adam-merge-lm", the last one with its parallel neurons merged to ever
+            more, until Levenberg-Marquardt fits, see :func:`llr.recovery.train.narrow`.
         seed: of everything: each has a target and a sample of its own, the same for all strategies.
         starts: of "lm" and "recover", at most.
         steps: of the others.
@@ -278,11 +277,9 @@ def _descended(setting: Setting, data: Data) -> Found:
     return _at(setting.template(), trained.theta[0]), float(trained.relative[0])
 
 
-def _merged(setting: Setting, data: Data) -> Found:
-    narrow = merge(setting.template(), _trained(setting, data).theta[0], angle=_MERGED_ANGLE)
-    start = torch.cat([p.detach().reshape(-1) for p in narrow.parameters()])[None]
-    fits = levenberg_marquardt(narrow, start, data.x, data.y, damping="slow", tol=FITTED)
-    return fits.model(0), float(fits.relative[0])
+def _narrowed(setting: Setting, data: Data) -> Found:
+    found = narrow(setting.template(), _trained(setting, data).theta[0], data.x, data.y, tol=FITTED)
+    return found.model, found.relative
 
 
 def _trained(setting: Setting, data: Data) -> Training:
@@ -311,7 +308,7 @@ _STRATEGIES: dict[str, Callable[[Setting, Data], Found]] = {
     "gd": _descended,
     "adam": _descended,
     "adam-annealed": _descended,
-    "adam-merge-lm": _merged,
+    "adam-merge-lm": _narrowed,
 }
 
 
