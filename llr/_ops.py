@@ -254,8 +254,8 @@ def lm_solve(
         x: (B, n, inputs); of a factorization the (row, column) of each entry.
         y: (B, n, outputs).
         which: (S), int64, the data set of each start.
-        kind: "mlp", whose parameters are W_1, b_1, W_2, ...; "conv1d" and "local1d", kernels shared by all positions
-            or not, then output weights; "factorization", A and then B.
+        kind: "mlp", whose parameters are W_1, b_1, W_2, ...; "conv1d" and "local1d", kernels shared by all
+            positions or not, then output weights; "factorization", A and then B.
         sizes: widths; (d, kernel size, channels); (rows, rank, columns).
         activation: a name in :data:`llr.reference.ACTIVATIONS`; "identity" for a factorization.
         biases: whether each layer of an MLP has them; empty for others.

@@ -23,6 +23,7 @@ from llr.info import selftest as run_selftest
 from llr.model_rank import model_rank as rank_of_model
 from llr.rank import METHODS
 from llr.rank import rank as rank_of
+from llr.recovery.sweep.cli import sweep
 from llr.shell import (
     DTYPES,
     Source,
@@ -45,6 +46,7 @@ main.add_command(embed)
 main.add_command(reduce)
 main.add_command(recover_command)
 main.add_command(reproduce_command)
+main.add_command(sweep)
 
 
 @main.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -183,6 +183,10 @@ def _checks(device: torch.device) -> list[Check]:
         add(f"svdvals {kind}", ten_eps, partial(_svdvals_error, dtype, device))
     if not _ops.why_no_kernel(device):
         add("mlp_gram", 1e-13, partial(_mlp_gram_error, device))
+        if device.type == "cpu":
+            for widths, n in (((3, 4, 2), 40), ((5, 30, 3), 9)):  # J'J and JJ' are the smaller one
+                add(f"lm_solve {n} samples", 1e-12, partial(_lm_error, widths, n))
+            add("lm_solve factorization", 1e-12, _lm_factorization_error)
     add("gram_add_ double-double", 1e-28, partial(_gram_error, device))
     add("gram_factor", 1e-13, partial(_factor_error, device))
     add("first_nonfinite", 0.0, partial(_nonfinite_error, device))
@@ -270,6 +274,62 @@ def _mlp_gram_error(device: torch.device) -> float:
     x, first, bias, second = (t.to(device) for t in (x, first, bias, second))
     K = _ops.mlp_gram(x, [first, second], [bias, None], "tanh")
     return _relative(K, (J @ J.T).view(70, 2, 70, 2))
+
+
+_STARTS = 19  # more than a vector has lanes
+
+
+def _lm_error(widths: tuple[int, int, int], n: int) -> float:
+    """Of one damped step from each start."""
+    d, m, q = widths
+    generator = torch.Generator().manual_seed(0)
+    sizes = ((_STARTS, m, d), (_STARTS, m), (_STARTS, q, m), (n, d), (n, q))
+    first, bias, second, x, y = (
+        torch.randn(*size, generator=generator, dtype=torch.float64) for size in sizes
+    )
+    J = reference.mlp_jacobian(x, [first, second], [bias, None], "tanh")
+    outputs = torch.tanh(x @ first.mT + bias[:, None]) @ second.mT
+    theta = torch.cat([first.flatten(1), bias, second.flatten(1)], 1)
+    return _step_error(theta, x, y, J, outputs, ("mlp", widths, "tanh", (True, False)))
+
+
+def _lm_factorization_error() -> float:
+    """The same where every lane looks up entries of its own."""
+    rows, rank, columns, n = 5, 2, 4, 15
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(_STARTS, rank * (rows + columns), generator=generator, dtype=torch.float64)
+    A, B = (
+        p.unflatten(1, (-1, c))
+        for p, c in zip(theta.split([10, 8], 1), (rank, columns), strict=True)
+    )
+    i, j = (torch.randint(most, (n,), generator=generator) for most in (rows, columns))
+    y = torch.randn(n, 1, generator=generator, dtype=torch.float64)
+    J_A, J_B = A.new_zeros(_STARTS, n, rows, rank), A.new_zeros(_STARTS, n, rank, columns)
+    at = torch.arange(n)
+    J_A[:, at, i], J_B[:, at, :, j] = B[:, :, j].mT, A[:, i].transpose(0, 1)
+    J = torch.cat([J_A.flatten(2), J_B.flatten(2)], 2)[:, :, None]
+    outputs = (A[:, i] * B[:, :, j].mT).sum(2, keepdim=True)
+    pairs = torch.stack([i, j], 1).double()
+    return _step_error(
+        theta, pairs, y, J, outputs, ("factorization", (rows, rank, columns), "identity", ())
+    )
+
+
+def _step_error(
+    theta: Tensor,
+    x: Tensor,
+    y: Tensor,
+    J: Tensor,
+    outputs: Tensor,
+    model: tuple[str, Sequence[int], str, Sequence[bool]],
+) -> float:
+    damping = 1e4  # so much that the step lowers the loss and is taken
+    J, r = J.flatten(1, 2), (outputs - y).flatten(1)
+    normal = J.mT @ J + damping * torch.eye(theta.shape[1], dtype=torch.float64)
+    exact = torch.linalg.solve(normal, J.mT @ r[..., None])[..., 0]
+    which = torch.zeros(len(theta), dtype=torch.int64)
+    moved, *_ = _ops.lm_solve(theta, x[None], y[None], which, *model, damping=damping, iterations=1)
+    return _relative(theta - moved, exact)
 
 
 def _layer() -> tuple[Tensor, Tensor, Tensor]:

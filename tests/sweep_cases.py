@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 import llr
-from llr.recovery.sweep import Spec, read_store, run, table
+from llr.recovery.sweep import Spec, StoreError, read_store, run, table
 from llr.recovery.sweep.spec import Value
 
 SHARED = {"architecture": "two-layer", "target": "generic", "strategy": "lm"}
@@ -57,7 +57,7 @@ class Particular:
     """A runner that refuses cells before any work."""
 
     def __call__(self, values: Mapping[str, Value]) -> dict[str, Value]:
-        raise AssertionError("it must not be called")
+        raise AssertionError(f"it must not be called, but was with {values}")
 
     def check(self, values: Mapping[str, Value]) -> None:
         if values["n"] == 5:
@@ -95,12 +95,21 @@ def columns(path: Path) -> dict[str, list[Any]]:
         return table(store.rows())
 
 
+def settled(path: Path) -> set[str]:
+    """The keys of the cells that a file has results of; none while it is not made yet."""
+    if not path.is_file():
+        return set()
+    try:
+        with read_store(path) as store:
+            return {row.cell.key for row in store.rows() if row.outcome is not None}
+    except StoreError as err:
+        if "is empty: its sweep has not begun" not in str(err):
+            raise
+        return set()  # it was killed while making the file
+
+
 def finished(path: Path) -> int:
-    """How many cells a file has results of; none while there is no file yet."""
-    if not path.is_file() or path.stat().st_size == 0:
-        return 0
-    with read_store(path) as store:
-        return sum(row.outcome is not None for row in store.rows())
+    return len(settled(path))
 
 
 def start(*arguments: object, launcher: Sequence[str] = (sys.executable,), **more: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -152,6 +153,21 @@ def test_one_wrong_activation_is_named(monkeypatch):
     assert marked[-1].startswith("2 of ")
 
 
+@pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
+@pytest.mark.usefixtures("only_tanh")
+def test_a_wrong_step_is_found(monkeypatch):
+    right = _ops.lm_solve
+
+    def wrong(theta: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, ...]:
+        moved, *rest = right(theta, *arguments, **options)
+        moved[-1, -1] = theta[-1, -1]
+        return moved, *rest
+
+    monkeypatch.setattr(_ops, "lm_solve", wrong)
+    failed = [check.name for check in llr.selftest("cpu").checks if not check.ok]
+    assert failed == ["lm_solve 40 samples", "lm_solve 9 samples", "lm_solve factorization"]
+
+
 BLIND: dict[str, Callable[[list[Tensor]], int]] = {
     "sees nothing": lambda _: -1,
     "sees too much": lambda _: 0,
@@ -217,7 +233,8 @@ def test_which_devices_are_tested(monkeypatch):
             assert result.ok
             assert sorted({check.device for check in result.checks}) == devices
             assert result.backend == "; ".join(f"native on {device}" for device in devices)
-            kinds = [[c.name for c in result.checks if c.device == device] for device in devices]
+            shared = [c for c in result.checks if not c.name.startswith("lm_solve")]  # the CPU's
+            kinds = [[c.name for c in shared if c.device == device] for device in devices]
             assert all(names == kinds[0] for names in kinds)
         for unknown in ("cuda:1", "meta"):
             with pytest.raises(

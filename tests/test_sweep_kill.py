@@ -1,4 +1,4 @@
-"""kill -9 at random moments: nothing is lost, nothing that was finished is repeated, the table is the same."""
+"""kill -9 at random moments: nothing is lost, nothing finished is repeated, the table is the same."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ from typing import Any
 import psutil
 import pytest
 import sweep_cases
-from sweep_cases import ENVIRONMENT, TORCHRUN, columns, finished, grid, start, toml, undisturbed
+from sweep_cases import (
+    ENVIRONMENT,
+    TORCHRUN,
+    columns,
+    finished,
+    grid,
+    settled,
+    start,
+    toml,
+    undisturbed,
+)
 
-from llr.recovery.sweep import Spec, read_store
+from llr.recovery.sweep import Spec
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning"),
@@ -45,13 +55,6 @@ def wait_for(condition: Any, process: Any = None) -> None:
         assert time.monotonic() < deadline
         assert process is None or process.poll() is None, "it ended before it was killed"
         time.sleep(0.03)
-
-
-def settled(path: Path) -> set[str]:
-    if not path.is_file() or path.stat().st_size == 0:
-        return set()
-    with read_store(path) as store:
-        return {row.cell.key for row in store.rows() if row.outcome is not None}
 
 
 def begun(folder: Path) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 from sweep_cases import ENVIRONMENT, grid, start
 
-from llr.recovery.sweep import Cell, Outcome, Spec, StoreError, open_store, read_store, run
+from llr.recovery.sweep import Cell, Outcome, Spec, Store, StoreError, open_store, read_store, run
 from llr.recovery.sweep import store as store_module
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
@@ -91,6 +91,12 @@ class TestContents:
         path.touch()
         with open_store(path, grid(4), runner="a:b", threads=3) as store:
             assert (store.runner, store.threads) == ("a:b", 3)
+
+    def test_nothing_to_read_yet(self, tmp_path: Path) -> None:
+        path = tmp_path / "new.sqlite"
+        path.touch()
+        with pytest.raises(StoreError, match=r"new.sqlite is empty: its sweep has not begun"):
+            outcomes(path)
 
     def test_directories_are_made(self, tmp_path: Path) -> None:
         with open_store(tmp_path / "x" / "y" / "new.sqlite", grid(4)) as store:
@@ -249,9 +255,11 @@ class TestPermissions:
 class TestLock:
     def test_one_writer(self, path: Path) -> None:
         with open_store(path, grid(8)):
-            with pytest.raises(StoreError, match=rf"process {os.getpid()} on .* is writing to it"):
-                with open_store(path, grid(8)):
-                    pass
+            with (
+                pytest.raises(StoreError, match=rf"process {os.getpid()} on .* is writing to it"),
+                open_store(path, grid(8)),
+            ):
+                pass
             assert outcomes(path).count(DONE) == 1  # reading is possible
         with open_store(path, grid(8)):
             pass
@@ -279,7 +287,7 @@ class TestLock:
 
     def test_the_lock_of_the_dead_is_free(self, path: Path) -> None:
         code = (
-            "import os, sys, signal; from sweep_cases import grid; from llr.recovery.sweep import open_store\n"
+            "import os, signal; from sweep_cases import grid; from llr.recovery.sweep import open_store\n"
             f"with open_store({str(path)!r}, grid(8)): os.kill(os.getpid(), signal.SIGKILL)"
         )
         assert subprocess.run([sys.executable, "-c", code], env=ENVIRONMENT).returncode == -9
@@ -287,6 +295,12 @@ class TestLock:
         with open_store(path, grid(8)):
             pass
         assert os.listdir(path.parent) == [path.name]
+
+
+def record_pending(store: Store, outcome: Outcome, written: list[Cell]) -> None:
+    for cell in store.pending():
+        store.record(cell, outcome)
+        written.append(cell)
 
 
 class TestFullDisk:
@@ -298,10 +312,9 @@ class TestFullDisk:
             (pages,) = connection.execute("PRAGMA page_count").fetchone()
             connection.execute(f"PRAGMA max_page_count = {pages + free}")
             big = Outcome({"text": "x" * 3000}, worker="w")
-            with pytest.raises(StoreError, match="is full; the results that were in it are intact"):
-                for cell in store.pending():
-                    store.record(cell, big)
-                    written.append(cell)
+            message = "is full; the results that were in it are intact"
+            with pytest.raises(StoreError, match=message):
+                record_pending(store, big, written)
             assert written == store.cells()[2 : 2 + len(written)]
         with open_store(path, grid(8)) as store:
             assert store.pending() == store.cells()[2 + len(written) :]
@@ -350,8 +363,7 @@ class TestFullDisk:
             big = Outcome({"text": "x" * 8000}, worker="w")
             with open_store(small, grid(8)) as store:
                 with pytest.raises(StoreError, match="are intact: make room on the disk"):
-                    for cell in store.pending():
-                        store.record(cell, big)
+                    record_pending(store, big, [])
                 left = len(store.pending())
             assert left > 0
             (mount / "ballast").unlink()

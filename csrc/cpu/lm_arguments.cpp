@@ -129,6 +129,21 @@ void check_damping(const LmDamping& damping) {
   TORCH_CHECK(damping.iterations >= 0, op, ": iterations is ", damping.iterations, "; expected at least 0");
 }
 
+// Convergence is measured by the sum of squares of the targets.
+void check_squares(const at::Tensor& y) {
+  const int64_t count = y.size(1) * y.size(2);
+  const double* p = y.const_data_ptr<double>();
+  for (int64_t set = 0; set < y.size(0); ++set, p += count) {
+    double squares = 0.0, largest = 0.0;
+    for (int64_t i = 0; i < count; ++i) {
+      squares += p[i] * p[i];
+      largest = std::max(largest, std::abs(p[i]));
+    }
+    TORCH_CHECK(std::isfinite(squares) && (squares > 0.0 || largest == 0.0), op, ": y of data set ", set,
+                " has a sum of squares of ", squares, "; expected targets of a size that can be squared");
+  }
+}
+
 void check_indices(const LmModel& model, const at::Tensor& x) {
   const double* p = x.const_data_ptr<double>();
   for (int64_t i = 0; i < x.numel(); ++i) {
@@ -175,6 +190,7 @@ LmArguments read_lm_arguments(const at::Tensor& theta, const at::Tensor& x, cons
   check_finite(args.theta, "theta");
   check_finite(args.x, "x");
   check_finite(args.y, "y");
+  check_squares(args.y);
   if (model.kind == LmModel::Kind::factorization) check_indices(model, args.x);
   const int64_t* set = args.which.const_data_ptr<int64_t>();
   for (int64_t s = 0; s < args.which.numel(); ++s) {

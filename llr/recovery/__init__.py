@@ -3,9 +3,8 @@
 from llr.recovery.damping import Damping as Damping
 from llr.recovery.lm import Fits as Fits
 from llr.recovery.lm import levenberg_marquardt as levenberg_marquardt
-from llr.recovery.lm import starts as starts
-from llr.recovery.recover import NoiseTest as NoiseTest
-from llr.recovery.recover import Recovery as Recovery
+from llr.recovery.outcome import NoiseTest as NoiseTest
+from llr.recovery.outcome import Recovery as Recovery
 from llr.recovery.recover import recover as recover
 from llr.recovery.reproduce import EXPERIMENTS as EXPERIMENTS
 from llr.recovery.reproduce import Experiment as Experiment
@@ -13,5 +12,6 @@ from llr.recovery.reproduce import Reproduction as Reproduction
 from llr.recovery.reproduce import reproduce as reproduce
 from llr.recovery.search import Budget as Budget
 from llr.recovery.search import Report as Report
+from llr.recovery.starts import initial as initial
 from llr.recovery.targets import RECOVERED as RECOVERED
 from llr.recovery.targets import Target as Target

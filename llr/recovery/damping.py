@@ -14,7 +14,8 @@ CONVERGED, STALLED, LIMIT, FAILED, SKIPPED = range(len(STATUS))
 class Damping:
     """The number lambda added to the diagonal of J'J, and the patience with a start.
 
-    An iteration tries one step. If it lowers the sum of squares it is taken and lambda falls, else lambda grows.
+    An iteration tries one step. If it lowers the sum of squares it is taken and lambda falls, else lambda
+    grows.
 
     Raises:
         ValueError: a number out of its range.
@@ -36,8 +37,25 @@ class Damping:
     iterations: int = 160
     """So many in all, and it is given up."""
     progress: float = 0.01
-    """An iteration is stalled unless it lowers the sum of squares by this fraction. With 0 only rejected steps
-    are; that takes twice the time, spent in starts that crawl and hardly ever arrive."""
+    """An iteration is stalled unless it lowers the sum of squares by this fraction. With 0 only rejected
+    steps are; that takes twice the time, spent in starts that crawl and hardly ever arrive."""
+
+    @classmethod
+    def of(cls, damping: str | Damping) -> Damping:
+        """A damping as users may give it: a name stands for one of :data:`DAMPING`.
+
+        Raises:
+            TypeError: neither a name nor a damping.
+            ValueError: a name that is unknown.
+        """
+        expected = f"expected {', '.join(map(repr, DAMPING))} or a llr.recovery.Damping"
+        if isinstance(damping, Damping):
+            return damping
+        if not isinstance(damping, str):
+            raise TypeError(f"damping is {type(damping).__name__}; {expected}")
+        if damping not in DAMPING:
+            raise ValueError(f"damping is {damping!r}; {expected}")
+        return DAMPING[damping]
 
     def __post_init__(self) -> None:
         for name in ("start", "down", "up"):

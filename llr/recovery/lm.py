@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from llr import _ops
-from llr.models import Conv1dTwoLayer, MatrixFactorization
+from llr.memory import fits, format_bytes, memory_budget
+from llr.models import MatrixFactorization
 from llr.parameters import layout
 from llr.problem import Problem, read_problem
-from llr.recovery import lm_reference
-from llr.recovery.damping import CONVERGED, DAMPING, STATUS, Damping
+from llr.recovery import lm_native, lm_reference
+from llr.recovery.damping import CONVERGED, STATUS, Damping
 from llr.surroundings import full_precision, ordinary, outside_inference_mode
 
 _POOL_BYTES = 2**28  # of Jacobians and normal matrices that the torch path holds at a time
@@ -28,7 +29,7 @@ class Fits:
     theta: Tensor
     """(S, P) in float64; columns as those of :func:`llr.layout`."""
     loss: Tensor
-    """(S), mean squared residual over samples and outputs; infinite for starts that failed or were skipped."""
+    """(S), mean squared residual over samples and outputs; infinite for what failed or was skipped."""
     relative: Tensor
     """(S), the loss over the mean square of the start's targets (over 1, where they are all zero)."""
     iterations: Tensor
@@ -64,39 +65,6 @@ class Fits:
         return f"{len(self.theta)} starts: {counts}"
 
 
-def starts(
-    model: nn.Module, count: int, scale: float = 0.1, generator: torch.Generator | None = None
-) -> Tensor:
-    """Random starts for :func:`levenberg_marquardt`, independent normal numbers.
-
-    Args:
-        model: its trainable parameters are what there is a number for.
-        count: S.
-        scale: the standard deviation. Small ones leave narrow networks free to find their directions.
-        generator: of the random numbers; default torch's own.
-
-    Returns:
-        (S, P), float64.
-
-    Raises:
-        ValueError: a count that is no integer from 0 on, a scale that is no finite number from 0 on, a model without
-            trainable parameters.
-
-    Example:
-        >>> import torch
-        >>> from llr.models import TwoLayer
-        >>> from llr.recovery import starts
-        >>> starts(TwoLayer(3, 2), 5, generator=torch.Generator().manual_seed(0)).shape
-        torch.Size([5, 10])
-    """
-    if type(count) is not int or count < 0:
-        raise ValueError(f"count is {count!r}; expected a number of starts")
-    if not (math.isfinite(scale) and scale >= 0):
-        raise ValueError(f"scale is {scale!r}; expected a finite standard deviation")
-    P = max(columns.stop for columns in layout(model).values())
-    return scale * torch.randn(count, P, dtype=torch.float64, generator=generator)
-
-
 @outside_inference_mode
 def levenberg_marquardt(
     model: nn.Module,
@@ -111,43 +79,47 @@ def levenberg_marquardt(
 ) -> Fits:
     """Fit a model to data by least squares from many starts, thousands of small problems a second.
 
-    Each start is a problem of its own and ends at the same bits whatever the others are, in whatever order they
-    come and on however many threads. MLPs, :class:`llr.models.Conv1dTwoLayer` and
-    :class:`llr.models.MatrixFactorization` on the CPU run in the native library, one per lane of a vector register; other models,
-    and other devices, in batched torch operations.
+    In the native library each start is a problem of its own, in a lane of a vector register: it ends at the
+    same bits whatever the others are, in whatever order they come and on however many threads. MLPs,
+    :class:`llr.models.Conv1dTwoLayer` and :class:`llr.models.MatrixFactorization` on the CPU run there. Other
+    models, frozen parameters and other devices take the same steps in batched torch operations, where the
+    company of a start may change its rounding.
 
     Args:
         model: what is fitted; its own parameters are only a template.
-        starts: (S, P) float64, in the columns of :func:`llr.layout`; see :func:`llr.recovery.starts`.
+        starts: (S, P) float64, in the columns of :func:`llr.layout`; see :func:`llr.recovery.initial`.
+            Small ones (scale=0.1) leave narrow networks free to find their directions.
         x: (n, ...) samples as the model takes them, or (B, n, ...) for B data sets.
         y: (n, q) targets in float64, or (B, n, q).
         which: (S) integers, the data set of each start. Default: the only one, or one each if B = S.
         damping: "fast", "slow" or a :class:`Damping`.
-        tol: a start has converged where its sum of squared residuals is at most this part of the sum of squared
-            targets (of n q, where these are all zero).
-        first: of each data set skip the starts behind the first one, in the order given, that converges. Which are
-            skipped does not depend on time or threads.
+        tol: a start has converged where its sum of squared residuals is at most this part of the sum of
+            squared targets (of n q, where these are all zero).
+        first: of each data set skip the starts behind the first one, in the order given, that converges.
+            Which are skipped does not depend on time or threads.
 
     Returns:
-        A :class:`Fits`. A start is "converged"; "stalled" for too many iterations, or its steps vanish; at the "limit" of
-        iterations; "failed", because its first loss is not finite; or "skipped".
+        A :class:`Fits`. A start is "converged"; "stalled" for too many iterations, or its steps vanish; at
+            the "limit" of iterations; "failed", because its first loss is not finite; or "skipped".
 
     Raises:
-        ValueError: shapes that do not fit each other, NaN or infinity, an index out of range.
+        ValueError: shapes that do not fit each other, NaN or infinity, targets whose squares are out of
+            range, an index out of range, a Jacobian beyond the memory budget.
         TypeError: what is no module, or no tensor of the expected dtype.
 
     Example:
         >>> import torch
         >>> from llr.models import TwoLayer
-        >>> from llr.recovery import levenberg_marquardt, starts
+        >>> from llr.recovery import initial, levenberg_marquardt
         >>> generator = torch.Generator().manual_seed(0)
         >>> target = TwoLayer(2, 1, bias=False, generator=generator).double()
         >>> x = torch.randn(6, 2, dtype=torch.float64, generator=generator)
-        >>> fits = levenberg_marquardt(target, starts(target, 8, generator=generator), x, target(x).detach())
+        >>> starts = initial(target, 8, scale=0.1, generator=generator)
+        >>> fits = levenberg_marquardt(target, starts, x, target(x).detach())
         >>> bool(fits.converged.any()), bool(fits.loss[fits.converged].max() < 1e-20)
         (True, True)
     """
-    chosen = _damping(damping)
+    chosen = Damping.of(damping)
     if not (isinstance(tol, int | float) and math.isfinite(tol) and tol >= 0):
         raise ValueError(f"tol is {tol!r}; expected a finite number, 0 or more")
     if not isinstance(model, nn.Module):
@@ -157,8 +129,8 @@ def levenberg_marquardt(
         x, y = x[None], y[None]
     if x.shape[:2] != y.shape[:2]:
         raise ValueError(
-            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; expected as many samples in both, (n, ...) and "
-            "(n, q), or (B, n, ...) and (B, n, q)"
+            f"x has shape {tuple(x.shape)} and y {tuple(y.shape)}; expected as many samples in both, "
+            "(n, ...) and (n, q), or (B, n, ...) and (B, n, q)"
         )
     if not x.shape[1] or not len(x) or not y.shape[2]:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected at least one sample")
@@ -166,26 +138,27 @@ def levenberg_marquardt(
     _check_devices(starts, x, y, which)
     _check_finite(starts, "starts")
     _check_finite(y, "y")
+    _check_squares(y)
     problem = read_problem(model, x.flatten(0, 1), None, torch.float64)
     if problem.columns.count != starts.shape[1]:
         raise ValueError(
-            f"starts has shape {tuple(starts.shape)}; expected (S, {problem.columns.count}), a column for each "
-            "trainable parameter (llr.layout(model))"
+            f"starts has shape {tuple(starts.shape)}; expected (S, {problem.columns.count}), a column for "
+            "each trainable parameter (llr.layout(model))"
         )
     samples = problem.x.unflatten(0, x.shape[:2])
-    known = _read(problem)
+    known = lm_native.read(problem)
+    if isinstance(model, MatrixFactorization):
+        _check_pairs(model, problem.x)
     _check_outputs(problem, known, samples, y, starts)
-    method = "native"
-    if known is None:
-        method = f"torch: {type(model).__name__} is none of the models that the native library fits"
-    elif obstacle := _why_not_native(starts):
-        _ops.warn_of_no_kernel(starts.device, obstacle)
-        method = f"torch: {obstacle}"
-    if method == "native":
-        assert known is not None
-        solution = _native(known, starts, samples, y, which, chosen, tol, first)
-    else:
+    _check_memory(y[0].numel(), starts)
+    obstacle = lm_native.why_not(problem, known, starts, y[0].numel())
+    if known is None or obstacle:
+        if known is not None and not _ops.NATIVE:
+            _ops.warn_of_no_kernel(starts.device, obstacle)
         solution = _in_torch(problem, known, starts, samples, y, which, chosen, tol, first)
+    else:
+        solution = lm_native.solve(known, starts, samples, y, which, chosen, tol, first)
+    method = f"torch: {obstacle}" if obstacle else "native"
     squares = y.square().mean((1, 2))
     relative = solution.loss / torch.where(squares > 0, squares, 1.0)[which]
     return Fits(
@@ -193,102 +166,9 @@ def levenberg_marquardt(
     )
 
 
-@dataclass(frozen=True)
-class _Known:
-    """A model as the operator takes it."""
-
-    kind: str
-    sizes: list[int]
-    activation: str
-    biases: list[bool]
-    outputs: int
-    order: Tensor
-    """(P), the column of each of the operator's parameters."""
-
-
-def _read(problem: Problem) -> _Known | None:
-    """The model as the native operator knows it, None if it does not."""
-    model, columns = problem.model, problem.columns
-    slices = columns.slices()
-    if problem.mlp is not None:
-        mlp = problem.mlp
-        names = [name for name, tensor in problem.chain() if tensor is not None]
-        known = _Known(
-            "mlp",
-            list(mlp.widths),
-            mlp.activation,
-            [b is not None for b in mlp.biases],
-            mlp.widths[-1],
-            torch.empty(0),
-        )
-    elif type(model) is Conv1dTwoLayer:
-        names = ["weight", "out"]
-        sizes = [model.d, model.kernel_size, model.channels]
-        kind = "conv1d" if model.shared else "local1d"
-        known = _Known(kind, sizes, model.activation, [], 1, torch.empty(0))
-    elif type(model) is MatrixFactorization:
-        names = ["A", "B"]
-        sizes = [len(model.A), len(model.B), model.B.shape[1]]
-        known = _Known("factorization", sizes, "identity", [], 1, torch.empty(0))
-    else:
-        return None
-    if set(names) != set(slices) or _hooked(model):
-        return None  # frozen parameters, or more than the forward
-    order = [torch.arange(slices[name].start, slices[name].stop) for name in names if name]
-    return _Known(
-        known.kind, known.sizes, known.activation, known.biases, known.outputs, torch.cat(order)
-    )
-
-
-def _hooked(model: object) -> bool:
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
-        for m in (model.modules() if isinstance(model, nn.Module) else ())
-    )
-
-
-def _why_not_native(starts: Tensor) -> str:
-    if not _ops.NATIVE or starts.is_cpu:
-        return _ops.why_no_kernel(starts.device)
-    return f"the native library fits on the CPU only, not on {starts.device}"
-
-
-def _native(
-    known: _Known,
-    starts: Tensor,
-    x: Tensor,
-    y: Tensor,
-    which: Tensor,
-    damping: Damping,
-    tol: float,
-    first: bool,
-) -> lm_reference.Solution:
-    theta, loss, iterations, status = _ops.lm_solve(
-        starts[:, known.order],
-        x.double(),
-        y,
-        which,
-        known.kind,
-        known.sizes,
-        known.activation,
-        known.biases,
-        damping=damping.start,
-        down=damping.down,
-        up=damping.up,
-        progress=damping.progress,
-        stall=damping.stall,
-        iterations=damping.iterations,
-        tol=tol,
-        first=first,
-    )
-    back = torch.empty_like(theta)
-    back[:, known.order] = theta
-    return lm_reference.Solution(back, loss, iterations, status)
-
-
 def _in_torch(
     problem: Problem,
-    known: _Known | None,
+    known: lm_native.Known | None,
     starts: Tensor,
     x: Tensor,
     y: Tensor,
@@ -298,8 +178,7 @@ def _in_torch(
     first: bool,
 ) -> lm_reference.Solution:
     rows, P = y[0].numel(), starts.shape[1]
-    batch = _POOL_BYTES // (8 * (rows * P + 3 * min(rows, P) ** 2))
-    batch = max(1, min(batch, _LARGEST_POOL))
+    batch = max(1, min(_POOL_BYTES // lm_native.bytes_of_start(rows, P), _LARGEST_POOL))
     if known is not None and known.kind == "mlp":
         order = known.order.to(starts.device)
         functions = lm_reference.of_mlp(known.sizes, known.biases, known.activation)
@@ -317,7 +196,7 @@ def _in_torch(
 
 
 def _check_outputs(
-    problem: Problem, known: _Known | None, x: Tensor, y: Tensor, starts: Tensor
+    problem: Problem, known: lm_native.Known | None, x: Tensor, y: Tensor, starts: Tensor
 ) -> None:
     if known is not None:
         outputs = known.outputs
@@ -328,24 +207,32 @@ def _check_outputs(
         outputs = found.shape[2]
     if y.shape[2] != outputs:
         raise ValueError(
-            f"y has shape {tuple(y.shape)}; expected {outputs} numbers for each sample, as many as the model gives"
+            f"y has shape {tuple(y.shape)}; expected {outputs} numbers for each sample, as many as the "
+            "model gives"
         )
 
 
-def _damping(damping: str | Damping) -> Damping:
-    if isinstance(damping, Damping):
-        return damping
-    if not isinstance(damping, str):
-        raise TypeError(
-            f"damping is {type(damping).__name__}; expected {_names()} or a llr.recovery.Damping"
+def _check_memory(rows: int, starts: Tensor) -> None:
+    nbytes = lm_native.bytes_of_start(rows, starts.shape[1])
+    if not fits(nbytes, starts.device):
+        raise ValueError(
+            f"the Jacobian and the normal matrix of one start take {format_bytes(nbytes)}, more than the "
+            f"memory budget of {format_bytes(memory_budget(starts.device))} (llr.set_memory_budget); "
+            "expected fewer samples or parameters"
         )
-    if damping not in DAMPING:
-        raise ValueError(f"damping is {damping!r}; expected {_names()} or a llr.recovery.Damping")
-    return DAMPING[damping]
 
 
-def _names() -> str:
-    return ", ".join(map(repr, DAMPING))
+def _check_pairs(model: MatrixFactorization, pairs: Tensor) -> None:
+    if pairs.is_floating_point() or pairs.dim() != 2 or pairs.shape[1] != 2:
+        return  # the model says what it takes
+    rows, columns = len(model.A), model.B.shape[1]
+    outside = ((pairs < 0) | (pairs >= pairs.new_tensor([rows, columns]))).any(1)
+    if bool(outside.any()):
+        i, j = pairs[outside][0].tolist()
+        raise ValueError(
+            f"x has the index pair ({i}, {j}); expected rows from 0 to {rows - 1} and columns from 0 to "
+            f"{columns - 1}"
+        )
 
 
 def _float64(name: str, t: Tensor, dims: int, shape: str) -> Tensor:
@@ -401,6 +288,18 @@ def _check_devices(starts: Tensor, x: Tensor, y: Tensor, which: Tensor) -> None:
             raise ValueError(
                 f"{name} is on {t.device} but starts is on {starts.device}; expected one device"
             )
+
+
+def _check_squares(y: Tensor) -> None:
+    """Convergence is measured by the sum of squares of the targets."""
+    squares, largest = y.square().sum((1, 2)), y.abs().amax((1, 2))
+    wrong = squares.isinf() | ((squares == 0) & (largest > 0))
+    if bool(wrong.any()):
+        which = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"y of data set {which} has a sum of squares of {float(squares[which])}; expected targets of a "
+            f"size that can be squared, and the largest is {float(largest[which]):.3g}: scale them"
+        )
 
 
 def _check_finite(t: Tensor, name: str) -> None:

@@ -143,7 +143,8 @@ def solve(
         y: (B, n, q).
         which: (S), the data set of each start.
         damping: lambda and the patience.
-        tol: converged where the sum of squared residuals is at most `tol` times that of y (times n q, if y is zero).
+        tol: converged where the sum of squared residuals is at most `tol` times that of y (times n q, if y is
+            zero).
         first: skip the starts of a data set behind its first one that converges.
         batch: how many starts share the batched operations. Results do not depend on it but for rounding.
     """
@@ -206,7 +207,8 @@ def _begin(
 ) -> _Pool:
     theta, sets = starts[taken], which[taken]
     residuals = functions.outputs(theta, x[sets]) - y[sets]
-    loss = residuals.square().sum((1, 2)).nan_to_num(nan=torch.inf)
+    loss = residuals.square().sum((1, 2))
+    loss = torch.where(loss.isnan(), torch.inf, loss)
     zero = torch.zeros_like(taken)
     J, A, right = _linearise(functions, theta, x[sets], residuals)
     lambdas = torch.full_like(loss, damping.start)

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from llr.recovery.damping import Damping
-from llr.recovery.lm import Fits, levenberg_marquardt, starts
+from llr.recovery.lm import Fits, levenberg_marquardt
+from llr.recovery.starts import initial
 
 FITTED = 1e-20
 """A fit is accepted if its mean squared residual, relative to the targets' mean square, is below this."""
@@ -135,7 +136,7 @@ def round_of_starts(
     P = sum(p.numel() for p in template.parameters())
     state = np.random.SeedSequence((seed, P, number)).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-    theta = starts(template, size, scale=1.0, generator=generator)
+    theta = initial(template, size, generator=generator)
     scales = torch.tensor(_SCALES, dtype=theta.dtype)
     theta *= scales[torch.arange(size) % len(_SCALES), None]
     damping = "slow" if number % 2 else "fast"

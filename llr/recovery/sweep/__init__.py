@@ -1,7 +1,20 @@
 """Sweeps: a grid of cells, computed by any number of processes, and kept in one file.
 
-See :func:`run` for what it promises. On the command line: ``python -m llr.recovery.sweep run spec.toml``, or
-``torchrun --nproc-per-node 8 -m llr.recovery.sweep run spec.toml``.
+See :meth:`Spec.parse` for how a grid is written, and :func:`run` for what running it promises. On the
+command line: ``llr sweep spec.toml``, whose ``--help`` shows a spec; on several machines
+``torchrun --nproc-per-node 8 -m llr.recovery.sweep spec.toml``.
+
+Example:
+    >>> import tempfile
+    >>> from llr.recovery.sweep import Spec, read_store, run, table
+    >>> shared = {"architecture": "two-layer", "target": "separated", "strategy": "lm"}
+    >>> spec = Spec.parse({**shared, "d": 2, "k": 1, "n": [2, 4], "seed": [0, 1]})
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tally = run(spec, f"{folder}/out.sqlite")
+    ...     with read_store(f"{folder}/out.sqlite") as store:
+    ...         columns = table(store.rows())
+    >>> tally.done, columns["n"], columns["recovered"], columns["predicted"]
+    (4, [2, 2, 4, 4], [False, False, True, True], [3, 3, 3, 3])
 """
 
 from llr.recovery.sweep.run import Tally as Tally

@@ -23,27 +23,49 @@ from llr.recovery.sweep.worker import work
 from llr.shell import console_beside, plotting, reported
 
 _FAILURES_SHOWN = 5
+_BETWEEN_LINES = 30.0  # seconds
 
 
 class _SpecFirst(click.Group):
-    """A group in which ``sweep spec.toml`` means ``sweep run spec.toml``."""
+    """A group in which ``sweep spec.toml``, with or without options, means ``sweep run spec.toml``."""
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[0].endswith(".toml"):
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        is_spec = any(argument.endswith(".toml") for argument in args)
+        if is_spec and args[0] not in self.commands:
             args = ["run", *args]
-        return super().resolve_command(ctx, args)
+        return super().parse_args(ctx, args)
 
+
+EXAMPLE = """\
+# From how many samples are two tanh neurons found again? Predicted: 6.
+architecture = "two-layer"    # of the model that is fitted
+target = "separated"          # neurons far apart
+strategy = ["lm", "recover"]
+d = 2                         # inputs
+k = 2                         # neurons of the target
+width = [2, 3]                # neurons of the model
+n = { from = 4, to = 9 }      # samples
+seed = { from = 0, to = 19 }
+[options]                     # what else the runner takes
+starts = 256
+"""
+"""A spec, as the help shows it."""
 
 _FILE = click.argument("file", type=click.Path(path_type=Path))
+_VERBATIM = "\b\n"  # click: do not wrap this paragraph
 
 
-@click.group(cls=_SpecFirst, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=_SpecFirst,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=f"{_VERBATIM}A SPEC:\n{EXAMPLE}",
+)
 def sweep() -> None:
     """Run a grid of training runs, and look at its results.
 
-    `sweep SPEC.toml` is short for `sweep run SPEC.toml`.
+    `sweep SPEC.toml` is short for `sweep run SPEC.toml`. A SPEC is the product of its lists; with blocks
+    [[grid]], each is a product of its own, on top of what stands above them. The keys are those of
+    llr.recovery.experiment.Setting; `run --runner` names other code, and [options] is for its own keys.
     """
 
 
@@ -191,11 +213,11 @@ def worker(host: str, port: int, prefix: str, name: str) -> None:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[Tally], None] | None]:
-    """A bar with the time that is left, on a terminal; None elsewhere."""
+def progress_bar() -> Iterator[Callable[[Tally], None]]:
+    """A bar with the time that is left; where there is no terminal, a line now and then for the log."""
     console: Console = console_beside("-")
     if not console.is_terminal:
-        yield None
+        yield _Log()
         return
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
     with Progress(*columns, console=console, transient=True) as bar:
@@ -203,15 +225,30 @@ def progress_bar() -> Iterator[Callable[[Tally], None] | None]:
 
         def report(now: Tally) -> None:
             failed = f"{now.failed} failed, " if now.failed else ""
-            left = "no estimate yet" if now.eta is None else f"{duration(now.eta)} left"
             bar.update(
                 task,
                 total=now.total,
                 completed=now.done + now.failed,
-                description=f"{failed}{left}",
+                description=f"{failed}{_remaining(now)}",
             )
 
         yield report
+
+
+class _Log:
+    """Where a sweep stands, on standard error, at most every half minute."""
+
+    def __init__(self) -> None:
+        self._due = _BETWEEN_LINES
+
+    def __call__(self, now: Tally) -> None:
+        if now.left and now.seconds >= self._due:
+            self._due = now.seconds + _BETWEEN_LINES
+            click.echo(f"{now}, {_remaining(now)}", err=True)
+
+
+def _remaining(now: Tally) -> str:
+    return "no estimate yet" if now.eta is None else f"{duration(now.eta)} to go"
 
 
 def duration(seconds: float) -> str:

@@ -21,9 +21,7 @@ Result = Mapping[str, Value | None]
 Runner = Callable[[dict[str, Value]], Result]
 
 DEFAULT_RUNNER = "llr.recovery.experiment:run_cell"
-_MOST_BYTES = (
-    1 << 20
-)  # of a result; torch's store takes 8 MiB, a table of thousands of cells far less
+_MOST_BYTES = 1 << 20  # of a result: torch's store takes 8 MiB, a table of thousands far less
 _PLAIN = (str, int, float, bool, type(None))
 
 
@@ -107,6 +105,10 @@ def _plain(result: Any, cell: Cell) -> Result:
         if name in cell.values or name in RESERVED:
             raise ValueError(
                 f"the runner returned {name!r}, which is a column of the table already"
+            )
+        if type(value) is int and not -(2**63) <= value < 2**63:
+            raise ValueError(
+                f"the runner returned {name!r}: an integer beyond 64 bits; expected less"
             )
     size = len(json.dumps(dict(result)))
     if size > _MOST_BYTES:

@@ -191,10 +191,12 @@ def open_store(
             stack.enter_context(only_writer(path))
             connection = stack.enter_context(_connected(path, "rwc"))
             connection.execute("PRAGMA synchronous = EXTRA")
-            with _transaction(connection):  # read-only files are refused here, before any work
+            with _transaction(connection):
                 if _is_new(connection):
                     _create(connection, spec, runner or DEFAULT_RUNNER, threads or 1)
                 _verify(connection, path)
+                # Refuses a read-only file before any work; BEGIN IMMEDIATE does not.
+                connection.execute("DELETE FROM results WHERE false")
             store = Store(connection, path)
             store.rows()  # raises if one of them is damaged
             _compare_about(store, runner, threads)
@@ -208,7 +210,7 @@ def read_store(path: str | os.PathLike[str]) -> Iterator[Store]:
 
     Raises:
         ValueError: there is no such file.
-        StoreError: it is not a sweep's, or damaged.
+        StoreError: it is not a sweep's, still empty, or damaged.
     """
     path = Path(path).absolute()
     if not path.is_file():
@@ -218,6 +220,10 @@ def read_store(path: str | os.PathLike[str]) -> Iterator[Store]:
     with contextlib.ExitStack() as stack:
         with _explained(path):
             connection = stack.enter_context(_connected(path, mode))
+            if _is_new(connection):
+                raise StoreError(
+                    f"{path} is empty: its sweep has not begun; `run` begins or resumes it"
+                )
             _verify(connection, path)
         yield Store(connection, path)
 
@@ -238,9 +244,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        if (
-            connection.in_transaction
-        ):  # SQLite ends it itself after some errors, such as a full disk
+        if connection.in_transaction:  # after some errors SQLite has ended it, such as a full disk
             connection.execute("ROLLBACK")
         raise
 

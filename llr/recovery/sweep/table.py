@@ -15,6 +15,7 @@ from llr.recovery.sweep.spec import ordered
 from llr.recovery.sweep.store import Row, Store
 
 _FORMATS = (".csv", ".parquet")
+_TEXTS = ("status", "error", "worker", "finished")
 
 
 def table(rows: Sequence[Row], *, provenance: bool = False) -> dict[str, list[Any]]:
@@ -106,7 +107,8 @@ def _parquet(columns: dict[str, list[Any]]) -> bytes:
                 "a column: export .csv"
             )
         numbers = [None if v is None else float(v) for v in values] if float in kinds else values
-        arrays[name] = arrow.array(numbers)
+        # Text though it may be empty: tables with and without failures have one schema.
+        arrays[name] = arrow.array(numbers, type=arrow.string() if name in _TEXTS else None)
     buffer = io.BytesIO()
     parquet.write_table(arrow.table(arrays), buffer)
     return buffer.getvalue()

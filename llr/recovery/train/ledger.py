@@ -38,7 +38,7 @@ class Ledger:
 
     def relative(self, loss: Tensor) -> Tensor:
         """Of losses (..., S)."""
-        return 2 * loss / self.power.where(self.power > 0, 1.0)
+        return 2 * loss / self.power.where(self.power > 0, float(self.ensemble.y.shape[2]))
 
     def look(self, theta: Tensor, loss: Tensor, steps: int | Tensor) -> Tensor:
         """Enter where the members in training are now.
@@ -83,5 +83,6 @@ class Ledger:
             steps=self.steps,
             converged=self.converged(),
             diverged=self.diverged,
+            stalled=torch.zeros_like(self.diverged),
             history=history,
         )

@@ -84,10 +84,13 @@ class Training:
     Attributes:
         theta: (S, P) parameters; of diverged members the last ones that were looked at with a finite loss.
         loss: (S,) 1/(2n) times the sum of squared residuals at `theta`.
-        relative: (S,) sum of squared residuals over the sum of squares of the targets; over n if those are 0.
+        relative: (S,) sum of squared residuals over the sum of squares of the targets; over
+            their number n q if those are 0.
         steps: (S,) int64, how many steps each member took.
         converged: (S,) bool, whether `relative` came down to the tolerance.
         diverged: (S,) bool, whether the loss left all bounds; a smaller step size would help.
+        stalled: (S,) bool, whether the member was given up because its steps led nowhere any more; only
+            of `LM`.
         history: points of the trajectories, if they were asked for.
     """
 
@@ -97,20 +100,24 @@ class Training:
     steps: Tensor
     converged: Tensor
     diverged: Tensor
+    stalled: Tensor
     history: History | None = None
 
     @property
     def status(self) -> tuple[str, ...]:
-        """Of every member "converged", "diverged" or "steps": it had no more of them."""
-        pairs = zip(self.converged.tolist(), self.diverged.tolist(), strict=True)
-        return tuple("converged" if c else "diverged" if d else "steps" for c, d in pairs)
+        """Of every member "converged", "diverged", "stalled" or "steps": no more of them, or of time."""
+        ends = {"converged": self.converged, "diverged": self.diverged, "stalled": self.stalled}
+        flags = torch.stack([*ends.values(), torch.ones_like(self.converged)]).long()
+        return tuple((*ends, "steps")[i] for i in flags.argmax(0).tolist())
 
     def __str__(self) -> str:
         """One line: how many members ended how, and with which errors."""
-        S, good, bad = len(self.theta), int(self.converged.sum()), int(self.diverged.sum())
-        middle = float(self.relative.median())
+        status, middle = self.status, float(self.relative.median())
+        counts = {end: status.count(end) for end in ("converged", "diverged", "stalled")}
+        counts = {end: n for end, n in counts.items() if n or end != "stalled"}
         return (
-            f"{S} members: {good} converged, {bad} diverged, {S - good - bad} out of steps after "
+            f"{len(status)} members: {', '.join(f'{n} {end}' for end, n in counts.items())}, "
+            f"{status.count('steps')} out of steps after "
             f"{int(self.steps.max())}; relative training error {middle:.3g} (median), "
             f"{float(self.relative.min()):.3g} (least)"
         )
@@ -149,5 +156,6 @@ def joined(parts: Sequence[Training]) -> Training:
         steps=along(parts, "steps", 0),
         converged=along(parts, "converged", 0),
         diverged=along(parts, "diverged", 0),
+        stalled=along(parts, "stalled", 0),
         history=history,
     )

@@ -51,10 +51,10 @@ def train(
         which: (S,) int64, the data set of each member; default: the only one, or one each if S = B.
         counts: (B,) int64, so many samples of each data set are seen, from the first on; or (B, n) bool,
             which.
-        method: `GD`, `Adam` or `Flow`; default: ``GD()``.
-        steps: at most so many; of `Flow`, Runge-Kutta steps.
-        tol: a member is done when ``sum r^2 / sum y^2`` is at most this (looked at every 32 steps); default:
-            it goes on to the last step.
+        method: `GD`, `Adam`, `Flow` or `LM`; default: ``GD()``.
+        steps: at most so many; of `Flow`, Runge-Kutta steps; of `LM`, steps tried.
+        tol: a member is done when ``sum r^2 / sum y^2`` is at most this (`GD` and `Adam` look every 32
+            steps); default: it goes on to the last step.
         record: how many points of the trajectories to keep, evenly spaced on a logarithmic scale from step 1
             on, beside the start; or after which steps. Of `Flow`, times.
         progress: called as ``progress(step, members in training)`` now and then. On a CPU, groups of members
@@ -64,7 +64,7 @@ def train(
         A `Training`, in the dtype of the starts and on their device.
 
     Raises:
-        TypeError: what is no tensor, dtypes that do not go together.
+        TypeError: what is no tensor, dtypes that do not go together, `LM` in float32.
         ValueError: shapes that do not fit each other, NaN or infinity, sample sizes or members that are not
             there, rates that are not positive, a history beyond the memory budget; what
             :func:`llr.jacobian` refuses.

@@ -1,0 +1,127 @@
+"""Which models the native operator fits, and the call; see :func:`llr.recovery.levenberg_marquardt`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from llr import _ops
+from llr.activations import activation_layer
+from llr.memory import fits, format_bytes, memory_budget
+from llr.models import Conv1dTwoLayer, MatrixFactorization
+from llr.problem import Problem
+from llr.recovery.damping import Damping
+from llr.recovery.lm_reference import Solution
+
+_MOST_LANES = 8  # of a vector register, each with a start
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model as the operator takes it."""
+
+    kind: str
+    sizes: list[int]
+    activation: str
+    biases: list[bool]
+    outputs: int
+    order: Tensor
+    """(P), the column of each of the operator's parameters."""
+
+
+def read(problem: Problem) -> Known | None:
+    """The model as the operator knows it, None if it does not."""
+    model, slices = problem.model, problem.columns.slices()
+    biases: list[bool] = []
+    if problem.mlp is not None:
+        mlp = problem.mlp
+        names = [name for name, tensor in problem.chain() if tensor is not None]
+        kind, sizes, activation = "mlp", list(mlp.widths), mlp.activation
+        biases = [b is not None for b in mlp.biases]
+    elif type(model) is Conv1dTwoLayer:
+        names = ["weight", "out"]
+        kind = "conv1d" if model.shared else "local1d"
+        sizes, activation = [model.d, model.kernel_size, model.channels], model.activation
+    elif type(model) is MatrixFactorization:
+        names = ["A", "B"]
+        kind, activation = "factorization", "identity"
+        sizes = [len(model.A), len(model.B), model.B.shape[1]]
+    else:
+        return None
+    if set(names) != set(slices) or _changed(model):
+        return None  # frozen parameters, or another function than the class has
+    order = [torch.arange(slices[name].start, slices[name].stop) for name in names if name]
+    outputs = sizes[-1] if kind == "mlp" else 1
+    return Known(kind, sizes, activation, biases, outputs, torch.cat(order))
+
+
+def _changed(model: object) -> bool:
+    """Hooks, a forward of its own, or another activation than its name says."""
+    if isinstance(model, Conv1dTwoLayer) and (
+        type(model.act) is not type(activation_layer(model.activation))
+    ):
+        return True
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
+        for m in (model.modules() if isinstance(model, nn.Module) else ())
+    )
+
+
+def bytes_of_start(rows: int, parameters: int) -> int:
+    """About what a start's Jacobian takes, with its normal matrix and the factor of that."""
+    return 8 * (rows * parameters + 3 * min(rows, parameters) ** 2)
+
+
+def why_not(problem: Problem, known: Known | None, starts: Tensor, rows: int) -> str:
+    """Why the native library does not fit this; empty where it does."""
+    if known is None:
+        name = type(problem.model).__name__
+        return f"{name} is none of the models that the native library fits"
+    if not _ops.NATIVE:
+        return _ops.REASON
+    if not starts.is_cpu:
+        return f"the native library fits on the CPU only, not on {starts.device}"
+    at_once = _MOST_LANES * min(len(starts), torch.get_num_threads())
+    nbytes = at_once * bytes_of_start(rows, starts.shape[1])
+    if not fits(nbytes, starts.device):
+        return (
+            f"{at_once} starts side by side take {format_bytes(nbytes)}, more than the memory budget of "
+            f"{format_bytes(memory_budget(starts.device))}"
+        )
+    return ""
+
+
+def solve(
+    known: Known,
+    starts: Tensor,
+    x: Tensor,
+    y: Tensor,
+    which: Tensor,
+    damping: Damping,
+    tol: float,
+    first: bool,
+) -> Solution:
+    """As :func:`llr.recovery.lm_reference.solve`."""
+    theta, loss, iterations, status = _ops.lm_solve(
+        starts[:, known.order],
+        x.double(),
+        y,
+        which,
+        known.kind,
+        known.sizes,
+        known.activation,
+        known.biases,
+        damping=damping.start,
+        down=damping.down,
+        up=damping.up,
+        progress=damping.progress,
+        stall=damping.stall,
+        iterations=damping.iterations,
+        tol=tol,
+        first=first,
+    )
+    back = torch.empty_like(theta)
+    back[:, known.order] = theta
+    return Solution(back, loss, iterations, status)
