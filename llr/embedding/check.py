@@ -26,6 +26,8 @@ from llr.theory.symbols import Symbols
 _BITS, _MOST_BITS = 64, 4096
 # A precision at which a rank that does not grow any more is not limited by it.
 _ENOUGH_BITS = 512
+# On some samples torch's functions are not the analytic ones: on kinks, and beyond 20.
+_PIECEWISE = ("relu", "softplus")
 # How many times the effect of rounding a gradient may be and count as zero.
 _MARGIN = 16.0
 
@@ -249,19 +251,30 @@ def _dimensions(
         )
         most = [below.rank, above.rank]
         total = formal_rank([*above.tangents, *below.tangents])
-    ranks = []
-    for model, upper in zip((narrow, wide), most, strict=True):
-        lower = certify(model, x, max_bits=_MOST_BITS).rank
-        if lower > upper:
-            raise ValueError(
-                f"the rank on x is {lower}, more than dim T = {upper}: some sample is on a kink of ReLU, or "
-                "beyond 20 for softplus, where torch's function is another; take other samples"
-            )
-        ranks.append(Bounds(lower, upper))
-    lower = max(bounds.lower for bounds in ranks)
+    lowers: list[int] = []
+    for model, net, upper in zip((narrow, wide), (below, above), most, strict=True):
+        # What lies in the space of another network has no larger rank, on these samples either.
+        known = lowers[0] if lowers and inside[1] else 0
+        lowers.append(known if known == upper else _certified(model, net, x, upper))
+    ranks = [Bounds(lower, upper) for lower, upper in zip(lowers, most, strict=True)]
+    lower = max(lowers)
     if lower < total and not rounded and not any(inside):
         lower = max(lower, _joint_rank(wide, narrow, x, total))
     return (ranks[0], ranks[1], Bounds(lower, total)), inside
+
+
+def _certified(model: nn.Module, net: Formal, x: Tensor, upper: int) -> int:
+    """A certified rank on the samples, which is at most dim T where the formulas hold."""
+    piecewise = getattr(net.net, "activation", "") in _PIECEWISE
+    # An upper bound saves the search for more; it must not hide that there is more.
+    goal = None if piecewise else upper
+    lower = certify(model, x, upper=goal, max_bits=_MOST_BITS).rank
+    if lower > upper:
+        raise ValueError(
+            f"the rank on x is {lower}, more than dim T = {upper}: some sample is on a kink of ReLU, or "
+            "beyond 20 for softplus, where torch's function is another; take other samples"
+        )
+    return lower
 
 
 def _written_out(net: Formal) -> bool:
