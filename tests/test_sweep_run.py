@@ -146,9 +146,10 @@ class TestFailures:
 
     def test_a_cell_that_kills_its_process(self, out: Path) -> None:
         """After three deaths it counts as failed; the others are computed."""
-        end = run(grid(10), out, runner="sweep_cases:deadly", jobs=2)
+        spec = Spec.parse({**sweep_cases.SHARED, "n": 5, "seed": [0, 1, 2, 3, 4]})
+        end = run(spec, out, runner="sweep_cases:deadly", jobs=2)
         assert end is not None
-        assert (end.done, end.failed, end.left) == (8, 2, 0)
+        assert (end.done, end.failed, end.left) == (4, 1, 0)
         assert set(failures(out)) == {2}
         assert "its process died 3 times" in failures(out)[2]
 
