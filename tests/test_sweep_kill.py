@@ -167,7 +167,7 @@ def kind_of(worker: psutil.Process) -> str:
 
 def test_torchrun(tmp_path: Path, out: Path) -> None:
     """Each process in turn, at any moment; torchrun restarts the group when a rank dies."""
-    cells = 80
+    cells = 100
     spec = write_spec(tmp_path, cells)
     dice = random.Random(2)
     launcher = (
