@@ -38,7 +38,7 @@ def random_network(
 
 def check(model: nn.Module, d: int, seed: int = 5) -> Points:
     """On fewer points than `lower` the certified rank is short of dim T, on `upper` it is not."""
-    found, size = points_needed(model), int(tangent_dimension(model))
+    found, size = points_needed(model), tangent_dimension(model).upper
     for n in range(max(found.lower - 1, 1), found.upper + 1):
         rank = certify(model, generic_samples(n, d, seed)).rank
         assert rank < size or n >= found.lower
@@ -107,7 +107,7 @@ def test_degenerate_networks(activation: str) -> None:
         model = random_two_layer(activation, seed)
         found, size = points_needed(model), int(tangent_dimension(model))
         assert found.lower * found.outputs >= size
-        assert (found.lower <= found.upper) is True
+        assert found.lower <= found.upper
         if activation == "relu":  # so many samples need not meet all cells
             continue
         looked_at += 1
@@ -148,9 +148,21 @@ def test_linear_networks(weights: tuple[Tensor, ...], expected: int) -> None:
 
 def test_deep_networks() -> None:
     model = mlp([2, 3, 2, 2], dtype=F64, generator=torch.Generator().manual_seed(3))
-    found = points_needed(model)
-    assert found.lower == -(-23 // 2)
-    assert found.lower <= found.upper
+    found = check(model, 2)
+    assert (int(found), found.status) == (12, "exact")
+    assert found.dimension.status == "almost everywhere"
+    assert "shows that it is 23" in found.reason
+    with (
+        torch.no_grad()
+    ):  # half of the second layer's neurons constant: fewer, if any number is known
+        model[2].weight[1] = 0
+    degenerate = points_needed(model)
+    rank = certify(model, generic_samples(40, 2)).rank
+    assert rank <= degenerate.dimension.upper < 23
+    n = degenerate.upper
+    assert certify(model, generic_samples(n, 2)).rank == rank
+    if degenerate.lower > 1:
+        assert certify(model, generic_samples(degenerate.lower - 1, 2)).rank < rank
 
 
 def test_what_is_not_settled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -243,12 +243,13 @@ class _Case:
         """What a way with pairs costs at least; None if there is none.
 
         Without neurons in the function pairs are all that makes linear functions, and as few as possible
-        are best.
+        are best. Where a single pair takes all neurons to spare, nothing competes with it but reflections.
         """
-        if self.f.k == 0:
-            return None if pairs is None else pairs.extra
-        if self.spare < 2 + self.forced:
+        room = self.spare - 2 - self.forced
+        if room < 0:
             return None
+        if self.f.k == 0 or (room == 0 and self.f.k <= _REFLECTED):
+            return None if pairs is None else pairs.extra
         some = unit_vectors(self.net.d + 1)[:1]
         return self.net.q + self.slopes + affine_size(self.net, some, 1, self.forced)
 

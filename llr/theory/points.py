@@ -97,8 +97,8 @@ def points_needed(model: nn.Module) -> Points:
         model: as for :func:`llr.theory.tangent_dimension`.
 
     Returns:
-        "exact" for one output and linear networks, by closed form, and where the determinant settles it;
-        bounds otherwise.
+        "exact" for linear networks and for one output of a known dim T, by closed form, and where the
+        determinant settles it, of a deep network as well; bounds otherwise.
 
     Raises:
         TypeError: no module.
@@ -136,7 +136,12 @@ def points_needed(model: nn.Module) -> Points:
             )
     # The first point sees all outputs, if it sees any, and each one after it adds to the rank.
     upper = size.upper if q == 1 or size.upper < q else size.upper - q + 1
-    if lower < upper and size.exact and _suffices(model, net, lower, int(size)):
+    if not size.exact and _suffices(model, net, -(-size.upper // q), size.upper):
+        lower = upper = -(-size.upper // q)
+        reason += (
+            f"; a determinant on random points shows that it is {size.upper}, and that they do"
+        )
+    elif lower < upper and size.exact and _suffices(model, net, lower, int(size)):
         upper = lower
         reason += "; a determinant on random points shows that it is enough"
     elif lower < upper:
