@@ -1,4 +1,4 @@
-"""Wrong variants of model ranks and points: the searches and certified ranks must tell each from the truth."""
+"""Wrong variants of model ranks and points: searches and certified ranks must tell them from the truth."""
 
 from __future__ import annotations
 
