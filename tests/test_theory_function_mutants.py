@@ -216,13 +216,13 @@ MUTANTS: dict[str, tuple[Any, str, Any, Run]] = {
         deep,
     ),
     "observations instead of points": (points, "_outputs", lambda _: 1, point_counts),
-    "only all outputs together": (
+    "only all outputs together": (points, "_subspaces", lambda _: iter(()), point_counts),
+    "constants in every subspace": (
         points,
-        "_subspaces",
-        lambda net: iter([points.unit_vectors(net.q)]),
+        "_modulo",
+        lambda net, U, modulo=points._modulo: replace(modulo(net, U), c=None),
         point_counts,
     ),
-    "constants of a subspace forgotten": (points, "_common", lambda *_: 0, point_counts),
 }
 
 

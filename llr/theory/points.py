@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from itertools import combinations, islice
 from typing import Any, Literal
 
 import torch
+from flint import fmpq, fmpq_mat
 from torch import nn
 
 from llr import exact
 from llr.elimination import Scaled, find_pivots, prove
-from llr.theory.groups import Group, group_neurons
+from llr.theory.groups import group_neurons
 from llr.theory.linear import surrounding_ranks
-from llr.theory.periodic import phases, turned_rank
 from llr.theory.result import Dimension
 from llr.theory.structure import (
     LinearNet,
@@ -23,17 +23,15 @@ from llr.theory.structure import (
     Row,
     Structure,
     TwoLayerNet,
-    outer,
     rank,
     read_structure,
-    unit_vectors,
     warn_of_near_copies,
 )
 from llr.theory.tangent import dimension_of, incoming
-from llr.theory.two_layer import affine_part, kink
+from llr.theory.two_layer import has_value, two_layer_tangent
 
 # Subspaces of the outputs that are looked at, the smallest first.
-_SUBSPACES = 2_000
+_SUBSPACES = 500
 # Jacobians of more entries are not ranked in balls, which takes seconds here.
 _ENTRIES = 10_000
 _BITS = (64, 128, 256, 512)
@@ -129,13 +127,13 @@ def points_needed(model: nn.Module) -> Points:
     lower = -(-size.lower // q)
     reason = f"n times {q} observations are at least dim T"
     if q > 1 and isinstance(net, TwoLayerNet) and not net.coefficients:
-        lower, space = max(_bounds(net), key=lambda bound: bound[0])
+        lower, space = max(_bounds(net, size), key=lambda bound: bound[0])
         if space < q:
             reason = (
                 f"functions with values in {space} of {q} dimensions see {space} numbers a point"
             )
-    # The first point sees all outputs, if it sees any, and each one after it adds to the rank.
-    upper = size.upper if q == 1 or size.upper < q else size.upper - q + 1
+    # Each point after the first adds to the rank.
+    upper = size.upper - _seen_by_one(net, size) + 1 if size.upper else 0
     if not size.exact and _suffices(model, net, -(-size.upper // q), size.upper):
         lower = upper = -(-size.upper // q)
         reason += (
@@ -157,21 +155,37 @@ def _outputs(net: Structure) -> int:
     return int(widths[-1])
 
 
-def _bounds(net: TwoLayerNet) -> Iterator[tuple[int, int]]:
-    """For each subspace U that is looked at: how many points it takes, and its dimension."""
-    affine = [row for _, rows in affine_part(net, group_neurons(net)) for row in rows]
-    groups = group_neurons(net).groups
+def _bounds(net: TwoLayerNet, size: Dimension) -> Iterator[tuple[int, int]]:
+    """For each subspace U that is looked at: how many points it takes, and its dimension.
+
+    What T has beyond the functions with values in U is seen in R^q modulo U, where it is the tangent space
+    of the network with its outgoing weights modulo U.
+    """
+    yield -(-size.lower // net.q), net.q
     for U in islice(_subspaces(net), _SUBSPACES):
-        u = len(U)
-        size = sum(_values_in(net, group, U) for group in groups)
-        whole = [outer(e, x) for e in U for x in unit_vectors(net.d + 1)]
-        size += _common(affine, whole)
-        yield -(-size // u), u
+        values = size.lower - two_layer_tangent(_modulo(net, U)).upper
+        yield -(-values // len(U)), len(U)
+
+
+def _modulo(net: TwoLayerNet, U: Matrix) -> TwoLayerNet:
+    """The network with outputs in R^q modulo U."""
+    entries = [fmpq(v.numerator, v.denominator) for row in U for v in row]
+    reduced = fmpq_mat(len(U), net.q, entries).rref()[0].tolist()
+    rows = [[Fraction(int(v.p), int(v.q)) for v in row] for row in reduced]
+    pivots = [next(j for j, v in enumerate(row) if v) for row in rows]
+    others = [j for j in range(net.q) if j not in pivots]
+
+    def project(v: Row) -> Row:
+        return tuple(
+            v[j] - sum(v[p] * u[j] for p, u in zip(pivots, rows, strict=True)) for j in others
+        )
+
+    c = None if net.c is None else project(net.c)
+    return replace(net, a=tuple(map(project, net.a)), c=c, q=len(others))
 
 
 def _subspaces(net: TwoLayerNet) -> Iterator[Matrix]:
-    """Bases of R^q, and of the spans of few outgoing weights."""
-    yield tuple(unit_vectors(net.q))
+    """Bases of the spans of few outgoing weights."""
     lines = list(dict.fromkeys(_line(a) for a in net.a if any(a)))
     for u in range(1, net.q):
         for basis in combinations(lines, u):
@@ -184,23 +198,16 @@ def _line(a: Row) -> Row:
     return tuple(v / leading for v in a)
 
 
-def _values_in(net: TwoLayerNet, group: Group, U: Matrix) -> int:
-    """How many dimensions of a group have values in U; at least, for sines of several phases."""
-    a = [net.a[i] for i in group.members]
-    if net.activation == "sin" and len(set(phases(net, group))) > 1:
-        kept = [
-            (row, phi)
-            for row, phi in zip(a, phases(net, group), strict=True)
-            if rank([*U, row]) == len(U)
-        ]
-        turned = turned_rank(*zip(*kept, strict=True))[0] if kept else 0
-        return 2 * len(U) + net.d * turned
-    return len(U) + (net.d + net.beta - kink(net)) * _common(a, U)
-
-
-def _common(one: Sequence[Row], other: Sequence[Row]) -> int:
-    """The dimension of the intersection of two spans."""
-    return rank(one) + rank(other) - rank([*one, *other])
+def _seen_by_one(net: Structure, size: Dimension) -> int:
+    """The rank on almost every single point, at least: q if T has all outputs times some function."""
+    q = _outputs(net)
+    if isinstance(net, TwoLayerNet):
+        found = group_neurons(net)
+        at_zero = [Fraction(0) if net.b is None else net.b[i] for i in found.constants]
+        valued = not net.coefficients and any(has_value(net.activation, b) for b in at_zero)
+        return q if net.c is not None or found.groups or valued else min(size.upper, 1)
+    biases = getattr(net, "biases", (None,))
+    return q if biases[-1] is not None else min(size.upper, 1)
 
 
 def _suffices(model: nn.Module, net: Structure, n: int, size: int) -> bool:
