@@ -207,3 +207,19 @@ def test_nearly_equal_neurons() -> None:
     model = build("tanh", [([0.5], 0.25, [1.0, 0.0]), ([0.5 + 1e-13], 0.25, [0.0, 1.0])])
     with pytest.warns(UserWarning, match="exact equality"):
         assert points_needed(model).dimension.upper == 8
+
+
+def test_affine_functions_of_one_direction() -> None:
+    """Only a (x, 1) in T: a point sees one number of it, not two."""
+    model = build("tanh", [([0.0], 0.0, [1.0, 2.0])])
+    found = check(model, 1)
+    assert (found.lower, found.upper, int(found.dimension)) == (2, 2, 2)
+
+
+@pytest.mark.parametrize("activation", ["softplus", "gelu", "silu"])
+def test_both_orientations(activation: str) -> None:
+    """u s' - v (1 - s') has u + v before s', but v in its affine part: its values are not in the span of u + v."""
+    outgoing = ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0])
+    planes = (([0.75], 0.5), ([-0.75], -0.5), ([1.5], -0.25))
+    model = build(activation, [(*plane, a) for plane, a in zip(planes, outgoing, strict=True)])
+    assert check(model, 1).status == "exact"
