@@ -218,7 +218,7 @@ def test_affine_functions_of_one_direction() -> None:
 
 @pytest.mark.parametrize("activation", ["softplus", "gelu", "silu"])
 def test_both_orientations(activation: str) -> None:
-    """u s' - v (1 - s') has u + v before s', but v in its affine part: its values are not in the span of u + v."""
+    """u s' - v (1 - s') has u + v before s', but v in its affine part: no values in the span of u + v."""
     outgoing = ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [1.0, 1.0, 0.0])
     planes = (([0.75], 0.5), ([-0.75], -0.5), ([1.5], -0.25))
     model = build(activation, [(*plane, a) for plane, a in zip(planes, outgoing, strict=True)])
