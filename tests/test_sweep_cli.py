@@ -227,18 +227,23 @@ class TestLooking:
 
 
 class TestProgress:
-    def test_a_bar_with_the_time_that_is_left(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(
+        ("now", "text"),
+        [
+            (Tally(10, 0, 0), " 0/10 no estimate yet"),
+            (Tally(10, 5, 1, 3, 60.0), " 6/10 1 failed, 1 min 20 s to go"),
+            (Tally(10, 10, 0, 5, 60.0), "10/10 0 s to go"),
+        ],
+    )
+    def test_a_bar_with_the_time_that_is_left(
+        self, monkeypatch: pytest.MonkeyPatch, now: Tally, text: str
+    ) -> None:
         screen = io.StringIO()
         console = Console(file=screen, force_terminal=True, width=80)
         monkeypatch.setattr(sweep_cli, "console_beside", lambda _: console)
         with sweep_cli.progress_bar() as report:
-            report(Tally(10, 0, 0))
-            console.print("after 0")
-            report(Tally(10, 5, 1, 3, 60.0))
-            console.print("after 6")
-        shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
-        assert " 0/10 no estimate yet" in shown
-        assert " 6/10 1 failed, 1 min 20 s to go" in shown
+            report(now)
+        assert text in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
 
     def test_lines_of_a_log(self, capsys: pytest.CaptureFixture[str]) -> None:
         with sweep_cli.progress_bar() as report:
