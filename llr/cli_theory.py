@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llr import embedding
 from llr.files import load_inputs, read_widths
 from llr.landscape import branches as find_branches
-from llr.landscape import embedded_spectrum
+from llr.landscape import critical_targets, embedded_spectrum
 from llr.models import ACTIVATIONS, Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
 from llr.samplers import read_sampler
 from llr.shell import (
@@ -250,7 +250,7 @@ def embed(
             document["check"] = found.to_dict()
             lines.append(str(found))
         if drawing is not None:
-            y = embedding.critical_targets(net, x, y, seed=source.seed)
+            y = critical_targets(net, x, y, generator=_seeded(source.seed))
             spectrum = embedded_spectrum(net, wide, record, x, y)
             document["hessian"] = spectrum.to_dict()
             lines.append(str(spectrum))
