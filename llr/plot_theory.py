@@ -26,7 +26,7 @@ _LABELLED = 40
 # At most so many powers of ten are labelled on either side of zero.
 _DECADES = 4
 _WORDS = {"exact": "proved", "almost everywhere": "almost all", "bounds": "at most"}
-_PALE_TO_FULL = LinearSegmentedColormap.from_list("share", ["#FFFFFF", COLOURS[0]])
+_NEW_TO_OLD = LinearSegmentedColormap.from_list("share", [COLOURS[1], "#C4C4C4", COLOURS[0]])
 
 
 @matplotlib.rc_context(STYLE)
@@ -114,9 +114,9 @@ def branches(found: Branches, ax: Axes | None = None) -> Axes:
 def embedded(found: EmbeddedSpectrum) -> Figure:
     """Draw the Hessian's eigenvalues before and after an embedding, and which of them it explains.
 
-    The eigenvalues of the wide network are filled as far as their eigenvectors lie in the image of the
-    embedding: full ones are directions of the narrow network, hollow ones are new. The axis is linear
-    between the smallest sizes that are not zero, and logarithmic beyond them.
+    Eigenvalues are coloured by the share of their eigenvectors that lies in the image of the embedding: blue
+    ones are directions of the narrow network, red ones are new. The axis is linear between the smallest sizes
+    that are not zero, and logarithmic beyond them.
 
     Args:
         found: what :func:`llr.landscape.embedded_spectrum` returned.
@@ -149,7 +149,7 @@ def embedded(found: EmbeddedSpectrum) -> Figure:
     ]
     _symmetric_scale(left, counted or [1.0], found.wide.index + found.narrow.index > 0)
     left.set_ylabel("eigenvalues of the Hessian")
-    shares = ScalarMappable(cmap=_PALE_TO_FULL)
+    shares = ScalarMappable(cmap=_NEW_TO_OLD)
     shares.set_clim(0, 1)
     bar = figure.colorbar(
         shares, ax=right, label="share in the image", ticks=[0, 0.5, 1], aspect=30
@@ -161,11 +161,12 @@ def embedded(found: EmbeddedSpectrum) -> Figure:
 def _eigenvalues(ax: Axes, name: str, spectrum: HessianSpectrum, shares: Sequence[float]) -> None:
     values = spectrum.eigenvalues.flip(0).tolist()
     shown = [v if abs(v) > spectrum.tolerance else 0.0 for v in values]
-    fill = [_PALE_TO_FULL(min(max(share, 0.0), 1.0)) for share in reversed(shares)]
+    fill = [_NEW_TO_OLD(min(max(share, 0.0), 1.0)) for share in reversed(shares)]
     ax.axhline(0, color=GREY, lw=0.8)
     index = range(1, len(shown) + 1)
-    ax.scatter(index, shown, s=22, c=fill, edgecolors=COLOURS[0], linewidths=0.9, zorder=3)
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    size = min(22.0, max(5.0, 1500 / len(shown)))
+    ax.scatter(index, shown, s=size, c=fill, linewidths=0, zorder=3)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
     ax.set_xlabel("index $i$")
     zero = "" if spectrum.nullity is None else f", {spectrum.nullity} zero"
     ax.set_title(f"{name}, $P = {spectrum.n_params}$\n{spectrum.index} negative{zero}", loc="left")

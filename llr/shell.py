@@ -104,17 +104,25 @@ class Source:
         }
 
 
-def model_options(inputs: bool) -> Callable[[_Command], _Command]:
-    """The options that become a `Source`, the command's first argument."""
+def model_options(
+    inputs: bool, *, required: bool = True, params: bool = True
+) -> Callable[[_Command], _Command]:
+    """The options that become a `Source`, the command's first argument.
+
+    Args:
+        inputs: whether there are samples.
+        required: whether they have to be given.
+        params: whether parameters can be selected.
+    """
 
     def decorate(command: _Command) -> _Command:
         @functools.wraps(command)
         def with_source(
             model: str,
             weights: Path | None,
-            params: tuple[str, ...],
             activation: str | None,
             seed: int,
+            params: tuple[str, ...] = (),
             inputs: Path | None = None,
             **others: Any,
         ) -> Any:
@@ -128,26 +136,31 @@ def model_options(inputs: bool) -> Callable[[_Command], _Command]:
                 help="State dict: .safetensors, or .pt/.pth of plain tensors.",
             ),
             click.option(
-                "--params",
-                multiple=True,
-                metavar="GLOB",
-                help="Only parameters whose names match; may be repeated.",
-            ),
-            click.option(
                 "--activation",
                 type=click.Choice(list(ACTIVATIONS)),
                 help="Of an mlp: model.  [default: tanh]",
             ),
             click.option("--seed", default=0, show_default=True, help="Of random weights."),
         ]
+        if params:
+            options.insert(
+                2,
+                click.option(
+                    "--params",
+                    multiple=True,
+                    metavar="GLOB",
+                    help="Only parameters whose names match; may be repeated.",
+                ),
+            )
         if inputs:
             options.insert(
                 1,
                 click.option(
                     "--inputs",
-                    required=True,
+                    required=required,
                     type=click.Path(path_type=Path),
-                    help="Samples: .npy, .csv, or .pt with one tensor.",
+                    help="Samples: .npy, .csv, or .pt with one tensor."
+                    + ("" if required else "  [default: normal ones]"),
                 ),
             )
         decorated: Any = with_source

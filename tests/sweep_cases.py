@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -115,6 +116,15 @@ def finished(path: Path) -> int:
 def start(*arguments: object, launcher: Sequence[str] = (sys.executable,), **more: Any) -> Any:
     command = [*launcher, "-m", "llr.recovery.sweep", *map(str, arguments)]
     return subprocess.Popen(command, **{"env": ENVIRONMENT, "text": True, **more})
+
+
+def ranks(number: int, sleep: float) -> list[dict[str, str]]:
+    """The environments of processes that a launcher without agents starts together."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    group = {"WORLD_SIZE": str(number), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [{**ENVIRONMENT, **group, "RANK": str(i), "SLEEP": str(sleep)} for i in range(number)]
 
 
 def calls(path: Path) -> Counter[tuple[Any, ...]]:

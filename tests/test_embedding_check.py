@@ -22,7 +22,16 @@ from embedding_cases import (
 from theory_cases import random_cases
 from torch import nn
 
-from llr.embedding import Check, check, compatible, null, random_compatible, reduce, split, widen
+from llr.embedding import (
+    Check,
+    check,
+    compatible,
+    null,
+    random_compatible,
+    reduce,
+    split,
+    widen,
+)
 from llr.embedding.network import Spread
 from llr.models import MatrixFactorization, Polynomial, TwoLayer
 
@@ -90,6 +99,22 @@ class TestTable:
         # Critical for all targets if and only if no direction is new.
         assert found.critical is not bool(grown)
         assert found.narrow_gradient < 1e-14
+
+    @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "gelu"])
+    def test_constants_in_single_precision(self, activation: str) -> None:
+        # s(b) is rounded to 24 bits in the next biases, which no number of them equals.
+        narrow = network(2, 2, 2, 1, activation=activation).float()
+        wide, _ = null(narrow, 0, bias=0.5, outgoing=[1.0, -0.75])
+        found = checked(narrow, wide, 2)
+        assert found.same_function
+        assert not found.proved_same
+        assert found.verdict == "larger by 2"
+        # Off by more than rounding it is another function, with errors of its own.
+        with torch.no_grad():
+            wide[2].bias[0] += 1e-3
+        other = check(narrow, wide, normal_samples(50, 2))
+        assert not other.same_function
+        assert other.tangent == "neither"
 
     def test_a_constant_before_a_layer_without_biases(self) -> None:
         narrow = nn.Sequential(

@@ -54,7 +54,12 @@ class TestCells:
         cell = run_cell({"d": 3, "k": 1, "width": 1, "n": 6, "strategy": strategy})
         assert (cell["recovered"], cell["fitted"], cell["predicted"]) == (True, True, 4)
 
-    @pytest.mark.parametrize("strategy", ["gd", "adam", "adam-annealed", "adam-merge-lm"])
+    def test_a_wide_net_narrowed(self) -> None:
+        values = {"d": 2, "k": 1, "width": 8, "n": 6, "steps": 2000, "seed": 1}
+        cells = [run_cell({**values, "strategy": s}) for s in ("adam-annealed", "adam-merge-lm")]
+        assert [cell["recovered"] for cell in cells] == [False, True]
+
+    @pytest.mark.parametrize("strategy", ["gd", "adam", "adam-annealed"])
     def test_strategies_that_train(self, strategy: str) -> None:
         values = {"d": 2, "k": 1, "width": 4, "n": 12, "strategy": strategy, "init": 0.1}
         short = run_cell({**values, "steps": 20})

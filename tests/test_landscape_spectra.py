@@ -11,6 +11,7 @@ import torch
 from test_landscape_critical import F64, minimised, randn
 from test_rank import DEGENERATE, samples, two_layer
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
 
 import llr
 from llr import certify
@@ -213,6 +214,32 @@ class TestEmbedded:
             assert inside == int((sign * found.narrow.eigenvalues > 1e-10).sum())
             assert int((sign * found.wide.eigenvalues > 1e-10).sum()) >= inside
         assert found.new_negative == found.wide.index - found.narrow.index >= 0
+
+    @pytest.mark.parametrize("t", [0.5, -1.0])
+    def test_explained(self, t: float) -> None:
+        x, y = randn(9, 2), randn(9, 2, seed=1)
+        narrow = mlp([2, 2, 2], output_bias=False).double()
+        wide, A = split_by_hand(narrow, t)
+        found = embedded_spectrum(narrow, wide, A, x, y)
+        # Least squares on A, eigenvector by eigenvector, from another Hessian: that of autograd.
+        theta = parameters_to_vector(wide.parameters()).detach()
+        params = dict(wide.named_parameters())
+
+        def loss(v: torch.Tensor) -> torch.Tensor:
+            parts = v.split([p.numel() for p in params.values()])
+            shaped = {
+                name: part.view(p.shape)
+                for part, (name, p) in zip(parts, params.items(), strict=True)
+            }
+            return (torch.func.functional_call(wide, shaped, (x,)) - y).square().sum() / len(x)
+
+        values, V = torch.linalg.eigh(torch.autograd.functional.hessian(loss, theta))
+        shares = (A @ torch.linalg.lstsq(A, V).solution).square().sum(0)
+        zero = values.abs() <= found.wide.tolerance
+        torch.testing.assert_close(found.explained[~zero], shares[~zero])
+        assert float(found.explained.sum()) == pytest.approx(A.shape[1])
+        assert len(set(found.explained[zero].tolist())) <= 1
+        assert len(found.to_dict()["explained"]) == len(theta)
 
     @pytest.mark.parametrize(
         ("bias", "seed"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import random
+import signal
+import subprocess
 import time
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,14 @@ from sweep_cases import (
     columns,
     finished,
     grid,
+    ranks,
     settled,
     start,
     toml,
     undisturbed,
 )
 
-from llr.recovery.sweep import Spec
+from llr.recovery.sweep import Spec, read_store
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning"),
@@ -55,6 +58,13 @@ def wait_for(condition: Any, process: Any = None) -> None:
         assert time.monotonic() < deadline
         assert process is None or process.poll() is None, "it ended before it was killed"
         time.sleep(0.03)
+
+
+def computed_by(path: Path) -> set[str]:
+    if not settled(path):
+        return set()
+    with read_store(path) as store:
+        return {row.outcome.worker for row in store.rows() if row.outcome}
 
 
 def begun(folder: Path) -> list[str]:
@@ -157,7 +167,7 @@ def kind_of(worker: psutil.Process) -> str:
 
 def test_torchrun(tmp_path: Path, out: Path) -> None:
     """Each process in turn, at any moment; torchrun restarts the group when a rank dies."""
-    cells = 80
+    cells = 100
     spec = write_spec(tmp_path, cells)
     dice = random.Random(2)
     launcher = (
@@ -175,7 +185,7 @@ def test_torchrun(tmp_path: Path, out: Path) -> None:
             target = len(begun(tmp_path)) + 1
             wait_for(lambda target=target: len(begun(tmp_path)) >= target, process)
             time.sleep(dice.uniform(0, 0.3))
-            wanted = ("own", "rank 1", "own", "rank 0")[len(killed) % 4]
+            wanted = ("rank 1", "own", "rank 1", "rank 0")[len(killed) % 4]
             with contextlib.suppress(psutil.NoSuchProcess):  # the group may just be restarting
                 for worker in workers_of(process):
                     if kind_of(worker) == wanted:
@@ -185,6 +195,45 @@ def test_torchrun(tmp_path: Path, out: Path) -> None:
     assert columns(out) == undisturbed(Spec.read(spec), tmp_path)
     # At a kill two cells run, and two may wait to be written.
     assert sum(sweep_cases.calls(tmp_path / "calls").values()) <= cells + 4 * KILLS
+
+
+def test_torchrun_that_does_not_restart(tmp_path: Path, out: Path) -> None:
+    """Its default: the death of one rank ends all, and the same command goes on from the file."""
+    cells = 40
+    spec = write_spec(tmp_path, cells)
+    arguments = ("run", spec, "--out", out, "--runner", "sweep_cases:counted", "--lease", 3)
+    more: Any = {"launcher": (*TORCHRUN, "--standalone"), "env": environment(tmp_path, 0.1)}
+    with start(*arguments, stderr=subprocess.DEVNULL, **more) as process:
+        wait_for(lambda: finished(out) >= 4, process)
+        (victim,) = [w for w in workers_of(process) if kind_of(w) == "rank 1"]
+        victim.kill()
+        assert process.wait(LIMIT) != 0
+    before = settled(out)
+    marks = len(begun(tmp_path))
+    assert 4 <= len(before) < cells
+    with start(*arguments, **more) as process:
+        assert process.wait(LIMIT) == 0
+    again = {keys_of(line, spec) for line in begun(tmp_path)[marks:]}
+    assert again == {cell.key for cell in Spec.read(spec).cells} - before
+    assert columns(out) == undisturbed(Spec.read(spec), tmp_path)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_machine_that_vanishes(tmp_path: Path, out: Path, how: signal.Signals) -> None:
+    """Nobody restarts anything, and one that is only silent counts as dead, too."""
+    cells = 60
+    spec = write_spec(tmp_path, cells)
+    arguments = ("run", spec, "--out", out, "--runner", "sweep_cases:counted", "--lease", 2)
+    first, second = ranks(2, sleep=0.1)
+    with (
+        start(*arguments, env=first) as process,
+        start(*arguments, env=second, stderr=subprocess.DEVNULL) as other,
+    ):
+        wait_for(lambda: any("rank 1" in worker for worker in computed_by(out)), process)
+        other.send_signal(how)
+        assert process.wait(LIMIT) == 0
+        other.kill()
+    assert columns(out) == undisturbed(Spec.read(spec), tmp_path)
 
 
 def test_grid_is_that_of_the_file(tmp_path: Path) -> None:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import socket
 import subprocess
 import sys
 import types
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import sweep_cases
 import torch
-from sweep_cases import ENVIRONMENT, columns, grid, settled, start, toml, undisturbed
+from sweep_cases import ENVIRONMENT, columns, grid, ranks, settled, start, toml, undisturbed
 
-from llr.recovery.sweep import Cell, Outcome, Spec, Tally, read_store, run, tally
+from llr.recovery.sweep import Cell, Outcome, Spec, Tally, processes, read_store, run, tally
 from llr.recovery.sweep import spec as spec_module
 from llr.recovery.sweep.runner import execute, load_runner
 
@@ -50,18 +50,14 @@ class TestModes:
     def test_ranks_without_torchrun(self, tmp_path: Path) -> None:
         """As other launchers start them on two machines: only the first has the spec and the file."""
         machines = [tmp_path / "first", tmp_path / "second"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        started = []
-        for rank, machine in enumerate(machines):
+        for machine in machines:
             machine.mkdir()
-            group = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
-            environment = {**ENVIRONMENT, **group, "MASTER_ADDR": "127.0.0.1", "SLEEP": "0.1"}
-            arguments = ("spec.toml", "--runner", "sweep_cases:counted", "--lease", 20)
-            started.append(start(*arguments, env=environment, cwd=machine, stdout=subprocess.PIPE))
-            if rank == 0:
-                (machine / "spec.toml").write_text(toml(40))
+        (machines[0] / "spec.toml").write_text(toml(40))
+        arguments = ("spec.toml", "--runner", "sweep_cases:counted")
+        started = [
+            start(*arguments, env=group, cwd=machine, stdout=subprocess.PIPE)
+            for machine, group in zip(machines, ranks(2, sleep=0.1), strict=True)
+        ]
         said = [process.communicate(timeout=120)[0] for process in started]
         assert [process.returncode for process in started] == [0, 0]
         assert said[0].startswith("40 of 40 cells done")
@@ -150,15 +146,46 @@ class TestFailures:
 
     def test_a_cell_that_kills_its_process(self, out: Path) -> None:
         """After three deaths it counts as failed; the others are computed."""
-        end = run(grid(10), out, runner="sweep_cases:deadly", jobs=2)
+        spec = Spec.parse({**sweep_cases.SHARED, "n": 5, "seed": [0, 1, 2, 3, 4]})
+        end = run(spec, out, runner="sweep_cases:deadly", jobs=2)
         assert end is not None
-        assert (end.done, end.failed, end.left) == (8, 2, 0)
+        assert (end.done, end.failed, end.left) == (4, 1, 0)
         assert set(failures(out)) == {2}
         assert "its process died 3 times" in failures(out)[2]
 
     def test_cells_are_refused_before_any_work(self, out: Path) -> None:
         with pytest.raises(ValueError, match=r"cell .* n=5 .*: n is 5; expected another"):
             run(grid(8), out, runner="sweep_cases:particular")
+        assert settled(out) == set()
+
+    def test_an_error_while_processes_compute(self, out: Path) -> None:
+        """Such as a full disk: the processes end, and what had been written stays."""
+
+        def full(now: Tally) -> None:
+            if now.done == 3:
+                raise OSError("no space")
+
+        with pytest.raises(OSError, match="no space"):
+            run(grid(40), out, runner="sweep_cases:counted", jobs=2, progress=full)
+        assert len(settled(out)) == 3
+        assert not [p for p in psutil.Process().children() if "llr.recovery.sweep" in p.cmdline()]
+        end = run(grid(40), out)
+        assert end is not None
+        assert (end.done, end.now) == (40, 37)
+
+    def test_processes_that_die_and_die(self, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Before they compute anything: as without memory for torch."""
+
+        def spawn(*_: object) -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                [sys.executable, "-c", "raise SystemExit(9)"], stdin=subprocess.PIPE
+            )
+
+        monkeypatch.setattr(processes, "_spawn", spawn)
+        with pytest.raises(
+            RuntimeError, match=r"7 processes have died .* with exit code 9: out of"
+        ):
+            run(grid(8), out, runner="sweep_cases:counted", jobs=2)
         assert settled(out) == set()
 
     @pytest.mark.parametrize(

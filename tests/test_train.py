@@ -598,6 +598,9 @@ class TestLM:
         best = torch.linalg.lstsq(x, y).solution[:, 0]
         torch.testing.assert_close(found.theta[:2], best.expand(2, 3), rtol=1e-10, atol=1e-10)
         assert "0 converged, 1 diverged, 2 stalled, 0 out of steps" in str(found)
+        # So do those of a model that the native library does not know.
+        far = torch.full((1, 9), 1e200, dtype=F64)
+        assert train(Tied(), far, x, randn(9, 3), method=method).status == ("diverged",)
         exact = train(nn.Linear(3, 1, bias=False), starts[:2], x, x @ best[:, None], method=method)
         assert not bool(exact.converged.any())  # nobody asked
         assert bool((exact.relative < 1e-25).all())

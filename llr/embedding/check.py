@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llr.balls import Number
 from llr.certify import certify
+from llr.critical_targets import critical_error, error_of
 from llr.elimination import Scaled, exact_rank, find_pivots, integer_rows, prove
 from llr.embedding.exceptions import exceptions
 from llr.embedding.network import Network, read
@@ -25,6 +26,8 @@ from llr.theory.symbols import Symbols
 _BITS, _MOST_BITS = 64, 4096
 # A precision at which a rank that does not grow any more is not limited by it.
 _ENOUGH_BITS = 512
+# On some samples torch's functions are not the analytic ones: on kinks, and beyond 20.
+_PIECEWISE = ("relu", "softplus")
 # How many times the effect of rounding a gradient may be and count as zero.
 _MARGIN = 16.0
 
@@ -183,8 +186,12 @@ def check(
     with torch.no_grad():
         out, other = (model(x).reshape(len(x), -1) for model in (small, large))
     difference = float((out - other).abs().max())
-    residual = _residual(out, y, seed)
-    narrow_gradient, wide_gradient, critical = _criticality(small, large, x, residual)
+    if y is None:
+        generator = torch.Generator().manual_seed(seed)
+        error = torch.randn(out.numel(), generator=generator, dtype=out.dtype)
+    else:
+        error = error_of(out, y)
+    narrow_gradient, wide_gradient, critical = _criticality(small, large, x, error)
     symbols = Symbols()
     functions = formal(small, symbols), formal(large, symbols)
     same = difference <= rounding_of(x.reshape(len(x), -1), below, above)
@@ -214,51 +221,20 @@ def check(
     )
 
 
-def _samples(x: Tensor, network: Network) -> Tensor:
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"x is {found}; expected a floating-point tensor of samples")
-    d = network.widths[0]
-    fits = x.dim() >= 2 and x[0].numel() == d if len(x.shape) and len(x) else False
-    if not fits or (x.dim() > 2 and not network.flattens):
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected (n, {d}), at least one sample")
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("x has NaN or infinity; expected finite samples")
-    return x.detach().cpu().double()
-
-
-def _residual(out: Tensor, y: Tensor | None, seed: int) -> Tensor:
-    """Outputs minus targets, (n q)."""
-    if y is None:
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(out.shape, generator=generator, dtype=out.dtype).flatten()
-    if not isinstance(y, Tensor) or not y.is_floating_point():
-        found = y.dtype if isinstance(y, Tensor) else type(y).__name__
-        raise TypeError(f"y is {found}; expected a floating-point tensor of targets")
-    if y.numel() != out.numel() or len(y) != len(out):
-        raise ValueError(f"y has shape {tuple(y.shape)}; expected {tuple(out.shape)}")
-    if not bool(torch.isfinite(y).all()):
-        raise ValueError("y has NaN or infinity; expected finite targets")
-    return (out - y.detach().cpu().double().reshape(out.shape)).flatten()
-
-
 def _criticality(
-    narrow: nn.Module, wide: nn.Module, x: Tensor, residual: Tensor
+    narrow: nn.Module, wide: nn.Module, x: Tensor, error: Tensor
 ) -> tuple[float, float, bool | None]:
     """Relative gradients of both where the narrow one vanishes, and whether the wide one does too."""
-    J, J_wide = (jacobian(model, x).flatten(0, 1) for model in (narrow, wide))
-    U, s, _ = torch.linalg.svd(J, full_matrices=False)
-    eps = torch.finfo(J.dtype).eps * max(J.shape)
-    span = U[:, s > eps * s[0]]
-    for _ in range(2):  # the second time takes away what the first one left by rounding
-        residual = residual - span @ (span.T @ residual)
-    if span.shape[1] >= len(residual) or not bool(residual.any()):
+    matrices = [jacobian(model, x).flatten(0, 1) for model in (narrow, wide)]
+    error, rank = critical_error(matrices[0], error)
+    if rank >= len(error) or not bool(error.any()):
         return 0.0, 0.0, None
-    size = float(residual.norm())
+    size = float(error.norm())
     gradients = [
-        float((A.T @ residual).norm()) / (max(float(torch.linalg.matrix_norm(A, 2)), 1e-300) * size)
-        for A in (J, J_wide)
+        float((J.mT @ error).norm()) / (max(float(torch.linalg.matrix_norm(J, 2)), 1e-300) * size)
+        for J in matrices
     ]
+    eps = torch.finfo(error.dtype).eps * max(matrices[0].shape)
     return gradients[0], gradients[1], gradients[1] <= _MARGIN * eps
 
 
@@ -279,19 +255,30 @@ def _dimensions(
         )
         most = [below.rank, above.rank]
         total = formal_rank([*above.tangents, *below.tangents])
-    ranks = []
-    for model, upper in zip((narrow, wide), most, strict=True):
-        lower = certify(model, x, max_bits=_MOST_BITS).rank
-        if lower > upper:
-            raise ValueError(
-                f"the rank on x is {lower}, more than dim T = {upper}: some sample is on a kink of ReLU, or "
-                "beyond 20 for softplus, where torch's function is another; take other samples"
-            )
-        ranks.append(Bounds(lower, upper))
-    lower = max(bounds.lower for bounds in ranks)
+    lowers: list[int] = []
+    for model, net, upper in zip((narrow, wide), (below, above), most, strict=True):
+        # What lies in the space of another network has no larger rank, on these samples either.
+        known = lowers[0] if lowers and inside[1] else 0
+        lowers.append(known if known == upper else _certified(model, net, x, upper))
+    ranks = [Bounds(lower, upper) for lower, upper in zip(lowers, most, strict=True)]
+    lower = max(lowers)
     if lower < total and not rounded and not any(inside):
         lower = max(lower, _joint_rank(wide, narrow, x, total))
     return (ranks[0], ranks[1], Bounds(lower, total)), inside
+
+
+def _certified(model: nn.Module, net: Formal, x: Tensor, upper: int) -> int:
+    """A certified rank on the samples, which is at most dim T where the formulas hold."""
+    piecewise = getattr(net.net, "activation", "") in _PIECEWISE
+    # An upper bound saves the search for more; it must not hide that there is more.
+    goal = None if piecewise else upper
+    lower = certify(model, x, upper=goal, max_bits=_MOST_BITS).rank
+    if lower > upper:
+        raise ValueError(
+            f"the rank on x is {lower}, more than dim T = {upper}: some sample is on a kink of ReLU, or "
+            "beyond 20 for softplus, where torch's function is another; take other samples"
+        )
+    return lower
 
 
 def _written_out(net: Formal) -> bool:
@@ -340,3 +327,17 @@ def _relation(excess: Bounds, missing: Bounds) -> str:
     if missing.lower > 0 and excess.upper == 0:
         return "smaller"
     return "undecided"
+
+
+def _samples(x: Tensor, network: Network) -> Tensor:
+    """The samples in float64 on the CPU, checked."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x is {found}; expected a floating-point tensor of samples")
+    d = network.widths[0]
+    fits = x.dim() >= 2 and x[0].numel() == d if len(x.shape) and len(x) else False
+    if not fits or (x.dim() > 2 and not network.flattens):
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (n, {d}), at least one sample")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x has NaN or infinity; expected finite samples")
+    return x.detach().cpu().double()

@@ -13,7 +13,7 @@ from llr.activations import Polynomial, activation_layer
 from llr.embedding.record import Embedding
 from llr.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, DeepLinear, TwoLayer
-from llr.models.parts import set_tensors
+from llr.models.parts import layers_of
 from llr.theory.groups import PARITY
 from llr.theory.structure import ConvNet, Factorization, Structure, read_structure
 
@@ -116,13 +116,9 @@ class Network:
         elif type(self.like) is DeepLinear:
             model = DeepLinear.of(*weights)
         else:
-            layers: list[nn.Module] = [nn.Flatten()] if self.flattens else []
-            for number, (W, bias) in enumerate(zip(weights, biases, strict=True)):
-                if number and self.activation != "identity":
-                    layers.append(activation_layer(self.layer))
-                new = nn.utils.skip_init(nn.Linear, W.shape[1], len(W), bias=bias is not None)
-                layers.append(set_tensors(new, weight=W, bias=bias))
-            model = nn.Sequential(*layers)
+            between = None if self.activation == "identity" else self.layer
+            start = [nn.Flatten()] if self.flattens else []
+            model = nn.Sequential(*start, *layers_of(weights, biases, between))
         return model.train(self.like.training)
 
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from llr.activations import activation_layer
 from llr.mlp import NotAnMLP, read_mlp
-from llr.models.parts import set_tensors
+from llr.models.parts import layers_of
 from llr.theory.structure import read_structure
 
 
@@ -40,12 +39,7 @@ class Chain:
 
     def module(self) -> nn.Sequential:
         """The MLP as a new module in float64."""
-        layers: list[nn.Module] = []
-        for weight, bias in zip(self.weights, self.biases, strict=True):
-            layers += [activation_layer(self.activation)] if layers else []
-            empty = nn.utils.skip_init(nn.Linear, *weight.shape[::-1], bias=bias is not None)
-            layers.append(set_tensors(empty, weight=weight, bias=bias))
-        return nn.Sequential(*layers)
+        return nn.Sequential(*layers_of(self.weights, self.biases, self.activation))
 
 
 def tensors(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:

@@ -12,19 +12,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
+from llr.jacobian import jacobian
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer
-from llr.rank import rank
-from llr.recovery.lm import levenberg_marquardt
 from llr.recovery.recover import recover
 from llr.recovery.search import FITTED, Data, first_fit
+from llr.recovery.starts import initial
 from llr.recovery.targets import RECOVERED, Target
-from llr.recovery.train import GD, Adam, Training, initial, merge, train
+from llr.recovery.train import GD, Adam, Training, narrow, train
+from llr.spectrum import svdvals
 from llr.theory import optimistic_sample_size
 
 Value = str | int | float | bool | None
 
-_MASKS = 10_000  # draws of observed entries until they see all directions
-_MERGED_ANGLE = 0.3  # neurons whose directions are closer are one
+_MASKS = 400  # that observed entries are chosen from
+_ROUNDS = 25  # until there is one that sees all directions
+_FULL = 1e-10  # the smallest singular value, beside the largest, of one that does
 _DECAY = 1e-2  # of Adam, at first
 
 
@@ -48,15 +50,15 @@ class Setting:
         n: samples.
         strategy: "lm", many starts of Levenberg-Marquardt; "recover", the same from width 1 up to `width`,
             see :func:`llr.recovery.recover`; "gd", "adam", "adam-annealed" (with weight decay that vanishes),
-            one run from a small start; "adam-merge-lm", the last one with its parallel neurons merged and the
-            rest done by Levenberg-Marquardt.
+            one run from a small start; "adam-merge-lm", the last one with its parallel neurons merged to ever
+            more, until Levenberg-Marquardt fits, see :func:`llr.recovery.train.narrow`.
         seed: of everything: each has a target and a sample of its own, the same for all strategies.
         starts: of "lm" and "recover", at most.
         steps: of the others.
         init: standard deviation of the parameters where these begin.
         lr: their step size; default: 0.05 for "gd", 0.01 for Adam; of a matrix, what its norm allows.
-        mask: of a matrix, "full-rank": observed entries that see as many directions as there are, or
-            "random".
+        mask: of a matrix, which entries are observed: "random" ones; "full-rank", the first random ones that
+            see as many directions of the matrix as so many can; "best", those of 400 that see them best.
     """
 
     n: int
@@ -77,7 +79,7 @@ class Setting:
     steps: int = 20_000
     init: float = 1e-3
     lr: float | None = None
-    mask: str = "full-rank"
+    mask: str = "best"
 
     @classmethod
     def of(cls, values: Mapping[str, Value]) -> Setting:
@@ -158,15 +160,31 @@ class Setting:
 
     def draw_sample(self, target: Target) -> Data:
         """What is known of it."""
-        if self.architecture != "matrix" or self.mask == "random":
-            return Data(*target.sample(self.n, seed=_seed(self.seed, 1)))
-        expected = min(self.n, self.rank * (2 * self.d - self.rank))
-        for attempt in range(_MASKS):
-            x, y = target.sample(self.n, seed=_seed(self.seed, 1, attempt))
-            if rank(target.model, x).rank == expected:
-                return Data(x, y)
+        x = target.inputs(self.n, seed=_seed(self.seed, 1))
+        if self.architecture == "matrix" and self.mask != "random":
+            x = self._mask(target)
+        return Data(x, target(x))
+
+    def _mask(self, target: Target) -> Tensor:
+        """Observed entries that see as many directions of the matrix as they can."""
+        pairs = target.inputs(self.d**2, seed=0)
+        J = jacobian(target.model, pairs)[:, 0]
+        generator = torch.Generator().manual_seed(_seed(self.seed, 1))
+        seen = min(self.n, self.rank * (2 * self.d - self.rank))
+        for _ in range(1 if self.mask == "best" else _ROUNDS):
+            draws = [
+                torch.randperm(self.d**2, generator=generator)[: self.n] for _ in range(_MASKS)
+            ]
+            masks = torch.stack(draws)
+            spectra = svdvals(J[masks])
+            conditions = spectra[:, seen - 1] / spectra[:, 0]
+            chosen = conditions.argmax()
+            if self.mask == "full-rank":
+                chosen = (conditions > _FULL).int().argmax()
+            if float(conditions[chosen]) > _FULL:
+                return pairs[masks[chosen]]
         raise ValueError(
-            f"{_MASKS:,} random choices of {self.n} entries never had rank {expected}; expected a larger n, "
+            f"random choices of {self.n} entries never had rank {seen}; expected a larger n, another seed, "
             "or mask = 'random'"
         )
 
@@ -181,7 +199,7 @@ _CHOICES: dict[str, tuple[str, ...]] = {
     "architecture": ("two-layer", "cnn-shared", "cnn-local", "cnn-full", "matrix"),
     "target": ("separated", "generic", "linear-like"),
     "strategy": ("lm", "recover", "gd", "adam", "adam-annealed", "adam-merge-lm"),
-    "mask": ("full-rank", "random"),
+    "mask": ("best", "full-rank", "random"),
 }
 
 
@@ -259,11 +277,9 @@ def _descended(setting: Setting, data: Data) -> Found:
     return _at(setting.template(), trained.theta[0]), float(trained.relative[0])
 
 
-def _merged(setting: Setting, data: Data) -> Found:
-    narrow = merge(setting.template(), _trained(setting, data).theta[0], angle=_MERGED_ANGLE)
-    start = torch.cat([p.detach().reshape(-1) for p in narrow.parameters()])[None]
-    fits = levenberg_marquardt(narrow, start, data.x, data.y, damping="slow", tol=FITTED)
-    return fits.model(0), float(fits.relative[0])
+def _narrowed(setting: Setting, data: Data) -> Found:
+    found = narrow(setting.template(), _trained(setting, data).theta[0], data.x, data.y, tol=FITTED)
+    return found.model, found.relative
 
 
 def _trained(setting: Setting, data: Data) -> Training:
@@ -292,7 +308,7 @@ _STRATEGIES: dict[str, Callable[[Setting, Data], Found]] = {
     "gd": _descended,
     "adam": _descended,
     "adam-annealed": _descended,
-    "adam-merge-lm": _merged,
+    "adam-merge-lm": _narrowed,
 }
 
 

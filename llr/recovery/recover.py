@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from scipy.special import chdtrc
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
-from llr.activations import ACTIVATIONS
 from llr.models import TwoLayer
 from llr.models.parts import check_sizes
 from llr.rank import rank
 from llr.recovery.lm import Fits, levenberg_marquardt
+from llr.recovery.outcome import NoiseTest, Recovery, Status
+from llr.recovery.samples import Kind, check, read
 from llr.recovery.scaling import Scaling
 from llr.recovery.search import (
     EXACT,
@@ -32,9 +32,7 @@ from llr.recovery.search import (
     round_of_starts,
 )
 from llr.surroundings import outside_inference_mode
-from llr.theory import Dimension, model_rank_of_function
-
-Status = Literal["certified", "ambiguous", "not_found"]
+from llr.theory import model_rank_of_function
 
 LEVEL = 0.01
 """Of the statistical test with noise: how often a network of the right width is rejected."""
@@ -44,88 +42,6 @@ _SAME = 1e-6  # interpolants that differ by less, relative to their size, are on
 _FRESH = 512  # points at which they are compared
 _AMBIGUOUS_SHARE = 8  # of the budget goes to networks that cannot be certified
 _LEAST_ROUNDS = 4  # that every width gets before the narrowest that passes is taken
-
-
-@dataclass(frozen=True)
-class NoiseTest:
-    """Whether the residuals of a fit are what noise of the given size leaves.
-
-    Attributes:
-        width: of the network that was fitted.
-        statistic: sum of squared residuals over noise_std^2.
-        dof: degrees of freedom: observations minus parameters.
-        p_value: how often noise alone leaves residuals at least as large (chi-squared, for samples that are
-            many enough for the network to be nearly linear in its parameters within the noise).
-    """
-
-    width: int
-    statistic: float
-    dof: int
-    p_value: float
-
-
-@dataclass(frozen=True, eq=False)
-class Recovery:
-    """What was found, and what may be said of it.
-
-    Attributes:
-        status: "certified", "ambiguous" or "not_found"; see :func:`recover`.
-        claim: what that means here, in words.
-        model: the network found, of the least width that fits; None if none does.
-        width: its hidden neurons.
-        rank: of its Jacobian on the samples: as many observations as it takes to pin it down.
-        size: O, the optimistic sample size of its function.
-        train_error: its squared residuals, relative to the targets' mean square.
-        interpolants: networks of different functions that fit as well, where the data do not decide; the
-            narrowest first, `model` among them.
-        tests: with noise, the test of every width that was looked at.
-        starts: how many starts were made.
-        seconds: how long it took.
-        n: samples.
-    """
-
-    status: Status
-    claim: str
-    model: TwoLayer | None
-    width: int | None
-    rank: int | None
-    size: Dimension | None
-    train_error: float
-    interpolants: tuple[TwoLayer, ...]
-    tests: tuple[NoiseTest, ...]
-    starts: int
-    seconds: float
-    n: int
-
-    def __bool__(self) -> bool:
-        return self.status == "certified"
-
-    def __str__(self) -> str:
-        """The verdict, and on a second line the numbers."""
-        numbers = f"{self.n} samples, {self.starts} starts, {self.seconds:.2g} s"
-        if self.model is not None:
-            numbers = (
-                f"width {self.width}, O = {'?' if self.size is None else self.size.upper}, rank {self.rank}, "
-                f"relative training error {self.train_error:.1e}; {numbers}"
-            )
-        return f"{self.status}: {self.claim}\n  {numbers}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON; networks as lists of numbers."""
-        return {
-            "status": self.status,
-            "claim": self.claim,
-            "width": self.width,
-            "rank": self.rank,
-            "optimistic_sample_size": None if self.size is None else self.size.to_dict(),
-            "train_error": self.train_error if math.isfinite(self.train_error) else None,
-            "model": None if self.model is None else _numbers(self.model),
-            "interpolants": [_numbers(net) for net in self.interpolants],
-            "tests": [vars(test) for test in self.tests],
-            "starts": self.starts,
-            "seconds": self.seconds,
-            "samples": self.n,
-        }
 
 
 @outside_inference_mode
@@ -191,9 +107,9 @@ def recover(
         ('certified', 2, 6, True)
     """
     check_sizes(max_width=max_width)
-    x, y = _read(x, y)
-    kind = _Kind(x.shape[1], y.shape[1], activation, bias, output_bias)
-    _check(x, y, kind, noise_std)
+    x, y = read(x, y)
+    kind = Kind(x.shape[1], y.shape[1], activation, bias, output_bias)
+    check(x, y, kind, noise_std)
     case = _Case(kind, Scaling.of(x, y, shift=bias), x, y, max_width, seed)
     spent = Spent(Budget.of(budget), progress)
     if noise_std is not None:
@@ -201,103 +117,9 @@ def recover(
     return case.without_noise(spent)
 
 
-def _read(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64, with a column for each output."""
-    for name, t in (("x", x), ("y", y)):
-        if not isinstance(t, Tensor):
-            raise TypeError(f"{name} is {type(t).__name__}; expected a tensor (torch.as_tensor)")
-        if t.is_complex():
-            raise TypeError(f"{name} is {t.dtype}; expected real numbers")
-    if x.dim() != 2 or x.numel() == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected (n, d), not empty")
-    y = y[:, None] if y.dim() == 1 else y
-    if y.dim() != 2 or len(y) != len(x) or y.shape[1] == 0:
-        raise ValueError(
-            f"y has shape {tuple(y.shape)}; expected ({len(x)},) or ({len(x)}, q), a row for each sample"
-        )
-    x, y = x.detach().double().cpu(), y.detach().double().cpu()
-    for name, t in (("x", x), ("y", y)):
-        if not bool(torch.isfinite(t).all()):
-            at = tuple(int(i) for i in (~torch.isfinite(t)).nonzero()[0])
-            raise ValueError(f"{name} is {float(t[at])} at index {at}; expected finite numbers")
-    return x, y
-
-
-@dataclass(frozen=True)
-class _Kind:
-    """The two-layer networks among which the function is sought."""
-
-    d: int
-    q: int
-    activation: str
-    bias: bool
-    output_bias: bool
-
-    def template(self, width: int) -> TwoLayer:
-        return TwoLayer(
-            self.d,
-            width,
-            self.q,
-            activation=self.activation,
-            bias=self.bias,
-            output_bias=self.output_bias,
-            dtype=torch.float64,
-            generator=torch.Generator(),
-        )
-
-    def parameters(self, width: int, q: int | None = None) -> int:
-        """P, of a network with so many outputs."""
-        q = self.q if q is None else q
-        return width * (q + self.d + self.bias) + q * self.output_bias
-
-    @property
-    def analytic(self) -> bool:
-        """Whether functions that agree on an open set are the same."""
-        return self.activation != "relu"
-
-
-def _check(x: Tensor, y: Tensor, kind: _Kind, noise_std: float | None) -> None:
-    names = [name for name in ACTIVATIONS if name != "identity"]
-    if kind.activation not in names:
-        raise ValueError(f"activation is {kind.activation!r}; expected one of {', '.join(names)}")
-    if noise_std is not None and not 0 < noise_std < math.inf:
-        raise ValueError(
-            f"noise_std is {noise_std!r}; expected a number > 0, or None without noise"
-        )
-    n = len(x)
-    if n * kind.q < kind.parameters(1):
-        raise ValueError(
-            f"there are {n} samples of {kind.q} output{'s' * (kind.q > 1)}, {n * kind.q} observations; "
-            f"expected at least {kind.parameters(1)}, the parameters of one neuron on {kind.d} inputs"
-        )
-    if bool((y == y[0]).all()):
-        value = ", ".join(f"{v:g}" for v in y[0].tolist())
-        raise ValueError(
-            f"y is {value} for every sample; expected targets that vary: a constant function has no neurons "
-            "to recover"
-        )
-    if noise_std is None:
-        _refuse_contradictions(x, y)
-
-
-def _refuse_contradictions(x: Tensor, y: Tensor) -> None:
-    points, place = torch.unique(x, dim=0, return_inverse=True)
-    if len(points) == len(x):
-        return
-    first: dict[int, int] = {}
-    for i, p in enumerate(place.tolist()):
-        j = first.setdefault(p, i)
-        gap = float((y[i] - y[j]).abs().max())
-        if gap > 0:
-            raise ValueError(
-                f"x[{j}] and x[{i}] are the same point, but their targets differ by {gap:.3g}; no function "
-                "has both. Remove one, or give the standard deviation of the noise, noise_std="
-            )
-
-
 @dataclass(frozen=True, eq=False)
 class _Case:
-    kind: _Kind
+    kind: Kind
     scaling: Scaling
     x: Tensor
     y: Tensor
@@ -518,7 +340,3 @@ class _Case:
 
 def _differ(one: Tensor, other: Tensor) -> bool:
     return float((one - other).norm()) > _SAME * float(other.norm())
-
-
-def _numbers(net: nn.Module) -> dict[str, Any]:
-    return {name: p.tolist() for name, p in net.state_dict().items()}

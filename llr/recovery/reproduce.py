@@ -64,7 +64,7 @@ def _matrix(**others: Any) -> dict[str, Any]:
         "strategy": "gd",
         "d": 5,
         "width": 5,
-        "options": {"init": 1e-10, "steps": 20_000},
+        "options": {"init": 1e-30, "steps": 40_000},
     } | others
 
 
@@ -114,7 +114,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         quick=_kernels(d=3, kernel=2, n=[3, 5, 9], seed=_TWO, options=_FEW_STARTS),
     ),
     "matrix": Experiment(
-        question="How many entries of a 5 x 5 matrix, for gradient descent on full factors from 1e-10?",
+        question="How many entries of a 5 x 5 matrix, for gradient descent on full factors from 1e-30?",
         expected="r (10 - r): 9 of rank one, 16 of rank two",
         full={
             "grid": [

@@ -289,7 +289,11 @@ def formal_rank(vectors: Sequence[Vector]) -> int:
         >>> formal_rank(formal(mlp([2, 5, 1])).neurons[0])
         5
     """
-    rows = {i: dict(primitive(v)[1]) for i, v in enumerate(vectors) if v}
+    # Multiples of each other, such as the derivatives of copies, count once.
+    distinct = {
+        frozenset(row.items()): row for v in vectors if v for row in [_scaled(primitive(v)[1])]
+    }
+    rows = dict(enumerate(distinct.values()))
     where: dict[Monomial, set[int]] = defaultdict(set)
     for i, row in rows.items():
         for m in row:
@@ -309,6 +313,12 @@ def formal_rank(vectors: Sequence[Vector]) -> int:
                 private.append(m)
     columns = [m for m, owners in where.items() if owners]
     return found + rank([[row.get(m, 0) for m in columns] for row in rows.values()])
+
+
+def _scaled(v: Vector) -> dict[Monomial, Fraction]:
+    """The multiple of a vector that has the coefficient 1 at its first monomial."""
+    first = v[min(v)]
+    return {m: c / first for m, c in v.items()}
 
 
 def contained(small: Sequence[Vector], large: Sequence[Vector]) -> bool:

@@ -1,4 +1,7 @@
-"""The figure of a sweep: how often targets are recovered from n samples, and the predicted size."""
+"""The figure of a sweep: how often targets are recovered from n samples, and the predicted size.
+
+Needs matplotlib, as :mod:`llr.plot` does.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
@@ -17,6 +20,7 @@ from llr.plot import COLOURS, GREY, STYLE, new_figure
 from llr.recovery.sweep.spec import Value, ordered, table_order
 from llr.recovery.sweep.store import Row
 
+_LINES_SIZE = (4.4, 3.3)  # width and height of the panel of lines, in inches
 _MOST_PANELS = 12
 _MOST_LINES = len(COLOURS)
 _LIKELY = 1.96  # standard deviations: an interval of 95 %
@@ -62,10 +66,10 @@ def draw(
 ) -> Figure:
     """Draw the mean of a result over seeds, against n.
 
-    With several widths: heat maps of n and width, a panel for each combination of the other coordinates,
-    with a mark at the predicted size of each width. Otherwise: a line for each combination, its 95 %
-    interval (Wilson's), and the predicted size as a dashed line of the same colour. Cells that failed are
-    left out.
+    Each combination of the other coordinates is drawn for itself. If it has several widths: as a heat map of
+    n and width, with a mark at the predicted size of each width. Else as a line, with its 95 % interval
+    (Wilson's), and the predicted size as a dashed line of the same colour; lines share a panel, to the right
+    of the heat maps. Cells that failed are left out.
 
     Args:
         rows: of the sweep, as ``store.rows()`` gives them.
@@ -77,15 +81,35 @@ def draw(
             figure can show.
     """
     groups = _grouped(rows, success, predicted)
-    several = len({point.width for points in groups.values() for point in points}) > 1
-    most, what = (_MOST_PANELS, "panels") if several else (_MOST_LINES, "lines")
-    if len(groups) > most:
-        raise ValueError(
-            f"the figure would have {len(groups)} {what}, such as {next(iter(groups))!r}; expected at "
-            f"most {most}: select with --where name=value"
-        )
+    maps = {k: points for k, points in groups.items() if len({p.width for p in points}) > 1}
+    lines = {k: points for k, points in groups.items() if k not in maps}
+    for found, most, what in ((maps, _MOST_PANELS, "panels"), (lines, _MOST_LINES, "lines")):
+        if len(found) > most:
+            raise ValueError(
+                f"the figure would have {len(found)} {what}, such as {next(iter(found))!r}; expected at "
+                f"most {most}: select with --where name=value"
+            )
+    label = f"{success}, mean over seeds"
     with matplotlib.rc_context(STYLE):
-        return _heat_maps(groups, success) if several else _lines(groups, success)
+        if not maps or not lines:
+            figure = new_figure(*(_map_size(len(maps)) if maps else _LINES_SIZE))
+            if maps:
+                _heat_maps(figure, maps, label)
+            else:
+                _lines(figure, lines, label)
+            return figure
+        width, height = _map_size(len(maps))
+        figure = new_figure(width + _LINES_SIZE[0], max(height, _LINES_SIZE[1]))
+        sides: Any = figure.subfigures(1, 2, width_ratios=[width, _LINES_SIZE[0]])
+        left, right = sides
+        _heat_maps(left, maps, label)
+        _lines(right, {_with_width(k, points): points for k, points in lines.items()}, label)
+        return figure
+
+
+def _with_width(label: str, points: Sequence[_Point]) -> str:
+    width = points[0].width
+    return ", ".join(filter(None, (label, None if width is None else f"width {width}")))
 
 
 def _grouped(rows: Sequence[Row], success: str, predicted: str) -> dict[str, list[_Point]]:
@@ -139,8 +163,7 @@ def _wilson(point: _Point) -> tuple[float, float]:
     return centre - half, centre + half
 
 
-def _lines(groups: Mapping[str, Sequence[_Point]], success: str) -> Figure:
-    figure = new_figure(4.4, 3.3)
+def _lines(figure: FigureBase, groups: Mapping[str, Sequence[_Point]], ylabel: str) -> None:
     ax = figure.add_subplot()
     sizes = {p.predicted for points in groups.values() for p in points if p.predicted is not None}
     for colour, (label, points) in zip(COLOURS, groups.items(), strict=False):
@@ -154,30 +177,37 @@ def _lines(groups: Mapping[str, Sequence[_Point]], success: str) -> Figure:
     ax.set_ylim(-0.03, 1.03)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("samples $n$")
-    ax.set_ylabel(f"{success}, mean over seeds")
+    ax.set_ylabel(ylabel)
     if sizes:
         ax.plot([], [], color=GREY, ls=(0, (4, 2)), lw=1, label="predicted size")
     if ax.get_legend_handles_labels()[1]:
         figure.legend(loc="outside lower center", ncols=2)
-    return figure
 
 
-def _heat_maps(groups: Mapping[str, Sequence[_Point]], success: str) -> Figure:
-    columns = min(3, len(groups))
-    rows = math.ceil(len(groups) / columns)
-    figure = new_figure(0.9 + 2.6 * columns, 0.6 + 2.3 * rows)
-    panels = figure.subplots(rows, columns, squeeze=False).flat
+def _map_size(count: int) -> tuple[float, float]:
+    """Width and height of so many heat maps, in inches."""
+    columns, rows = _map_grid(count)
+    return 0.9 + 2.6 * columns, 0.6 + 2.3 * rows
+
+
+def _map_grid(count: int) -> tuple[int, int]:
+    columns = min(3, count)
+    return columns, math.ceil(count / columns)
+
+
+def _heat_maps(figure: FigureBase, groups: Mapping[str, Sequence[_Point]], ylabel: str) -> None:
+    columns, rows = _map_grid(len(groups))
+    panels = figure.subplots(rows, columns, squeeze=False).flatten()
     image: Any = None
     for ax, (label, points) in zip(panels, groups.items(), strict=False):
         image = _heat_map(ax, points)
         ax.set_title(label, loc="left")
-    for ax in panels:  # those that are left over
+    for ax in panels[len(groups) :]:
         ax.set_axis_off()
-    figure.colorbar(image, ax=list(figure.axes), label=f"{success}, mean over seeds")
+    figure.colorbar(image, ax=list(panels), label=ylabel)
     if any(point.predicted for points in groups.values() for point in points):
         key = Line2D([], [], color=COLOURS[1], lw=2, label="predicted size")
         figure.legend(handles=[key], loc="outside lower center")
-    return figure
 
 
 def _heat_map(ax: Axes, points: Sequence[_Point]) -> Any:

@@ -82,7 +82,9 @@ def run(
     Under torchrun every rank makes the same call. Rank 0 writes, and starts a process that computes; the
     other ranks compute, and need neither the spec nor the file. They share through torch.distributed's
     store, without a process group. A worker that dies loses nothing: its cell is given to another. Where
-    torchrun restarts the group, rank 0 goes on from the file.
+    torchrun restarts the group (``--max-restarts``), rank 0 goes on from the file. On several machines, rank
+    0 is where ``--node-rank 0`` is; with a rendezvous it may be anywhere, and spec and file must be on a disk
+    that all machines share.
 
     Args:
         spec: a grid, or a TOML file that :meth:`Spec.read` understands.

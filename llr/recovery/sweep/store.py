@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -71,6 +71,8 @@ class Store:
         self._connection = connection
         with _explained(path):
             about = dict(connection.execute("SELECT name, value FROM about"))
+        if about.pop("digest", None) != _digest_of_all(about):
+            raise _damaged(path, "what it says of its runner is not what was written")
         self.runner = about["runner"]
         self.threads = int(about["threads"])
 
@@ -94,9 +96,13 @@ class Store:
         with _explained(self.path):
             found = self._connection.execute(
                 "SELECT cells.key, coordinates, status, error, traceback, worker, seconds, finished, digest, "
-                '"values" FROM cells LEFT JOIN results ON cells.key = results.key'
+                '"values", (SELECT count(*) FROM results) '
+                "FROM cells LEFT JOIN results ON cells.key = results.key"
             ).fetchall()
-        return sorted((self._row(*entry) for entry in found), key=lambda row: table_order(row.cell))
+        rows = [self._row(*entry) for *entry, _ in found]
+        if found and found[0][-1] != sum(row.outcome is not None for row in rows):
+            raise _damaged(self.path, "it has results of no cell")  # a key is not as it was written
+        return sorted(rows, key=lambda row: table_order(row.cell))
 
     def _row(
         self,
@@ -117,7 +123,8 @@ class Store:
                 raise ValueError(f"the coordinates of cell {cell} are not those it was made with")
             if status is None:
                 return Row(cell, None, None)
-            if digest != _digest(key, status, values, error):
+            entry = (key, status, values, error, traceback, worker, seconds, finished)
+            if digest != _digest(*entry):
                 raise ValueError(f"the result of cell {cell} is not the one that was written")
             result = None if values is None else json.loads(values)
         except (ValueError, TypeError, AttributeError) as err:
@@ -139,13 +146,13 @@ class Store:
             outcome.error,
             outcome.traceback,
             outcome.worker,
-            outcome.seconds,
+            float(outcome.seconds),  # as SQLite gives it back
             finished,
-            _digest(cell.key, outcome.status, values, outcome.error),
         )
         with _explained(self.path), _transaction(self._connection):
             self._connection.execute(
-                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", entry
+                "INSERT OR REPLACE INTO results VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (*entry, _digest(*entry)),
             )
 
 
@@ -158,8 +165,12 @@ def _json(values: Result) -> str:
     return json.dumps(dict(values), separators=(",", ":"))
 
 
-def _digest(*parts: str | None) -> str:
+def _digest(*parts: str | float | None) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
+
+
+def _digest_of_all(about: Mapping[str, str]) -> str:
+    return _digest(*map(repr, sorted(about.items(), key=repr)))  # of whatever a damaged file holds
 
 
 @contextlib.contextmanager
@@ -259,6 +270,7 @@ def _create(connection: sqlite3.Connection, spec: Spec, runner: str, threads: in
     for statement in _SCHEMA.split(";"):  # executescript would commit first
         connection.execute(statement)
     about = {"runner": runner, "threads": str(threads), "llr": llr.__version__}
+    about["digest"] = _digest_of_all(about)
     connection.executemany("INSERT INTO about VALUES (?, ?)", about.items())
     _add(connection, spec.cells)
     connection.execute(f"PRAGMA application_id = {_APPLICATION}")
@@ -353,6 +365,8 @@ def _explained(path: Path) -> Iterator[None]:
     """Errors of SQLite and of the lock as a StoreError that says what is safe."""
     try:
         yield
+    except UnicodeDecodeError as err:  # of text in the file, or of SQLite's words about it
+        raise _damaged(path, str(err)) from err
     except sqlite3.Error as err:
         raise _explanation(path, str(err)) from err
     except BlockingIOError as err:

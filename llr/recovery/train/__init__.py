@@ -9,6 +9,8 @@ from llr.recovery.train.descent import GD as GD
 from llr.recovery.train.descent import Adam as Adam
 from llr.recovery.train.flow import Flow as Flow
 from llr.recovery.train.levenberg import LM as LM
+from llr.recovery.train.narrowing import Narrow as Narrow
+from llr.recovery.train.narrowing import narrow as narrow
 from llr.recovery.train.result import History as History
 from llr.recovery.train.result import Method as Method
 from llr.recovery.train.result import Training as Training

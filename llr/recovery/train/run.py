@@ -64,7 +64,7 @@ def train(
         A `Training`, in the dtype of the starts and on their device.
 
     Raises:
-        TypeError: what is no tensor, dtypes that do not go together.
+        TypeError: what is no tensor, dtypes that do not go together, `LM` in float32.
         ValueError: shapes that do not fit each other, NaN or infinity, sample sizes or members that are not
             there, rates that are not positive, a history beyond the memory budget; what
             :func:`llr.jacobian` refuses.

@@ -1,0 +1,112 @@
+"""Samples of a function, and the kind of network that it is sought among, checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llr.activations import ACTIVATIONS
+from llr.models import TwoLayer
+
+
+def read(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64, with a column for each output."""
+    for name, t in (("x", x), ("y", y)):
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{name} is {type(t).__name__}; expected a tensor (torch.as_tensor)")
+        if t.is_complex():
+            raise TypeError(f"{name} is {t.dtype}; expected real numbers")
+    if x.dim() != 2 or x.numel() == 0:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (n, d), not empty")
+    y = y[:, None] if y.dim() == 1 else y
+    if y.dim() != 2 or len(y) != len(x) or y.shape[1] == 0:
+        raise ValueError(
+            f"y has shape {tuple(y.shape)}; expected ({len(x)},) or ({len(x)}, q), a row for each sample"
+        )
+    x, y = x.detach().double().cpu(), y.detach().double().cpu()
+    for name, t in (("x", x), ("y", y)):
+        if not bool(torch.isfinite(t).all()):
+            at = tuple(int(i) for i in (~torch.isfinite(t)).nonzero()[0])
+            raise ValueError(f"{name} is {float(t[at])} at index {at}; expected finite numbers")
+    return x, y
+
+
+@dataclass(frozen=True)
+class Kind:
+    """The two-layer networks among which the function is sought."""
+
+    d: int
+    q: int
+    activation: str
+    bias: bool
+    output_bias: bool
+
+    def template(self, width: int) -> TwoLayer:
+        """One of them; its parameters do not matter."""
+        return TwoLayer(
+            self.d,
+            width,
+            self.q,
+            activation=self.activation,
+            bias=self.bias,
+            output_bias=self.output_bias,
+            dtype=torch.float64,
+            generator=torch.Generator(),
+        )
+
+    def parameters(self, width: int, q: int | None = None) -> int:
+        """P, of a network with so many outputs."""
+        q = self.q if q is None else q
+        return width * (q + self.d + self.bias) + q * self.output_bias
+
+    @property
+    def analytic(self) -> bool:
+        """Whether functions that agree on an open set are the same."""
+        return self.activation != "relu"
+
+
+def check(x: Tensor, y: Tensor, kind: Kind, noise_std: float | None) -> None:
+    """Refuse samples that no search can do anything with.
+
+    Raises:
+        ValueError: as :func:`llr.recovery.recover` says.
+    """
+    names = [name for name in ACTIVATIONS if name != "identity"]
+    if kind.activation not in names:
+        raise ValueError(f"activation is {kind.activation!r}; expected one of {', '.join(names)}")
+    if noise_std is not None and not 0 < noise_std < math.inf:
+        raise ValueError(
+            f"noise_std is {noise_std!r}; expected a number > 0, or None without noise"
+        )
+    n = len(x)
+    if n * kind.q < kind.parameters(1):
+        raise ValueError(
+            f"there are {n} samples of {kind.q} output{'s' * (kind.q > 1)}, {n * kind.q} observations; "
+            f"expected at least {kind.parameters(1)}, the parameters of one neuron on {kind.d} inputs"
+        )
+    if bool((y == y[0]).all()):
+        value = ", ".join(f"{v:g}" for v in y[0].tolist())
+        raise ValueError(
+            f"y is {value} for every sample; expected targets that vary: a constant function has no neurons "
+            "to recover"
+        )
+    if noise_std is None:
+        _refuse_contradictions(x, y)
+
+
+def _refuse_contradictions(x: Tensor, y: Tensor) -> None:
+    points, place = torch.unique(x, dim=0, return_inverse=True)
+    if len(points) == len(x):
+        return
+    first: dict[int, int] = {}
+    for i, p in enumerate(place.tolist()):
+        j = first.setdefault(p, i)
+        gap = float((y[i] - y[j]).abs().max())
+        if gap > 0:
+            raise ValueError(
+                f"x[{j}] and x[{i}] are the same point, but their targets differ by {gap:.3g}; no function "
+                "has both. Remove one, or give the standard deviation of the noise, noise_std="
+            )

@@ -1,0 +1,131 @@
+"""From a wide trained network to a narrow one that fits: neurons merged, then Levenberg-Marquardt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector
+
+from llr.models import TwoLayer
+from llr.recovery.damping import Damping
+from llr.recovery.lm import levenberg_marquardt
+from llr.recovery.train.condensation import merge
+from llr.surroundings import outside_inference_mode
+
+ANGLES = (0.05, 0.1, 0.2, 0.3, 0.5)
+"""Within which neurons are merged; no one of them is best everywhere."""
+
+
+@dataclass(frozen=True, eq=False)
+class Narrow:
+    """The narrowest network that fits, or the one that came closest.
+
+    Attributes:
+        model: in float64.
+        relative: its sum of squared residuals over the sum of squares of the targets.
+        converged: whether that is at most the tolerance.
+    """
+
+    model: TwoLayer
+    relative: float
+    converged: bool
+
+    @property
+    def width(self) -> int:
+        """Hidden neurons."""
+        return len(cast(nn.Linear, self.model[0]).weight)
+
+
+@outside_inference_mode
+def narrow(
+    model: nn.Module,
+    theta: Tensor,
+    x: Tensor,
+    y: Tensor,
+    *,
+    angles: Sequence[float] = ANGLES,
+    widest: int | None = None,
+    damping: str | Damping = "slow",
+    tol: float = 1e-20,
+) -> Narrow:
+    """The narrowest network that fits the samples among those that start from merged neurons.
+
+    A wide network that has condensed knows the directions of the neurons sought, but its own fit of the
+    samples is one of many. For widths 1, 2, ... the heaviest clusters of its neurons, merged, are the start
+    of Levenberg-Marquardt; the first width with a fit is taken. As long as that has fewer parameters than y
+    has numbers, the fit is almost surely the function sought itself (docs/recovery.md).
+
+    Args:
+        model: the two-layer network that was trained, as for :func:`merge`.
+        theta: (P,) its parameters, or (S, P), those of several members; all of them give starts.
+        x: (n, d) samples, float64.
+        y: (n, q) targets, float64.
+        angles: as of :func:`merge`; each gives a start.
+        widest: the last width to be tried. Default: 1, and all with fewer parameters than y has numbers.
+        damping: as for :func:`llr.recovery.levenberg_marquardt`.
+        tol: a network fits if its relative error is at most this.
+
+    Returns:
+        A `Narrow`; one that has not converged if no width fits.
+
+    Raises:
+        ValueError: what :func:`merge` and :func:`llr.recovery.levenberg_marquardt` refuse, no angles, a
+            width that is not positive.
+
+    Example:
+        >>> import torch
+        >>> from llr.models import TwoLayer
+        >>> from llr.recovery.train import Adam, initial, narrow, train
+        >>> g = torch.Generator().manual_seed(0)
+        >>> wide, x = TwoLayer(2, 20, bias=False), torch.randn(6, 2, dtype=torch.float64, generator=g)
+        >>> y = torch.tanh(x @ torch.tensor([[1.0], [-2.0]], dtype=torch.float64))
+        >>> annealed = Adam(0.01, weight_decay=0.01, decay_schedule="linear")
+        >>> found = train(wide, initial(wide, 1, scale=1e-3, generator=g), x, y, method=annealed, steps=500)
+        >>> fit = narrow(wide, found.theta, x, y)
+        >>> fit.width, fit.converged
+        (1, True)
+    """
+    if widest is not None and (type(widest) is not int or widest < 1):
+        raise ValueError(f"widest is {widest!r}; expected a positive integer")
+    points = theta[None] if isinstance(theta, Tensor) and theta.dim() == 1 else theta
+    merged = [merge(model, point, angle=angle) for point in points for angle in angles]
+    if not merged:
+        raise ValueError(
+            f"there are {len(points)} parameter points and {len(angles)} angles; expected at least one, "
+            "such as 0.1 (radians)"
+        )
+    best: Narrow | None = None
+    for width in range(1, 1 + max(map(_width, merged))):
+        starts = [_heaviest(net, width) for net in merged if _width(net) >= width]
+        numbers = torch.stack([parameters_to_vector(net.parameters()).detach() for net in starts])
+        if best is not None and (
+            width > widest if widest is not None else numbers.shape[1] >= y.numel()
+        ):
+            break
+        fits = levenberg_marquardt(starts[0], numbers, x, y, damping=damping, tol=tol)
+        closest = int(fits.relative.argmin())
+        relative = float(fits.relative[closest])
+        if best is None or relative < best.relative:
+            converged = bool(fits.converged[closest])
+            best = Narrow(cast(TwoLayer, fits.model(closest)), relative, converged)
+        if best.converged:
+            break
+    assert best is not None  # merging leaves a neuron at least
+    return best
+
+
+def _width(net: TwoLayer) -> int:
+    return len(cast(nn.Linear, net[0]).weight)
+
+
+def _heaviest(net: TwoLayer, width: int) -> TwoLayer:
+    """The first neurons of a merged network: merging sorts them."""
+    hidden, last = cast(nn.Linear, net[0]), cast(nn.Linear, net[2])
+    bias = None if hidden.bias is None else hidden.bias[:width].detach()
+    weight, outgoing = hidden.weight[:width].detach(), last.weight[:, :width].detach()
+    c = None if last.bias is None else last.bias.detach()
+    return TwoLayer.of(weight, bias, outgoing.mT, c, activation=net[1]).double()
