@@ -32,8 +32,8 @@ from llr.theory.structure import (
 from llr.theory.tangent import dimension_of, incoming
 from llr.theory.two_layer import affine_part, kink
 
-# Subspaces of the outputs that are looked at, the smallest first.
-_SUBSPACES = 2_000
+# Subspaces of the outputs that are looked at, the smallest first: so many, times the neurons.
+_SUBSPACES = 20_000
 # Jacobians of more entries are not ranked in balls, which takes seconds here.
 _ENTRIES = 10_000
 _BITS = (64, 128, 256, 512)
@@ -156,7 +156,7 @@ def _bounds(net: TwoLayerNet) -> Iterator[tuple[int, int]]:
     """For each subspace U that is looked at: how many points it takes, and its dimension."""
     affine = [row for _, rows in affine_part(net, group_neurons(net)) for row in rows]
     groups = group_neurons(net).groups
-    for U in islice(_subspaces(net), _SUBSPACES):
+    for U in islice(_subspaces(net), max(1, _SUBSPACES // net.m)):
         u = len(U)
         size = sum(_values_in(net, group, U) for group in groups)
         whole = [outer(e, x) for e in U for x in unit_vectors(net.d + 1)]
