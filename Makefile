@@ -68,8 +68,8 @@ type: $(VENV)/.llr-dev
 bench: $(VENV)/.llr-dev
 	$(BIN)/python benchmarks/jacobian.py $(ARGS)
 	$(BIN)/python benchmarks/rank.py $(ARGS)
-	$(BIN)/python benchmarks/training.py $(ARGS)
-	$(BIN)/python benchmarks/recovery.py $(ARGS)
+	$(BIN)/python benchmarks/training.py $(filter --quick,$(ARGS))
+	$(BIN)/python benchmarks/recovery.py $(filter --quick,$(ARGS))
 
 clean:
 	rm -rf build dist *.egg-info llr/_C*.so llr/_build.json
