@@ -7,7 +7,7 @@ import random
 
 import pytest
 import torch
-from theory_cases import random_two_layer, structure
+from theory_cases import random_cases, random_two_layer, structure
 from torch import Tensor, nn
 
 from llr.certify import certify
@@ -155,19 +155,19 @@ def test_generic_rank(widths: tuple[int, ...], ranks: tuple[int, ...], kind: int
 )
 def test_one_hidden_layer(activation: str) -> None:
     exact = 0
-    for seed in range(60):
+    for seed in range(count := random_cases(60)):
         net = structure(random_two_layer(activation, seed))
         found, closed = formal_tangent(net), two_layer_tangent(net).upper
         assert found.upper >= closed
         if found.status == "exact":
             assert found.upper == closed, seed
             exact += 1
-    assert exact >= 40
+    assert exact >= count * 2 // 3
 
 
 def test_convolutions_are_exact() -> None:
     chance = random.Random(0)
-    for seed in range(60):
+    for seed in range(random_cases(60)):
         d, s, m = chance.randint(2, 5), chance.randint(1, 3), chance.randint(1, 3)
         model = Conv1dTwoLayer(max(d, s), s, m, shared=seed % 2 == 0).double()
         with torch.no_grad():
