@@ -135,6 +135,10 @@ GENERIC = [
     ((3, 2, 4, 2), (30, 28, 22)),
     ((1, 1, 1, 1), (6, 5, 3)),
     ((1, 2, 2, 2, 1), (19, 18, 12)),
+    ((1, 4, 4, 1), (33, 32, 24)),
+    ((2, 3, 2, 3, 1), (30, 29, 21)),
+    ((1, 3, 1, 3, 1), (20, 19, 12)),
+    ((2, 2, 2, 2), (18, 16, 12)),
     ((1, 1, 1, 1, 1, 1), (10, 9, 5)),
 ]
 
@@ -189,6 +193,22 @@ def test_dead_and_constant_neurons_are_named() -> None:
     assert "layer 0: neurons 1 and 2 are one function, up to its symmetries" in text
     assert "layer 1: neuron 1 without outgoing weights" in text
     assert tangent_dimension(model).upper == rank_of(model)
+
+
+def test_deep_relu_has_no_single_generic_rank() -> None:
+    # At most P = 25 less 6 scalings, and different numbers on open sets of parameters.
+    found = set()
+    for seed in range(6):
+        model = mlp([2, 3, 3, 1], activation="relu").double()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_((torch.randn(p.shape, generator=generator) * 16).round() / 16)
+        x = torch.randn(300, 2, generator=generator).double() * 8
+        r = certify(model, x, params="*").rank
+        assert r <= tangent_dimension(model).upper <= 19
+        found.add(r)
+    assert len(found) > 2
 
 
 def test_too_large_to_write_out() -> None:

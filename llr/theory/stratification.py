@@ -88,9 +88,10 @@ def rank_stratification(architecture: nn.Module) -> Stratification:
     Returns:
         Two layers: functions of k neurons, and with what else they may have. For several outputs of softplus,
         GELU, SiLU and ReLU one affine part at a time: functions with two of them, or with a multiple of a
-        preactivation not parallel to the outgoing weights, have ranks in between. Polynomials: zero and generic
-        functions. Convolutions: k kernels with weights on both ends, or without sharing so many active places.
-        Matrices and linear maps: every rank. Deep networks: the generic functions of every narrower network.
+        preactivation not parallel to the outgoing weights, have ranks in between. Polynomials: zero, and
+        generic functions. Convolutions: k kernels with weights on both ends, or without sharing so many
+        active places. Matrices and linear maps: every rank. Deep networks: the generic functions of every
+        narrower network.
 
     Raises:
         TypeError: no module.
