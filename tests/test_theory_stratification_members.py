@@ -212,6 +212,17 @@ class TestMembers:
             assert int(model_rank_of_function(model)) == expected, text
             assert certified(model, 2, far=act == "relu") == expected, text
 
+    @pytest.mark.parametrize("act", HINGE)
+    def test_several_preactivations(self, act: str) -> None:
+        # One output: once there is an affine function from one neuron, those from others are free.
+        neurons = [([*W[i]], B[i], [1.0 + i]) for i in range(2)]
+        turned = [([-v for v in w], -b, [1.5]) for w, b, _ in neurons]
+        model = build(act, [*neurons, *turned])
+        expected = by_text(model)["2 neurons and multiples of the preactivations of up to 2"]
+        assert expected == 2 * (3 if act == "relu" else 4) + 3
+        assert int(model_rank_of_function(model)) == expected
+        assert certified(model, 2, far=act == "relu") == expected
+
     @pytest.mark.parametrize("name", ["z^2", "z + z^3"])
     def test_polynomials(self, name: str) -> None:
         table = by_text(TwoLayer(2, 3, activation=activation_of(name)))

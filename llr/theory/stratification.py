@@ -176,7 +176,10 @@ def _affine(net: TwoLayerNet, k: int, base: int) -> Iterator[FunctionClass]:
     units, slopes = unit_vectors(net.d + 1), net.d + net.beta - kink(net)
     spare, out = net.m - k, int(net.c is not None)
     if k and spare:
+        several = min(k, spare) if net.q == 1 else 1  # one output: they share all affine functions
         text = "a multiple of the preactivation of one"
+        if several > 1:
+            text = f"multiples of the preactivations of up to {several}"
         yield _exactly(base + affine_size(net, units[:1], 1, False), _functions(k, out, text))
     if k and _one_hyperplane(net):
         return  # it is taken
