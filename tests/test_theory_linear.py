@@ -127,6 +127,16 @@ class TestFactorizations:
         A[:, r:] = torch.randn(m, p - r).double()
         assert int(tangent_dimension(MatrixFactorization.of(A, B))) == padded - (m - min(m, p)) * r
 
+    def test_observed_entries(self) -> None:
+        # Some dim T entries see all of T; more entries of two rows alone see 2 + 5 - 1 dimensions of it.
+        model = MatrixFactorization.of(integers(4, 1, seed=1, low=1), integers(1, 5, seed=2, low=1))
+        pairs = torch.cartesian_prod(torch.arange(4), torch.arange(5))
+        size = int(tangent_dimension(model))
+        assert size == 8
+        chosen = certify(model, pairs, params="*").rows
+        assert len(chosen) == exact_rank(model, pairs[list(chosen)]) == size
+        assert exact_rank(model, pairs[:10]) == 6
+
     def test_random_ranks(self) -> None:
         chance = random.Random(0)
         for seed in range(random_cases(60)):
