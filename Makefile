@@ -28,7 +28,7 @@ help:
 	@echo "make packaging  the tests of the installation itself, with and without torch or a compiler"
 	@echo "make lint       ruff: style and likely bugs"
 	@echo "make type       mypy"
-	@echo "make bench      Jacobians and ranks against their peers and the speed of memory"
+	@echo "make bench      Jacobians, ranks, training and fits against their peers and the limits of the machine"
 	@echo "make install    the environment alone"
 	@echo "make clean      remove builds and caches, not the environment"
 	@echo
@@ -68,6 +68,8 @@ type: $(VENV)/.llr-dev
 bench: $(VENV)/.llr-dev
 	$(BIN)/python benchmarks/jacobian.py $(ARGS)
 	$(BIN)/python benchmarks/rank.py $(ARGS)
+	$(BIN)/python benchmarks/training.py $(filter --quick,$(ARGS))
+	$(BIN)/python benchmarks/recovery.py $(filter --quick,$(ARGS))
 
 clean:
 	rm -rf build dist *.egg-info llr/_C*.so llr/_build.json

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llr import embedding
 from llr.files import load_inputs, read_widths
 from llr.landscape import branches as find_branches
-from llr.landscape import embedded_spectrum
+from llr.landscape import critical_targets, embedded_spectrum
 from llr.models import ACTIVATIONS, Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
 from llr.samplers import read_sampler
 from llr.shell import (
@@ -232,7 +232,7 @@ def embed(
     The tangent space stays the same, and critical points stay critical. MODEL is widths or module:callable,
     as for llr rank; --seed also draws the splits, and samples where there are no --inputs. Gradients and
     Hessians are those of the squared error, at the targets nearest to --targets (default: random ones) for
-    which MODEL is critical.
+    which MODEL is critical. --out has the names of mlp: models, or those of llr.models.
     """
     drawing = plotting(plot_out, "plot_theory")
     if out is not None:
@@ -250,7 +250,7 @@ def embed(
             document["check"] = found.to_dict()
             lines.append(str(found))
         if drawing is not None:
-            y = embedding.critical_targets(net, x, y, seed=source.seed)
+            y = critical_targets(net, x, y, generator=_seeded(source.seed))
             spectrum = embedded_spectrum(net, wide, record, x, y)
             document["hessian"] = spectrum.to_dict()
             lines.append(str(spectrum))
@@ -270,7 +270,8 @@ def reduce(source: Source, out: Path | None, json_out: str | None) -> None:
     """Write the function of MODEL as the narrowest network that merging neurons leads to.
 
     MODEL is widths or module:callable, as for llr rank. Neurons are merged where they are exactly equal, or
-    combinations of each other; a warning names those that nearly are.
+    combinations of each other; a warning names those that nearly are. --out has the names of mlp: models, or
+    those of llr.models.
     """
     if out is not None:
         require_weights(out)

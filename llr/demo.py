@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -24,6 +23,7 @@ from llr.certify import certify
 from llr.files import load_model, write_atomic
 from llr.rank import rank
 from llr.result import RankResult
+from llr.surroundings import torch_threads
 
 NETWORKS = ("10-1-1", "10-2-1", "10-4-1", "10-8-1", "10-16-1", "10-32-1", "10-64-1", "10-16-16-1")
 QUICK_NETWORKS = ("10-1-1", "10-4-1", "10-32-1")
@@ -154,22 +154,12 @@ def train(model: nn.Module, x: Tensor, y: Tensor, decay: float, lbfgs_steps: int
     start = nn.utils.parameters_to_vector(list(named.values())).detach()
     # One thread: these matrices are too small to share, and the result should not depend on the number
     # of cores.
-    with _threads(1):
+    with torch_threads(1):
         theta, steps = _lbfgs(loss, start, lbfgs_steps)
         theta, more = _newton(loss, theta)
         norm = float(grad(loss)(theta).norm())
     nn.utils.vector_to_parameters(theta, named.values())
     return Fit(loss=float(loss(theta)), gradient_norm=norm, steps=steps + more)
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _lbfgs(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple[Tensor, int]:

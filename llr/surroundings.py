@@ -1,4 +1,4 @@
-"""What the caller may have switched on around a computation that a rank cannot bear."""
+"""What the caller may have switched on around a computation, and what it has to be for the numbers' sake."""
 
 from __future__ import annotations
 
@@ -46,3 +46,14 @@ def full_precision() -> Iterator[None]:
     finally:
         for backend, precision in zip(backends, before, strict=True):
             backend.fp32_precision = precision
+
+
+@contextlib.contextmanager
+def torch_threads(number: int) -> Iterator[None]:
+    """So many threads: sums over threads round as they are cut up."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from itertools import combinations_with_replacement, product
 
-from flint import fmpq, fmpq_mat
+from flint import fmpq, fmpq_mat, nmod_mat
 
 REFLECTIONS = {
     "tanh": "odd",
@@ -25,6 +26,7 @@ REFLECTIONS = {
 }
 Vector = list[Fraction]
 ZERO = Fraction(0)
+PRIME = 2**61 - 1
 
 
 @dataclass(frozen=True)
@@ -70,11 +72,11 @@ def smallest(setting: Setting) -> tuple[int, int, int]:
 def representations(setting: Setting) -> Iterator[tuple[tuple[_Shape, ...], list[Vector]]]:
     """Incoming shapes and outgoing weights, (m, q)."""
     options: list[Vector] = [[ZERO] * setting.q]
-    for row in (*setting.alpha, *_transposed(setting.affine)):
-        for factor in (1, -1, Fraction(1, 2), 2):
-            candidate = [factor * Fraction(v) for v in row]
-            if candidate not in options:
-                options.append(candidate)
+    units = [[Fraction(i == j) for i in range(setting.q)] for j in range(setting.q)]
+    rows = [[Fraction(v) for v in row] for row in (*setting.alpha, *_transposed(setting.affine))]
+    for candidate in (*units, *rows, *([-v for v in row] for row in rows)):
+        if candidate not in options:
+            options.append(candidate)
     for shapes in combinations_with_replacement(_shapes(setting), setting.m):
         for a in _solutions(setting, shapes, options):
             yield shapes, a
@@ -159,7 +161,7 @@ def dimension(setting: Setting, shapes: Sequence[_Shape], a: Sequence[Vector]) -
     rows = []
 
     def put(function: Vector, weights: Vector) -> None:
-        rows.append([w * v for w in weights for v in function])
+        rows.append([w * v if w and v else ZERO for w in weights for v in function])
 
     for shape, outgoing in zip(shapes, a, strict=True):
         value = _value(setting, shape)
@@ -185,5 +187,12 @@ def dimension(setting: Setting, shapes: Sequence[_Shape], a: Sequence[Vector]) -
     if setting.output_bias:
         for j in range(q):
             put([*[ZERO] * (each - 1), Fraction(1)], [Fraction(i == j) for i in range(q)])
-    whole = [fmpq(v.numerator, v.denominator) for row in rows for v in row]
-    return int(fmpq_mat(len(rows), each * q, whole).rank()) if rows else 0
+    # Modulo a prime of 61 bits no minor of these numbers vanishes that does not vanish altogether, but by an
+    # accident that a closed form would have to share.
+    whole = [_modular(v) if v else 0 for row in rows for v in row]
+    return int(nmod_mat(len(rows), each * q, whole, PRIME).rank()) if rows else 0
+
+
+@cache
+def _modular(v: Fraction) -> int:
+    return v.numerator * pow(v.denominator, -1, PRIME) % PRIME

@@ -26,7 +26,6 @@ from llr.embedding import (
     Check,
     check,
     compatible,
-    critical_targets,
     null,
     random_compatible,
     reduce,
@@ -112,7 +111,7 @@ class TestTable:
         assert found.verdict == "larger by 2"
         # Off by more than rounding it is another function, with errors of its own.
         with torch.no_grad():
-            wide[2].bias[0] += 1e-4
+            wide[2].bias[0] += 1e-3
         other = check(narrow, wide, normal_samples(50, 2))
         assert not other.same_function
         assert other.tangent == "neither"
@@ -356,41 +355,6 @@ class TestPlantedMistakes:
         assert all(found.same_function for found in verdicts)
         assert sum(found.tangent == "larger" for found in verdicts) >= 3
         assert all(found.reasons for found in verdicts if found.tangent == "larger")
-
-
-class TestCriticalTargets:
-    """Targets for which a network is critical."""
-
-    @pytest.mark.parametrize("given", [True, False])
-    def test_nearest(self, given: bool) -> None:
-        model, x = network(2, 3, 2), normal_samples(20, 2)
-        y = x.sin() if given else None
-        found = critical_targets(model, x, y, seed=4)
-        gradients = torch.autograd.grad((model(x) - found).square().sum(), model.parameters())
-        assert max(float(g.abs().max()) for g in gradients) < 1e-12
-        assert float((found - model(x).detach()).abs().max()) > 0.1
-        if given:  # what was changed lies in the range of J, so that nothing else is as near
-            J = torch.autograd.functional.jacobian(
-                lambda *p: torch.func.functional_call(
-                    model, dict(zip(dict(model.named_parameters()), p, strict=True)), (x,)
-                ).flatten(),
-                tuple(model.parameters()),
-            )
-            J = torch.cat([j.flatten(1) for j in J], 1)
-            change = (found - x.sin()).flatten()
-            fit = J @ torch.linalg.lstsq(J, change[:, None], driver="gelsd").solution
-            torch.testing.assert_close(fit[:, 0], change, rtol=0, atol=1e-9)
-
-    def test_too_few_samples(self) -> None:
-        model, x = network(2, 3, 1), normal_samples(5, 2)
-        assert torch.equal(critical_targets(model, x), model(x))
-
-    def test_refused(self) -> None:
-        model, x = network(2, 3, 1), normal_samples(5, 2)
-        with pytest.raises(ValueError, match=r"y has shape \(4, 1\); expected \(5, 1\)"):
-            critical_targets(model, x, x[:4, :1])
-        with pytest.raises(ValueError, match=r"llr\.model_rank\(model\)"):
-            critical_targets(nn.LSTM(2, 1), x)
 
 
 class TestReport:

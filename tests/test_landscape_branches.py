@@ -244,7 +244,7 @@ class TestTable:
         found = branches(network(1, 1, True, False, 1), 3)
         lines = str(found).splitlines()
         assert len(lines) == len(found) + 2
-        assert lines[0].startswith(f"{len(found)} branches of a function of 1 neurons in width 3")
+        assert lines[0].startswith(f"{len(found)} branches of a function of 1 neuron in width 3")
         assert "linearly stable" in str(found[0])
         plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
         assert plain["rows"][0]["codimension"] == found[0].codimension

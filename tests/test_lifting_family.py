@@ -28,8 +28,8 @@ from theory_cases import random_cases
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from llr.landscape import criticality, embedded_spectrum
-from llr.lifting import Lift, critical_targets, family, lift_status, lifted_family
+from llr.landscape import critical_targets, criticality, embedded_spectrum
+from llr.lifting import Lift, family, lift_status, lifted_family
 from llr.models import mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")

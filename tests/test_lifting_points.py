@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 import llr
-from llr.landscape import criticality
+from llr.landscape import critical_targets, criticality
 from llr.landscape.surface import Surface
 from llr.lifting import (
     LiftedPoints,
-    critical_targets,
     equations,
     lift_status,
     lifted_critical_points,
@@ -170,7 +169,7 @@ class TestPoints:
 class TestSearch:
     def test_copies_and_constants_are_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # As many equations as numbers: the neurons that are there are isolated solutions, and are found.
-        narrow, x, y = case(1, 2, 2, n=30)
+        narrow, x, y = case(1, 2, 2, n=30, seed=3)
         found = lifted_critical_points(narrow, x, y, starts=40)
         first = linears(narrow)[0]
         for point in found:
@@ -322,6 +321,26 @@ class TestTargets:
         assert not torch.equal(y, critical_targets(narrow, x, generator=seeded(1)))
         assert torch.equal(y, critical_targets(narrow, x, size=0.5, generator=seeded(0)))
 
+    @pytest.mark.parametrize("given", [True, False])
+    def test_nearest(self, given: bool) -> None:
+        model, x = dyadic(2, 3, 2), normal(20, 2)
+        y = x.sin() if given else None
+        found = critical_targets(model, x, y, generator=seeded(4))
+        gradients = torch.autograd.grad((model(x) - found).square().sum(), model.parameters())
+        assert max(float(g.abs().max()) for g in gradients) < 1e-12
+        assert float((found - model(x).detach()).abs().max()) > 0.1
+        if given:  # what was changed lies in the range of J, so that nothing else is as near
+            J = torch.autograd.functional.jacobian(
+                lambda *p: torch.func.functional_call(
+                    model, dict(zip(dict(model.named_parameters()), p, strict=True)), (x,)
+                ).flatten(),
+                tuple(model.parameters()),
+            )
+            J = torch.cat([j.flatten(1) for j in J], 1)
+            change = (found - x.sin()).flatten()
+            fit = J @ torch.linalg.lstsq(J, change[:, None], driver="gelsd").solution
+            torch.testing.assert_close(fit[:, 0], change, rtol=0, atol=1e-9)
+
     def test_any_model(self) -> None:
         model = Conv1dTwoLayer(5, 3, 2).double()
         x = normal(40, 5)
@@ -344,6 +363,11 @@ class TestTargets:
                 "size is 0; expected a finite number > 0",
             ),
             (lambda: critical_targets(dyadic(1, 2, 1), [1.0]), TypeError, "x is list"),
+            (
+                lambda: critical_targets(dyadic(1, 2, 1), normal(9, 1), normal(8, 1)),
+                ValueError,
+                r"y has shape \(8, 1\); expected \(9, 1\)",
+            ),
             (
                 lambda: critical_targets(dyadic(1, 2, 1), torch.full((9, 1), torch.nan)),
                 ValueError,

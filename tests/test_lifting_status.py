@@ -24,8 +24,8 @@ from torch import nn
 
 import llr
 from llr.certify import certify
-from llr.landscape import criticality
-from llr.lifting import LiftStatus, critical_targets, lift_status, lifted_family, status
+from llr.landscape import critical_targets, criticality
+from llr.lifting import LiftStatus, lift_status, lifted_family, status
 from llr.lifting.ranks import RankBounds, rank_bounds
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer, mlp
 from llr.samplers import read_sampler

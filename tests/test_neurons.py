@@ -291,7 +291,7 @@ class TestRandomNetworks:
             ("llr.theory.symbols._AT_ZERO", dict.fromkeys(groups.PARITY, (None, None)), "tanh"),
             ("llr.theory.symbols.Symbols.is_constant", lambda _, v: not any(v), "erf"),
             ("llr.theory.symbols.Symbols.is_constant", lambda *_: False, "sigmoid"),
-            ("llr.theory.span._Echelon.reduce", lambda _, v: (v, {}), "silu"),
+            ("llr.theory.span.Echelon.reduce", lambda _, v: (v, {}), "silu"),
             ("llr.neurons.Function", lambda *parts: Function(parts[0]), "sin"),
             (
                 "llr.neurons.Function",

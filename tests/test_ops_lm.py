@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import math
+import os
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -26,6 +28,7 @@ from llr import _ops
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 
 F64 = torch.float64
+CASES = int(os.environ.get("LLR_RANDOM_CASES", "25"))
 CONVERGED, STALLED, LIMIT, FAILED, SKIPPED = range(5)
 Function = Callable[[Tensor, Tensor], Tensor]
 
@@ -267,6 +270,40 @@ def test_every_size_of_a_tile(n, q):
         Model("factorization", (n, q, 3), 7, "identity"),
     ):
         compare(model, draw(model, starts=2, sets=2), iterations=3, damping=0.1)
+
+
+def random_model(choose: random.Random) -> Model:
+    """Of any kind, at sizes on both sides of every tile and vector."""
+
+    def size(most: int) -> int:
+        return choose.randint(1, most)
+
+    kind, n = choose.choice(["mlp", "mlp", "conv1d", "local1d", "factorization"]), size(30)
+    activation = choose.choice(list(ACTIVATIONS))
+    if kind == "mlp":
+        widths = [size(5), *(size(10) for _ in range(choose.randint(0, 3))), size(3)]
+        return mlp(*widths, n=n, activation=activation, biases=[size(2) < 2 for _ in widths[1:]])
+    if kind == "factorization":
+        return Model(kind, (size(6), size(4), size(6)), n, "identity")
+    kernel = size(4)
+    return Model(kind, (kernel + size(6) - 1, kernel, size(4)), n, activation)
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_random_models(seed):
+    choose = random.Random(seed)
+    model = random_model(choose)
+    data = draw(model, starts=2, sets=2, scale=choose.uniform(0.1, 1.5))
+    options = {
+        "damping": 10 ** choose.uniform(-1, 2),
+        "down": choose.uniform(0.1, 1.0),
+        "up": choose.uniform(1.5, 10.0),
+        "progress": choose.choice([0.0, 0.01, 0.3]),
+        "stall": choose.randint(1, 4),
+    }
+    # Where a linear model has arrived, rounding decides which steps are taken.
+    iterations = 4 if len(model.sizes) > 2 else 1
+    compare(model, data, allowed=1e-7, iterations=iterations, **options)
 
 
 def test_the_smaller_normal_matrix_is_large():

@@ -10,7 +10,8 @@ import torch
 from embedding_cases import network, normal_samples
 
 from llr import landscape, plot_theory, theory
-from llr.embedding import critical_targets, split
+from llr.embedding import split
+from llr.landscape import critical_targets
 from llr.models import DeepLinear, TwoLayer, mlp
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")

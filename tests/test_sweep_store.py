@@ -80,6 +80,11 @@ class TestContents:
             store.record(store.cells()[1], DONE)
         assert [o for o in outcomes(path) if o] == [DONE, DONE]
 
+    def test_whole_seconds(self, path: Path) -> None:
+        with open_store(path, grid(8)) as store:
+            store.record(store.cells()[2], Outcome({}, seconds=2))
+        assert Outcome({}, seconds=2.0) in outcomes(path)
+
     def test_a_result_is_on_disk_before_record_returns(self, path: Path) -> None:
         with open_store(path, grid(8)) as store:
             store.record(store.cells()[2], DONE)

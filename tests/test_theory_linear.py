@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from llr import exact
 from llr.certify import certify
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer
-from llr.theory import Dimension, generic_rank, tangent_dimension
+from llr.theory import Dimension, generic_rank, read_structure, tangent_dimension
+from llr.theory.linear import surrounding_ranks
 from llr.theory.structure import rank
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
@@ -29,9 +30,10 @@ def exact_rank(model: nn.Module, x: Tensor) -> int:
     return certify(model, x, params="*").rank
 
 
-def certified(model: Conv1dTwoLayer, seed: int = 0) -> int:
+def certified(model: nn.Module, seed: int = 0) -> int:
     P = sum(p.numel() for p in model.parameters())
-    x = torch.randn(P + 6, model.d, generator=torch.Generator().manual_seed(seed)).double()
+    d = model.d if isinstance(model, Conv1dTwoLayer) else model[0].in_features
+    x = torch.randn(P + 6, d, generator=torch.Generator().manual_seed(seed)).double()
     return certify(model, x, params="*").rank
 
 
@@ -41,19 +43,21 @@ def shared(kernels: list[list[float]], out: list[list[float]], d: int) -> Conv1d
 
 class TestConvolutions:
     @pytest.mark.parametrize(
-        ("d", "s", "k", "with_sharing", "without"),
+        ("d", "s", "k", "with_sharing", "without", "full"),
         [
-            (3, 2, 1, 4, 6),
-            (4, 2, 1, 5, 9),
-            (5, 3, 1, 6, 12),
-            (5, 3, 2, 12, 24),
-            (6, 2, 2, 14, 30),
-            (6, 4, 2, 14, 30),
-            (4, 1, 2, 10, 16),
-            (4, 4, 2, 10, 10),
+            (3, 2, 1, 4, 6, 8),
+            (4, 2, 1, 5, 9, 15),
+            (5, 3, 1, 6, 12, 18),
+            (5, 3, 2, 12, 24, 36),
+            (6, 2, 2, 14, 30, 70),
+            (6, 4, 2, 14, 30, 42),
+            (4, 1, 2, 10, 16, 40),
+            (4, 4, 2, 10, 10, 10),
         ],
     )
-    def test_kernels(self, d: int, s: int, k: int, with_sharing: int, without: int) -> None:
+    def test_kernels(
+        self, d: int, s: int, k: int, with_sharing: int, without: int, full: int
+    ) -> None:
         kernel = torch.tensor([[0.75, -0.5, 1.25, 1.5][:s], [1.0, 0.5, -0.25, 0.75][:s]]).double()[
             :k
         ]
@@ -63,6 +67,15 @@ class TestConvolutions:
         other = Conv1dTwoLayer.of(positions.clone(), out, d=d)
         assert int(tangent_dimension(one)) == with_sharing == certified(one)
         assert int(tangent_dimension(other)) == without == certified(other)
+        rows = [
+            torch.cat((torch.zeros(t), v, torch.zeros(d - s - t)))
+            for v in kernel
+            for t in range(d + 1 - s)
+        ]
+        dense = TwoLayer.of(torch.stack(rows).double(), None, out.view(-1, 1))
+        x = torch.randn(2, d, generator=torch.Generator().manual_seed(0)).double()
+        torch.testing.assert_close(dense(x)[:, 0], one(x).view(-1))
+        assert int(tangent_dimension(dense)) == full == certified(dense)
 
     @pytest.mark.parametrize(
         ("kernels", "out", "d", "expected"),
@@ -109,9 +122,20 @@ class TestFactorizations:
     def test_table(self, m: int, p: int, n: int, r: int, least: int, padded: int) -> None:
         A, B = torch.zeros(m, p).double(), torch.zeros(p, n).double()
         A[:, :r], B[:r] = torch.randn(m, r).double(), torch.randn(r, n).double()
-        assert int(tangent_dimension(MatrixFactorization.of(A, B))) == least
+        found = tangent_dimension(MatrixFactorization.of(A, B))
+        assert (int(found), found.n_params) == (least, 80 if p == 8 else 45)
         A[:, r:] = torch.randn(m, p - r).double()
         assert int(tangent_dimension(MatrixFactorization.of(A, B))) == padded - (m - min(m, p)) * r
+
+    def test_observed_entries(self) -> None:
+        # Some dim T entries see all of T; more entries of two rows alone see 2 + 5 - 1 dimensions of it.
+        model = MatrixFactorization.of(integers(4, 1, seed=1, low=1), integers(1, 5, seed=2, low=1))
+        pairs = torch.cartesian_prod(torch.arange(4), torch.arange(5))
+        size = int(tangent_dimension(model))
+        assert size == 8
+        chosen = certify(model, pairs, params="*").rows
+        assert len(chosen) == exact_rank(model, pairs[list(chosen)]) == size
+        assert exact_rank(model, pairs[:10]) == 6
 
     def test_random_ranks(self) -> None:
         chance = random.Random(0)
@@ -144,10 +168,24 @@ class TestDeepLinear:
         ]
         assert int(tangent_dimension(DeepLinear.of(*tensors))) == expected
 
+    def test_ranks_above_and_below(self) -> None:
+        # p_l of what is above each layer, q_l of what is below.
+        for widths, zeros, above, below in (
+            ((4, 2, 5, 3), (), [2, 3, 3], [4, 2, 2]),
+            ((3, 3, 3, 3), (1,), [0, 3, 3], [3, 3, 0]),
+            ((3, 3, 3), (0, 1), [0, 3], [3, 0]),
+        ):
+            model = DeepLinear(widths)
+            with torch.no_grad():
+                for layer in zeros:
+                    model[layer].weight.zero_()
+            assert surrounding_ranks(read_structure(model)) == (above, below)
+
     def test_a_thin_product(self) -> None:
         thin = torch.outer(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, -1.0, 2.0])).double()
         model = DeepLinear.of(torch.randn(3, 2).double(), thin, torch.randn(2, 3).double())
         assert int(tangent_dimension(model)) == 4
+        assert surrounding_ranks(read_structure(model)) == ([1, 2, 2], [2, 2, 1])
 
     def test_random_ranks(self) -> None:
         chance = random.Random(0)

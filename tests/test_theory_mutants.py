@@ -1,19 +1,33 @@
-"""Wrong variants of the formulas for two-layer networks: random cases must tell each from the truth."""
+"""Wrong variants of the formulas for tangent dimensions: random cases must tell each from the truth."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import random
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from typing import Any
 
 import pytest
+import torch
 from theory_cases import certified, random_cases, random_two_layer, structure
+from torch import nn
 
-from llr.theory import groups, periodic, polynomial, two_layer
+from llr.certify import certify
+from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization
+from llr.theory import (
+    convolution,
+    groups,
+    linear,
+    periodic,
+    polynomial,
+    tangent_dimension,
+    two_layer,
+)
 from llr.theory.groups import Grouping, group_neurons
-from llr.theory.structure import TwoLayerNet, rank
+from llr.theory.structure import ConvNet, LinearNet, Row, TwoLayerNet, rank
 from llr.theory.two_layer import two_layer_tangent
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
@@ -190,3 +204,125 @@ def test_caught(mutant: str, activation: str, monkeypatch: pytest.MonkeyPatch) -
     where, piece, wrong, _ = MUTANTS[mutant]
     monkeypatch.setattr(where, piece, wrong)
     assert mistakes(activation) > 0
+
+
+@cache
+def other_cases(kind: str) -> list[tuple[nn.Module, int]]:
+    """Models of small integers, of which many are 0, and their ranks, found without a closed form."""
+    chance = random.Random(0)
+    found: list[tuple[nn.Module, int]] = []
+    for seed in range(random_cases(40)):
+        if kind == "convolution":
+            s = chance.randint(1, 3)
+            model: nn.Module = Conv1dTwoLayer(s + chance.randint(0, 2), s, chance.randint(1, 3))
+        elif kind == "factorization":
+            model = MatrixFactorization(*(chance.randint(1, 4) for _ in range(3)))
+        else:
+            model = DeepLinear([chance.randint(1, 4) for _ in range(chance.randint(3, 5))])
+        model = model.double()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.copy_(torch.randint(-1, 2, p.shape, generator=generator))
+        P = sum(p.numel() for p in model.parameters())
+        if isinstance(model, Conv1dTwoLayer):
+            x = torch.randn(P + 6, model.d, generator=generator).double()
+        elif isinstance(model, MatrixFactorization):
+            sizes = len(model.A), model.B.shape[1]
+            x = torch.tensor(list(itertools.product(*map(range, sizes))))
+        else:
+            x = torch.eye(model[0].in_features).double()
+        found.append((model, certify(model, x, params="*").rank))
+    return found
+
+
+TRUE_RANKS = linear.surrounding_ranks
+
+
+def full_below(net: LinearNet) -> tuple[list[int], list[int]]:
+    above, below = TRUE_RANKS(net)
+    return above, below[:1] * len(below)
+
+
+def full_above(net: LinearNet) -> tuple[list[int], list[int]]:
+    above, below = TRUE_RANKS(net)
+    return above[-1:] * len(above), below
+
+
+def of_layers(net: LinearNet) -> tuple[list[int], list[int]]:
+    ranks = [rank(W) for W in net.weights]
+    return [*ranks[1:], net.widths[-1]], [net.widths[0], *ranks[:-1]]
+
+
+def that_stay(net: ConvNet, kernel: Row, _: int) -> Row:
+    return (*kernel, *(Fraction(0),) * (net.d - net.s))
+
+
+# What is wrong, of which kind of model: the piece that is replaced, and by what.
+OTHER_MUTANTS: dict[str, tuple[str, Any, str, Any]] = {
+    "kernels without signs": ("convolution", convolution, "_up_to_sign", lambda v: v),
+    "kernels of one sign": (
+        "convolution",
+        convolution,
+        "_up_to_sign",
+        lambda v: tuple(abs(x) for x in v),
+    ),
+    "kernels that do not move": (
+        "convolution",
+        convolution,
+        "placed",
+        that_stay,
+    ),
+    "derivatives one by one": (
+        "convolution",
+        convolution,
+        "rank",
+        lambda rows: sum(any(row) for row in rows),
+    ),
+    "no derivatives": ("convolution", convolution, "rank", lambda _: 0),
+    "factors of full rank": ("factorization", linear, "rank", lambda M: min(len(M), len(M[0]))),
+    "nonzero rows of factors": ("factorization", linear, "rank", lambda M: sum(map(any, M))),
+    "products of full rank below": ("linear", linear, "surrounding_ranks", full_below),
+    "products of full rank above": ("linear", linear, "surrounding_ranks", full_above),
+    "ranks of layers, not of products": (
+        "linear",
+        linear,
+        "surrounding_ranks",
+        of_layers,
+    ),
+}
+
+
+def other_mistakes(kind: str) -> int:
+    return sum(tangent_dimension(model).upper != true for model, true in other_cases(kind))
+
+
+@pytest.mark.parametrize("kind", ["convolution", "factorization", "linear"])
+def test_the_other_formulas_pass(kind: str) -> None:
+    assert other_mistakes(kind) == 0
+
+
+@pytest.mark.parametrize("mutant", OTHER_MUTANTS)
+def test_others_caught(mutant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind, where, piece, wrong = OTHER_MUTANTS[mutant]
+    other_cases(kind)  # before anything is wrong
+    monkeypatch.setattr(where, piece, wrong)
+    assert other_mistakes(kind) > 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        ("factorization", lambda terms: terms[0] + terms[1]),
+        ("factorization", lambda terms: terms[0]),
+        ("factorization", max),
+        ("linear", max),
+    ],
+    ids=["no intersection", "one factor", "the larger factor", "one layer"],
+)
+def test_wrong_sums_are_caught(kind: str, wrong: Callable[[Sequence[int]], int]) -> None:
+    found = [
+        wrong([term.dimension for term in tangent_dimension(model).terms]) != true
+        for model, true in other_cases(kind)
+    ]
+    assert any(found)

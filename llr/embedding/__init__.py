@@ -11,4 +11,3 @@ from llr.embedding.moves import widen as widen
 from llr.embedding.record import Embedding as Embedding
 from llr.embedding.reduce import Reduction as Reduction
 from llr.embedding.reduce import reduce as reduce
-from llr.embedding.targets import critical_targets as critical_targets

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from llr.balls import Number
 from llr.certify import certify
+from llr.critical_targets import critical_error, error_of
 from llr.elimination import Scaled, exact_rank, find_pivots, integer_rows, prove
 from llr.embedding.exceptions import exceptions
-from llr.embedding.network import read
+from llr.embedding.network import Network, read
 from llr.embedding.rounding import before_rounding, rounding_of
-from llr.embedding.targets import critical_residual, read_samples, residual_of
 from llr.exact import read_network
 from llr.jacobian import jacobian
 from llr.surroundings import outside_inference_mode
@@ -181,13 +181,17 @@ def check(
             f"narrow has {ends[0][0]} inputs and {ends[0][1]} outputs, wide {ends[1][0]} and {ends[1][1]}; "
             "expected the same"
         )
-    x = read_samples(x, below)
+    x = _samples(x, below)
     small, large = (copy.deepcopy(model).cpu().double().eval() for model in (narrow, wide))
     with torch.no_grad():
         out, other = (model(x).reshape(len(x), -1) for model in (small, large))
     difference = float((out - other).abs().max())
-    residual = residual_of(out, y, seed)
-    narrow_gradient, wide_gradient, critical = _criticality(small, large, x, residual)
+    if y is None:
+        generator = torch.Generator().manual_seed(seed)
+        error = torch.randn(out.numel(), generator=generator, dtype=out.dtype)
+    else:
+        error = error_of(out, y)
+    narrow_gradient, wide_gradient, critical = _criticality(small, large, x, error)
     symbols = Symbols()
     functions = formal(small, symbols), formal(large, symbols)
     same = difference <= rounding_of(x.reshape(len(x), -1), below, above)
@@ -218,19 +222,19 @@ def check(
 
 
 def _criticality(
-    narrow: nn.Module, wide: nn.Module, x: Tensor, residual: Tensor
+    narrow: nn.Module, wide: nn.Module, x: Tensor, error: Tensor
 ) -> tuple[float, float, bool | None]:
     """Relative gradients of both where the narrow one vanishes, and whether the wide one does too."""
-    matrices = jacobian(narrow, x), jacobian(wide, x)
-    residual, any_left = critical_residual(matrices[0], residual)
-    if not any_left:
+    matrices = [jacobian(model, x).flatten(0, 1) for model in (narrow, wide)]
+    error, rank = critical_error(matrices[0], error)
+    if rank >= len(error) or not bool(error.any()):
         return 0.0, 0.0, None
-    size = float(residual.norm())
+    size = float(error.norm())
     gradients = [
-        float((A.T @ residual).norm()) / (max(float(torch.linalg.matrix_norm(A, 2)), 1e-300) * size)
-        for A in (J.flatten(0, 1) for J in matrices)
+        float((J.mT @ error).norm()) / (max(float(torch.linalg.matrix_norm(J, 2)), 1e-300) * size)
+        for J in matrices
     ]
-    eps = torch.finfo(residual.dtype).eps * max(len(residual), matrices[0].shape[-1])
+    eps = torch.finfo(error.dtype).eps * max(matrices[0].shape)
     return gradients[0], gradients[1], gradients[1] <= _MARGIN * eps
 
 
@@ -323,3 +327,17 @@ def _relation(excess: Bounds, missing: Bounds) -> str:
     if missing.lower > 0 and excess.upper == 0:
         return "smaller"
     return "undecided"
+
+
+def _samples(x: Tensor, network: Network) -> Tensor:
+    """The samples in float64 on the CPU, checked."""
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        found = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x is {found}; expected a floating-point tensor of samples")
+    d = network.widths[0]
+    fits = x.dim() >= 2 and x[0].numel() == d if len(x.shape) and len(x) else False
+    if not fits or (x.dim() > 2 and not network.flattens):
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (n, {d}), at least one sample")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError("x has NaN or infinity; expected finite samples")
+    return x.detach().cpu().double()

@@ -17,7 +17,7 @@ from llr.theory.formal import Formal, formal
 from llr.theory.symbols import Vector, combined
 
 # How many times the effect of rounding outputs may differ by.
-_MARGIN = 64.0
+_MARGIN = 8.0
 # A bias that has absorbed constants may miss their sum by so many roundings of it.
 _ROUNDINGS = 8
 _BITS = 128

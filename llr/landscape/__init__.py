@@ -1,5 +1,6 @@
 """The landscape of a loss: critical points, Hessians, branches of global minima, gradient flow."""
 
+from llr.critical_targets import critical_targets as critical_targets
 from llr.landscape.branches import Branch as Branch
 from llr.landscape.branches import Branches as Branches
 from llr.landscape.branches import branches as branches

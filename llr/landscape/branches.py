@@ -158,8 +158,8 @@ class Branches:
             for row in table
         ]
         title = (
-            f"{len(self)} branches of a function of {self.neurons} neurons in width {self.width}, "
-            f"{self.n_params} parameters (docs/theory.md, 9.2)"
+            f"{len(self)} branches of a function of {self.neurons} neuron{'s' * (self.neurons != 1)} "
+            f"in width {self.width}, {self.n_params} parameters (docs/theory.md, 9.2)"
         )
         return "\n".join([title, *lines])
 

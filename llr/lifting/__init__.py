@@ -8,4 +8,3 @@ from llr.lifting.points import lifted_critical_points as lifted_critical_points
 from llr.lifting.ranks import RankBounds as RankBounds
 from llr.lifting.status import LiftStatus as LiftStatus
 from llr.lifting.status import lift_status as lift_status
-from llr.lifting.targets import critical_targets as critical_targets

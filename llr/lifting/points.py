@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from llr.certificate import check_int
+from llr.critical_targets import critical_targets
 from llr.landscape import Criticality, HessianSpectrum, criticality, hessian_spectrum
 from llr.landscape.surface import Loss, Surface
 from llr.lifting.chain import Chain, chain_of, check_index, read_chain
 from llr.lifting.equations import Equations
-from llr.lifting.targets import critical_targets
 from llr.surroundings import outside_inference_mode
 
 Kind = Literal["strict saddle", "local minimum", "degenerate"]
@@ -205,11 +205,12 @@ def lifted_critical_points(
 
     Example:
         >>> import torch
-        >>> from llr.lifting import critical_targets, lifted_critical_points
+        >>> from llr.landscape import critical_targets
+        >>> from llr.lifting import lifted_critical_points
         >>> from llr.models import mlp
         >>> narrow = mlp([1, 1, 1], generator=torch.Generator().manual_seed(0)).double()
         >>> x = torch.linspace(-2, 2, 12)[:, None].double()
-        >>> y = critical_targets(narrow, x, size=0.01, generator=torch.Generator().manual_seed(0))
+        >>> y = critical_targets(narrow, x, size=1e-3, generator=torch.Generator().manual_seed(0))
         >>> found = lifted_critical_points(narrow, x, y, starts=4)
         >>> found.narrow_kind, {point.kind for point in found}
         ('local minimum', {'strict saddle'})

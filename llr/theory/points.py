@@ -30,8 +30,8 @@ from llr.theory.structure import (
 from llr.theory.tangent import dimension_of, incoming
 from llr.theory.two_layer import has_value, two_layer_tangent
 
-# Subspaces of the outputs that are looked at, the smallest first.
-_SUBSPACES = 500
+# Subspaces of the outputs that are looked at, the smallest first: so many, times the neurons.
+_SUBSPACES = 20_000
 # Jacobians of more entries are not ranked in balls, which takes seconds here.
 _ENTRIES = 10_000
 _BITS = (64, 128, 256, 512)
@@ -162,7 +162,7 @@ def _bounds(net: TwoLayerNet, size: Dimension) -> Iterator[tuple[int, int]]:
     of the network with its outgoing weights modulo U.
     """
     yield -(-size.lower // net.q), net.q
-    for U in islice(_subspaces(net), _SUBSPACES):
+    for U in islice(_subspaces(net), max(1, _SUBSPACES // net.m)):
         values = size.lower - two_layer_tangent(_modulo(net, U)).upper
         yield -(-values // len(U)), len(U)
 

@@ -65,12 +65,13 @@ class Dimension:
 
     def __str__(self) -> str:
         """The value and, on a line each, its terms."""
-        value = f"{self.what} = {self.upper}"
-        if not self.exact:
-            value = f"{self.what} = {self.lower} to {self.upper}"
-            if self.status == "almost everywhere":
-                value += f", {self.upper} for almost all parameters"
-        head = f"{value} of {self.n_params} parameters ({self.statement})"
+        proved, statement = f"{self.lower} to {self.upper}", self.statement
+        if self.exact:
+            proved = str(self.upper)
+        elif self.status == "almost everywhere":
+            proved = str(self.upper)
+            statement += f"; for almost all parameters, at least {self.lower} for all"
+        head = f"{self.what} = {proved} of {self.n_params} parameters ({statement})"
         return "\n".join([head, *(f"  {t.dimension:+5d}  {t.text}" for t in self.terms)])
 
     def to_dict(self) -> dict[str, Any]:

@@ -86,9 +86,12 @@ def rank_stratification(architecture: nn.Module) -> Stratification:
         architecture: a model; its parameters do not matter.
 
     Returns:
-        Two layers: functions of k neurons, and with what else they may have. Convolutions: k kernels with
-        weights on both ends, or without sharing so many active places. Matrices and linear maps: every rank.
-        Deep networks: the generic functions of every narrower network.
+        Two layers: functions of k neurons, and with what else they may have. For several outputs of softplus,
+        GELU, SiLU and ReLU one affine part at a time: functions with two of them, or with a multiple of a
+        preactivation not parallel to the outgoing weights, have ranks in between. Polynomials: zero, and
+        generic functions. Convolutions: k kernels with weights on both ends, or without sharing so many
+        active places. Matrices and linear maps: every rank. Deep networks: the generic functions of every
+        narrower network.
 
     Raises:
         TypeError: no module.
@@ -127,7 +130,7 @@ def _table(net: Structure) -> tuple[str, Iterator[FunctionClass]]:
     if isinstance(net, ConvNet):
         kind = "shared" if net.shared else "locally connected"
         words = f"{kind} convolution of {net.activation}, {_count(net.d, 'input')}"
-        return f"{words}, {len(net.kernels)} kernels of length {net.s}", _kernels(net)
+        return f"{words}, {_count(len(net.kernels), 'kernel')} of length {net.s}", _kernels(net)
     if isinstance(net, Factorization):
         m, p, n = len(net.A), len(net.B), len(net.B[0])
         return f"matrix factorization ({m} x {p}) ({p} x {n})", _matrices(m, n, min(m, n, p))
@@ -143,7 +146,9 @@ def _neurons(net: TwoLayerNet) -> Iterator[FunctionClass]:
     """k neurons, and what constants and affine functions beside them cost that reflections do not make."""
     parity, q = PARITY[net.activation], net.q
     out = 0 if net.c is None else q
-    for k in range(net.m + 1):
+    # On a line through 0 the neurons of ReLU share one hyperplane.
+    most = min(net.m, 1) if _one_hyperplane(net) else net.m
+    for k in range(most + 1):
         base = k * (q + net.d + net.beta - kink(net)) + out
         if not k and not out and net.activation in ("sigmoid", "softplus"):
             base = q  # the value of any neuron
@@ -171,15 +176,22 @@ def _affine(net: TwoLayerNet, k: int, base: int) -> Iterator[FunctionClass]:
     units, slopes = unit_vectors(net.d + 1), net.d + net.beta - kink(net)
     spare, out = net.m - k, int(net.c is not None)
     if k and spare:
+        several = min(k, spare) if net.q == 1 else 1  # one output: they share all affine functions
         text = "a multiple of the preactivation of one"
+        if several > 1:
+            text = f"multiples of the preactivations of up to {several}"
         yield _exactly(base + affine_size(net, units[:1], 1, False), _functions(k, out, text))
-    if net.activation == "relu" and net.d + net.beta == 1 and k:
-        return  # on a line through 0 there is one hyperplane, and it is taken
+    if k and _one_hyperplane(net):
+        return  # it is taken
     for r in range(1, min(net.q, net.d, spare // 2) + 1):
         size = base + r * (net.q + slopes) + affine_size(net, units[:r], r, False)
         text = "a linear function" if net.q == 1 else f"a linear function of rank {r}"
         status: Status = "exact" if net.q == 1 or not k else "bounds"
         yield FunctionClass(size, _functions(k, out, text), status)
+
+
+def _one_hyperplane(net: TwoLayerNet) -> bool:
+    return net.activation == "relu" and net.d + net.beta == 1
 
 
 def _sines(net: TwoLayerNet) -> Iterator[FunctionClass]:
@@ -199,13 +211,18 @@ def _sines(net: TwoLayerNet) -> Iterator[FunctionClass]:
 
 
 def _polynomials(net: TwoLayerNet) -> Iterator[FunctionClass]:
-    """Generic functions of k neurons, until more neurons add nothing."""
+    """Zero, and generic functions of k neurons, until more neurons add nothing."""
+    out = int(net.c is not None)
+    always = bool(out or net.coefficients[0])  # otherwise a neuron of w = b = a = 0 has no tangents
+    # With hidden biases a neuron may sit at a root of the polynomial, if it has any.
+    known = out or net.b is None or not always
+    yield FunctionClass(net.q * always, _functions(0, out), "exact" if known else "bounds")
     most = polynomial_generic_rank(net).upper
     for k in range(1, net.m + 1):
         narrow = replace(net, w=net.w[:k], b=None if net.b is None else net.b[:k], a=net.a[:k])
         found = polynomial_generic_rank(narrow)
         status: Status = "almost everywhere" if found.exact else "bounds"
-        yield FunctionClass(found.upper, _functions(k, int(net.c is not None)), status)
+        yield FunctionClass(found.upper, _functions(k, out), status)
         if found.upper == most:
             return
 
@@ -214,15 +231,15 @@ def _kernels(net: ConvNet) -> Iterator[FunctionClass]:
     odd = PARITY.get(net.activation) == "odd"
     if net.shared or not odd:
         each = net.p + net.s if net.shared else net.p * (net.s + 1)
-        for k in range(len(net.kernels) + 1):
-            status: Status = "exact" if odd or not k else "bounds"
-            words = f"{_count(k, 'kernel')} of length {net.s}" if k else "zero"
-            size = 0 if not k and odd else k * each
-            yield FunctionClass(size, words, status)
+        # The value of any kernel, where it cannot be zero.
+        yield _exactly(int(net.activation in ("sigmoid", "softplus")), "zero")
+        for k in range(1, len(net.kernels) + 1):
+            status: Status = "exact" if odd else "bounds"
+            yield FunctionClass(k * each, f"{_count(k, 'kernel')} of length {net.s}", status)
         return
-    for c in range(len(net.kernels) * net.p + 1):
-        words = f"{_count(c, 'kernel')} at one position each" if c else "zero"
-        yield _exactly(c * (net.s + 1), words)
+    yield _exactly(0, "zero")
+    for c in range(1, len(net.kernels) * net.p + 1):
+        yield _exactly(c * (net.s + 1), f"{_count(c, 'kernel')} at one position each")
 
 
 def _matrices(rows: int, columns: int, most: int) -> Iterator[FunctionClass]:

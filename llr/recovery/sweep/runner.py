@@ -16,6 +16,7 @@ import torch
 
 from llr.named import named_object
 from llr.recovery.sweep.spec import RESERVED, Cell, Value
+from llr.surroundings import torch_threads
 
 Result = Mapping[str, Value | None]
 Runner = Callable[[dict[str, Value]], Result]
@@ -82,7 +83,7 @@ def execute(runner: Runner, cell: Cell, *, threads: int, worker: str) -> Outcome
     """
     started = time.perf_counter()
     values, error, trace = None, None, None
-    with _threads(threads), _seeded(int(cell.key[:8], 16)):
+    with torch_threads(threads), _seeded(int(cell.key[:8], 16)):
         try:
             values = _plain(runner(dict(cell.values)), cell)
         except (Exception, SystemExit) as err:  # other people's code: it may be anything
@@ -114,17 +115,6 @@ def _plain(result: Any, cell: Cell) -> Result:
     if size > _MOST_BYTES:
         raise ValueError(f"the runner returned {size} bytes; expected at most {_MOST_BYTES}")
     return dict(result)
-
-
-@contextlib.contextmanager
-def _threads(number: int) -> Iterator[None]:
-    # Sums over threads round as they are cut up: one number of threads for all modes.
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager

@@ -146,7 +146,7 @@ class Store:
             outcome.error,
             outcome.traceback,
             outcome.worker,
-            outcome.seconds,
+            float(outcome.seconds),  # as SQLite gives it back
             finished,
         )
         with _explained(self.path), _transaction(self._connection):
