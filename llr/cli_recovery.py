@@ -141,6 +141,7 @@ def reproduce_command(name: str, out: Path, quick: bool, jobs: int, svg: bool) -
                 suffix=".svg" if svg else ".png",
                 progress=report,
             )
-        click.echo(f"  expected  {EXPERIMENTS[each].expected}")
+        whole = "expected of the full grid" if quick else "expected"
+        click.echo(f"  {whole}  {EXPERIMENTS[each].expected}")
         click.echo(f"  {done.tally}")
         click.echo(f"  wrote  {done.figure}, {done.table}, {done.results}")
