@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from llr.certify import certify
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer, mlp
 from llr.theory import tangent_dimension
-from llr.theory.formal import combination, contained, formal, formal_rank, formal_tangent
+from llr.theory.formal import formal, formal_tangent
+from llr.theory.formal_span import combination, contained, formal_rank
 from llr.theory.symbols import Symbols
 from llr.theory.two_layer import two_layer_tangent
 

@@ -20,7 +20,8 @@ from llr.embedding.rounding import before_rounding, rounding_of
 from llr.exact import read_network
 from llr.jacobian import jacobian
 from llr.surroundings import outside_inference_mode
-from llr.theory.formal import Formal, contained, formal, formal_rank
+from llr.theory.formal import Formal, formal
+from llr.theory.formal_span import contained, formal_rank
 from llr.theory.symbols import Symbols
 
 _BITS, _MOST_BITS = 64, 4096

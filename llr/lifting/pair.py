@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from llr.chain import Affine
 from llr.exact import Network, read_network
 from llr.samplers import read_sampler
-from llr.theory.formal import Formal, formal, formal_rank
+from llr.theory.formal import Formal, formal
+from llr.theory.formal_span import formal_rank
 from llr.theory.structure import DeepNet, Factorization, Structure, TwoLayerNet, read_structure
 from llr.theory.symbols import Symbols
 from llr.theory.tangent import dimension_of

@@ -17,7 +17,8 @@ from llr.balls import precision
 from llr.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
 from llr.lifting.pair import Pair
 from llr.lifting.ranks import RankBounds, rank_bounds
-from llr.theory.formal import Formal, combination
+from llr.theory.formal import Formal
+from llr.theory.formal_span import combination
 from llr.theory.symbols import Vector, primitive
 
 Agreement = Literal["exact", "rounding"]
