@@ -326,7 +326,9 @@ def _step_error(
     damping = 1e4  # so much that the step lowers the loss and is taken
     J, r = J.flatten(1, 2), (outputs - y).flatten(1)
     normal = J.mT @ J + damping * torch.eye(theta.shape[1], dtype=torch.float64)
-    exact = torch.linalg.solve(normal, J.mT @ r[..., None])[..., 0]
+    # Not torch.linalg.solve: with MKL and threads set by torch.set_num_threads its batched LU may fail.
+    gradient = J.mT @ r[..., None]
+    exact = torch.cholesky_solve(gradient, torch.linalg.cholesky(normal))[..., 0]
     which = torch.zeros(len(theta), dtype=torch.int64)
     moved, *_ = _ops.lm_solve(theta, x[None], y[None], which, *model, damping=damping, iterations=1)
     return _relative(theta - moved, exact)
