@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from llr import exact
 from llr.certify import certify
+from llr.embedding import split
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer
 from llr.theory import Dimension, generic_rank, read_structure, tangent_dimension
 from llr.theory.linear import surrounding_ranks
@@ -229,3 +232,25 @@ class TestRefusals:
             model[0].bias[2] = model[0].bias[0]
         with pytest.warns(UserWarning, match=r"neurons 0 and 2 differ by .* exact equality"):
             assert int(tangent_dimension(model)) == 12
+
+
+@pytest.mark.parametrize("read", [tangent_dimension, lambda m: split(m, 0, 0)])
+@pytest.mark.parametrize("change", ["activation", "hook", "forward", "subclass"])
+def test_convolutions_that_compute_something_else(
+    change: str, read: Callable[[nn.Module], Any]
+) -> None:
+    """Their class is what the closed forms know, not what they compute."""
+
+    class Doubled(Conv1dTwoLayer):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x) + x[:, :1]
+
+    model = (Doubled if change == "subclass" else Conv1dTwoLayer)(5, 3, 1)
+    if change == "activation":
+        model.act = nn.Softplus()
+    if change == "hook":
+        model.register_forward_hook(lambda _, inputs, out: out + inputs[0][:, :1] ** 3)
+    if change == "forward":
+        model.forward = lambda x: x[:, :1]  # type: ignore[method-assign]
+    with pytest.raises(ValueError, match=r"goes by its class\. llr\.model_rank"):
+        read(model)

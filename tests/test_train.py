@@ -84,6 +84,12 @@ def frozen_bias() -> nn.Module:
     return model
 
 
+def other_activation() -> nn.Module:
+    model = Conv1dTwoLayer(5, 3, 2)
+    model.act = nn.Softplus()
+    return model
+
+
 def vectors(*shape: int) -> Callable[[], Tensor]:
     return lambda: randn(*shape, seed=3)
 
@@ -117,6 +123,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], type, Callable[[], Tensor], int]
         1,
     ),
     "factorization": (lambda: MatrixFactorization(3, 2, 4), Factors, index_pairs, 1),
+    "another activation than its name": (other_activation, General, vectors(7, 5), 1),
     "tied": (Tied, General, vectors(7, 3), 3),
     "frozen": (frozen_bias, General, vectors(7, 3), 2),
     "convolution": (

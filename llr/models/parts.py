@@ -36,6 +36,22 @@ def normal(
     return nn.Parameter(torch.randn(*shape, dtype=dtype, generator=generator) * scale)
 
 
+def departure_from(model: nn.Module, kind: type[nn.Module]) -> str | None:
+    """What makes a module compute something else than `kind`, which closed forms know; None if nothing."""
+    if type(model).forward is not kind.forward or "forward" in model.__dict__:
+        return "a forward of its own"
+    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
+        return "hooks"
+    act, named = getattr(model, "act", None), getattr(model, "activation", None)
+    if (
+        act is not None
+        and isinstance(named, str)
+        and type(act) is not type(activation_layer(named))
+    ):
+        return f"{type(act).__name__} as its activation, not {named!r}"
+    return None
+
+
 def set_tensors(module: Module, **values: Tensor | None) -> Module:
     """Put copies of the tensors in the place of parameters, None where there is none."""
     for name, value in values.items():

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llr import _ops
-from llr.activations import activation_layer
 from llr.memory import fits, format_bytes, memory_budget
 from llr.models import Conv1dTwoLayer, MatrixFactorization
+from llr.models.parts import departure_from
 from llr.problem import Problem
 from llr.recovery.damping import Damping
 from llr.recovery.lm_reference import Solution
@@ -40,33 +40,24 @@ def read(problem: Problem) -> Known | None:
         names = [name for name, tensor in problem.chain() if tensor is not None]
         kind, sizes, activation = "mlp", list(mlp.widths), mlp.activation
         biases = [b is not None for b in mlp.biases]
-    elif type(model) is Conv1dTwoLayer:
+    elif isinstance(model, Conv1dTwoLayer) and departure_from(model, Conv1dTwoLayer) is None:
         names = ["weight", "out"]
         kind = "conv1d" if model.shared else "local1d"
         sizes, activation = [model.d, model.kernel_size, model.channels], model.activation
-    elif type(model) is MatrixFactorization:
+    elif (
+        isinstance(model, MatrixFactorization)
+        and departure_from(model, MatrixFactorization) is None
+    ):
         names = ["A", "B"]
         kind, activation = "factorization", "identity"
         sizes = [len(model.A), len(model.B), model.B.shape[1]]
     else:
         return None
-    if set(names) != set(slices) or _changed(model):
-        return None  # frozen parameters, or another function than the class has
+    if set(names) != set(slices):
+        return None  # frozen parameters
     order = [torch.arange(slices[name].start, slices[name].stop) for name in names if name]
     outputs = sizes[-1] if kind == "mlp" else 1
     return Known(kind, sizes, activation, biases, outputs, torch.cat(order))
-
-
-def _changed(model: object) -> bool:
-    """Hooks, a forward of its own, or another activation than its name says."""
-    if isinstance(model, Conv1dTwoLayer) and (
-        type(model.act) is not type(activation_layer(model.activation))
-    ):
-        return True
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or "forward" in m.__dict__
-        for m in (model.modules() if isinstance(model, nn.Module) else ())
-    )
 
 
 def bytes_of_start(rows: int, parameters: int) -> int:

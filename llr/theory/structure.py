@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llr.elimination import exact_rank
 from llr.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
+from llr.models.parts import departure_from
 
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
@@ -156,6 +157,13 @@ def read_structure(model: nn.Module) -> Structure:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; expected an nn.Module")
     _check_parameters(model)
+    for kind in (Conv1dTwoLayer, MatrixFactorization):
+        found = departure_from(model, kind) if isinstance(model, kind) else None
+        if found is not None:
+            raise ValueError(
+                f"this {type(model).__name__} has {found}: the theory goes by its class. "
+                "llr.model_rank(model) finds the rank of any model numerically"
+            )
     if isinstance(model, Conv1dTwoLayer):
         return _convolution(model)
     if isinstance(model, MatrixFactorization):

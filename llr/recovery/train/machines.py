@@ -19,6 +19,7 @@ from torch.func import functional_call, vjp, vmap
 from llr.landscape.surface import Surface
 from llr.mlp import MLP
 from llr.models import Conv1dTwoLayer, MatrixFactorization
+from llr.models.parts import departure_from
 from llr.parameters import layout
 from llr.problem import Problem, read_problem
 from llr.recovery.train.data import Data
@@ -62,11 +63,13 @@ def machine_for(model: nn.Module, data: Data, starts: Tensor) -> Machine:
         return General(model, problem)
     if problem.mlp is not None and all(name is not None for name in _names(problem)):
         return Layers.of(problem.mlp, problem)
-    if not _hooked(model):
-        if type(model) is Conv1dTwoLayer:
-            return Kernels(model)
-        if type(model) is MatrixFactorization:
-            return Factors(model)
+    if isinstance(model, Conv1dTwoLayer) and departure_from(model, Conv1dTwoLayer) is None:
+        return Kernels(model)
+    if (
+        isinstance(model, MatrixFactorization)
+        and departure_from(model, MatrixFactorization) is None
+    ):
+        return Factors(model)
     return General(model, problem)
 
 
@@ -82,10 +85,6 @@ def _squares(outputs: Tensor, y: Tensor) -> Tensor:
 def _names(problem: Problem) -> list[str | None]:
     """Of the MLP's tensors, those that are there."""
     return [name for name, tensor in problem.chain() if tensor is not None]
-
-
-def _hooked(model: nn.Module) -> bool:
-    return bool(model._forward_hooks or model._forward_pre_hooks or "forward" in model.__dict__)
 
 
 def _with_slope(activation: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
