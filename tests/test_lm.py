@@ -16,6 +16,7 @@ from gpu_stand_in import GPU, on_gpu, stand_in
 from scipy.optimize import least_squares
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from train_cases import Own, Tied, frozen_bias
 
 import llr
 from llr import _ops
@@ -36,34 +37,6 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 def placed(model: nn.Module, theta: Tensor) -> nn.Module:
     """The model in float64 with these parameters, those that are trainable."""
     vector_to_parameters(theta, [p for p in model.double().parameters() if p.requires_grad])
-    return model
-
-
-class Own(nn.Module):
-    """An MLP that is read off its trace, whose last layer comes first among the parameters."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last, self.first = nn.Linear(4, 2), nn.Linear(3, 4, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.sigmoid(self.first(x)))
-
-
-class Tied(nn.Module):
-    """One matrix in two places."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.w = nn.Parameter(torch.randn(3, 3))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x @ self.w) @ self.w
-
-
-def frozen() -> nn.Module:
-    model = mlp([3, 4, 2])
-    model[0].bias.requires_grad_(False)
     return model
 
 
@@ -112,7 +85,7 @@ KNOWN: dict[str, Case] = {
 }
 OTHERS: dict[str, Case] = {
     "tied": (Tied, vectors(7, 3), 3),
-    "frozen": (frozen, vectors(20, 3), 2),
+    "frozen": (frozen_bias, vectors(20, 3), 2),
     "hooked": (hooked, vectors(20, 5), 1),
     "other activation": (other_activation, vectors(20, 5), 1),
     "convolution": (
