@@ -1,0 +1,175 @@
+"""How a table is written as text: its encoding, its lines, and what separates its cells.
+
+Whatever two readers could understand differently is refused; the options of :class:`Layout` decide it.
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", r"\t": "\t", "bar": "|", "space": " "}
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_LOOKED_AT = 100  # lines, for the separator: one that comes later leaves a cell that is no number
+_QUOTED = re.compile(r'"[^"]*"')
+_GROUPS_BY_SPACES = re.compile(r"\s*[+-]?[1-9]\d{0,2}([ \t]+\d{3})+\s*")
+_TWO_INTEGERS = re.compile(r"\s*[+-]?\d+,\d+\s*")
+_INNER_SPACE = re.compile(r"[^\s,][ \t]+[^\s,]")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a table is to be read; None where the file shall tell.
+
+    Args:
+        sep: between cells: ``,`` ``;`` ``|``, tab or space, as characters or words. Space stands for any
+            number of spaces and tabs.
+        decimal: ``.`` or ``,``.
+        header: whether the first line holds names.
+        columns: which ones, and in which order: positions from 1 such as ``1-3,5`` and ``2-``, or names
+            such as ``age,dose``. Only these must be numbers.
+
+    Raises:
+        ValueError: another separator or decimal mark, or both the same.
+    """
+
+    sep: str | None = None
+    decimal: str | None = None
+    header: bool | None = None
+    columns: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sep", _SEPARATORS.get(self.sep or "", self.sep))
+        if self.sep is not None and self.sep not in _SEPARATORS.values():
+            raise ValueError(
+                f"--sep is {self.sep!r}; expected one of , ; | tab space (or comma, semicolon, bar)"
+            )
+        if self.decimal not in (None, ".", ","):
+            raise ValueError(f"--decimal is {self.decimal!r}; expected '.' or ','")
+
+    @property
+    def given(self) -> list[str]:
+        """The options that were given, as they are written in the shell."""
+        header = {True: "--header", False: "--no-header", None: None}[self.header]
+        options = (self.sep and "--sep", self.decimal and "--decimal", header)
+        return [o for o in (*options, self.columns and "--columns") if o]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the file that is neither blank nor a comment, and its number."""
+
+    number: int
+    text: str
+
+
+def decoded(data: bytes) -> str:
+    """The text of a file: UTF-8, or UTF-16 and UTF-32 with a byte order mark.
+
+    Raises:
+        ValueError: anything else.
+    """
+    encoding = next((name for mark, name in _MARKS if data.startswith(mark)), "utf-8")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as err:
+        line = data[: err.start].count(b"\n") + 1
+        raise ValueError(
+            f"not {encoding.removesuffix('-sig').upper()} text (line {line} has byte "
+            f"0x{data[err.start]:02x}); save it as UTF-8"
+        ) from err
+    if "\0" in text:
+        raise ValueError("not a text file, or UTF-16 without a byte order mark; save it as UTF-8")
+    return text
+
+
+def lines_of(text: str) -> list[Line]:
+    """The lines that count. Comments begin with ``#`` and a space; empty lines are only for the end.
+
+    A ``#`` before anything else is part of a cell: spreadsheets write ``#N/A`` where a value is missing.
+
+    Raises:
+        ValueError: an empty line before the last row, which may be a missing value.
+    """
+    found: list[Line] = []
+    blank = 0
+    for number, line in enumerate(re.split(r"\r\n|\r|\n", text), start=1):
+        if not line.strip(" "):
+            blank = blank or number
+        elif line.startswith("#") and (line.strip("#") == "" or line.lstrip("#")[0] in " \t"):
+            continue
+        elif blank:
+            raise ValueError(f"line {blank} is empty; expected a row, or nothing below")
+        else:
+            found.append(Line(number, line))
+    return found
+
+
+def separator(lines: Sequence[Line], layout: Layout, suffix: str) -> str:
+    """What separates the cells of a table.
+
+    The first line counts only where it is alone: names may contain anything.
+
+    Raises:
+        ValueError: it could be several things; says which option decides.
+    """
+    if layout.sep is not None:
+        return layout.sep
+    if suffix == ".tsv":
+        return "\t"
+    rows = [_QUOTED.sub("", line.text) for line in (lines[1:] or lines)[:_LOOKED_AT]]
+    present = [mark for mark in ";\t|" if any(mark in row.strip(" ") for row in rows)]
+    if len(present) > 1:
+        names = " and ".join(repr(mark) for mark in present)
+        raise ValueError(f"{_which(lines)} has {names} between numbers; --sep says what separates them")
+    if present:
+        return present[0]
+    spaced = any(map(_INNER_SPACE.search, rows))
+    if not any("," in row for row in rows):
+        return _space(lines, rows, suffix, layout) if spaced else ","
+    if spaced:
+        raise ValueError(
+            f"{_which(lines)} has both commas and spaces between digits; --sep and --decimal say what they mean"
+        )
+    if layout.decimal == ",":
+        # One column, unless quotes keep the decimal commas apart from the others.
+        return "," if any('"' in line.text for line in lines[1:]) else ";"
+    return _comma(lines, layout)
+
+
+def _space(lines: Sequence[Line], rows: Sequence[str], suffix: str, layout: Layout) -> str:
+    if suffix == ".csv":
+        raise ValueError(
+            f"{_which(lines)} has spaces between digits and no comma; --sep space reads them as columns"
+        )
+    if layout.decimal is None and all(map(_GROUPS_BY_SPACES.fullmatch, rows)):
+        raise ValueError(
+            f"{_which(lines)} may hold columns, or digits in groups of three; --sep space reads columns"
+        )
+    return " "
+
+
+def _comma(lines: Sequence[Line], layout: Layout) -> str:
+    """Commas alone: between columns, or decimal ones of a single column."""
+    first = _QUOTED.sub("", lines[0].text)
+    several = first.count(",") > 0 and not _TWO_INTEGERS.fullmatch(first)
+    body = lines[1:] or lines
+    if layout.decimal is None and not several:
+        if all(_TWO_INTEGERS.fullmatch(line.text) for line in body):
+            raise ValueError(
+                f"line {body[0].number} is {body[0].text.strip()!r}, and all rows are alike: two integers, or "
+                "one number with a decimal comma; --sep , reads two columns, --decimal , reads one"
+            )
+    return ","
+
+
+def _which(lines: Sequence[Line]) -> str:
+    return f"line {(lines[1] if len(lines) > 1 else lines[0]).number}"
