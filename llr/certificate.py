@@ -15,6 +15,7 @@ from typing import Any, cast
 from flint import arb, fmpz
 
 from llr.files import write_atomic
+from llr.inputs.arrays import read_file
 
 FORMAT = "llr rank certificate 1"
 LOWEST_BITS, HIGHEST_BITS = 32, 1 << 20
@@ -194,13 +195,18 @@ class Certificate:
         """The certificate in a file that :meth:`save` wrote. Reads data only, executes nothing.
 
         Raises:
-            OSError: the file cannot be read.
-            ValueError: it holds no well-formed certificate; names the file and the field.
+            ValueError: the file cannot be read, or holds no well-formed certificate; names the file and the
+                field.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_bytes()))
-        except ValueError as error:  # what json and utf-8 raise is a ValueError, too
-            raise ValueError(f"{os.fspath(path)}: {error}") from error
+            data = read_file(Path(path))
+            try:
+                found = json.loads(data)
+            except (ValueError, RecursionError) as error:  # what utf-8 raises is a ValueError, too
+                raise ValueError("is no certificate: not JSON text") from error
+            return cls.from_dict(found)
+        except ValueError as error:
+            raise ValueError(f"certificate {os.fspath(path)}: {error}") from error
 
 
 def decimal_below(value: arb) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import click
 import torch
 from rich.progress import Progress, TextColumn
+from torch import Tensor
 
 import llr
 from llr import demo as demo_module
@@ -21,9 +23,12 @@ from llr.cli_theory import embed, reduce, theory
 from llr.info import info as collect_info
 from llr.info import selftest as run_selftest
 from llr.model_rank import model_rank as rank_of_model
+from llr.output import apart
 from llr.rank import METHODS
 from llr.rank import rank as rank_of
 from llr.recovery.sweep.cli import sweep
+from llr.samplers import all_samples
+from llr.samplers import sample_shape as shape_of_samples
 from llr.shell import (
     DTYPES,
     Source,
@@ -112,8 +117,8 @@ def rank(
     drawing = plotting(plot_out)
     precision = DTYPES.get(dtype)
     net = source.load(precision)
-    x = source.samples(precision or _own_dtype(net))
-    result = rank_of(
+    x = source.samples(precision or _own_dtype(net), net)
+    result = apart(rank_of)(
         net,
         x,
         method=method,
@@ -131,7 +136,7 @@ def rank(
     write_json(json_out, {**source.to_dict(), "samples": len(x), **result.to_dict()})
     console = console_beside(json_out)
     outputs = result.n_rows // len(x)
-    console.print(f"model  {source.model}, {type(net).__name__}", markup=False)
+    console.print(source.line(net), markup=False)
     console.print(f"J      {len(x)} samples x {outputs} outputs x {result.n_params} parameters")
     console.print(str(result), markup=False)
     for written in (json_out, plot_out):
@@ -154,9 +159,9 @@ def certify(source: Source, upper: int | None, max_bits: int, out: Path) -> None
     samples.
     """
     net = source.load()
-    x = source.samples(torch.float64)
+    x = source.samples(torch.float64, net)
     with _reporting() as report:
-        certificate = prove(
+        certificate = apart(prove)(
             net,
             x,
             params=list(source.params) or None,
@@ -165,6 +170,7 @@ def certify(source: Source, upper: int | None, max_bits: int, out: Path) -> None
             progress=report,
         )
     certificate.save(out)
+    click.echo(source.line(net))
     click.echo(str(certificate))
     click.echo(f"wrote  {out}")
 
@@ -177,20 +183,22 @@ def verify(source: Source, certificate: Path) -> None:
     """Check a CERTIFICATE for MODEL and its samples; exit code 1 if it does not hold."""
     proof = Certificate.load(certificate)
     net = source.load()
-    verdict = check(proof, net, source.samples(torch.float64), params=list(source.params) or None)
+    x = source.samples(torch.float64, net)
+    verdict = apart(check)(proof, net, x, params=list(source.params) or None)
     click.echo(f"{'holds' if verdict else 'does NOT hold'}: {verdict.reason}")
+    click.echo(source.line(net))
     if not verdict:
         sys.exit(1)
 
 
 @main.command("model-rank")
-@model_options(inputs=False)
+@model_options(inputs=True, required=False)
 @click.option(
     "--sampler",
     type=click.Choice(["normal", "uniform"]),
     default="normal",
     show_default=True,
-    help="Standard normal samples, or uniform ones from a box.",
+    help="Standard normal samples, or uniform ones from a box; or those of --inputs.",
 )
 @click.option(
     "--box",
@@ -198,6 +206,11 @@ def verify(source: Source, certificate: Path) -> None:
     default=(-1.0, 1.0),
     show_default=True,
     help="Of uniform samples, the same for every input.",
+)
+@click.option(
+    "--sample-shape",
+    metavar="SIZES",
+    help="Of one sample, such as 3x32x32, where MODEL does not tell.",
 )
 @click.option("--upper", type=int, help="A known upper bound.")
 @click.option("--max-samples", type=click.IntRange(min=1), help="Give up beyond so many.")
@@ -210,26 +223,59 @@ def model_rank(
     source: Source,
     sampler: str,
     box: tuple[float, float],
+    sample_shape: str | None,
     upper: int | None,
     max_samples: int | None,
     certify: bool | None,
     json_out: str | None,
 ) -> None:
     """The dimension of MODEL's tangent space: its rank on as many samples as it takes."""
-    result = rank_of_model(
-        source.load(),
-        sampler=box if sampler == "uniform" else sampler,
+    shape = None if sample_shape is None else _sizes(sample_shape)
+    if shape is not None and source.inputs is not None:
+        raise ValueError(
+            "--sample-shape is of samples that are drawn; expected no --inputs beside it"
+        )
+    net = source.load()
+    drawn: Tensor | tuple[float, float] | str = box if sampler == "uniform" else sampler
+    if source.inputs is None:
+        _require_shape(net, shape)
+    else:
+        drawn = source.samples(torch.float64, net)
+    result = apart(rank_of_model)(
+        net,
+        sampler=drawn,
         params=list(source.params) or None,
         upper=upper,
         max_samples=max_samples,
         certify="auto" if certify is None else certify,
         seed=source.seed,
+        sample_shape=shape,
     )
     write_json(json_out, {**source.to_dict(), **result.to_dict()})
     console = console_beside(json_out)
+    console.print(source.line(net), markup=False)
     console.print(str(result), markup=False)
     if json_out not in (None, "-"):
         console.print(f"wrote  {json_out}", markup=False)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    if not re.fullmatch(r"[1-9]\d{0,8}([x,][1-9]\d{0,8})*", text, re.ASCII):
+        raise ValueError(f"--sample-shape is {text!r}; expected sizes such as 5 or 3x32x32")
+    return tuple(map(int, re.split("[x,]", text)))
+
+
+def _require_shape(net: torch.nn.Module, shape: tuple[int, ...] | None) -> None:
+    """Say in the words of the shell that samples cannot be drawn."""
+    if all_samples(net) is None:
+        try:
+            shape_of_samples(net, shape)
+        except ValueError as err:
+            what = str(err).partition("; give ")[0]
+            raise ValueError(
+                f"{what}; give --sample-shape, the sizes of one sample such as 3x32x32, or --inputs, a "
+                "file of samples to take"
+            ) from err
 
 
 @main.command()

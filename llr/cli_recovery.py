@@ -13,13 +13,17 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from llr.activations import ACTIVATIONS
 from llr.files import load_inputs
+from llr.inputs.layout import Layout
 from llr.recovery import EXPERIMENTS, Budget, Report, recover, reproduce
 from llr.recovery.sweep.cli import progress_bar
 from llr.shell import console_beside, reported, require_weights, save_weights, write_json
+from llr.source import table_options
 
 
 @click.command("recover")
 @click.argument("data", type=click.Path(path_type=Path))
+@table_options
+@click.option("--key", metavar="NAME", help="Of several arrays in DATA.")
 @click.option("--max-width", type=click.IntRange(min=1), required=True, help="Neurons at most.")
 @click.option(
     "--outputs", type=click.IntRange(min=1), default=1, show_default=True, help="Last columns."
@@ -52,17 +56,20 @@ def recover_command(
     seed: int,
     out: Path | None,
     json_out: str | None,
+    layout: Layout,
+    key: str | None,
 ) -> None:
     """Find the two-layer network that made DATA: rows of inputs and, in the last columns, outputs.
 
-    DATA is a .csv, .npy or .pt file. Exit code 1 if nothing fits, or several things do.
+    DATA is a .csv, .tsv, .txt, .npy, .npz, .pt or .safetensors file, or - for text on standard input. Exit
+    code 1 if nothing fits, or several things do.
     """
     if out is not None:
         require_weights(out)
-    table = load_inputs(data, torch.float64)
+    table = load_inputs(data, torch.float64, layout=layout, key=key, what="data")
     if table.dim() != 2 or table.shape[1] <= outputs:
         raise ValueError(
-            f"{str(data)!r} has shape {tuple(table.shape)}; expected a table with inputs and, in the last "
+            f"data {data} has shape {tuple(table.shape)}; expected a table with inputs and, in the last "
             f"{outputs} columns, outputs"
         )
     budget = None if starts is None and seconds is None else Budget(starts, seconds)

@@ -15,6 +15,7 @@ from llr.files import load_inputs, read_widths
 from llr.landscape import branches as find_branches
 from llr.landscape import critical_targets, embedded_spectrum
 from llr.models import ACTIVATIONS, Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
+from llr.output import apart
 from llr.samplers import read_sampler
 from llr.shell import (
     Source,
@@ -198,11 +199,11 @@ def model(source: Source, json_out: str | None) -> None:
     """
     net = source.load()
     found = {
-        "tangent_dimension": tangent_dimension(net),
-        "model_rank_of_function": model_rank_of_function(net),
+        "tangent_dimension": apart(tangent_dimension)(net),
+        "model_rank_of_function": apart(model_rank_of_function)(net),
     }
     document = {**source.to_dict(), **{name: value.to_dict() for name, value in found.items()}}
-    _report(json_out, document, list(map(str, found.values())), [])
+    _report(json_out, document, [source.line(net), *map(str, found.values())], [])
 
 
 @click.command()
@@ -239,19 +240,19 @@ def embed(
         require_weights(out)
     net = source.load()
     move = embedding.random_compatible if general else embedding.widen
-    wide, record = move(net, read_widths(to), _seeded(source.seed))
+    wide, record = apart(move)(net, read_widths(to), _seeded(source.seed))
     document: dict[str, Any] = {**source.to_dict(), "embedding": record.to_dict()}
-    lines = [str(record)]
+    lines = [source.line(net), str(record)]
     if check or drawing is not None:
         x = _samples(source, net, record.n_wide)
-        y = None if targets is None else load_inputs(targets)
+        y = None if targets is None else load_inputs(targets, torch.float64, what="targets")
         if check:
-            found = embedding.check(net, wide, x, y, seed=source.seed)
+            found = apart(embedding.check)(net, wide, x, y, seed=source.seed)
             document["check"] = found.to_dict()
             lines.append(str(found))
         if drawing is not None:
-            y = critical_targets(net, x, y, generator=_seeded(source.seed))
-            spectrum = embedded_spectrum(net, wide, record, x, y)
+            y = apart(critical_targets)(net, x, y, generator=_seeded(source.seed))
+            spectrum = apart(embedded_spectrum)(net, wide, record, x, y)
             document["hessian"] = spectrum.to_dict()
             lines.append(str(spectrum))
             drawing.save(drawing.embedded(spectrum), plot_out)
@@ -275,10 +276,11 @@ def reduce(source: Source, out: Path | None, json_out: str | None) -> None:
     """
     if out is not None:
         require_weights(out)
-    found = embedding.reduce(source.load())
+    net = source.load()
+    found = apart(embedding.reduce)(net)
     _write(found.model, out)
     document = {**source.to_dict(), "reduction": found.to_dict()}
-    _report(json_out, document, [str(found)], [out])
+    _report(json_out, document, [source.line(net), str(found)], [out])
 
 
 def _seeded(seed: int = 0) -> torch.Generator:
@@ -332,7 +334,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
 def _samples(source: Source, net: nn.Module, n: int) -> Tensor:
     """The samples of the files, or a few more normal ones than the wide network has parameters."""
     if source.inputs is not None:
-        return source.samples(torch.float64)
+        return source.samples(torch.float64, net)
     device = torch.device("cpu")
     normal = read_sampler(
         "normal", net, shape=None, dtype=torch.float64, device=device, seed=source.seed

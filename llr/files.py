@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from llr.inputs.arrays import (
-    one_line,
     read_file,
     read_npy,
     read_npz,
@@ -65,19 +64,19 @@ def load_inputs(
         ...     load_inputs(file).tolist()
         [[1.0, 2.0], [3.0, 4.5]]
     """
+    name = f"{what} {'standard input' if os.fspath(path) == '-' else os.fspath(path)}"
     try:
-        x = _read(Path(path), layout or Layout(), key, "--key" if what == "data" else "--inputs-key")
+        x = _read(
+            Path(path), layout or Layout(), key, "--key" if what == "data" else "--inputs-key"
+        )
         if x.is_complex():
             raise ValueError("complex numbers; expected real ones")
         if x.dim() == 0:
             raise ValueError("a single number; expected samples along a first dimension")
-        if dtype is not None or x.is_floating_point():
-            x = x.to(dtype or torch.float64)
-            _check_finite(x)
     except ValueError as err:
-        name = "standard input" if os.fspath(path) == "-" else path
-        message = str(err)
-        raise ValueError(f"{what} {name}{'' if message.startswith('in torch') else ':'} {message}") from err
+        raise ValueError(f"{name}: {err}") from err
+    if dtype is not None or x.is_floating_point():
+        x = converted(x, dtype or torch.float64, name)
     return x[:, None] if x.dim() == 1 else x
 
 
@@ -105,22 +104,33 @@ def _read(path: Path, layout: Layout, key: str | None, option: str) -> Tensor:
     return (read_pt if suffix == ".pt" else read_safetensors)(path, key, option)
 
 
-def _check_finite(x: Tensor) -> None:
+def converted(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
+    """Samples in another dtype, all of them finite.
+
+    Args:
+        x: (n, ...).
+        dtype: of floating point.
+        name: of what is converted, for the message.
+
+    Raises:
+        ValueError: NaN or Inf, or a number that is too large for `dtype`.
+    """
+    x = x.to(dtype)
     if x.numel() == 0 or bool(torch.isfinite(torch.stack((x.amin(), x.amax()))).all()):
-        return
+        return x
     bad = (~torch.isfinite(x)).nonzero()
     axes = ("sample", *["index"] * (x.dim() - 1))
-    where = ", ".join(f"{name} {i}" for name, i in zip(axes, bad[0].tolist(), strict=True))
+    where = ", ".join(f"{axis} {i}" for axis, i in zip(axes, bad[0].tolist(), strict=False))
     raise ValueError(
-        f"in {x.dtype} has {len(bad)} NaN or Inf entries out of {x.numel()}, the first "
+        f"{name} in {dtype} has {len(bad)} NaN or Inf entries out of {x.numel()}, the first "
         f"({x[tuple(bad[0])].item()}) at {where}; expected finite numbers"
     )
 
 
 def as_taken_by(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Samples as a model takes them: integers stay integers where it reads tokens, and become numbers elsewhere.
+    """Samples as a model takes them: integers where it reads tokens, floating point elsewhere.
 
-    Whether it does is tried on one sample: floating point first, integers where that fails or would round them.
+    It is tried on one sample: floating point first, integers where that fails or would round them.
 
     Args:
         model: in evaluation mode. A copy of it is tried.
@@ -154,6 +164,3 @@ def _runs(model: nn.Module, x: Tensor) -> bool:
         except Exception:  # whatever it is: it does not take these
             return False
     return True
-
-
-__all__ = ["Layout", "as_taken_by", "load_inputs", "load_model", "one_line", "read_widths", "write_atomic"]

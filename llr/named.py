@@ -44,10 +44,14 @@ def named_object(name: str, what: str, expected: str) -> object:
         raise ValueError(f"{what} {name!r}: expected {expected}")
     is_file = module_name.endswith(".py")
     if not is_file and not re.fullmatch(r"\w+(\.\w+)*", module_name):
-        raise ValueError(f"{what} {name!r}: {module_name!r} is no name of a module; expected {expected}")
+        raise ValueError(
+            f"{what} {name!r}: {module_name!r} is no name of a module; expected {expected}"
+        )
     with current_directory_importable(), program_arguments(module_name):
         with explained(f"{what} {name!r}: importing it", ImportError):
-            found: object = _of_file(name, what, module_name) if is_file else _imported(name, what, module_name)
+            found: object = (
+                _of_file(name, what, module_name) if is_file else _imported(name, what, module_name)
+            )
         for part in attribute.split("."):
             if not hasattr(found, part):
                 raise ValueError(
@@ -110,7 +114,9 @@ def explained(doing: str, kind: type[Exception]) -> Iterator[None]:
     try:
         yield
     except SystemExit as err:
-        raise kind(f"{doing} ended the program, sys.exit({err.code!r}){_where(err)}; {_GUARD}") from err
+        raise kind(
+            f"{doing} ended the program, sys.exit({err.code!r}){_where(err)}; {_GUARD}"
+        ) from err
     except Exception as err:
         frames = traceback.extract_tb(err.__traceback__)
         if isinstance(err, ValueError) and frames[-1].filename == __file__:

@@ -1,38 +1,50 @@
-"""What the commands of the command line share: errors, the options that describe a model, outputs."""
+"""What the commands of the command line share: errors, outputs."""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import json
+import os
 import sys
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import safetensors.torch
 import torch
 from rich.console import Console
-from torch import Tensor, nn
+from torch import nn
 
 import llr
-from llr.activations import ACTIVATIONS
-from llr.files import load_inputs, load_model, write_atomic
+from llr.files import write_atomic
+from llr.inputs.writing import make_directory, require_writable
+from llr.source import Source as Source
+from llr.source import model_options as model_options
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 # What llr, torch and the system raise about input; their messages speak for themselves.
 _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
+# The parameters of commands that name what is written, and how people write them.
+_OUTPUTS = {
+    "json_out": "--json",
+    "plot_out": "--plot",
+    "out": "--out",
+    "table": "TABLE",
+    "figure": "FIGURE",
+}
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
-    """Turn exceptions into one line on stderr and exit code 2, Ctrl-C into exit code 130."""
+    """Turn exceptions into one line on stderr and exit code 2, Ctrl-C into exit code 130.
+
+    Before the command begins, everything that it is to write is checked.
+    """
 
     @click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
     @functools.wraps(command)
@@ -40,135 +52,75 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
+                # About torch's own speed: nothing that the user could do anything about.
+                warnings.filterwarnings("ignore", message="There is a performance drop because")
+                _require_outputs(kwargs)
                 command(*args, **kwargs)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
             raise  # click's own business
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
+        except SystemExit as err:
+            if _is_ours(err):
+                raise
+            _fail(
+                RuntimeError(f"the model's code ended the program, sys.exit({err.code!r})"), debug
+            )
         except Exception as err:  # models are other people's code: it may be anything
-            if debug:
-                traceback.print_exc()
-            click.echo(f"error: {_one_line(err)}", err=True)
-            sys.exit(2)
+            _fail(err, debug)
 
     return wrapper
 
 
+def _fail(err: Exception, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"error: {_one_line(err)}", err=True)
+    sys.exit(2)
+
+
+def _is_ours(end: SystemExit) -> bool:
+    """Whether the program is ended by a line of llr, not of a model."""
+    frames = [frame for frame, _ in traceback.walk_tb(end.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__")).partition(".")[0] in ("llr", "__main__")
+
+
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
-    click.echo(f"warning: {message}", err=True)
+    click.echo(f"warning: {' '.join(str(message).split())}", err=True)
 
 
 def _one_line(err: Exception) -> str:
     text = " ".join(str(err).split())
+    if isinstance(err, OSError) and err.strerror:
+        return err.strerror if err.filename is None else f"{err.filename}: {err.strerror}"
     if isinstance(err, _EXPECTED) and text:
         return text
     return f"{type(err).__name__}: {text} (--debug shows where)"
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a model and its samples come from, as the options say."""
-
-    model: str
-    weights: Path | None
-    params: tuple[str, ...]
-    activation: str | None
-    seed: int
-    inputs: Path | None = None
-
-    def load(self, dtype: torch.dtype | None = torch.float64) -> nn.Module:
-        """The model in evaluation mode; None keeps its own precision."""
-        if self.activation is not None and not self.model.startswith("mlp:"):
-            raise ValueError("--activation is for mlp: models; others bring their own")
-        activation = self.activation or "tanh"
-        net = load_model(
-            self.model, weights=self.weights, activation=activation, seed=self.seed, dtype=dtype
-        )
-        return net.eval()
-
-    def samples(self, dtype: torch.dtype) -> Tensor:
-        """What --inputs names."""
-        assert self.inputs is not None
-        return load_inputs(self.inputs, dtype)
-
-    def to_dict(self) -> dict[str, Any]:
-        """For JSON, beside the result."""
-        return {
-            "model": self.model,
-            "activation": self.activation,
-            "weights": None if self.weights is None else str(self.weights),
-            "seed": self.seed,
-            "params": list(self.params) or None,
-            "inputs": None if self.inputs is None else str(self.inputs),
-        }
-
-
-def model_options(
-    inputs: bool, *, required: bool = True, params: bool = True
-) -> Callable[[_Command], _Command]:
-    """The options that become a `Source`, the command's first argument.
-
-    Args:
-        inputs: whether there are samples.
-        required: whether they have to be given.
-        params: whether parameters can be selected.
-    """
-
-    def decorate(command: _Command) -> _Command:
-        @functools.wraps(command)
-        def with_source(
-            model: str,
-            weights: Path | None,
-            activation: str | None,
-            seed: int,
-            params: tuple[str, ...] = (),
-            inputs: Path | None = None,
-            **others: Any,
-        ) -> Any:
-            return command(Source(model, weights, params, activation, seed, inputs), **others)
-
-        options = [
-            click.argument("model"),
-            click.option(
-                "--weights",
-                type=click.Path(path_type=Path),
-                help="State dict: .safetensors, or .pt/.pth of plain tensors.",
-            ),
-            click.option(
-                "--activation",
-                type=click.Choice(list(ACTIVATIONS)),
-                help="Of an mlp: model.  [default: tanh]",
-            ),
-            click.option("--seed", default=0, show_default=True, help="Of random weights."),
-        ]
-        if params:
-            options.insert(
-                2,
-                click.option(
-                    "--params",
-                    multiple=True,
-                    metavar="GLOB",
-                    help="Only parameters whose names match; may be repeated.",
-                ),
+def _require_outputs(arguments: dict[str, Any]) -> None:
+    """Refuse what cannot be written, before the work."""
+    if os.environ.get("RANK", "0") != "0":
+        return  # under torchrun only the first process writes
+    kinds = {
+        parameter.name: parameter.type for parameter in click.get_current_context().command.params
+    }
+    files: dict[Path, str] = {}
+    for name, option in _OUTPUTS.items():
+        path = arguments.get(name)
+        if path is None or str(path) == "-":
+            continue
+        kind = kinds.get(name)
+        if isinstance(kind, click.Path) and not kind.file_okay:
+            make_directory(path, option)
+            continue
+        require_writable(path, option)
+        other = files.setdefault(Path(path).resolve(), option)
+        if other != option:
+            raise ValueError(
+                f"{option} and {other} are both {str(path)!r}; expected different files"
             )
-        if inputs:
-            options.insert(
-                1,
-                click.option(
-                    "--inputs",
-                    required=required,
-                    type=click.Path(path_type=Path),
-                    help="Samples: .npy, .csv, or .pt with one tensor."
-                    + ("" if required else "  [default: normal ones]"),
-                ),
-            )
-        decorated: Any = with_source
-        for option in reversed(options):
-            decorated = option(decorated)
-        return decorated
-
-    return decorate
 
 
 def console_beside(json_out: str | None) -> Console:

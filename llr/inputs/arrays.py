@@ -40,7 +40,13 @@ def require_file(path: Path) -> None:
         ValueError: says which.
     """
     try:
-        kind = "file" if path.is_file() else "directory" if path.is_dir() else path.exists() and "other"
+        kind = (
+            "file"
+            if path.is_file()
+            else "directory"
+            if path.is_dir()
+            else path.exists() and "other"
+        )
     except (OSError, ValueError) as err:  # a name that is too long, or has a zero byte
         raise ValueError(f"cannot be read ({one_line(err)})") from err
     if kind == "directory":

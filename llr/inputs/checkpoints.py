@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from llr.inputs.arrays import describe, load_safetensors, read_torch, some
 
@@ -24,7 +24,7 @@ def load_weights(
 ) -> None:
     """Give a model the values of a file; all of them or, where something does not fit, none.
 
-    What `model.load_state_dict(strict=True)` takes is taken. A prefix that wrappers leave in all names, and the
+    What `model.load_state_dict(strict=True)` takes is taken. A prefix that wrappers leave in names, and the
     one state dict that a checkpoint holds under a key, are found; a warning says so.
 
     Args:
@@ -43,7 +43,9 @@ def load_weights(
         problems = _problems(model, values, exact_dtype)
         if any(problems.values()) and not _torch_takes(model, values, problems):
             within = f" under {where!r}" if where else ""
-            listed = "; ".join(f"{kind}: {some(names)}" for kind, names in problems.items() if names)
+            listed = "; ".join(
+                f"{kind}: {some(names)}" for kind, names in problems.items() if names
+            )
             raise ValueError(f"{within} do not match the model; {listed}".strip())
     except ValueError as err:
         colon = "" if str(err).startswith(("do not", "under")) else ":"
@@ -51,7 +53,9 @@ def load_weights(
     if where and where != key:
         warnings.warn(f"weights {path}: taken from its entry {where!r}", stacklevel=2)
     if prefix:
-        warnings.warn(f"weights {path}: names are compared without their prefix {prefix}", stacklevel=2)
+        warnings.warn(
+            f"weights {path}: names are compared without their prefix {prefix}", stacklevel=2
+        )
     model.load_state_dict(values, strict=False)
 
 
@@ -82,7 +86,9 @@ def _state_dict(found: object, model: nn.Module, key: str | None) -> tuple[dict[
     if len(nested) == 1:
         name, value = next(iter(nested.items()))
         return _plain(value), name
-    choice = f"--key names one of {some(list(nested))}" if nested else f"save it with {_HOW_TO_SAVE}"
+    choice = (
+        f"--key names one of {some(list(nested))}" if nested else f"save it with {_HOW_TO_SAVE}"
+    )
     raise ValueError(f"expected a state dict of tensors, got {describe(found)}; {choice}")
 
 
@@ -100,7 +106,9 @@ def _under(found: object, key: str) -> dict[str, Any]:
             raise ValueError(f"no {rest!r} for --key {key}; it has {describe(value)}")
         value, rest = value[part], after
     if not isinstance(value, Mapping) or not _is_state_dict(value):
-        raise ValueError(f"--key {key} leads to {describe(value)}; expected a state dict of tensors")
+        raise ValueError(
+            f"--key {key} leads to {describe(value)}; expected a state dict of tensors"
+        )
     return _plain(value)
 
 
@@ -127,12 +135,14 @@ def _named_as_in(model: nn.Module, values: dict[str, Any]) -> tuple[dict[str, An
     # Wrappers put their part into all names, or into those of the modules that they wrap.
     bare = {_without_wrappers(name): name for name in own}
     translated = {bare.get(_without_wrappers(name), name): v for name, v in values.items()}
-    if len(bare) == len(own) and len(translated) == len(values):
-        if len(own & set(translated)) > len(own & set(values)):
-            parts = {part for name in {*values} ^ {*translated} for part in name.split(".")}
-            return translated, " and ".join(repr(f"{p}.") for p in _OF_WRAPPERS if p in parts)
+    one_to_one = len(bare) == len(own) and len(translated) == len(values)
+    if one_to_one and len(own & set(translated)) > len(own & set(values)):
+        parts = {part for name in {*values} ^ {*translated} for part in name.split(".")}
+        return translated, " and ".join(repr(f"{p}.") for p in _OF_WRAPPERS if p in parts)
     prefix, rest = "", values
-    while rest and len({name.partition(".")[0] for name in rest}) == 1 and all("." in n for n in rest):
+    while (
+        rest and len({name.partition(".")[0] for name in rest}) == 1 and all("." in n for n in rest)
+    ):
         prefix += next(iter(rest)).partition(".")[0] + "."
         rest = {name.partition(".")[2]: v for name, v in rest.items()}
         if set(rest) <= own:
@@ -150,14 +160,16 @@ def _problems(model: nn.Module, values: dict[str, Any], exact: bool) -> dict[str
     present = {id(own[name]) for name in values if name in own}
     # What counts batches plays no part in evaluation, and files written before torch 0.4.1 lack it.
     optional = {
-        id(module.num_batches_tracked) for module in model.modules() if isinstance(module, _NormBase)
+        id(module.num_batches_tracked)
+        for module in model.modules()
+        if isinstance(module, _NormBase)
     }
     both = {
         name: (value, own[name])
         for name, value in values.items()
         if isinstance(value, Tensor) and isinstance(own.get(name), Tensor)
     }
-    sized = {k: v for k, v in both.items() if not isinstance(v[1], UninitializedTensorMixin)}
+    sized = {k: v for k, v in both.items() if not is_lazy(v[1])}
     return {
         "missing": [name for name, v in own.items() if id(v) not in present | optional],
         "unexpected": [name for name in values if name not in own],

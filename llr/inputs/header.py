@@ -12,9 +12,49 @@ from llr.inputs.layout import Layout
 
 # What stands for a missing value or a truth value in somebody's files: no name of a column. "Na" is sodium.
 _NO_NAMES = {
-    *("NA", "na", "N/A", "n/a", "#N/A", "#NA", "<NA>", "NaN", "nan", "NAN", "-nan", "NULL", "null", "Null"),
-    *("None", "none", "NONE", "nil", "NIL", "missing", "Missing", "MISSING", "unknown", "Unknown", "undefined"),
-    *("inf", "Inf", "INF", "-inf", "-Inf", "infinity", "Infinity", "-Infinity", "NaT", "True", "False", "TRUE"),
+    *(
+        "NA",
+        "na",
+        "N/A",
+        "n/a",
+        "#N/A",
+        "#NA",
+        "<NA>",
+        "NaN",
+        "nan",
+        "NAN",
+        "-nan",
+        "NULL",
+        "null",
+        "Null",
+    ),
+    *(
+        "None",
+        "none",
+        "NONE",
+        "nil",
+        "NIL",
+        "missing",
+        "Missing",
+        "MISSING",
+        "unknown",
+        "Unknown",
+        "undefined",
+    ),
+    *(
+        "inf",
+        "Inf",
+        "INF",
+        "-inf",
+        "-Inf",
+        "infinity",
+        "Infinity",
+        "-Infinity",
+        "NaT",
+        "True",
+        "False",
+        "TRUE",
+    ),
     *("FALSE", "true", "false"),
 }
 _SHORT_TRUTHS = {"t", "f", "y", "n", "yes", "no"}
@@ -48,8 +88,8 @@ def _check_names(line: int, cells: Sequence[str], layout: Layout) -> None:
     if len(cells) > 1 and not cells[0]:
         if layout.columns is None:
             raise ValueError(
-                "the first column has no name, like the row numbers that pandas writes; save with index=False, or "
-                "give --columns 2-"
+                "the first column has no name, like the row numbers that pandas writes; save with "
+                "index=False, or give --columns 2-"
             )
         cells = cells[1:]
     odd = [cell for cell in cells if cell in _NO_NAMES or not re.search(r"[^\W\d]", cell)]
@@ -93,7 +133,9 @@ def check_first_row(
     first, width = x[0], x.shape[1]
     counts = all_integers and torch.equal(first, torch.arange(width, dtype=first.dtype))
     steps = x.diff(dim=1)
-    rising = (steps[:, :1] > 0).all(dim=1) & ((steps - steps[:, :1]).abs() <= 1e-9 * steps.abs()).all(dim=1)
+    rising = (steps[:, :1] > 0).all(dim=1) & (
+        (steps - steps[:, :1]).abs() <= 1e-9 * steps.abs()
+    ).all(dim=1)
     even = width > 2 and bool(rising[0]) and not bool(rising[1:].any())
     unlike = all_integers and len(x) > 1 and not any(integers_later)
     if counts or even or unlike or quoted:
@@ -110,7 +152,7 @@ def column_positions(
 
     Args:
         layout: has the option.
-        names: the header, if there is one. One name less than cells leaves the first column, of row names, out.
+        names: the header, if there is one. One name less than cells: the first column has row names.
         row: a row of numbers, and its line.
 
     Raises:
@@ -142,5 +184,7 @@ def _named(part: str, names: Sequence[str] | None, width: int) -> int:
         )
     if names.count(part) != 1:
         there = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
-        raise ValueError(f"--columns has {part!r}; expected one of the names {there}, each there once")
+        raise ValueError(
+            f"--columns has {part!r}; expected one of the names {there}, each there once"
+        )
     return names.index(part) + max(0, width - len(names))

@@ -129,7 +129,9 @@ def separator(lines: Sequence[Line], layout: Layout, suffix: str) -> str:
     present = [mark for mark in ";\t|" if any(mark in row.strip(" ") for row in rows)]
     if len(present) > 1:
         names = " and ".join(repr(mark) for mark in present)
-        raise ValueError(f"{_which(lines)} has {names} between numbers; --sep says what separates them")
+        raise ValueError(
+            f"{_which(lines)} has {names} between numbers; --sep says what separates them"
+        )
     if present:
         return present[0]
     spaced = any(map(_INNER_SPACE.search, rows))
@@ -137,7 +139,8 @@ def separator(lines: Sequence[Line], layout: Layout, suffix: str) -> str:
         return _space(lines, rows, suffix, layout) if spaced else ","
     if spaced:
         raise ValueError(
-            f"{_which(lines)} has both commas and spaces between digits; --sep and --decimal say what they mean"
+            f"{_which(lines)} has both commas and spaces between digits; --sep and --decimal say what "
+            "they mean"
         )
     if layout.decimal == ",":
         # One column, unless quotes keep the decimal commas apart from the others.
@@ -162,12 +165,12 @@ def _comma(lines: Sequence[Line], layout: Layout) -> str:
     first = _QUOTED.sub("", lines[0].text)
     several = first.count(",") > 0 and not _TWO_INTEGERS.fullmatch(first)
     body = lines[1:] or lines
-    if layout.decimal is None and not several:
-        if all(_TWO_INTEGERS.fullmatch(line.text) for line in body):
-            raise ValueError(
-                f"line {body[0].number} is {body[0].text.strip()!r}, and all rows are alike: two integers, or "
-                "one number with a decimal comma; --sep , reads two columns, --decimal , reads one"
-            )
+    alike = all(_TWO_INTEGERS.fullmatch(line.text) for line in body)
+    if layout.decimal is None and alike and not several:
+        raise ValueError(
+            f"line {body[0].number} is {body[0].text.strip()!r}, and all rows are alike: two integers, or "
+            "one number with a decimal comma; --sep , reads two columns, --decimal , reads one"
+        )
     return ","
 
 

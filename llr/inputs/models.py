@@ -105,7 +105,8 @@ def read_widths(text: str) -> list[int]:
 
 def _named_model(spec: str, seed: int) -> nn.Module:
     expected = (
-        "module:callable, such as mypkg.models:build or models.py:build, or widths, such as mlp:10-64-1"
+        "module:callable, such as mypkg.models:build or models.py:build, or widths, such as "
+        "mlp:10-64-1"
     )
     with current_directory_importable():
         with _seeded(seed):  # models may be made at import, which happens only once

@@ -70,7 +70,9 @@ def read_table(data: bytes, layout: Layout | None = None, suffix: str = ".csv") 
     if layout.header is None and not named:
         below = lines[1:]
         quoted = bool(below) and '"' in lines[0].text and not any('"' in row.text for row in below)
-        check_first_row(x, numbers.integers_in_first, numbers.integers_later, quoted, lines[0].number)
+        check_first_row(
+            x, numbers.integers_in_first, numbers.integers_later, quoted, lines[0].number
+        )
     return x.to(torch.int64) if numbers.all_integers else x
 
 
@@ -119,9 +121,7 @@ class _Numbers:
         if not self.rows:
             self.width = len(cells)
         elif len(cells) != self.width:
-            raise ValueError(
-                f"line {line} has {len(cells)} cells, the first row {self.width}"
-            )
+            raise ValueError(f"line {line} has {len(cells)} cells, the first row {self.width}")
         whole = []
         for column in range(len(cells)) if self.positions is None else self.positions:
             cell = cells[column]
@@ -158,17 +158,17 @@ class _Numbers:
         return float(text)
 
     def check(self) -> None:
-        """Refuse a file whose decimal mark could separate thousands instead, or be a comma between columns."""
+        """Refuse a file whose decimal mark could separate thousands, or columns."""
         certain_point = self.mark == "." and self.sep != ";"
         if self.mark is not None and not self.mark_is_certain and not certain_point:
             raise ValueError(
-                f"line {self.mark_line} and all others have {self.mark!r} before three digits only: a decimal "
-                f"mark, or thousands; --decimal {self.mark} reads fractions"
+                f"line {self.mark_line} and all others have {self.mark!r} before three digits only: a "
+                f"decimal mark, or thousands; --decimal {self.mark} reads fractions"
             )
         if self.all_integers and self.zero_led and self.sep == "," and self.layout.sep is None:
             raise ValueError(
-                f"line {self.zero_led[0]} has {self.zero_led[1]!r}, which may be what follows a decimal comma; "
-                "--sep , reads columns of integers"
+                f"line {self.zero_led[0]} has {self.zero_led[1]!r}, which may be what follows a decimal "
+                "comma; --sep , reads columns of integers"
             )
 
 

@@ -60,7 +60,9 @@ def require_writable(path: str | os.PathLike[str], what: str) -> None:
         if _is_device(target):
             return
         if not target.parent.is_dir():
-            raise ValueError(f"{what} {path}: there is no directory {str(Path(path).parent)!r}; make it first")
+            raise ValueError(
+                f"{what} {path}: there is no directory {str(Path(path).parent)!r}; make it first"
+            )
         temporary = _beside(target)
         temporary.open("xb").close()
         temporary.unlink()

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from llr.inputs.arrays import read_file
+
 if sys.version_info >= (3, 11):
     import tomllib
 else:
@@ -129,11 +131,14 @@ class Spec:
             TypeError: a value of the wrong type.
         """
         try:
-            document = tomllib.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as err:
-            raise ValueError(f"spec {path}: cannot be read ({err})") from err
-        except tomllib.TOMLDecodeError as err:
+            text = read_file(Path(path)).decode()
+            document = tomllib.loads(text)
+        except UnicodeDecodeError as err:
+            raise ValueError(f"spec {path}: cannot be read (not UTF-8 text)") from err
+        except (tomllib.TOMLDecodeError, RecursionError) as err:
             raise ValueError(f"spec {path}: not TOML ({err})") from err
+        except ValueError as err:
+            raise ValueError(f"spec {path}: cannot be read ({err})") from err
         return cls.parse(document, f"spec {path}")
 
     @classmethod
