@@ -21,7 +21,7 @@ from torch.func import functional_call, grad, jacrev
 from llr.certificate import Certificate
 from llr.certify import certify
 from llr.files import load_model, write_atomic
-from llr.inputs.writing import make_directory
+from llr.inputs.writing import require_directory
 from llr.rank import rank
 from llr.result import RankResult
 from llr.surroundings import torch_threads
@@ -64,9 +64,9 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
         ValueError: `out` cannot be made, or not be written into.
     """
     console = console or Console()
-    make_directory(out, "out")
     figures = _figures()
     x, y = _diabetes()
+    require_directory(out, "out")
     rows: list[dict[str, Any]] = []
     results: dict[str, RankResult] = {}
     names = QUICK_NETWORKS if quick else NETWORKS

@@ -21,7 +21,7 @@ from torch import nn
 
 import llr
 from llr.files import write_atomic
-from llr.inputs.writing import make_directory, require_writable
+from llr.inputs.writing import require_directory, require_writable
 from llr.source import Source as Source
 from llr.source import model_options as model_options
 
@@ -109,11 +109,11 @@ def _require_outputs(arguments: dict[str, Any]) -> None:
     files: dict[Path, str] = {}
     for name, option in _OUTPUTS.items():
         path = arguments.get(name)
-        if path is None or str(path) == "-":
+        if not isinstance(path, str | Path) or str(path) == "-":
             continue
         kind = kinds.get(name)
         if isinstance(kind, click.Path) and not kind.file_okay:
-            make_directory(path, option)
+            require_directory(path, option)
             continue
         require_writable(path, option)
         other = files.setdefault(Path(path).resolve(), option)

@@ -62,15 +62,17 @@ class TestRank:
     @pytest.mark.parametrize("inputs", ["x.npy", "x.csv", "x.pt"])
     def test_lines(self, inputs: str) -> None:
         output = run("rank", "mlp:3-4-2", "--inputs", inputs).stdout.splitlines()
-        assert output[0] == "model  mlp:3-4-2, Sequential"
+        assert output[0] == (
+            "model  mlp:3-4-2, tanh, RANDOM weights (seed 0); give --weights for yours"
+        )
         assert output[1] == "J      30 samples x 2 outputs x 26 parameters"
         x = torch.from_numpy(np.load("x.npy"))
         assert output[2] == str(llr.rank(load_model("mlp:3-4-2"), x))
         assert len(output) == 3
 
     def test_json(self, here: Path) -> None:
-        run("rank", "mlp:3-4-2", "--inputs", "x.npy", "--seed", 3, "--json", "deep/out.json")
-        result = json.loads((here / "deep/out.json").read_text())
+        run("rank", "mlp:3-4-2", "--inputs", "x.npy", "--seed", 3, "--json", "out.json")
+        result = json.loads((here / "out.json").read_text())
         assert result["rank"] == 26
         assert result["n_rows"] == 60
         assert len(result["spectrum"]) == 26
@@ -144,7 +146,7 @@ class TestErrors:
             (("mlp:3", "--inputs", "x.npy"), "expected at least two positive widths"),
             (("nothing:here", "--inputs", "x.npy"), "there is no module 'nothing'"),
             (("mlp:3-1", "--inputs", "y.npy"), "y.npy: there is no such file"),
-            (("mlp:3-1", "--inputs", "x.txt"), "expected .npy, .csv or .pt"),
+            (("mlp:3-1", "--inputs", "x.doc"), "expected .csv, .tsv, .txt, .dat, .npy"),
             (("mlp:4-1", "--inputs", "x.npy"), "x has shape (30, 3); expected (n, 4)"),
             (("mlp:3-1", "--inputs", "x.npy", "--weights", "w.bin"), "expected .safetensors"),
             (("mlp:3-1", "--inputs", "x.npy", "--params", "9.*"), "'9.*'"),

@@ -51,12 +51,12 @@ class TestMethods:
 
 class TestCertify:
     def test_round_trip(self, here: Path) -> None:
-        output = run("certify", *SOURCE, "--out", "deep/proof.json").stdout
-        assert "wrote  deep/proof.json" in output
+        output = run("certify", *SOURCE, "--out", "proof.json").stdout
+        assert "wrote  proof.json" in output
         assert "13" in output
-        kept = llr.Certificate.load(here / "deep/proof.json")
+        kept = llr.Certificate.load(here / "proof.json")
         assert kept.exact
-        verdict = run("verify", "deep/proof.json", *SOURCE)
+        verdict = run("verify", "proof.json", *SOURCE)
         assert verdict.stdout.startswith("holds: ")
         model, x = load_model("mlp:2-3-1", dtype=torch.float64), torch.from_numpy(np.load("x.npy"))
         assert llr.certify.verify(kept, model, x)
@@ -116,7 +116,7 @@ class TestModelRank:
     def test_lines(self) -> None:
         output = run("model-rank", "mlp:2-3-1").stdout
         model = load_model("mlp:2-3-1", dtype=torch.float64)
-        assert output.strip() == str(llr.model_rank(model))
+        assert output.splitlines()[1:] == str(llr.model_rank(model)).splitlines()
         assert "13" in output
 
     def test_json(self, here: Path) -> None:

@@ -159,14 +159,16 @@ class TestEmbedAndReduce:
     def test_text(self) -> None:
         to = ("--to", "2-3-1", "--out", "w.safetensors", "--check", "--plot", "s.pdf")
         lines = run("embed", "mlp:2-2-1", *to, "--seed", 3).stdout.splitlines()
-        assert lines[0] == "2-2-1 in 2-3-1: 9 of 13 parameters"
-        assert lines[1].startswith("  layer 0: ")
-        assert lines[2].startswith("same function (proved), criticality kept, tangent space equal")
-        assert lines[3].startswith("narrow: full Hessian, 9 parameters")
+        assert lines[0].startswith("model  mlp:2-2-1, tanh, RANDOM weights (seed 3); give --weights")
+        assert lines[1] == "2-2-1 in 2-3-1: 9 of 13 parameters"
+        assert lines[2].startswith("  layer 0: ")
+        assert lines[3].startswith("same function (proved), criticality kept, tangent space equal")
+        assert lines[4].startswith("narrow: full Hessian, 9 parameters")
         assert lines[-2:] == ["wrote  w.safetensors", "wrote  s.pdf"]
         lines = run("reduce", "mlp:2-3-1", "--weights", "w.safetensors").stdout.splitlines()
-        assert lines[0].startswith("2-3-1 reduced to 2-2-1: proved to be the same function")
-        assert len(lines) == 2
+        assert lines[0] == "model  mlp:2-3-1, tanh, weights w.safetensors"
+        assert lines[1].startswith("2-3-1 reduced to 2-2-1: proved to be the same function")
+        assert len(lines) == 3
 
     def test_seeds(self) -> None:
         steps = [
@@ -208,7 +210,7 @@ class TestEmbedAndReduce:
         )
         torch.save({name: t.double() for name, t in state.items()}, "near.pt")
         result = run("reduce", "mlp:1-2-1", "--weights", "near.pt")
-        assert result.stdout.startswith("1-2-1 reduced to 1-2-1")
+        assert result.stdout.splitlines()[1].startswith("1-2-1 reduced to 1-2-1")
         assert result.stderr.startswith("warning: layer 0: neurons")
 
     def test_refusals(self) -> None:

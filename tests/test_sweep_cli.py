@@ -178,10 +178,10 @@ class TestLooking:
         assert full.count('raise LookupError("no\\nway")') == 6
 
     def test_export(self, here: Path) -> None:
-        assert run("sweep", "export", "spec.sqlite", "deep/t.csv").stdout == (
-            "wrote deep/t.csv, 8 rows\n"
+        assert run("sweep", "export", "spec.sqlite", "t.csv").stdout == (
+            "wrote t.csv, 8 rows\n"
         )
-        rows = read_csv(here / "deep/t.csv")
+        rows = read_csv(here / "t.csv")
         expected = columns(here / "spec.sqlite")
         assert [float(row["loss"]) for row in rows] == expected["loss"]
         assert "worker" not in rows[0]

@@ -10,55 +10,58 @@ from torch import Tensor
 
 from llr.inputs.layout import Layout
 
-# What stands for a missing value or a truth value in somebody's files: no name of a column. "Na" is sodium.
+# What stands for a missing value, a truth value or infinity in somebody's files, and for no column.
 _NO_NAMES = {
     *(
-        "NA",
         "na",
-        "N/A",
         "n/a",
-        "#N/A",
-        "#NA",
-        "<NA>",
-        "NaN",
+        "#n/a",
+        "#na",
+        "<na>",
+        "n.a.",
+        "n.a",
+        "n/d",
+        "n.d.",
         "nan",
-        "NAN",
         "-nan",
-        "NULL",
+        "nat",
         "null",
-        "Null",
-    ),
-    *(
-        "None",
         "none",
-        "NONE",
-        "nil",
-        "NIL",
-        "missing",
-        "Missing",
-        "MISSING",
-        "unknown",
-        "Unknown",
-        "undefined",
     ),
     *(
+        "nil",
+        "missing",
+        "undefined",
         "inf",
-        "Inf",
-        "INF",
         "-inf",
-        "-Inf",
+        "+inf",
         "infinity",
-        "Infinity",
-        "-Infinity",
-        "NaT",
-        "True",
-        "False",
-        "TRUE",
+        "-infinity",
+        "true",
+        "false",
     ),
-    *("FALSE", "true", "false"),
 }
-_SHORT_TRUTHS = {"t", "f", "y", "n", "yes", "no"}
+# What may be either: a column is called error; a row that has nothing else is a sample.
+_HARDLY_NAMES = {
+    *(
+        "yes",
+        "no",
+        "on",
+        "off",
+        "unknown",
+        "unavailable",
+        "empty",
+        "blank",
+        "void",
+        "error",
+        "err",
+        "nd",
+        "nr",
+    ),
+    *("lod", "bdl", "male", "female", "low", "high"),
+}
 _NUMBER_LIKE = re.compile(r"[+-]?(\d+([.,]\d*)*|[.,]\d+)([eE][+-]?\d+)?")
+_ODD = re.compile(r"[-+<>=.,*?!~]|#[A-Z/0]+[!?]?$")  # <0.5, and what spreadsheets write: #DIV/0!
 _RANGE = re.compile(r"([1-9]\d*)(-([1-9]\d*)?)?")
 
 
@@ -92,11 +95,12 @@ def _check_names(line: int, cells: Sequence[str], layout: Layout) -> None:
                 "index=False, or give --columns 2-"
             )
         cells = cells[1:]
-    odd = [cell for cell in cells if cell in _NO_NAMES or not re.search(r"[^\W\d]", cell)]
-    odd += [cell for cell in cells if re.match(r"[-+<>=.,*?!~#]", cell)]
-    if all(cell.lower() in _SHORT_TRUTHS for cell in cells) or all(
-        cell[:1].isdigit() for cell in cells
-    ):
+    # Na is sodium.
+    odd = [cell for cell in cells if cell.lower() in _NO_NAMES and cell != "Na"]
+    odd += [cell for cell in cells if not re.search(r"[^\W\d]", cell)]
+    odd += [cell for cell in cells if _ODD.match(cell)]
+    truths = {cell.lower() for cell in cells} in ({"t", "f"}, {"y", "n"})
+    if truths or all(cell.lower() in _HARDLY_NAMES or cell[:1].isdigit() for cell in cells):
         odd += cells
     odd += [cell for cell in cells if cells.count(cell) > 1]
     if odd:
@@ -142,6 +146,28 @@ def check_first_row(
         why = "are quoted" if quoted else "may be names of columns"
         raise ValueError(
             f"the numbers in line {line} {why}: --header leaves them out, --no-header reads them as a sample"
+        )
+
+
+def check_first_column(x: Tensor, bodies: Sequence[str], fractions: Sequence[bool]) -> None:
+    """Refuse a first column that may number the rows, in a table without names.
+
+    Args:
+        x: all rows.
+        bodies: their lines.
+        fractions: whether a column has a number that is not written as an integer.
+
+    Raises:
+        ValueError: only the first column is quoted, as R writes row names; or it counts from 0 or 1, and two
+            or more columns of fractions follow.
+    """
+    n, width = x.shape
+    only_first = width > 1 and all(t.startswith('"') and t.count('"') == 2 for t in bodies)
+    count = torch.arange(n, dtype=x.dtype)
+    counts = n > 2 and any(torch.equal(x[:, 0], count + start) for start in (0, 1))
+    if only_first or (counts and width > 2 and not fractions[0] and all(fractions[1:])):
+        raise ValueError(
+            "the first column may number the rows: --columns 2- leaves it out, --columns 1- reads it"
         )
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llr.inputs.header import check_first_row, column_positions, is_header
+from llr.inputs.header import check_first_column, check_first_row, column_positions, is_header
 from llr.inputs.layout import Layout, Line, decoded, lines_of, separator
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
@@ -59,14 +59,22 @@ def read_table(data: bytes, layout: Layout | None = None, suffix: str = ".csv") 
     )
     numbers = _Numbers(layout, sep, positions)
     if not named:
-        numbers.add(*first)
-    for row in (*([] if second is None else [second]), *rows):
+        try:
+            numbers.add(*first)
+        except ValueError as err:
+            hint = "; --header if it holds names" if layout.header is None else ""
+            raise ValueError(f"{err}{hint}") from err
+    if second is not None:
+        numbers.add(*second)
+    for row in rows:
         numbers.add(*row)
     if not numbers.rows:
         raise ValueError("no numbers; expected one line per sample")
     numbers.check()
     x = torch.from_numpy(np.frombuffer(numbers.values, dtype=np.float64).copy())
     x = x.view(numbers.rows, -1)
+    if layout == Layout() and not named:
+        check_first_column(x, [line.text for line in lines], numbers.fractions)
     if layout.header is None and not named:
         below = lines[1:]
         quoted = bool(below) and '"' in lines[0].text and not any('"' in row.text for row in below)
@@ -78,8 +86,9 @@ def read_table(data: bytes, layout: Layout | None = None, suffix: str = ".csv") 
 
 def _cells(lines: Sequence[Line], sep: str) -> Iterator[tuple[int, list[str]]]:
     """Each row's cells, with the number of the line on which it ends."""
-    texts = (line.text for line in lines)
-    reader = csv.reader(texts, delimiter="\t" if sep == " " else sep, strict=True)
+    spaces = sep == " "  # any number of spaces and tabs
+    texts = (line.text.replace("\t", " ").strip(" ") if spaces else line.text for line in lines)
+    reader = csv.reader(texts, delimiter=sep, skipinitialspace=spaces, strict=True)
     while True:
         try:
             cells = next(reader)
@@ -88,8 +97,6 @@ def _cells(lines: Sequence[Line], sep: str) -> Iterator[tuple[int, list[str]]]:
         except csv.Error as err:
             at = lines[min(reader.line_num, len(lines)) - 1].number
             raise ValueError(f"line {at}: {err}") from err
-        if sep == " ":
-            cells = [part for cell in cells for part in re.split("[ \t]+", cell.strip(" \t"))]
         yield lines[reader.line_num - 1].number, [cell.strip(" \t") for cell in cells]
 
 
@@ -106,6 +113,7 @@ class _Numbers:
     all_integers: bool = True
     integers_in_first: bool = False
     integers_later: list[bool] = field(default_factory=list)
+    fractions: list[bool] = field(default_factory=list)
     mark: str | None = None
     mark_line: int = 0
     mark_is_certain: bool = False
@@ -137,9 +145,11 @@ class _Numbers:
         self.all_integers = self.all_integers and all(whole)
         if not self.rows:
             self.integers_in_first, self.integers_later = all(whole), [False] * len(whole)
+            self.fractions = [False] * len(whole)
         elif self.integers_in_first:
             pairs = zip(self.integers_later, whole, strict=True)
             self.integers_later = [before or now for before, now in pairs]
+        self.fractions = [f or not w for f, w in zip(self.fractions, whole, strict=True)]
         self.rows += 1
 
     def _fraction(self, cell: str, line: int, column: int) -> float:
@@ -165,10 +175,10 @@ class _Numbers:
                 f"line {self.mark_line} and all others have {self.mark!r} before three digits only: a "
                 f"decimal mark, or thousands; --decimal {self.mark} reads fractions"
             )
-        if self.all_integers and self.zero_led and self.sep == "," and self.layout.sep is None:
+        if self.zero_led and self.sep == "," and self.layout.sep is None:
             raise ValueError(
-                f"line {self.zero_led[0]} has {self.zero_led[1]!r}, which may be what follows a decimal "
-                "comma; --sep , reads columns of integers"
+                f"line {self.zero_led[0]} has {self.zero_led[1]!r}, which may be what follows a comma within "
+                "a number; --sep , reads columns"
             )
 
 

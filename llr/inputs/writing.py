@@ -12,7 +12,8 @@ from pathlib import Path
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write a whole file or none: a crash or Ctrl-C leaves the old content, never half of the new.
 
-    The directory must be there. Text is written as UTF-8. Devices and pipes are written to as they are.
+    Missing parent directories are made. Text is written as UTF-8. Devices and pipes are simply
+    written to.
 
     Raises:
         OSError: the system refuses; names `path`.
@@ -21,8 +22,8 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
         >>> import tempfile, pathlib
         >>> from llr.files import write_atomic
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_atomic(pathlib.Path(folder, "r.json"), "{}")
-        ...     pathlib.Path(folder, "r.json").read_text()
+        ...     write_atomic(pathlib.Path(folder, "new", "r.json"), "{}")
+        ...     pathlib.Path(folder, "new", "r.json").read_text()
         '{}'
     """
     with _named(path):
@@ -31,6 +32,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
         if _is_device(target):
             target.write_bytes(data.encode() if isinstance(data, str) else data)
             return
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary = _beside(target)
         try:
             with temporary.open("xb") as file:
@@ -44,7 +46,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 def require_writable(path: str | os.PathLike[str], what: str) -> None:
-    """Refuse a file that :func:`write_atomic` could not write, before the work that it is for.
+    """Refuse a file that cannot be written, or whose directory is not there, before the work that it is for.
 
     Args:
         path: its name.
@@ -70,21 +72,22 @@ def require_writable(path: str | os.PathLike[str], what: str) -> None:
         raise ValueError(f"{what} {path}: cannot be written ({_reason(err)})") from err
 
 
-def make_directory(path: str | os.PathLike[str], what: str) -> Path:
-    """Make a directory of results where it is missing, and see that it can be written into.
+def require_directory(path: str | os.PathLike[str], what: str) -> None:
+    """Refuse a directory of results that cannot be made, or not be written into, before the work.
 
     Raises:
-        ValueError: it cannot be made, or not be written into.
+        ValueError: says which.
     """
+    folder = Path(path)
     try:
-        Path(path).mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise ValueError(f"{what} {path}: the directory cannot be made ({_reason(err)})") from err
-    try:
-        require_writable(Path(path) / "results", what)
-    except ValueError as err:
-        raise ValueError(f"{what} {path}: cannot be written into") from err
-    return Path(path)
+        there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+        if not there.is_dir():
+            raise ValueError(f"{what} {path}: {str(there)!r} is a file; expected a directory")
+        temporary = _beside(there / "results")
+        temporary.open("xb").close()
+        temporary.unlink()
+    except (OSError, RuntimeError) as err:
+        raise ValueError(f"{what} {path}: cannot be written into ({_reason(err)})") from err
 
 
 def _is_device(target: Path) -> bool:
