@@ -31,6 +31,7 @@ from llr.samplers import all_samples
 from llr.samplers import sample_shape as shape_of_samples
 from llr.shell import (
     DTYPES,
+    OutputDirectory,
     Source,
     console_beside,
     model_options,
@@ -57,7 +58,7 @@ main.add_command(sweep)
 @main.command()
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutputDirectory(),
     default=Path("runs/demo"),
     show_default=True,
     help="Directory of ranks.json and spectra.png.",

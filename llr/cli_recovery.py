@@ -16,7 +16,14 @@ from llr.files import load_inputs
 from llr.inputs.layout import Layout
 from llr.recovery import EXPERIMENTS, Budget, Report, recover, reproduce
 from llr.recovery.sweep.cli import progress_bar
-from llr.shell import console_beside, reported, require_weights, save_weights, write_json
+from llr.shell import (
+    OutputDirectory,
+    console_beside,
+    reported,
+    require_weights,
+    save_weights,
+    write_json,
+)
 from llr.source import table_options
 
 
@@ -124,7 +131,7 @@ def _reporting() -> Iterator[Report | None]:
 @click.argument("name", type=click.Choice(["all", *EXPERIMENTS]), metavar="NAME")
 @click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=OutputDirectory(),
     default=Path("runs/reproduce"),
     show_default=True,
     help="Directory of the results, as .sqlite and .csv, and of the figure.",

@@ -67,7 +67,10 @@ def load_inputs(
     name = f"{what} {'standard input' if os.fspath(path) == '-' else os.fspath(path)}"
     try:
         x = _read(
-            Path(path), layout or Layout(), key, "--key" if what == "data" else "--inputs-key"
+            Path(path),
+            (layout or Layout()).checked(),
+            key,
+            "--key" if what == "data" else "--inputs-key",
         )
         if x.is_complex():
             raise ValueError("complex numbers; expected real ones")

@@ -74,9 +74,9 @@ def _imported(name: str, what: str, module_name: str) -> ModuleType:
 
 
 def _of_file(name: str, what: str, file: str) -> ModuleType:
-    path = Path(file).resolve()
-    if not path.is_file():
+    if not Path(file).is_file():
         raise ValueError(f"{what} {name!r}: there is no file {file!r}")
+    path = Path(file).resolve()
     own = re.sub(r"\W", "_", path.stem)
     there = importlib.util.find_spec(own) if own not in sys.modules else sys.modules[own].__spec__
     if there is not None and there.origin == str(path):

@@ -40,6 +40,13 @@ _OUTPUTS = {
 }
 
 
+class OutputDirectory(click.Path):
+    """The type of an option that names a directory of results, made where it is missing."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+
 def reported(command: Callable[..., None]) -> Callable[..., None]:
     """Turn exceptions into one line on stderr and exit code 2, Ctrl-C into exit code 130.
 
@@ -111,8 +118,7 @@ def _require_outputs(arguments: dict[str, Any]) -> None:
         path = arguments.get(name)
         if not isinstance(path, str | Path) or str(path) == "-":
             continue
-        kind = kinds.get(name)
-        if isinstance(kind, click.Path) and not kind.file_okay:
+        if isinstance(kinds.get(name), OutputDirectory):
             require_directory(path, option)
             continue
         require_writable(path, option)

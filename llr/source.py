@@ -41,6 +41,9 @@ class Source:
             raise ValueError("--activation is for mlp: models; others bring their own")
         if self.key is not None and self.weights is None:
             raise ValueError("--key is for --weights; --inputs-key names an array of --inputs")
+        if self.inputs is None and (self.inputs_key or self.layout.given):
+            option = "--inputs-key" if self.inputs_key else self.layout.given[0]
+            raise ValueError(f"{option} is for --inputs, which are not given")
         with printing_apart():
             net = load_model(
                 self.model,
@@ -158,9 +161,6 @@ def model_options(
                 layout or Layout(),
                 inputs_key,
             )
-            if inputs is None and (inputs_key or source.layout.given):
-                option = "--inputs-key" if inputs_key else source.layout.given[0]
-                raise ValueError(f"{option} is for --inputs, which are not given")
             return command(source, **others)
 
         decorated: Any = with_source

@@ -159,7 +159,9 @@ class TestEmbedAndReduce:
     def test_text(self) -> None:
         to = ("--to", "2-3-1", "--out", "w.safetensors", "--check", "--plot", "s.pdf")
         lines = run("embed", "mlp:2-2-1", *to, "--seed", 3).stdout.splitlines()
-        assert lines[0].startswith("model  mlp:2-2-1, tanh, RANDOM weights (seed 3); give --weights")
+        assert lines[0].startswith(
+            "model  mlp:2-2-1, tanh, RANDOM weights (seed 3); give --weights"
+        )
         assert lines[1] == "2-2-1 in 2-3-1: 9 of 13 parameters"
         assert lines[2].startswith("  layer 0: ")
         assert lines[3].startswith("same function (proved), criticality kept, tangent space equal")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import subprocess
@@ -11,10 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from torch import nn
 
 import llr
-from llr.files import load_inputs, write_atomic
+from llr.files import as_taken_by, load_inputs, write_atomic
+from llr.inputs.layout import Layout
+from llr.inputs.writing import require_directory, require_writable
+
+SUFFIXES = [".csv", ".tsv", ".txt", ".dat", ".npy", ".npz", ".pt", ".safetensors"]
 
 
 def line(err: pytest.ExceptionInfo) -> str:
@@ -119,10 +126,18 @@ class TestPt:
         torch.save(torch.tensor([[1, 2], [3, 4]]), tmp_path / "x.pt")
         assert load_inputs(tmp_path / "x.pt").dtype == torch.int64
 
+    def test_of_a_dict(self, tmp_path: Path) -> None:
+        torch.save({"x": torch.ones(2, 1), "y": torch.zeros(2, 1), "n": 3}, tmp_path / "x.pt")
+        assert load_inputs(tmp_path / "x.pt", key="y").tolist() == [[0], [0]]
+        torch.save({"x": torch.ones(2, 1)}, tmp_path / "x.pt")
+        assert load_inputs(tmp_path / "x.pt").tolist() == [[1], [1]]
+
     @pytest.mark.parametrize(
         ("value", "message"),
         [
-            ({"x": torch.ones(2)}, "expected one tensor, got a dict with x"),
+            ({"x": torch.ones(2), "y": torch.ones(2)}, "got a dict with x, y; --inputs-key names"),
+            ({"x": torch.ones(2), "n": 3}, "got a dict with x, n; --inputs-key names"),
+            (torch.eye(2).to_sparse(), "such as x.to_dense()"),
             ([torch.ones(2)], "expected one tensor, got list"),
             (torch.ones(2, dtype=torch.complex64), "complex numbers"),
             (torch.tensor([1.0, float("nan")]), "NaN or Inf"),
@@ -140,75 +155,158 @@ class TestPt:
         assert not (tmp_path / "executed").exists()
 
 
-class TestCsv:
-    @pytest.mark.parametrize(
-        ("text", "expected"),
-        [
-            ("1,2\n3,4\n", [[1, 2], [3, 4]]),
-            ("a,b\n1,2\n", [[1, 2]]),
-            ('"age","sex at birth"\n1,2', [[1, 2]]),
-            ("\ufeffa,b\r\n1,2\r\n", [[1, 2]]),
-            (" 1 , -2.5e-3\n+3,.5\n\n\n", [[1, -2.5e-3], [3, 0.5]]),
-            ("x\n1\n2\n", [[1], [2]]),
-            ("1\n2\n", [[1], [2]]),
-        ],
-    )
-    def test_read(self, tmp_path: Path, text: str, expected: list[list[float]]) -> None:
-        (tmp_path / "x.csv").write_text(text, newline="")
-        assert load_inputs(tmp_path / "x.csv").tolist() == expected
+class TestNpz:
+    def test_one_or_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.npz"
+        x, y = np.arange(6.0).reshape(2, 3), np.arange(4)
+        np.savez(path, x)
+        assert load_inputs(path).tolist() == x.tolist()
+        np.savez_compressed(path, x=x, y=y)
+        assert load_inputs(path, key="x").tolist() == x.tolist()
+        assert load_inputs(path, key="y").dtype == torch.int64
+        for key in (None, "z"):
+            with pytest.raises(ValueError, match=r"--inputs-key names one of its arrays: x, y"):
+                load_inputs(path, key=key)
 
-    def test_digits_are_kept(self, tmp_path: Path) -> None:
-        value = 0.1234567890123456789
-        (tmp_path / "x.csv").write_text(f"{value!r}\n")
-        assert load_inputs(tmp_path / "x.csv").item() == value
-        assert load_inputs(tmp_path / "x.csv", torch.float32).dtype == torch.float32
-
-    @pytest.mark.parametrize(
-        ("text", "message"),
-        [
-            ("a,b\n1,2\n3,nan\n", "line 3, column 2 is 'nan'; expected a finite number"),
-            ("1,2\n3,inf\n", "line 2, column 2 is 'inf'"),
-            ("1,2\n3,\n", "line 2, column 2 is empty"),
-            ("1,2\n3,abc\n", "line 2, column 2 is 'abc'"),
-            ("1,abc\n3,4\n", "line 1, column 2 is 'abc'"),
-            ("1,2\n3,4,5\n", "line 2 has 3 cells, the first row 2"),
-            ("a,b\n1,2\n3\n", "line 3 has 1 cells, the first row 2"),
-            ("1;2\n3;4\n5;6\n", "line 2, column 1 is '3;4'"),
-            ("1\n\n2\n", "line 2 is empty"),
-            ("", "no numbers"),
-            ("a,b\n", "no numbers"),
-            (",a,b\n0,1,2\n", "save with index=False"),
-        ],
-    )
-    def test_refused(self, tmp_path: Path, text: str, message: str) -> None:
-        path = tmp_path / "x.csv"
-        path.write_text(text)
-        with pytest.raises(ValueError, match=r"inputs .*x\.csv: ") as err:
+    def test_refused(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.npz"
+        np.savez(path, x=np.array([Malicious(tmp_path / "executed")], dtype=object))
+        with pytest.raises(ValueError, match="Object arrays cannot be loaded"):
             load_inputs(path)
-        assert message in line(err)
+        assert not (tmp_path / "executed").exists()
+        path.write_bytes(path.read_bytes()[:-30])
+        with pytest.raises(ValueError, match=r"not an .npz file"):
+            load_inputs(path)
 
-    def test_not_text(self, tmp_path: Path) -> None:
-        (tmp_path / "x.csv").write_bytes(b"1,\xff\xfe\n")
-        with pytest.raises(ValueError, match="not UTF-8 text"):
+    def test_a_bomb_is_not_unpacked(self, tmp_path: Path) -> None:
+        np.savez_compressed(tmp_path / "x.npz", x=np.zeros(1_000_000))
+        with llr.set_memory_budget(1 << 20), pytest.raises(ValueError, match="8 MB, more than"):
+            load_inputs(tmp_path / "x.npz")
+
+
+class TestSafetensors:
+    def test_one_or_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.safetensors"
+        safetensors.torch.save_file({"x": torch.ones(2, 3), "n": torch.tensor([1, 2])}, path)
+        assert load_inputs(path, key="x").dtype == torch.float64
+        assert load_inputs(path, key="n").tolist() == [[1], [2]]
+        with pytest.raises(ValueError, match=r"names one of its arrays: (n, x|x, n)"):
+            load_inputs(path)
+
+
+class TestCsv:
+    """What text means is in test_tables."""
+
+    def test_read(self, tmp_path: Path) -> None:
+        (tmp_path / "x.csv").write_text("a;b\n1,5;2\n")
+        assert load_inputs(tmp_path / "x.csv").tolist() == [[1.5, 2]]
+        assert load_inputs(tmp_path / "x.csv", torch.float32).dtype == torch.float32
+        assert load_inputs(tmp_path / "x.csv", layout=Layout(columns="b")).tolist() == [[2]]
+
+    def test_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "x.csv").write_text("a,b\n1,2\n3,\n")
+        with pytest.raises(ValueError, match=r"inputs .*x\.csv: line 3, column 2 is empty") as err:
             load_inputs(tmp_path / "x.csv")
+        line(err)
+        with pytest.raises(ValueError, match=r"targets .*x\.csv: line 3, column 2 is empty"):
+            load_inputs(tmp_path / "x.csv", what="targets")
+
+    def test_standard_input(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a b\n1 2\n")))
+        assert load_inputs("-").tolist() == [[1, 2]]
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"1,?\n")))
+        with pytest.raises(ValueError, match="inputs standard input: line 1, column 2"):
+            load_inputs("-")
+
+
+class Words(nn.Module):
+    """Reads tokens without an embedding layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(9, 3, dtype=torch.float64))
+        self.seen = []
+
+    def forward(self, words: torch.Tensor) -> torch.Tensor:
+        self.seen.append(len(words))
+        return self.table[words].sum(1)
+
+
+class TestIntegers:
+    words = torch.tensor([[1, 2], [3, 8]])
+
+    @pytest.mark.parametrize(
+        ("model", "dtype"),
+        [
+            (nn.Embedding(9, 2), torch.int64),
+            (nn.EmbeddingBag(9, 2, mode="sum"), torch.int64),
+            (Words(), torch.int64),
+            (nn.Linear(2, 1), torch.float64),
+            (nn.Sequential(nn.Linear(2, 1), nn.Embedding(2, 2)), torch.float64),  # neither
+            (nn.Tanh(), torch.float64),
+        ],
+    )
+    def test_are_kept_where_the_model_takes_them(self, model: nn.Module, dtype: object) -> None:
+        taken = as_taken_by(model.double(), self.words, torch.float64)
+        assert taken.dtype == dtype
+        assert torch.equal(taken, self.words.to(taken.dtype))
+        assert getattr(model, "seen", []) == [], "a copy is tried"
+
+    @pytest.mark.parametrize("kind", ["u1", "i1", "<u2", ">i4", "<u8"])
+    def test_of_any_size(self, tmp_path: Path, kind: str) -> None:
+        np.save(tmp_path / "x.npy", self.words.numpy().astype(kind))
+        x = load_inputs(tmp_path / "x.npy")
+        assert not x.is_floating_point()
+        assert as_taken_by(nn.Embedding(9, 2), x, torch.float32).tolist() == self.words.tolist()
+
+    def test_rounded_numbers_are_no_tokens(self) -> None:
+        class Digits(nn.Module):
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                return x.long() % 10
+
+        x = torch.tensor([[2**24 + 1]])
+        assert as_taken_by(Digits(), x, torch.float32).dtype == torch.int64
+        assert as_taken_by(Digits(), x, torch.float64).dtype == torch.float64
 
 
 class TestAnyInputs:
-    @pytest.mark.parametrize("name", ["x.txt", "x", "x.npz", "x.pkl"])
+    @pytest.mark.parametrize("name", ["x.xlsx", "x", "x.pkl"])
     def test_unknown_suffix(self, tmp_path: Path, name: str) -> None:
         (tmp_path / name).write_text("1")
-        with pytest.raises(ValueError, match=r"expected .npy, .csv or .pt, got"):
+        with pytest.raises(
+            ValueError, match=r"expected .csv, .tsv, .txt, .dat, .npy, .npz, .pt or"
+        ):
             load_inputs(tmp_path / name)
 
-    @pytest.mark.parametrize("suffix", [".npy", ".csv", ".pt"])
+    @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_missing(self, tmp_path: Path, suffix: str) -> None:
         with pytest.raises(ValueError, match="there is no such file"):
             load_inputs(tmp_path / f"x{suffix}")
         (tmp_path / f"x{suffix}").mkdir()
-        with pytest.raises(ValueError, match="not a file"):
+        with pytest.raises(ValueError, match="is a directory, not a file"):
             load_inputs(tmp_path / f"x{suffix}")
 
-    @pytest.mark.parametrize("suffix", [".npy", ".csv", ".pt"])
+    def test_options_that_mean_nothing(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", np.ones(3))
+        with pytest.raises(ValueError, match=r"--sep is for text; a .npy file needs none"):
+            load_inputs(tmp_path / "x.npy", layout=Layout(sep=","))
+        with pytest.raises(ValueError, match=r"--inputs-key is for .npz, .pt and .safetensors"):
+            load_inputs(tmp_path / "x.npy", key="x")
+
+    def test_larger_than_memory(self, tmp_path: Path) -> None:
+        with (tmp_path / "x.csv").open("wb") as file:
+            file.truncate(1 << 42)  # sparse: it takes no space
+        with pytest.raises(ValueError, match=r"has 4.4 TB, more than the memory budget"):
+            load_inputs(tmp_path / "x.csv")
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(
+            header, {"descr": "<f8", "fortran_order": False, "shape": (1 << 42,)}
+        )
+        (tmp_path / "x.npy").write_bytes(header.getvalue() + bytes(64))
+        with pytest.raises(ValueError, match="it ends before its 4398046511104 entries"):
+            load_inputs(tmp_path / "x.npy")
+
+    @pytest.mark.parametrize("suffix", SUFFIXES)
     def test_random_bytes(self, tmp_path: Path, suffix: str) -> None:
         rng = np.random.default_rng(0)
         path = tmp_path / f"x{suffix}"
@@ -270,18 +368,63 @@ class TestWriteAtomic:
             write_atomic(tmp_path / "a", "x")
         assert [p.name for p in tmp_path.iterdir()] == ["a"]
 
+    def test_errors_name_what_was_asked_for(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        for path in (tmp_path / "file" / "a.txt", Path("/proc/a.txt")):
+            with pytest.raises(OSError, match=r"a\.txt") as err:
+                write_atomic(path, "x")
+            assert ".tmp" not in str(err.value)
+
+    def test_a_device_stays_one(self) -> None:
+        write_atomic(os.devnull, "x")
+        assert not Path(os.devnull).is_file()
+
     @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL on Windows")
     def test_killed_process_leaves_the_old_file_whole(self, tmp_path: Path) -> None:
         path = tmp_path / "a.txt"
         path.write_text("old")
         code = f"""
             import os, signal
-            from llr import files
-            files.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
-            files.write_atomic({str(path)!r}, "new" * 100000)
+            from llr.inputs import writing
+            writing.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
+            writing.write_atomic({str(path)!r}, "new" * 100000)
         """
         environment = {**os.environ, "PYTHONPATH": str(Path(llr.__file__).parents[1])}
         command = [sys.executable, "-c", textwrap.dedent(code)]
         done = subprocess.run(command, check=False, env=environment)
         assert done.returncode == -9
         assert path.read_text() == "old"
+
+
+class TestBeforeTheWork:
+    def test_writable(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_text("old")
+        for path in (tmp_path / "a", tmp_path / "b", os.devnull):
+            require_writable(path, "--json")
+        assert [p.name for p in tmp_path.iterdir()] == ["a"]
+        assert (tmp_path / "a").read_text() == "old"
+
+    def test_not_writable(self, tmp_path: Path) -> None:
+        (tmp_path / "circle").symlink_to(tmp_path / "circle")
+        for path, message in (
+            (tmp_path, "is a directory; expected the name of a file"),
+            (tmp_path / "new" / "a", "there is no directory .*new'; make it first"),
+            ("/proc/a.png", "cannot be written"),
+            (tmp_path / ("a" * 300), "cannot be written"),
+            (tmp_path / "circle", "cannot be written"),
+        ):
+            with pytest.raises(ValueError, match=message) as err:
+                require_writable(path, "--json")
+            assert line(err).startswith(f"--json {path}: ")
+            assert ".tmp" not in str(err.value)
+
+    def test_directories(self, tmp_path: Path) -> None:
+        require_directory(tmp_path / "new" / "deep", "--out")
+        assert list(tmp_path.iterdir()) == []
+        (tmp_path / "file").touch()
+        with pytest.raises(
+            ValueError, match=r"--out .*file/deep: .*file' is a file; expected a dir"
+        ):
+            require_directory(tmp_path / "file" / "deep", "--out")
+        with pytest.raises(ValueError, match="--out /proc/x: cannot be written into"):
+            require_directory("/proc/x", "--out")

@@ -178,9 +178,7 @@ class TestLooking:
         assert full.count('raise LookupError("no\\nway")') == 6
 
     def test_export(self, here: Path) -> None:
-        assert run("sweep", "export", "spec.sqlite", "t.csv").stdout == (
-            "wrote t.csv, 8 rows\n"
-        )
+        assert run("sweep", "export", "spec.sqlite", "t.csv").stdout == ("wrote t.csv, 8 rows\n")
         rows = read_csv(here / "t.csv")
         expected = columns(here / "spec.sqlite")
         assert [float(row["loss"]) for row in rows] == expected["loss"]

@@ -19,7 +19,7 @@ def read(text: str, suffix: str = ".csv", **options: object) -> list[list[float]
 
 
 def refusal(text: str, suffix: str = ".csv", **options: object) -> str:
-    with pytest.raises(ValueError, match=".") as err:
+    with pytest.raises(ValueError, match=r"\w") as err:
         read(text, suffix, **options)
     assert "\n" not in str(err.value)
     return str(err.value)
@@ -259,7 +259,7 @@ class TestOptions:
     )
     def test_unknown(self, options: dict[str, str], message: str) -> None:
         with pytest.raises(ValueError, match="expected") as err:
-            Layout(**options)
+            Layout(**options).checked()
         assert message in str(err.value)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,15 +132,31 @@ def read_npz(data: bytes, key: str | None, option: str) -> Tensor:
     return read_npy(content)
 
 
+class _NumpyNumber:
+    """Stands for a number of numpy that a checkpoint has beside its tensors; what it is does not matter."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, _: object) -> None:
+        pass
+
+
+_NUMPY_NUMBERS = ("numpy.dtype", "numpy._core.multiarray.scalar", "numpy.core.multiarray.scalar")
+
+
 def read_torch(path: Path, how_to_save: str) -> object:
-    """What torch.save wrote, as far as it is tensors and plain values.
+    """What torch.save wrote, as far as it is tensors and plain values, or numbers of numpy beside them.
 
     Raises:
         ValueError: no such file, or anything else; names the class that would have to be unpickled.
     """
     require_file(path)
+    inert: list[Any] = [(_NumpyNumber, name) for name in _NUMPY_NUMBERS]
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(inert):
+            warnings.simplefilter("ignore")  # sparse tensors are checked slowly
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as err:
         # A malformed file can fail anywhere in the reader, with almost any exception.
         raise ValueError(
@@ -202,7 +219,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path)
     except Exception as err:  # of several kinds, by where the file is malformed
-        raise ValueError(f"not a safetensors file ({one_line(err)})") from err
+        raise ValueError("not a safetensors file, or a damaged one") from err
 
 
 def _chosen(names: list[str], key: str | None, option: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 _SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", r"\t": "\t", "bar": "|", "space": " "}
 _MARKS = (
@@ -27,7 +27,7 @@ _INNER_SPACE = re.compile(r"[^\s,][ \t]+[^\s,]")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a table is to be read; None where the file shall tell.
+    """How a table is to be read, as the options say; None where the file shall tell.
 
     Args:
         sep: between cells: ``,`` ``;`` ``|``, tab or space, as characters or words. Space stands for any
@@ -36,9 +36,6 @@ class Layout:
         header: whether the first line holds names.
         columns: which ones, and in which order: positions from 1 such as ``1-3,5`` and ``2-``, or names
             such as ``age,dose``. Only these must be numbers.
-
-    Raises:
-        ValueError: another separator or decimal mark, or both the same.
     """
 
     sep: str | None = None
@@ -46,14 +43,20 @@ class Layout:
     header: bool | None = None
     columns: str | None = None
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "sep", _SEPARATORS.get(self.sep or "", self.sep))
-        if self.sep is not None and self.sep not in _SEPARATORS.values():
+    def checked(self) -> Layout:
+        """The same with the separator as a character.
+
+        Raises:
+            ValueError: another separator or decimal mark.
+        """
+        sep = _SEPARATORS.get(self.sep or "", self.sep)
+        if sep is not None and sep not in _SEPARATORS.values():
             raise ValueError(
-                f"--sep is {self.sep!r}; expected one of , ; | tab space (or comma, semicolon, bar)"
+                f"--sep is {sep!r}; expected one of , ; | tab space (or comma, semicolon, bar)"
             )
         if self.decimal not in (None, ".", ","):
             raise ValueError(f"--decimal is {self.decimal!r}; expected '.' or ','")
+        return replace(self, sep=sep)
 
     @property
     def given(self) -> list[str]:

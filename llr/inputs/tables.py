@@ -43,7 +43,7 @@ def read_table(data: bytes, layout: Layout | None = None, suffix: str = ".csv") 
         >>> read_table(b"age;dose\n30;1,5\n41;2,25\n").tolist()
         [[30.0, 1.5], [41.0, 2.25]]
     """
-    layout = layout or Layout()
+    layout = (layout or Layout()).checked()
     lines = lines_of(decoded(data))
     if lines and (excel := re.fullmatch(r'"?sep=([,;|\t])"?', lines[0].text.rstrip(" "))):
         layout = Layout(layout.sep or excel[1], layout.decimal, layout.header, layout.columns)
