@@ -5,6 +5,7 @@ Every refusal is a ValueError of one line that names the file and says what to d
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import sys
@@ -19,6 +20,7 @@ from llr.inputs.arrays import (
     read_npz,
     read_pt,
     read_safetensors,
+    require_memory,
 )
 from llr.inputs.layout import Layout
 from llr.inputs.models import load_model as load_model
@@ -98,13 +100,24 @@ def _read(path: Path, layout: Layout, key: str | None, option: str) -> Tensor:
     if key is not None and (text or suffix == ".npy"):
         raise ValueError(f"{option} is for .npz, .pt and .safetensors files")
     if text:
-        data = sys.stdin.buffer.read() if str(path) == "-" else read_file(path)
-        return read_table(data, layout, suffix)
+        return read_table(
+            _standard_input() if str(path) == "-" else read_file(path), layout, suffix
+        )
     if suffix == ".npy":
         return read_npy(read_file(path))
     if suffix == ".npz":
         return read_npz(read_file(path), key, option)
     return (read_pt if suffix == ".pt" else read_safetensors)(path, key, option)
+
+
+def _standard_input() -> bytes:
+    if sys.stdin is None:
+        raise ValueError("is closed; expected text")
+    data = bytearray()
+    while block := sys.stdin.buffer.read(1 << 20):
+        data += block
+        require_memory(len(data))
+    return bytes(data)
 
 
 def converted(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
@@ -160,10 +173,12 @@ def as_taken_by(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _runs(model: nn.Module, x: Tensor) -> bool:
-    # A copy, so that a model which keeps something of its first sample keeps nothing of this one.
+    with contextlib.suppress(Exception):  # some modules cannot be copied
+        # So that a model which keeps something of its first sample keeps nothing of this one.
+        model = copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         try:
-            copy.deepcopy(model).eval()(x)
+            model(x)
         except Exception:  # whatever it is: it does not take these
             return False
     return True

@@ -203,5 +203,12 @@ def _options(inputs: bool, required: bool, params: bool) -> list[Callable[[Any],
             type=click.Choice(list(ACTIVATIONS)),
             help="Of an mlp: model.  [default: tanh]",
         ),
-        click.option("--seed", default=0, show_default=True, help="Of random weights."),
+        click.option(
+            "--seed",
+            type=click.IntRange(0, 2**63 - 1),
+            default=0,
+            show_default=True,
+            metavar="INTEGER",
+            help="Of random weights.",
+        ),
     ]

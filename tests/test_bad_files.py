@@ -363,3 +363,15 @@ class TestModelRankOfAnyModel:
         result = run("model-rank", "any_nets:Net", "--inputs", "points.npy", "--json", "-")
         found = json.loads(result.stdout)
         assert (found["rank"], found["inputs"]) == (14, "points.npy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("rank", "mlp:999999999-999999999", "--inputs", "x.npy"), "more than the memory budget"),
+        (("theory", "linear", "999999999-999999999-1"), "more than the memory budget"),
+        (("embed", MODEL, "--to", "2-999999999999-1"), "expected at least two positive widths"),
+    ],
+)
+def test_networks_that_cannot_be_meant(arguments: tuple[str, ...], message: str) -> None:
+    assert message in refusal(*arguments)

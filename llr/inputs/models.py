@@ -6,11 +6,13 @@ import contextlib
 import os
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import torch
 from torch import nn
 
+from llr.inputs.arrays import require_memory
 from llr.inputs.checkpoints import load_weights
 from llr.models import mlp
 from llr.named import (
@@ -88,7 +90,7 @@ def read_widths(text: str) -> list[int]:
     """The widths of a network that are written as ``10-64-1`` or ``mlp:10-64-1``.
 
     Raises:
-        ValueError: anything else.
+        ValueError: anything else, or a network that is larger than the memory budget.
 
     Example:
         >>> from llr.files import read_widths
@@ -100,7 +102,13 @@ def read_widths(text: str) -> list[int]:
         raise ValueError(
             f"model {text!r}: expected at least two positive widths joined by '-', such as mlp:10-64-1"
         )
-    return [int(width) for width in widths.split("-")]
+    found = [int(width) for width in widths.split("-")]
+    nbytes = 8 * sum((before + 1) * after for before, after in pairwise(found))
+    try:
+        require_memory(nbytes)
+    except ValueError as err:
+        raise ValueError(f"model {text!r}: {err}") from err
+    return found
 
 
 def _named_model(spec: str, seed: int) -> nn.Module:

@@ -73,7 +73,7 @@ def read_table(data: bytes, layout: Layout | None = None, suffix: str = ".csv") 
     numbers.check()
     x = torch.from_numpy(np.frombuffer(numbers.values, dtype=np.float64).copy())
     x = x.view(numbers.rows, -1)
-    if layout == Layout() and not named:
+    if layout.header is None and layout.columns is None and not named:
         check_first_column(x, [line.text for line in lines], numbers.fractions)
     if layout.header is None and not named:
         below = lines[1:]

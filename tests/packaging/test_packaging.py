@@ -47,7 +47,11 @@ def test_wheel_has_the_package_and_its_library_alone(host: Host, wheel_for: Whee
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         facts = json.loads(archive.read("llr/_build.json"))
-    assert {name.split("/")[0] for name in names} == {"llr", f"llr-{VERSION}.dist-info"}
+    assert {name.split("/")[0] for name in names} == {
+        "llr",
+        "llr_command.py",
+        f"llr-{VERSION}.dist-info",
+    }
     others = {Path(name).name for name in names if re.match(r"llr/.*(?<!\.py)(?<!\.pyi)$", name)}
     [library] = {name for name in others if re.fullmatch(r"_C\..*\.so", name)}
     assert others == {library, "_build.json", "py.typed"}
