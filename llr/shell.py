@@ -80,6 +80,9 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
+_OURS = ("llr", "__main__", "rich", "click")
+
+
 def _fail(err: Exception, debug: bool) -> None:
     if debug:
         traceback.print_exc()
@@ -88,9 +91,9 @@ def _fail(err: Exception, debug: bool) -> None:
 
 
 def _is_ours(end: SystemExit) -> bool:
-    """Whether the program is ended by a line of llr, not of a model."""
+    """Whether the program is ended by llr, or by what prints for it (a closed pipe), not by a model."""
     frames = [frame for frame, _ in traceback.walk_tb(end.__traceback__)]
-    return str(frames[-1].f_globals.get("__name__")).partition(".")[0] in ("llr", "__main__")
+    return str(frames[-1].f_globals.get("__name__")).partition(".")[0] in _OURS
 
 
 def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
@@ -114,6 +117,8 @@ def _require_outputs(arguments: dict[str, Any]) -> None:
         parameter.name: parameter.type for parameter in click.get_current_context().command.params
     }
     files: dict[Path, str] = {}
+    if arguments.get("json_out") == "-" and sys.stdout is None:
+        raise ValueError("--json -: standard output is closed")
     for name, option in _OUTPUTS.items():
         path = arguments.get(name)
         if not isinstance(path, str | Path) or str(path) == "-":

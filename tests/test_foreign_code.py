@@ -139,3 +139,16 @@ def test_ctrl_c_while_the_command_is_imported() -> None:
             running.send_signal(signal.SIGINT)
             _, errors = running.communicate()
         assert (running.returncode, errors) == (130, "interrupted\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such pipes")
+def test_a_reader_that_goes_away() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(Path(llr.__file__).parents[1])}
+    command = [sys.executable, "-m", "llr.cli", "rank", "mlp:3-2", "--inputs", "x.npy"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        command, stdout=writing, stderr=subprocess.PIPE, env=environment, check=False
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, b"")

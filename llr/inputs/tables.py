@@ -21,6 +21,8 @@ from llr.inputs.layout import Layout, Line, decoded, lines_of, separator
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(r"[+-]?\d+", re.ASCII)
+_FRACTION = r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?"
+_FRACTIONS = re.compile(f"{_FRACTION}( {_FRACTION})*", re.ASCII)
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)  # 1.234: a fraction, or thousands
 _EXACT = 2**53  # integers up to here are exact in float64
 
@@ -130,6 +132,24 @@ class _Numbers:
             self.width = len(cells)
         elif len(cells) != self.width:
             raise ValueError(f"line {line} has {len(cells)} cells, the first row {self.width}")
+        if not self._add_fractions(cells):
+            self._add_each(cells, line)
+        self.rows += 1
+
+    def _add_fractions(self, cells: list[str]) -> bool:
+        """Take a row, if it has nothing but fractions that need no second look: most rows of large files."""
+        if not (self.rows and self.mark == "." and self.mark_is_certain and self.positions is None):
+            return False
+        if not _FRACTIONS.fullmatch(" ".join(cells)):
+            return False
+        found = list(map(float, cells))
+        if float("inf") in map(abs, found):
+            return False
+        self.values.extend(found)
+        self.all_integers, self.fractions = False, [True] * len(cells)
+        return True
+
+    def _add_each(self, cells: list[str], line: int) -> None:
         whole = []
         for column in range(len(cells)) if self.positions is None else self.positions:
             cell = cells[column]
@@ -150,7 +170,6 @@ class _Numbers:
             pairs = zip(self.integers_later, whole, strict=True)
             self.integers_later = [before or now for before, now in pairs]
         self.fractions = [f or not w for f, w in zip(self.fractions, whole, strict=True)]
-        self.rows += 1
 
     def _fraction(self, cell: str, line: int, column: int) -> float:
         mark = self.mark
