@@ -8,6 +8,8 @@
 #include <ATen/MemoryOverlap.h>
 #include <c10/util/safe_numerics.h>
 
+#include "memory.h"
+
 namespace llr {
 namespace {
 
@@ -84,7 +86,11 @@ bool is_aligned(const at::Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % t.element_size() == 0;
 }
 
-at::Tensor readable(const at::Tensor& t) {
+at::Tensor readable(const char* op, const char* name, const at::Tensor& t, int64_t index) {
+  if (t.is_contiguous() && !t.is_neg() && is_aligned(t)) return t;
+  const double bytes = static_cast<double>(t.numel()) * static_cast<double>(t.element_size());
+  TORCH_CHECK(!t.is_cpu() || fits_memory(bytes), op, ": ", name, index < 0 ? "" : "[" + std::to_string(index) + "]",
+              " of shape ", t.sizes(), ", which repeats its numbers, ", beyond_memory(bytes), " in full");
   const at::Tensor dense = t.resolve_neg().contiguous();
   return is_aligned(dense) ? dense : dense.clone();
 }
@@ -162,10 +168,11 @@ MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorL
   TORCH_CHECK(!overflow && bytes <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()),
               op, ": a result of shape ", at::IntArrayRef(sizes), " has more than 2^63 bytes");
 
-  args.x = readable(x);
-  for (at::Tensor& w : args.weights) w = readable(w);
-  for (at::Tensor& b : args.biases) {
-    if (b.defined()) b = readable(b);
+  args.x = readable(op, "x", x);
+  for (size_t l = 0; l < weights.size(); ++l) {
+    at::Tensor &w = args.weights[l], &b = args.biases[l];
+    w = readable(op, "weights", w, static_cast<int64_t>(l));
+    if (b.defined()) b = readable(op, "biases", b, static_cast<int64_t>(l));
   }
   return args;
 }

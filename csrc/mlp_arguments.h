@@ -36,8 +36,9 @@ Activation activation_named(const char* op, std::string_view name);
 bool is_aligned(const at::Tensor& t);
 
 // A tensor as a kernel can read it: contiguous, at a multiple of its numbers' size (memory from elsewhere
-// need not be), and not lazily negated.
-at::Tensor readable(const at::Tensor& t);
+// need not be), and not lazily negated. Throws, naming the operator, the argument and its place in a list, where a copy
+// would be needed that no memory holds.
+at::Tensor readable(const char* op, const char* name, const at::Tensor& t, int64_t index = -1);
 
 // Throws c10::Error naming the operator, the offending argument and its shape. Nothing is allocated before every check
 // has passed, but for contiguous copies of arguments that are not.
