@@ -101,10 +101,11 @@ std::vector<int64_t> MlpArguments::result_sizes() const {
   return {samples, outputs, layout.columns};
 }
 
-MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorList weights,
-                                const c10::List<std::optional<at::Tensor>>& biases,
-                                std::string_view activation, at::OptionalIntArrayRef columns) {
+MlpArguments check_mlp_arguments(const char* op, const at::Tensor& x, at::TensorList weights,
+                                 const c10::List<std::optional<at::Tensor>>& biases,
+                                 std::string_view activation, at::OptionalIntArrayRef columns) {
   MlpArguments args;
+  args.x = x;
   args.activation = activation_named(op, activation);
   TORCH_CHECK(x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat,
               op, ": x is ", x.scalar_type(), "; expected float32 or float64");
@@ -168,6 +169,13 @@ MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorL
   TORCH_CHECK(!overflow && bytes <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()),
               op, ": a result of shape ", at::IntArrayRef(sizes), " has more than 2^63 bytes");
 
+  return args;
+}
+
+MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorList weights,
+                                const c10::List<std::optional<at::Tensor>>& biases,
+                                std::string_view activation, at::OptionalIntArrayRef columns) {
+  MlpArguments args = check_mlp_arguments(op, x, weights, biases, activation, columns);
   args.x = readable(op, "x", x);
   for (size_t l = 0; l < weights.size(); ++l) {
     at::Tensor &w = args.weights[l], &b = args.biases[l];
