@@ -11,6 +11,7 @@
 
 #include <optional>
 #include <string_view>
+#include <vector>
 
 #include "mlp_arguments.h"
 
@@ -31,10 +32,11 @@ bool is_symbolic(const at::Tensor& t) { return t.unsafeGetTensorImpl()->has_symb
 at::Tensor mlp_jacobian_autograd(const at::Tensor& x, at::TensorList weights,
                                  const OptionalTensors& biases, std::string_view activation,
                                  at::OptionalIntArrayRef columns) {
-  bool differentiated = has_derivative(x), symbolic = is_symbolic(x);
+  bool differentiated = has_derivative(x), symbolic = is_symbolic(x), negated = x.is_neg();
   const auto look_at = [&](const at::Tensor& t) {
     differentiated |= has_derivative(t);
     symbolic |= is_symbolic(t);
+    negated |= t.is_neg();
   };
   for (const at::Tensor& w : weights) look_at(w);
   for (const std::optional<at::Tensor>& b : biases) {
@@ -45,7 +47,15 @@ at::Tensor mlp_jacobian_autograd(const at::Tensor& x, at::TensorList weights,
     static const auto formula = c10::Dispatcher::singleton()
                                     .findSchemaOrThrow("llr::_mlp_jacobian_formula", "")
                                     .typed<MlpJacobian>();
-    return formula.call(x, weights, biases, activation, columns);
+    if (!negated) return formula.call(x, weights, biases, activation, columns);
+    // Forward-mode differentiation does not get through views of a lazily negated tensor.
+    std::vector<at::Tensor> resolved;
+    OptionalTensors resolved_biases;
+    for (const at::Tensor& w : weights) resolved.push_back(w.resolve_neg());
+    for (const std::optional<at::Tensor>& b : biases) {
+      resolved_biases.push_back(b.has_value() ? std::optional<at::Tensor>(b->resolve_neg()) : b);
+    }
+    return formula.call(x.resolve_neg(), resolved, resolved_biases, activation, columns);
   }
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("llr::mlp_jacobian", "").typed<MlpJacobian>();

@@ -65,6 +65,7 @@ void place_columns(const char* op, MlpLayout& layout, const std::vector<at::Tens
 
 void check_same_kind(const char* op, const at::Tensor& t, const at::Tensor& x, const std::string& name) {
   TORCH_CHECK(t.defined(), op, ": ", name, " is undefined");
+  TORCH_CHECK(t.layout() == at::kStrided, op, ": ", name, " has the layout ", t.layout(), "; expected a strided tensor");
   TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " is ", t.scalar_type(),
               " but x is ", x.scalar_type(), "; expected one dtype");
   TORCH_CHECK(t.device() == x.device(), op, ": ", name, " is on ", t.device(), " but x is on ",
@@ -109,6 +110,7 @@ MlpArguments check_mlp_arguments(const char* op, const at::Tensor& x, at::Tensor
   args.activation = activation_named(op, activation);
   TORCH_CHECK(x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat,
               op, ": x is ", x.scalar_type(), "; expected float32 or float64");
+  TORCH_CHECK(x.layout() == at::kStrided, op, ": x has the layout ", x.layout(), "; expected a strided tensor");
   TORCH_CHECK(x.dim() == 2 || x.dim() == 3, op, ": x has shape ", x.sizes(),
               "; expected (n, d), or (B, n, d) with a batch of parameter points");
   TORCH_CHECK(x.size(-1) > 0, op, ": x has shape ", x.sizes(), "; expected at least one input");
@@ -192,12 +194,20 @@ void check_out(const char* op, const at::Tensor& out, const MlpArguments& args, 
               at::IntArrayRef(sizes));
   TORCH_CHECK(out.scalar_type() == x.scalar_type() && out.device() == x.device(), op, ": out is ",
               out.scalar_type(), " on ", out.device(), "; expected ", x.scalar_type(), " on ", x.device());
-  at::assert_no_internal_overlap(out);
-  at::assert_no_overlap(out, x);
-  for (const at::Tensor& w : weights) at::assert_no_overlap(out, w);
+  TORCH_CHECK(at::has_internal_overlap(out) != at::MemOverlap::Yes, op, ": out of shape ", out.sizes(), " and strides ",
+              out.strides(), " overlaps itself in memory; expected a place for each number");
+  check_apart(op, "out", out, "x", x);
+  for (const at::Tensor& w : weights) check_apart(op, "out", out, "a weight", w);
   for (const at::Tensor& b : args.biases) {
-    if (b.defined()) at::assert_no_overlap(out, b);
+    if (b.defined()) check_apart(op, "out", out, "a bias", b);
   }
+}
+
+void check_apart(const char* op, const char* name, const at::Tensor& written, const char* other_name,
+                 const at::Tensor& other) {
+  const at::MemOverlapStatus status = at::get_overlap_status(written, other);
+  TORCH_CHECK(status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial, op, ": ", name,
+              " overlaps ", other_name, " in memory; expected memory of its own, as it is written to");
 }
 
 bool is_writable(const at::Tensor& t) { return t.is_contiguous() && !t.is_neg() && is_aligned(t); }

@@ -55,6 +55,10 @@ MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorL
 void check_out(const char* op, const at::Tensor& out, const MlpArguments& args, const at::Tensor& x,
                at::TensorList weights);
 
+// Throws where a tensor that is written to shares memory with another one.
+void check_apart(const char* op, const char* name, const at::Tensor& written, const char* other_name,
+                 const at::Tensor& other);
+
 // Whether a kernel can write into it: contiguous, at a multiple of its numbers' size, not lazily negated.
 bool is_writable(const at::Tensor& t);
 

@@ -25,7 +25,8 @@ def _check(op: str, condition: Any, message: str) -> None:
 
 
 def check_plain(op: str, name: str, t: Tensor) -> None:
-    """A strided tensor of numbers."""
+    """A strided tensor of numbers; torch lets None pass for a tensor."""
+    _check(op, isinstance(t, Tensor), f"{name} is {type(t).__name__}; expected a tensor")
     what = "is nested" if t.is_nested else "is quantized" if t.is_quantized else ""
     if not what and t.layout is not torch.strided:
         what = f"has the layout {t.layout}"
@@ -41,11 +42,11 @@ def check_tensor(
     _check(op, t.dim() in dims, f"{name} has shape {list(t.shape)}; expected {shape}")
 
 
-def check_device(op: str, name: str, t: Tensor, device: torch.device) -> None:
+def check_device(op: str, name: str, t: Tensor, other: str, device: torch.device) -> None:
     _check(
         op,
         t.device == device,
-        f"{name} is on {t.device} but another argument on {device}; expected one device",
+        f"{name} is on {t.device} but {other} is on {device}; expected one device",
     )
 
 
@@ -63,7 +64,9 @@ def check_mlp(
         activation in ACTIVATIONS,
         f"unknown activation {activation[:99]!r}; expected one of {', '.join(ACTIVATIONS)}",
     )
-    check_tensor(op, "x", x, FLOATS, (2, 3), "(n, d), or (B, n, d) with a batch of parameter points")
+    check_tensor(
+        op, "x", x, FLOATS, (2, 3), "(n, d), or (B, n, d) with a batch of parameter points"
+    )
     _check(op, x.shape[-1] > 0, f"x has shape {list(x.shape)}; expected at least one input")
     _check(op, len(weights) > 0, "no weights; expected one per layer")
     _check(
@@ -94,7 +97,7 @@ def _check_layer(
 ) -> None:
     name, batch = f"weights[{i}]", "B, " * len(points)
     check_tensor(op, name, w, (x.dtype,), (2 + len(points),), f"({batch}out, in) as weights[0]")
-    check_device(op, name, w, x.device)
+    check_device(op, name, w, "x", x.device)
     _check(
         op,
         w.shape[-1] == width,
@@ -103,7 +106,7 @@ def _check_layer(
     _check(op, w.shape[-2] > 0, f"{name} has shape {list(w.shape)}; expected at least one neuron")
     if b is not None:
         check_tensor(op, f"biases[{i}]", b, (x.dtype,), (1 + len(points),), f"({batch}out)")
-        check_device(op, f"biases[{i}]", b, x.device)
+        check_device(op, f"biases[{i}]", b, "x", x.device)
         _check(
             op,
             b.shape[-1] == w.shape[-2],
@@ -193,7 +196,7 @@ def check_gram_add(K: Tensor, delta: Tensor, a: Tensor) -> None:
         )
     for name, t in (("delta", delta), ("a", a)):
         check_tensor(op, name, t, double, (3,), f"({K.shape[-1]}, T, width)")
-        check_device(op, name, t, K.device)
+        check_device(op, name, t, "K", K.device)
         for condition in (t.shape[0] == K.shape[-1], t.shape[1] == delta.shape[1]):
             _check(
                 op,
@@ -224,7 +227,7 @@ def check_lm(theta: Tensor, x: Tensor, y: Tensor, which: Tensor) -> None:
     check_tensor(op, "y", y, double, (3,), "(B, n, outputs)")
     check_tensor(op, "which", which, (torch.int64,), (1,), "(S)")
     for name, t in (("x", x), ("y", y), ("which", which)):
-        check_device(op, name, t, theta.device)
+        check_device(op, name, t, "theta", theta.device)
     _check(
         op,
         which.shape[0] == theta.shape[0],

@@ -388,8 +388,12 @@ def _fake_gram_add(K: Tensor, delta: Tensor, a: Tensor, bias: bool, weight: bool
 
 def _fake_gram_factor(K: Tensor) -> Tensor:
     _arguments.check_gram_factor(K)
-    if type(K) is Tensor:  # on meta, and no fake tensor, of which torch can note that a size is not known yet
-        raise RuntimeError("gram_factor: K is on meta; the rank of a matrix without numbers is not known")
+    if (
+        type(K) is Tensor
+    ):  # on meta, and no fake tensor, of which torch can note that a size is not known yet
+        raise RuntimeError(
+            "gram_factor: K is on meta; the rank of a matrix without numbers is not known"
+        )
     rank = torch.library.get_ctx().new_dynamic_size()
     return K.new_empty((*K.shape[1:-1], rank))
 
@@ -419,7 +423,9 @@ def _formula(
         _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
         if "DefaultCPUAllocator" in str(error):
             shape = _result_shape(x, weights, biases, columns)
-            raise RuntimeError(f"mlp_jacobian: not enough memory for a result of shape {shape}") from error
+            raise RuntimeError(
+                f"mlp_jacobian: not enough memory for a result of shape {shape}"
+            ) from error
         raise
 
 

@@ -107,7 +107,7 @@ Result lm_solve(const at::Tensor& theta, const at::Tensor& x, const at::Tensor& 
   const LmModel& model = args.model;
   const int64_t S = args.theta.size(0), n = args.x.size(1);
   const auto doubles = at::TensorOptions(at::kDouble), integers = at::TensorOptions(at::kLong);
-  Result result{args.theta.clone(), at::full({S}, std::numeric_limits<double>::infinity(), doubles),
+  Result result{args.theta.clone(at::MemoryFormat::Contiguous), at::full({S}, std::numeric_limits<double>::infinity(), doubles),
                 at::full({S}, int64_t{0}, integers),
                 at::full({S}, static_cast<int64_t>(LmStatus::skipped), integers)};
   auto& [final_theta, loss, counts, status] = result;
