@@ -11,6 +11,9 @@
 
 #include <optional>
 #include <string_view>
+#include <vector>
+
+#include "mlp_arguments.h"
 
 namespace llr {
 namespace {
@@ -23,17 +26,36 @@ bool has_derivative(const at::Tensor& t) {
   return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(/*level=*/0).defined();
 }
 
+// Shapes that torch.compile traces as symbols are looked at by the fake kernel.
+bool is_symbolic(const at::Tensor& t) { return t.unsafeGetTensorImpl()->has_symbolic_sizes_strides(); }
+
 at::Tensor mlp_jacobian_autograd(const at::Tensor& x, at::TensorList weights,
                                  const OptionalTensors& biases, std::string_view activation,
                                  at::OptionalIntArrayRef columns) {
-  bool differentiated = has_derivative(x);
-  for (const at::Tensor& w : weights) differentiated |= has_derivative(w);
-  for (const std::optional<at::Tensor>& b : biases) differentiated |= b.has_value() && has_derivative(*b);
+  bool differentiated = has_derivative(x), symbolic = is_symbolic(x), negated = x.is_neg();
+  const auto look_at = [&](const at::Tensor& t) {
+    differentiated |= has_derivative(t);
+    symbolic |= is_symbolic(t);
+    negated |= t.is_neg();
+  };
+  for (const at::Tensor& w : weights) look_at(w);
+  for (const std::optional<at::Tensor>& b : biases) {
+    if (b.has_value()) look_at(*b);
+  }
   if (differentiated) {
+    if (!symbolic) (void)check_mlp_arguments("mlp_jacobian", x, weights, biases, activation, columns);
     static const auto formula = c10::Dispatcher::singleton()
                                     .findSchemaOrThrow("llr::_mlp_jacobian_formula", "")
                                     .typed<MlpJacobian>();
-    return formula.call(x, weights, biases, activation, columns);
+    if (!negated) return formula.call(x, weights, biases, activation, columns);
+    // Forward-mode differentiation does not get through views of a lazily negated tensor.
+    std::vector<at::Tensor> resolved;
+    OptionalTensors resolved_biases;
+    for (const at::Tensor& w : weights) resolved.push_back(w.resolve_neg());
+    for (const std::optional<at::Tensor>& b : biases) {
+      resolved_biases.push_back(b.has_value() ? std::optional<at::Tensor>(b->resolve_neg()) : b);
+    }
+    return formula.call(x.resolve_neg(), resolved, resolved_biases, activation, columns);
   }
   static const auto op =
       c10::Dispatcher::singleton().findSchemaOrThrow("llr::mlp_jacobian", "").typed<MlpJacobian>();

@@ -21,6 +21,7 @@ void check_gram_add(const at::Tensor& K, const at::Tensor& delta, const at::Tens
   TORCH_CHECK(K.scalar_type() == at::kDouble, "gram_add_: K is ", K.scalar_type(), "; expected float64");
   TORCH_CHECK((K.dim() == 2 || (K.dim() == 3 && K.size(0) == 2)) && K.size(-1) == K.size(-2),
               "gram_add_: K has shape ", K.sizes(), "; expected (N, N), or (2, N, N) in double-double");
+  TORCH_CHECK(delta.defined() && a.defined(), "gram_add_: delta or a is None; expected tensors");
   const int64_t rows = K.size(-1);
   TORCH_CHECK(K.is_contiguous() && !K.is_neg(), "gram_add_: K is not contiguous");
   for (const auto& [t, name] : {std::pair<const at::Tensor&, const char*>(delta, "delta"), {a, "a"}}) {
@@ -28,6 +29,7 @@ void check_gram_add(const at::Tensor& K, const at::Tensor& delta, const at::Tens
                     t.size(0) == rows && t.size(1) == delta.size(1),
                 "gram_add_: ", name, " is ", t.scalar_type(), " of shape ", t.sizes(), " on ", t.device(),
                 "; expected float64 (", rows, ", T, width) on ", K.device());
+    check_apart("gram_add_", "K", K, name, t);
   }
 }
 

@@ -8,6 +8,8 @@
 #include <ATen/MemoryOverlap.h>
 #include <c10/util/safe_numerics.h>
 
+#include "memory.h"
+
 namespace llr {
 namespace {
 
@@ -63,6 +65,7 @@ void place_columns(const char* op, MlpLayout& layout, const std::vector<at::Tens
 
 void check_same_kind(const char* op, const at::Tensor& t, const at::Tensor& x, const std::string& name) {
   TORCH_CHECK(t.defined(), op, ": ", name, " is undefined");
+  TORCH_CHECK(t.layout() == at::kStrided, op, ": ", name, " has the layout ", t.layout(), "; expected a strided tensor");
   TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " is ", t.scalar_type(),
               " but x is ", x.scalar_type(), "; expected one dtype");
   TORCH_CHECK(t.device() == x.device(), op, ": ", name, " is on ", t.device(), " but x is on ",
@@ -84,7 +87,11 @@ bool is_aligned(const at::Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % t.element_size() == 0;
 }
 
-at::Tensor readable(const at::Tensor& t) {
+at::Tensor readable(const char* op, const char* name, const at::Tensor& t, int64_t index) {
+  if (t.is_contiguous() && !t.is_neg() && is_aligned(t)) return t;
+  const double bytes = static_cast<double>(t.numel()) * static_cast<double>(t.element_size());
+  TORCH_CHECK(!t.is_cpu() || fits_memory(bytes), op, ": ", name, index < 0 ? "" : "[" + std::to_string(index) + "]",
+              " of shape ", t.sizes(), ", which repeats its numbers, ", beyond_memory(bytes), " in full");
   const at::Tensor dense = t.resolve_neg().contiguous();
   return is_aligned(dense) ? dense : dense.clone();
 }
@@ -95,13 +102,15 @@ std::vector<int64_t> MlpArguments::result_sizes() const {
   return {samples, outputs, layout.columns};
 }
 
-MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorList weights,
-                                const c10::List<std::optional<at::Tensor>>& biases,
-                                std::string_view activation, at::OptionalIntArrayRef columns) {
+MlpArguments check_mlp_arguments(const char* op, const at::Tensor& x, at::TensorList weights,
+                                 const c10::List<std::optional<at::Tensor>>& biases,
+                                 std::string_view activation, at::OptionalIntArrayRef columns) {
   MlpArguments args;
+  args.x = x;
   args.activation = activation_named(op, activation);
   TORCH_CHECK(x.scalar_type() == at::kDouble || x.scalar_type() == at::kFloat,
               op, ": x is ", x.scalar_type(), "; expected float32 or float64");
+  TORCH_CHECK(x.layout() == at::kStrided, op, ": x has the layout ", x.layout(), "; expected a strided tensor");
   TORCH_CHECK(x.dim() == 2 || x.dim() == 3, op, ": x has shape ", x.sizes(),
               "; expected (n, d), or (B, n, d) with a batch of parameter points");
   TORCH_CHECK(x.size(-1) > 0, op, ": x has shape ", x.sizes(), "; expected at least one input");
@@ -162,10 +171,18 @@ MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorL
   TORCH_CHECK(!overflow && bytes <= static_cast<uint64_t>(std::numeric_limits<int64_t>::max()),
               op, ": a result of shape ", at::IntArrayRef(sizes), " has more than 2^63 bytes");
 
-  args.x = readable(x);
-  for (at::Tensor& w : args.weights) w = readable(w);
-  for (at::Tensor& b : args.biases) {
-    if (b.defined()) b = readable(b);
+  return args;
+}
+
+MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorList weights,
+                                const c10::List<std::optional<at::Tensor>>& biases,
+                                std::string_view activation, at::OptionalIntArrayRef columns) {
+  MlpArguments args = check_mlp_arguments(op, x, weights, biases, activation, columns);
+  args.x = readable(op, "x", x);
+  for (size_t l = 0; l < weights.size(); ++l) {
+    at::Tensor &w = args.weights[l], &b = args.biases[l];
+    w = readable(op, "weights", w, static_cast<int64_t>(l));
+    if (b.defined()) b = readable(op, "biases", b, static_cast<int64_t>(l));
   }
   return args;
 }
@@ -177,12 +194,20 @@ void check_out(const char* op, const at::Tensor& out, const MlpArguments& args, 
               at::IntArrayRef(sizes));
   TORCH_CHECK(out.scalar_type() == x.scalar_type() && out.device() == x.device(), op, ": out is ",
               out.scalar_type(), " on ", out.device(), "; expected ", x.scalar_type(), " on ", x.device());
-  at::assert_no_internal_overlap(out);
-  at::assert_no_overlap(out, x);
-  for (const at::Tensor& w : weights) at::assert_no_overlap(out, w);
+  TORCH_CHECK(at::has_internal_overlap(out) != at::MemOverlap::Yes, op, ": out of shape ", out.sizes(), " and strides ",
+              out.strides(), " overlaps itself in memory; expected a place for each number");
+  check_apart(op, "out", out, "x", x);
+  for (const at::Tensor& w : weights) check_apart(op, "out", out, "a weight", w);
   for (const at::Tensor& b : args.biases) {
-    if (b.defined()) at::assert_no_overlap(out, b);
+    if (b.defined()) check_apart(op, "out", out, "a bias", b);
   }
+}
+
+void check_apart(const char* op, const char* name, const at::Tensor& written, const char* other_name,
+                 const at::Tensor& other) {
+  const at::MemOverlapStatus status = at::get_overlap_status(written, other);
+  TORCH_CHECK(status != at::MemOverlapStatus::Full && status != at::MemOverlapStatus::Partial, op, ": ", name,
+              " overlaps ", other_name, " in memory; expected memory of its own, as it is written to");
 }
 
 bool is_writable(const at::Tensor& t) { return t.is_contiguous() && !t.is_neg() && is_aligned(t); }

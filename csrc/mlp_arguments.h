@@ -14,7 +14,6 @@
 namespace llr {
 
 struct MlpArguments {
-  // All contiguous and aligned.
   at::Tensor x;                     // (n, d), or (B, n, d) if x_batched
   std::vector<at::Tensor> weights;  // (out, in), or (B, out, in) if weights_batched
   std::vector<at::Tensor> biases;   // (out), or (B, out); undefined where a layer has none
@@ -36,11 +35,17 @@ Activation activation_named(const char* op, std::string_view name);
 bool is_aligned(const at::Tensor& t);
 
 // A tensor as a kernel can read it: contiguous, at a multiple of its numbers' size (memory from elsewhere
-// need not be), and not lazily negated.
-at::Tensor readable(const at::Tensor& t);
+// need not be), and not lazily negated. Throws, naming the operator, the argument and its place in a list, where a copy
+// would be needed that no memory holds.
+at::Tensor readable(const char* op, const char* name, const at::Tensor& t, int64_t index = -1);
 
-// Throws c10::Error naming the operator, the offending argument and its shape. Nothing is allocated before every check
-// has passed, but for contiguous copies of arguments that are not.
+// Throws c10::Error naming the operator, the offending argument and its shape. The tensors are as they were given, and
+// only their shapes are looked at.
+MlpArguments check_mlp_arguments(const char* op, const at::Tensor& x, at::TensorList weights,
+                                 const c10::List<std::optional<at::Tensor>>& biases,
+                                 std::string_view activation, at::OptionalIntArrayRef columns);
+
+// The same, with tensors that a kernel can read: copies of those that are not readable() as they are.
 MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorList weights,
                                 const c10::List<std::optional<at::Tensor>>& biases,
                                 std::string_view activation, at::OptionalIntArrayRef columns);
@@ -49,6 +54,10 @@ MlpArguments read_mlp_arguments(const char* op, const at::Tensor& x, at::TensorL
 // of its own. `x` and `weights` as they were given.
 void check_out(const char* op, const at::Tensor& out, const MlpArguments& args, const at::Tensor& x,
                at::TensorList weights);
+
+// Throws where a tensor that is written to shares memory with another one.
+void check_apart(const char* op, const char* name, const at::Tensor& written, const char* other_name,
+                 const at::Tensor& other);
 
 // Whether a kernel can write into it: contiguous, at a multiple of its numbers' size, not lazily negated.
 bool is_writable(const at::Tensor& t);

@@ -20,7 +20,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from llr import double_double, reference
+from llr import _arguments, double_double, reference
 
 BUILD_FACTS = "_build.json"
 
@@ -285,19 +285,6 @@ def _result_shape(
     return [*batch, x.shape[-2], weights[-1].shape[-2], count]
 
 
-def _check_devices(
-    op: str, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None]
-) -> None:
-    """One meta tensor among others brings a call here instead of to the kernel that would refuse it."""
-    for name, tensors in (("weights", weights), ("biases", biases)):
-        for i, t in enumerate(tensors):
-            if t is not None and t.device != x.device:
-                raise RuntimeError(
-                    f"{op}: {name}[{i}] is on {t.device} but x is on {x.device}; "
-                    "expected one device"
-                )
-
-
 def _fake(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -305,7 +292,7 @@ def _fake(
     activation: str,
     columns: Sequence[int] | None = None,
 ) -> Tensor:
-    _check_devices("mlp_jacobian", x, weights, biases)
+    _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
     return x.new_empty(_result_shape(x, weights, biases, columns))
 
 
@@ -318,9 +305,8 @@ def _fake_out(
     *,
     out: Tensor,
 ) -> None:
-    _check_devices("mlp_jacobian", x, weights, biases)
-    if out.device != x.device:
-        raise RuntimeError(f"mlp_jacobian: out is on {out.device}; expected {x.device} as x")
+    _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
+    _arguments.check_out(out, x, _result_shape(x, weights, biases, columns))
 
 
 def _vmap(
@@ -341,6 +327,10 @@ def _vmap(
     def front(t: Tensor, dim: int | None) -> Tensor:
         return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
 
+    for name, tensors in (("x", [x]), ("weights", weights), ("biases", biases)):
+        for t in tensors:
+            if t is not None:
+                _arguments.check_plain("mlp_jacobian", name, t)
     only_x = all(d is None for d in weight_dims) and all(d is None for d in bias_dims)
     for name, t, dim in (("x", x, x_dim), ("weights[0]", weights[0], weight_dims[0])):
         logical = t.dim() - (dim is not None)
@@ -386,25 +376,57 @@ def _fake_gram(
     columns: Sequence[int] | None = None,
     double_double: bool = False,
 ) -> Tensor:
-    _check_devices("mlp_gram", x, weights, biases)
+    _arguments.check_mlp("mlp_gram", x, weights, biases, activation, columns)
     *batch, n, q, _ = _result_shape(x, weights, biases, columns)
     shape = [*([2] if double_double else []), *batch, n, q, n, q]
     return x.new_empty(shape, dtype=torch.float64)
 
 
 def _fake_gram_add(K: Tensor, delta: Tensor, a: Tensor, bias: bool, weight: bool) -> None:
-    for name, t in (("delta", delta), ("a", a)):
-        if t.device != K.device:
-            raise RuntimeError(f"gram_add_: {name} is on {t.device}; expected {K.device} as K")
+    _arguments.check_gram_add(K, delta, a)
 
 
 def _fake_gram_factor(K: Tensor) -> Tensor:
+    _arguments.check_gram_factor(K)
+    if (
+        type(K) is Tensor
+    ):  # on meta, and no fake tensor, of which torch can note that a size is not known yet
+        raise RuntimeError(
+            "gram_factor: K is on meta; the rank of a matrix without numbers is not known"
+        )
     rank = torch.library.get_ctx().new_dynamic_size()
     return K.new_empty((*K.shape[1:-1], rank))
 
 
 def _fake_svdvals(A: Tensor, *, sweeps: int = 100) -> Tensor:
+    _arguments.check_svdvals(A, sweeps)
     return A.new_empty((*A.shape[:-2], min(A.shape[-2:])))
+
+
+def _vmap_svdvals(
+    info: Any, in_dims: tuple[Any, ...], A: Tensor, *, sweeps: int = 100
+) -> tuple[Tensor, int]:
+    return _native.svdvals(A.movedim(in_dims[0], 0), sweeps=sweeps), 0
+
+
+def _formula(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    columns: Sequence[int] | None = None,
+) -> Tensor:
+    """The function in torch operations. The kernel of autograd has checked the arguments."""
+    try:
+        return reference.mlp_jacobian(x, weights, biases, activation, columns)
+    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
+        if "DefaultCPUAllocator" in str(error):
+            shape = _result_shape(x, weights, biases, columns)
+            raise RuntimeError(
+                f"mlp_jacobian: not enough memory for a result of shape {shape}"
+            ) from error
+        raise
 
 
 def _fake_lm_solve(
@@ -418,11 +440,7 @@ def _fake_lm_solve(
     biases: Sequence[bool],
     **options: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    for name, t in (("x", x), ("y", y), ("which", which)):
-        if t.device != theta.device:
-            raise RuntimeError(
-                f"lm_solve: {name} is on {t.device}; expected {theta.device} as theta"
-            )
+    _arguments.check_lm(theta, x, y, which)
     integers = theta.new_empty(theta.shape[0], dtype=torch.int64)
     return (
         torch.empty_like(theta, memory_format=torch.contiguous_format),
@@ -440,7 +458,6 @@ if NATIVE:
     torch.library.register_fake("llr::svdvals", _fake_svdvals)
     torch.library.register_fake("llr::mlp_jacobian", _fake)
     torch.library.register_fake("llr::mlp_jacobian.out", _fake_out)
-    torch.library.impl("llr::_mlp_jacobian_formula", "CompositeImplicitAutograd")(
-        reference.mlp_jacobian
-    )
+    torch.library.impl("llr::_mlp_jacobian_formula", "CompositeImplicitAutograd")(_formula)
     torch.library.register_vmap("llr::mlp_jacobian", _vmap)
+    torch.library.register_vmap("llr::svdvals", _vmap_svdvals)

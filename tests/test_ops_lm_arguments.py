@@ -92,7 +92,7 @@ def test_shapes_without_numbers():
     for fake, real in zip(found, expected, strict=True):
         assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
         assert fake.is_meta
-    with pytest.raises(RuntimeError, match="x is on cpu; expected meta as theta"):
+    with pytest.raises(RuntimeError, match="x is on cpu but theta is on meta; expected one device"):
         native(model, data._replace(theta=data.theta.to("meta")))
 
 

@@ -16,7 +16,9 @@
 #include "../gram_arguments.h"
 #include "../mlp_arguments.h"
 #include "double_double.h"
+#include "allocate.h"
 #include "gram.h"
+#include "interrupt.h"
 #include "products.h"
 #include "signals.h"
 
@@ -40,7 +42,13 @@ void product(double* high, double* low, const double* rows, int64_t row_stride, 
     return;
   }
   std::fill_n(low, tile * tile, 0.0);
-  double_double_kernels().multiply_add(high, low, rows, row_stride, columns, column_stride, m, n, k, packed);
+  constexpr int64_t at_once = 64 * depth_at_once;
+  for (int64_t from = 0; from < k; from += at_once) {
+    const int64_t depth = std::min(at_once, k - from);
+    interruption_point(10 * m * n * depth);
+    double_double_kernels().multiply_add(high, low, rows + from, row_stride, columns + from, column_stride, m, n, depth,
+                                         packed);
+  }
 }
 
 void accumulate(double* high, double* low, int64_t rows, const LayerSignals& layer, const Tiles& tiles,
@@ -71,6 +79,7 @@ void add_tile(double* high, double* low, int64_t rows, const LayerSignals& layer
   const bool plain = low == nullptr;
   for (int64_t t = 0; t < layer.positions; ++t) {
     for (int64_t s = 0; s < layer.positions; ++s) {
+      interruption_point(tile * tile);
       product(tiles.d_high.data(), plain ? nullptr : tiles.d_low.data(),
               layer.delta + i * delta_stride + t * layer.outputs, delta_stride,
               layer.delta + j * delta_stride + s * layer.outputs, delta_stride, m, n, layer.outputs,
@@ -103,7 +112,7 @@ void gram_add(at::Tensor& K, const at::Tensor& delta, const at::Tensor& a, bool 
   check_gram_add(K, delta, a);
   const int64_t rows = K.size(-1);
   if (rows == 0) return;
-  const at::Tensor d = readable(delta), signals = readable(a);
+  const at::Tensor d = readable("gram_add_", "delta", delta), signals = readable("gram_add_", "a", a);
   double* const high = K.mutable_data_ptr<double>();
   add_layer(high, K.dim() == 3 ? high + rows * rows : nullptr, rows,
             {d.const_data_ptr<double>(), signals.const_data_ptr<double>(), d.size(1), d.size(2),
@@ -144,7 +153,9 @@ at::Tensor mlp_gram(const at::Tensor& x, at::TensorList weights,
                     const c10::List<std::optional<at::Tensor>>& biases, std::string_view activation,
                     at::OptionalIntArrayRef columns, bool double_double) {
   const MlpArguments args = read_mlp_arguments("mlp_gram", x, weights, biases, activation, columns);
-  at::Tensor K = at::zeros(gram_sizes(args, double_double), at::TensorOptions(at::kDouble));
+  const std::vector<int64_t> sizes = gram_sizes(args, double_double);
+  check_result("mlp_gram", sizes, at::kDouble);
+  at::Tensor K = at::zeros(sizes, at::TensorOptions(at::kDouble));
   if (K.numel() == 0) return K;
   double* const high = K.mutable_data_ptr<double>();
   double* const low = double_double ? high + K.numel() / 2 : nullptr;
@@ -161,9 +172,11 @@ at::Tensor mlp_gram(const at::Tensor& x, at::TensorList weights,
 void add_layer(double* high, double* low, int64_t rows, const LayerSignals& layer) {
   if (!layer.weight && !layer.bias) return;
   const int64_t bands = ceil_div(rows, tile), tasks = bands * (bands + 1) / 2;
-  const int64_t terms = layer.outputs + (layer.weight ? layer.inputs : 0);
-  const int64_t work = rows * rows / 2 * layer.positions * layer.positions * terms * (low == nullptr ? 1 : 10);
-  parallel_tasks(tasks, work, [&](int64_t task) {
+  // In doubles: the square of many positions need not be an int64_t.
+  const auto positions = static_cast<double>(layer.positions);
+  const auto terms = static_cast<double>(layer.outputs + (layer.weight ? layer.inputs : 0));
+  const double work = static_cast<double>(rows * rows / 2) * positions * positions * terms * (low == nullptr ? 1 : 10);
+  parallel_tasks(tasks, static_cast<int64_t>(std::min(work, 1e18)), [&](int64_t task) {
     int64_t band = 0;  // task = band (band + 1) / 2 + column
     while ((band + 1) * (band + 2) / 2 <= task) ++band;
     const int64_t i = band * tile, j = (task - band * (band + 1) / 2) * tile;
@@ -177,6 +190,6 @@ void add_layer(double* high, double* low, int64_t rows, const LayerSignals& laye
 }  // namespace llr
 
 TORCH_LIBRARY_IMPL(llr, CPU, m) {
-  m.impl("mlp_gram", &llr::mlp_gram);
-  m.impl("gram_add_", &llr::gram_add);
+  m.impl("mlp_gram", &llr::Interruptible<"mlp_gram", &llr::mlp_gram>::call);
+  m.impl("gram_add_", &llr::Interruptible<"gram_add_", &llr::gram_add>::call);
 }

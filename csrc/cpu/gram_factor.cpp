@@ -13,7 +13,8 @@
 #include "../mlp_arguments.h"
 #include "allocate.h"
 #include "double_double.h"
-#include "kernels.h"
+#include "finite.h"
+#include "interrupt.h"
 #include "products.h"
 
 namespace llr {
@@ -40,6 +41,7 @@ class Cholesky {
     L_low_ = aligned_doubles(rows_ * rows_);
     std::vector<double> m_high(rows_), m_low(rows_);
     for (rank_ = 0; rank_ < rows_; ++rank_) {
+      interruption_point(rows_);
       int64_t pivot = -1;
       for (int64_t i = 0; i < rows_; ++i) {
         if (!taken_[i] && (pivot < 0 || diagonal_[i] > diagonal_[pivot])) pivot = i;
@@ -93,11 +95,11 @@ at::Tensor gram_factor(const at::Tensor& K) {
   TORCH_CHECK(K.scalar_type() == at::kDouble, "gram_factor: K is ", K.scalar_type(), "; expected float64");
   TORCH_CHECK((K.dim() == 3 || K.dim() == 4) && K.size(0) == 2 && K.size(-1) == K.size(-2),
               "gram_factor: K has shape ", K.sizes(), "; expected (2, N, N) or (2, B, N, N), high and low parts");
-  const at::Tensor dense = readable(K);
+  const at::Tensor dense = readable("gram_factor", "K", K);
   const int64_t rows = K.size(-1), count = K.dim() == 4 ? K.size(1) : 1;
   const double* const data = dense.const_data_ptr<double>();
-  TORCH_CHECK(math_kernels().all_finite_double(data, dense.numel()),
-              "gram_factor: K has NaN or infinite entries; expected finite ones");
+  TORCH_CHECK(all_finite(dense), "gram_factor: K has NaN or infinite entries; expected finite ones");
+  check_result("gram_factor", {count + 2, rows, rows}, at::kDouble);  // with two triangles on the way
   at::Tensor L = at::zeros({count, rows, rows}, at::TensorOptions(at::kDouble));
   int64_t most = 0;
   for (int64_t b = 0; b < count; ++b) {
@@ -105,6 +107,7 @@ at::Tensor gram_factor(const at::Tensor& K) {
     const int64_t rank = factor.run();
     double* const to = L.mutable_data_ptr<double>() + b * rows * rows;
     for (int64_t i = 0; i < rows; ++i) {
+      interruption_point(rank);
       for (int64_t c = 0; c < rank; ++c) to[i * rows + c] = factor.entry(i, c);
     }
     most = std::max(most, rank);
@@ -116,4 +119,4 @@ at::Tensor gram_factor(const at::Tensor& K) {
 }  // namespace
 }  // namespace llr
 
-TORCH_LIBRARY_IMPL(llr, CPU, m) { m.impl("gram_factor", &llr::gram_factor); }
+TORCH_LIBRARY_IMPL(llr, CPU, m) { m.impl("gram_factor", &llr::Interruptible<"gram_factor", &llr::gram_factor>::call); }

@@ -9,7 +9,6 @@
 // spread over the threads by itself: neurons are shared out in pieces, rows in strips, and as many blocks
 // go at once as their signals fit scratch_bytes. Either way all sums are cut up by the sizes alone, so the
 // result is the same in every bit for any number of threads.
-#include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -22,6 +21,7 @@
 #include "../mlp_arguments.h"
 #include "../mlp_layout.h"
 #include "allocate.h"
+#include "interrupt.h"
 #include "kernels.h"
 #include "products.h"
 #include "signals.h"
@@ -132,6 +132,7 @@ class Jacobian {
     const Kernels<T>& kernels = row_kernels<T>();
     alignas(64) std::array<char, writer_bytes> writer;
     std::vector<const double*> a(layers_), delta(layers_, nullptr);
+    const bool long_rows = outputs_ * layout_.columns >= thread_work;
     for (int64_t first = 0; first < outputs_; first += chunk_) {
       const int64_t outputs = std::min(chunk_, outputs_ - first);
       for (int l = layers_ - 1; l >= 1; --l) {
@@ -140,6 +141,7 @@ class Jacobian {
       for (int64_t s = 0; s < b.count; ++s) {
         if (s == 0 || outputs < outputs_) kernels.open(writer.data(), row(b, s, first), streaming_);
         for (int64_t j = 0; j < outputs; ++j) {
+          if (long_rows) interruption_point(layout_.columns);
           aim(a, delta, b.slot + s, j, outputs);
           kernels.row(writer.data(), layout_, strips_.data(), static_cast<int64_t>(strips_.size()),
                       {a.data(), delta.data(), first + j});
@@ -164,12 +166,13 @@ class Jacobian {
     }
     const int64_t work = std::max<int64_t>(1, tasks / strips * layout_.columns);
     const int64_t grain = std::max<int64_t>(1, tasks * thread_work / work);
-    at::parallel_for(0, tasks, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(tasks, grain, [&](int64_t begin, int64_t end) {
       alignas(64) std::array<char, writer_bytes> writer;
       std::vector<const double*> a(layers_), delta(layers_, nullptr);
       size_t b = std::upper_bound(first_task.begin(), first_task.end(), begin) - first_task.begin() - 1;
       T* next = nullptr;  // where the open writer goes on
       for (int64_t task = begin; task < end;) {
+        interruption_point(strip_columns);
         while (task >= first_task[b + 1]) ++b;
         const int64_t in_block = task - first_task[b];
         const int64_t strip = in_block % strips, r = in_block / strips;
@@ -218,7 +221,7 @@ at::Tensor mlp_jacobian(const at::Tensor& x, at::TensorList weights,
                         const c10::List<std::optional<at::Tensor>>& biases, std::string_view activation,
                         at::OptionalIntArrayRef columns) {
   const MlpArguments arguments = read_mlp_arguments("mlp_jacobian", x, weights, biases, activation, columns);
-  at::Tensor result = empty_result(arguments.result_sizes(), x.scalar_type());
+  at::Tensor result = empty_result("mlp_jacobian", arguments.result_sizes(), x.scalar_type());
   compute(arguments, result);
   return result;
 }
@@ -231,7 +234,7 @@ void mlp_jacobian_out(const at::Tensor& x, at::TensorList weights,
   if (is_writable(out)) {
     compute(arguments, out);
   } else {
-    at::Tensor result = empty_result(arguments.result_sizes(), x.scalar_type());
+    at::Tensor result = empty_result("mlp_jacobian", arguments.result_sizes(), x.scalar_type());
     compute(arguments, result);
     out.copy_(result);
   }
@@ -243,6 +246,6 @@ void mlp_jacobian_out(const at::Tensor& x, at::TensorList weights,
 }  // namespace llr
 
 TORCH_LIBRARY_IMPL(llr, CPU, m) {
-  m.impl("mlp_jacobian", &llr::mlp_jacobian);
-  m.impl("mlp_jacobian.out", &llr::mlp_jacobian_out);
+  m.impl("mlp_jacobian", &llr::Interruptible<"mlp_jacobian", &llr::mlp_jacobian>::call);
+  m.impl("mlp_jacobian.out", &llr::Interruptible<"mlp_jacobian", &llr::mlp_jacobian_out>::call);
 }

@@ -6,12 +6,17 @@
 #include <torch/library.h>
 
 #include <algorithm>
+#include <atomic>
+#include <chrono>
 #include <cmath>
 #include <limits>
 #include <string_view>
+#include <thread>
 #include <tuple>
 
+#include "../memory.h"
 #include "allocate.h"
+#include "interrupt.h"
 #include "kernels.h"
 #include "lm_arguments.h"
 #include "products.h"
@@ -52,6 +57,44 @@ const LmKernels& lm_kernels() { LLR_PICK(lm_table) }
 
 namespace {
 
+constexpr const char* op = "lm_solve";
+
+// Those at work on the queue. The calling thread, which alone can ask for signals, stays until all have ended: others may
+// be at a start that takes a thousand iterations more.
+class Workers {
+ public:
+  class Guard {
+   public:
+    explicit Guard(Workers& workers) : workers_(workers) { ++workers_.running_; }
+    ~Guard() { --workers_.running_; }
+    Guard(const Guard&) = delete;
+    Guard& operator=(const Guard&) = delete;
+
+   private:
+    Workers& workers_;
+  };
+
+  // To be called by a worker that has ended. What another one waits for cannot be waited for here, so that those that have
+  // not begun do not count.
+  void wait_if_caller() {
+    if (std::this_thread::get_id() != caller_) return;
+    for (int64_t turn = 0; running_ > 0; ++turn) {
+      interruption_point(looks_at_once);
+      if (turn < 1000) {
+        std::this_thread::yield();
+      } else {
+        std::this_thread::sleep_for(std::chrono::microseconds(100));
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t looks_at_once = int64_t(1) << 40;  // the clock is looked at each time
+
+  const std::thread::id caller_ = std::this_thread::get_id();
+  std::atomic<int64_t> running_{0};
+};
+
 using Result = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 Result lm_solve(const at::Tensor& theta, const at::Tensor& x, const at::Tensor& y, const at::Tensor& which,
@@ -64,7 +107,7 @@ Result lm_solve(const at::Tensor& theta, const at::Tensor& x, const at::Tensor& 
   const LmModel& model = args.model;
   const int64_t S = args.theta.size(0), n = args.x.size(1);
   const auto doubles = at::TensorOptions(at::kDouble), integers = at::TensorOptions(at::kLong);
-  Result result{args.theta.clone(), at::full({S}, std::numeric_limits<double>::infinity(), doubles),
+  Result result{args.theta.clone(at::MemoryFormat::Contiguous), at::full({S}, std::numeric_limits<double>::infinity(), doubles),
                 at::full({S}, int64_t{0}, integers),
                 at::full({S}, static_cast<int64_t>(LmStatus::skipped), integers)};
   auto& [final_theta, loss, counts, status] = result;
@@ -88,11 +131,21 @@ Result lm_solve(const at::Tensor& theta, const at::Tensor& x, const at::Tensor& 
   const auto deserved =
       1 + static_cast<int64_t>(std::min(static_cast<double>(S) * per_start / thread_work, 1e6));
   const int64_t workers = std::min({S, deserved, static_cast<int64_t>(at::get_num_threads())});
-  at::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
-    const AlignedDoubles scratch = aligned_doubles(lm_kernels().scratch(model, n));
-    for (int64_t worker = begin; worker < end; ++worker) {
-      lm_kernels().run(work, ceil_div(S, workers), scratch.get());
+  const int64_t numbers = lm_kernels().scratch(model, n);
+  const double bytes = 8.0 * static_cast<double>(numbers) * static_cast<double>(workers);
+  TORCH_CHECK(fits_memory(bytes), op, ": the Jacobians of ", workers * lm_kernels().lanes, " starts side by side, of ",
+              n * model.outputs, " residuals and ", model.parameters, " parameters, with what is made of them, ",
+              beyond_memory(bytes));
+  Workers at_work;
+  parallel_for(workers, 1, [&](int64_t begin, int64_t end) {
+    {
+      const Workers::Guard guard(at_work);
+      const AlignedDoubles scratch = aligned_doubles(numbers);
+      for (int64_t worker = begin; worker < end; ++worker) {
+        lm_kernels().run(work, ceil_div(S, workers), scratch.get());
+      }
     }
+    at_work.wait_if_caller();
   });
 
   // What a thread had begun, or even ended, behind the first success depends on the threads: it is taken back.
@@ -109,4 +162,6 @@ Result lm_solve(const at::Tensor& theta, const at::Tensor& x, const at::Tensor& 
 }  // namespace
 }  // namespace llr
 
-TORCH_LIBRARY_IMPL(llr, CPU, m) { m.impl("lm_solve", &llr::lm_solve); }
+TORCH_LIBRARY_IMPL(llr, CPU, m) {
+  m.impl("lm_solve", &llr::Interruptible<"lm_solve", &llr::lm_solve>::call);
+}

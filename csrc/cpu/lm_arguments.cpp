@@ -5,7 +5,8 @@
 #include <string>
 
 #include "../mlp_arguments.h"
-#include "kernels.h"
+#include "finite.h"
+#include "interrupt.h"
 
 namespace llr {
 namespace {
@@ -108,8 +109,7 @@ void check_tensor(const at::Tensor& t, const char* name, at::ScalarType dtype, i
 }
 
 void check_finite(const at::Tensor& t, const char* name) {
-  const bool finite = math_kernels().all_finite_double(t.const_data_ptr<double>(), t.numel());
-  TORCH_CHECK(finite, op, ": ", name, " has a NaN or an infinity; expected finite numbers");
+  TORCH_CHECK(all_finite(t), op, ": ", name, " has a NaN or an infinity; expected finite numbers");
 }
 
 void check_damping(const LmDamping& damping) {
@@ -134,6 +134,7 @@ void check_squares(const at::Tensor& y) {
   const int64_t count = y.size(1) * y.size(2);
   const double* p = y.const_data_ptr<double>();
   for (int64_t set = 0; set < y.size(0); ++set, p += count) {
+    interruption_point(count);
     double squares = 0.0, largest = 0.0;
     for (int64_t i = 0; i < count; ++i) {
       squares += p[i] * p[i];
@@ -183,10 +184,10 @@ LmArguments read_lm_arguments(const at::Tensor& theta, const at::Tensor& x, cons
                          static_cast<double>(model.parameters + model.hidden + 1);
   TORCH_CHECK(numbers < most_numbers, op, ": Jacobians of ", numbers, " numbers do not fit into any memory");
 
-  args.theta = readable(theta);
-  args.x = readable(x);
-  args.y = readable(y);
-  args.which = readable(which);
+  args.theta = readable(op, "theta", theta);
+  args.x = readable(op, "x", x);
+  args.y = readable(op, "y", y);
+  args.which = readable(op, "which", which);
   check_finite(args.theta, "theta");
   check_finite(args.x, "x");
   check_finite(args.y, "y");

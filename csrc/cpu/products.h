@@ -1,12 +1,13 @@
 // Matrix products inside parallel tasks, on one thread each and the same in every bit wherever they run.
 #pragma once
 
-#include <ATen/Parallel.h>
 #include <ATen/core/LegacyTypeDispatch.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <vector>
+
+#include "interrupt.h"
 
 namespace llr {
 
@@ -33,10 +34,14 @@ template <typename F>
 void parallel_tasks(int64_t count, int64_t work, const F& f) {
   if (count <= 0) return;
   const int64_t grain = std::max<int64_t>(1, count * thread_work / std::max<int64_t>(work, 1));
-  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+  const int64_t each = std::max<int64_t>(1, work / count);
+  parallel_for(count, grain, [&](int64_t begin, int64_t end) {
     const at::AutoDispatchBelowADInplaceOrView guard;
     const OneBlasThread one_thread;
-    for (int64_t i = begin; i < end; ++i) f(i);
+    for (int64_t i = begin; i < end; ++i) {
+      interruption_point(each);
+      f(i);
+    }
   });
 }
 

@@ -23,8 +23,10 @@
 #include <vector>
 
 #include "../mlp_arguments.h"
+#include "../memory.h"
 #include "../svdvals_arguments.h"
 #include "allocate.h"
+#include "interrupt.h"
 #include "kernels.h"
 #include "lanes.h"
 #include "products.h"
@@ -35,6 +37,7 @@ namespace {
 constexpr int64_t widest_in_lanes = 128;
 constexpr int64_t fewest_in_lanes = 3;   // matrices, from this width on:
 constexpr int64_t always_in_lanes = 24;
+constexpr int64_t numbers_at_once = 1 << 18;  // looked through between two looks for signals
 constexpr int64_t least_block_rows = 64;
 constexpr int64_t most_block_rows = 256;  // in lanes: they stay in the second-level cache
 
@@ -59,16 +62,23 @@ double largest(const float* p, int64_t count) { return math_kernels().largest_fl
 template <typename T>
 double largest_entry(const Batch& batch, int64_t matrix) {
   const T* from = static_cast<const T*>(batch.data[matrix]);
-  if (batch.column_stride == 1 && batch.row_stride == batch.columns) {
-    return largest(from, batch.rows * batch.columns);
-  }
+  const bool in_one_piece = batch.column_stride == 1 && batch.row_stride == batch.columns;
+  const int64_t at_once = std::max<int64_t>(1, numbers_at_once / batch.columns);
   double most = 0.0;
-  for (int64_t i = 0; i < batch.rows; ++i) {
-    for (int64_t j = 0; j < batch.columns; ++j) {
-      const double entry = std::abs(from[i * batch.row_stride + j * batch.column_stride]);
+  for (int64_t first = 0; first < batch.rows && std::isfinite(most); first += at_once) {
+    const int64_t last = std::min(batch.rows, first + at_once);
+    interruption_point((last - first) * batch.columns);
+    if (in_one_piece) {
+      const double entry = largest(from + first * batch.columns, (last - first) * batch.columns);
       most = entry > most || std::isnan(entry) ? entry : most;
+      continue;
     }
-    if (!std::isfinite(most)) break;
+    for (int64_t i = first; i < last; ++i) {
+      for (int64_t j = 0; j < batch.columns; ++j) {
+        const double entry = std::abs(from[i * batch.row_stride + j * batch.column_stride]);
+        most = entry > most || std::isnan(entry) ? entry : most;
+      }
+    }
   }
   return most;
 }
@@ -138,9 +148,10 @@ class Values {
     const LaneKernels& kernels = lane_kernels();
     const int64_t groups = ceil_div(total, at_once);
     const int64_t grain = std::max<int64_t>(1, groups * thread_work / std::max<int64_t>(work(), 1));
-    at::parallel_for(0, groups, grain, [&](int64_t begin, int64_t end) {
+    parallel_for(groups, grain, [&](int64_t begin, int64_t end) {
       const AlignedDoubles scratch = aligned_doubles(kernels.scratch(rows, batch_.columns));
       for (int64_t g = begin; g < end; ++g) {
+        interruption_point(work() / groups);
         const int64_t first = g * at_once;
         f(first, static_cast<int>(std::min(at_once, total - first)), scratch.get());
       }
@@ -243,14 +254,18 @@ class Values {
 
 at::Tensor svdvals(const at::Tensor& A, int64_t sweeps) {
   check_svdvals(A, sweeps);
-  const at::Tensor input = A.is_neg() || !is_aligned(A) ? readable(A) : A;
+  // Blocks of rows are read where they are; but what takes their place is not much smaller.
+  const double bytes = 8.0 * static_cast<double>(A.numel());
+  TORCH_CHECK(A.is_contiguous() || fits_memory(bytes), "svdvals: A of shape ", A.sizes(), ", which repeats its numbers, ",
+              beyond_memory(bytes), " in full");
+  const at::Tensor input = A.is_neg() || !is_aligned(A) ? readable("svdvals", "A", A) : A;
   const int64_t m = A.size(-2), n = A.size(-1), k = std::min(m, n);
   std::vector<int64_t> sizes(A.sizes().begin(), A.sizes().end() - 2);
-  int64_t count = 1;
-  for (const int64_t size : sizes) count *= size;
   sizes.push_back(k);
+  check_result("svdvals", sizes, at::kDouble);
   at::Tensor result = at::empty(sizes, at::TensorOptions(at::kDouble));
   if (result.numel() == 0) return result.to(A.scalar_type());
+  const int64_t count = result.numel() / k;
 
   Batch batch;
   batch.single = A.scalar_type() == at::kFloat;
@@ -275,4 +290,4 @@ at::Tensor svdvals(const at::Tensor& A, int64_t sweeps) {
 }  // namespace
 }  // namespace llr
 
-TORCH_LIBRARY_IMPL(llr, CPU, m) { m.impl("svdvals", &llr::svdvals); }
+TORCH_LIBRARY_IMPL(llr, CPU, m) { m.impl("svdvals", &llr::Interruptible<"svdvals", &llr::svdvals>::call); }

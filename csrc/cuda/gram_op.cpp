@@ -26,7 +26,7 @@ void gram_add(at::Tensor& K, const at::Tensor& delta, const at::Tensor& a, bool 
   if (rows == 0 || positions == 0 || outputs == 0 || !(weight || bias)) return;
   TORCH_CHECK(positions * std::max(outputs, inputs) <= most_signals, "gram_add_: delta of shape ", delta.sizes(),
               " or a of shape ", a.sizes(), " has more than ", most_signals, " numbers in a row");
-  const at::Tensor d = readable(delta), signals = readable(a);
+  const at::Tensor d = readable("gram_add_", "delta", delta), signals = readable("gram_add_", "a", a);
   double* const high = K.mutable_data_ptr<double>();
   const GramLayer layer{d.const_data_ptr<double>(), signals.const_data_ptr<double>(), 0, 0,
                         static_cast<int>(positions), static_cast<int>(outputs), static_cast<int>(inputs), 1,

@@ -149,7 +149,7 @@ at::Tensor svdvals(const at::Tensor& A, int64_t sweeps) {
   const OnDevice guard(A);
   check_svdvals(A, sweeps);
   const at::AutoDispatchBelowADInplaceOrView below;
-  const at::Tensor input = A.is_neg() || !is_aligned(A) ? readable(A) : A;
+  const at::Tensor input = A.is_neg() || !is_aligned(A) ? readable("svdvals", "A", A) : A;
   const at::Tensor tall = A.size(-2) >= A.size(-1) ? input : input.transpose(-2, -1);
   const int64_t rows = tall.size(-2), n = tall.size(-1);
   std::vector<int64_t> sizes(A.sizes().begin(), A.sizes().end() - 2);

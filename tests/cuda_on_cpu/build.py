@@ -118,7 +118,11 @@ def build(variant: str) -> Path:
     link = ["-shared", f"-L{lib}", f"-Wl,-rpath,{lib}", "-lc10", "-ltorch_cpu"]
     sources = [*EMULATION, HERE / "module.cpp", HERE / "svdvals.cpp"]
     sources += [*sorted(ROOT.glob("csrc/cuda/*.cu")), *sorted(ROOT.glob("csrc/cuda/*.cpp"))]
-    sources += [*sorted(ROOT.glob("csrc/*_arguments.cpp")), ROOT / "csrc/mlp_layout.cpp"]
+    sources += [
+        *sorted(ROOT.glob("csrc/*_arguments.cpp")),
+        ROOT / "csrc/mlp_layout.cpp",
+        ROOT / "csrc/memory.cpp",
+    ]
     folder = ROOT / "build/cuda_on_cpu" / f"{variant}-torch-{torch.__version__}"
     return compile_all(folder / "libllr_emulated.so", sources, variant, flags, link)
 

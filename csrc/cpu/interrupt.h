@@ -1,0 +1,117 @@
+// Ctrl-C and other signals, answered while an operator runs.
+//
+// Python runs signal handlers between its own instructions, of which there are none inside an operator. So long loops
+// call interruption_point() between pieces of work, on whatever thread they run. Now and then the thread that called
+// the operator asks Python to run the handlers of signals that have come in. Where a handler raises an exception
+// (KeyboardInterrupt), every thread leaves its loop, and the operator ends with that exception and without a result.
+// Off Python's main thread nobody asks, as Python runs handlers on that one only.
+//
+// The only file beside llr.cpp, with interrupt.cpp, that knows of Python.
+#pragma once
+
+#include <ATen/Parallel.h>
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <exception>
+#include <new>
+#include <thread>
+#include <utility>
+
+#include <c10/util/Exception.h>
+
+namespace llr {
+
+// Thrown by interruption_point() to leave the loops; call_interruptibly() turns it into Python's exception.
+struct Stopped {};
+
+// A call of an operator. It lives on the stack of the calling thread, and is the current one of that thread and of those
+// that work for it.
+class Call {
+ public:
+  Call();
+  ~Call();
+  Call(const Call&) = delete;
+  Call& operator=(const Call&) = delete;
+
+  // What the calling thread runs, or null.
+  static Call* current();
+
+  // Makes it the current call of this thread while it lives.
+  class OnThread {
+   public:
+    explicit OnThread(Call* call);
+    ~OnThread();
+    OnThread(const OnThread&) = delete;
+    OnThread& operator=(const OnThread&) = delete;
+
+   private:
+    Call* const previous_;
+  };
+
+  // Throws Stopped where the call has been interrupted.
+  void look();
+  [[noreturn]] void raise();
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::milliseconds interval{200};
+
+  void ask_python();
+
+  const std::thread::id caller_ = std::this_thread::get_id();
+  Call* const previous_;
+  Clock::time_point due_ = Clock::now() + interval;
+  std::atomic<bool> stopped_{false};
+  std::exception_ptr error_;
+};
+
+// To be called between pieces of work, which come to so many multiply-adds since the last one: every ten microseconds or
+// so it looks for signals. Throws Stopped.
+void interruption_point(int64_t work);
+
+// at::parallel_for, whose threads belong to the caller's call.
+template <typename F>
+void parallel_for(int64_t count, int64_t grain, const F& f) {
+  Call* const call = Call::current();
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    const Call::OnThread on_thread(call);
+    f(begin, end);
+  });
+}
+
+// Inside of a handler: of std::bad_alloc (null), or of an error of torch, which is thrown on if it is of another kind.
+[[noreturn]] void throw_out_of_memory(const char* op, const c10::Error* error);
+
+template <size_t N>
+struct OperatorName {
+  char text[N];
+  constexpr OperatorName(const char (&name)[N]) {  // NOLINT: a literal is a name
+    for (size_t i = 0; i < N; ++i) text[i] = name[i];
+  }
+};
+
+// What the dispatcher calls: the operator `function`, which can be interrupted, and says by its own name that memory has
+// run out.
+template <OperatorName name, auto function>
+struct Interruptible;
+
+template <OperatorName name, typename R, typename... Arguments, R (*function)(Arguments...)>
+struct Interruptible<name, function> {
+  static R call(Arguments... arguments) {
+    Call call;
+    try {
+      return function(std::forward<Arguments>(arguments)...);
+    } catch (const Stopped&) {
+      call.raise();
+    } catch (const std::bad_alloc&) {
+      throw_out_of_memory(name.text, nullptr);
+    } catch (const c10::Error& error) {
+      throw_out_of_memory(name.text, &error);
+    }
+  }
+};
+
+}  // namespace llr
