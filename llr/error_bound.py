@@ -108,6 +108,7 @@ def layer_errors(
 
 def row_errors(
     layers: Sequence[LayerErrors],
+    outputs: int,
     counts: Callable[[int, bool], bool] = lambda *_: True,
     biases: Sequence[bool] = (),
     *,
@@ -117,6 +118,7 @@ def row_errors(
 
     Args:
         layers: as from :func:`layer_errors`.
+        outputs: q.
         counts: whether a layer's weight (or, with True, its bias) is a column.
         biases: which layers have a bias; default: all.
         single: whether the entries are rounded to float32.
@@ -138,10 +140,9 @@ def row_errors(
         if bias:
             more = u * d if single else torch.zeros_like(d)
             parts.append(ed + more + math.sqrt(layer.d.shape[-1]) * lost)
-    rows = torch.broadcast_shapes(*(part.shape for part in parts))
-    if layers[0].d is None:
-        rows = (*rows[:-1], 1)
-    total = torch.stack([part.expand(rows) for part in parts]).norm(dim=0)
+    shape = (*layers[-1].a.shape[:-1], outputs)
+    parts = parts or [layers[-1].a.new_zeros(shape)]
+    total = torch.stack([part.expand(shape) for part in parts]).norm(dim=0)
     return (_ROUNDED_UP * total + 1e-150).nan_to_num(nan=math.inf, posinf=math.inf)
 
 

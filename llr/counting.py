@@ -1,0 +1,236 @@
+"""The singular values of a model's Jacobian, by any method, and how many are above their error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from llr import _ops
+from llr.equilibrate import scaled_error, times_power
+from llr.error_bound import (
+    estimated_error,
+    layer_errors,
+    row_errors,
+    svd_error,
+)
+from llr.gram import BLOCK_BYTES, evaluate_triangle, gram_with_error
+from llr.jacobian import Plan, execute_with_error, native_arguments
+from llr.memory import fits
+from llr.methods import Cost
+from llr.problem import Problem
+from llr.result import RankResult
+from llr.spectrum import check_finite, count, svdvals, with_equilibrated
+
+# Entries of a Jacobian that is made for the sake of its columns' units, though the method does without.
+_WORTH_MAKING = 1 << 22
+_COPIES = 8  # of a Jacobian, while it is equilibrated
+
+
+class ImmoderateSquaresError(Exception):
+    """Squares of the Jacobian's entries leave the range of float64."""
+
+
+@dataclass
+class Count:
+    """How the singular values of one Jacobian are found and counted."""
+
+    problem: Problem
+    prepared: Plan
+    cost: Cost
+    chunk_size: int | None
+    rtol: float | None
+    atol: float | None
+    path: str = ""
+    held: int = 0
+    factor: Tensor | None = None
+    """J (B, N, P), the Gram matrix (2, B, N, N), or the triangle (B, s, N)."""
+    rows: Tensor | None = None
+    """(B, n q): bounds of the errors of J's rows, where a rule gives them."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Parameter points, rows, columns."""
+        *points, n, q, P = self.prepared.shape
+        return math.prod(points), n * q, P
+
+    def measure(self) -> RankResult:
+        """The count on the Jacobian as it is.
+
+        Raises:
+            ImmoderateSquaresError: method "gram" cannot be used.
+        """
+        _, N, P = self.shape
+        q, method = self.prepared.shape[-2], self.cost.method
+        batch = self.prepared.shape[:-3]
+        native: Tensor | None = None
+        if method == "svd":
+            J, self.path, native = execute_with_error(self.problem, self.prepared)
+            check_finite(J, "the Jacobian", ("sample", "output", "parameter"))
+            J = J.flatten(-3, -2)
+            values, self.held, self.factor = svdvals(J), J.nbytes, J.reshape(-1, N, P)
+        elif method == "tsqr":
+            R, self.path = evaluate_triangle(self.problem, q, chunk_size=self.chunk_size)
+            self.held = min(R.nbytes + min(BLOCK_BYTES, 16 * N * P), self.cost.nbytes)
+            values, self.factor = svdvals(R), R.reshape(-1, *R.shape[-2:])
+        else:
+            K, self.path, native = gram_with_error(self.problem, q, chunk_size=self.chunk_size)
+            K = K.reshape(2, *batch, N, N)
+            if not _squares_are_moderate(K):
+                raise ImmoderateSquaresError
+            L = _ops.gram_factor(K)
+            # The factor is made in two parts of double-double before it is rounded.
+            values, self.held = svdvals(L), 2 * K.nbytes + 2 * L.nbytes
+            self.factor = K.reshape(2, -1, N, N)
+        values = _padded(values, min(N, P))
+        self.rows = self._row_errors(native)
+        error, source = self._errors(values.reshape(-1, values.shape[-1]))
+        found = count(
+            values,
+            N,
+            P,
+            error=error.reshape(batch),
+            lower_from=source,
+            rtol=self.rtol,
+            atol=self.atol,
+            method=method,
+        )
+        return replace(found, path=self.path, actual_bytes=self.held)
+
+    def equilibrated(self, found: RankResult) -> RankResult:
+        """The count with rows and columns multiplied by powers of two, where that counts no less.
+
+        A method that has no columns multiplies rows only, unless J is small enough to be made.
+        """
+        points, N, P = self.shape
+        J = self.factor if self.cost.method == "svd" else None
+        nbytes = _COPIES * 8 * points * N * P
+        if J is None and points * N * P <= _WORTH_MAKING and fits(nbytes, self.problem.x.device):
+            J = execute_with_error(self.problem, self.prepared)[0].reshape(-1, N, P)
+        if J is None:
+            return found.or_equilibrated(self._equilibrated_rows(found))
+        if not fits(nbytes, self.problem.x.device):
+            return found
+        if self.rows is None:
+            return with_equilibrated(found, J, estimate=self._estimate)
+        return with_equilibrated(found, J, self._scaled_error)
+
+    def _row_errors(self, native: Tensor | None) -> Tensor | None:
+        points, N, _ = self.shape
+        if native is not None:
+            return native.reshape(points, N)
+        if self.problem.mlp is None:
+            return None
+        x, weights, biases, activation, columns = native_arguments(self.problem)
+        rows = row_errors(
+            layer_errors(x, weights, biases, activation, autograd=self._by_autograd),
+            self.prepared.shape[-2],
+            lambda layer, bias: columns is None or columns[2 * layer + bias] >= 0,
+            [b is not None for b in biases],
+            single=self.problem.dtype == torch.float32,
+        )
+        return rows.expand(*self.prepared.shape[:-1]).reshape(points, N)
+
+    @property
+    def _by_autograd(self) -> bool:
+        return self.path != "native mlp"
+
+    def _errors(self, values: Tensor) -> tuple[Tensor, str]:
+        """How far the values (B, k) may be off, and whether that is a bound."""
+        _, N, P = self.shape
+        short = min(N, P)
+        if self.rows is None:
+            return self._estimate(values), "estimate"
+        own = self.rows.norm(dim=-1).to(values.device)
+        return self._with_method(values, own, short, P), "error bound"
+
+    def _estimate(self, values: Tensor) -> Tensor:
+        _, N, P = self.shape
+        return estimated_error(values, min(N, P), P, self.problem.dtype)
+
+    def _with_method(self, values: Tensor, own: Tensor, short: int, P: int) -> Tensor:
+        """The Jacobian's error `own`, and what the method adds to it."""
+        # Singular values are computed in float64 whatever the dtype; what the entries have lost is in `own`.
+        if self.cost.method != "gram":
+            blocks = -(-P // 256) if self.cost.method == "tsqr" else 0
+            return own + svd_error(values, short, torch.float64, blocks=blocks)
+        assert self.factor is not None and self.problem.mlp is not None
+        return self._of_gram(values, own, self.factor)
+
+    def _of_gram(self, values: Tensor, own: Tensor, K: Tensor) -> Tensor:
+        """An entry of K is off by so many units of 2^-102 of the diagonal, and a root by the root of that."""
+        N = K.shape[-1]
+        mlp = self.problem.mlp
+        terms = 0 if mlp is None else 2 * max(mlp.widths) + len(mlp.weights)
+        diagonal = K[0].diagonal(dim1=-2, dim2=-1)
+        squares = (terms + N + 16) * 2.0**-102 * diagonal.sum(-1)
+        squares = squares + N * N * 2.0**-104 * diagonal.amax(-1)  # what the factor leaves away
+        linear = own + svd_error(values, N, torch.float64)
+        return (linear.square() + squares.to(linear)).sqrt() * 1.0001
+
+    def _scaled_error(self, index: int, rows: Tensor, columns: Tensor) -> float:
+        x, weights, biases, activation, places = native_arguments(self.problem)
+        if self.problem.columns.points is not None:
+            weights = [w[index] for w in weights]
+            biases = [None if b is None else b[index] for b in biases]
+        layers = layer_errors(x, weights, biases, activation, autograd=self._by_autograd)
+        single = self.problem.dtype == torch.float32
+        return scaled_error(
+            layers, _places(weights, biases, places), rows, columns, single=single
+        )
+
+    def _equilibrated_rows(self, found: RankResult) -> RankResult:
+        """The count with rows only multiplied by powers of two."""
+        _, N, P = self.shape
+        assert self.factor is not None
+        if self.cost.method == "gram":
+            K = self.factor
+            sizes = K[0].diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+            power = -torch.frexp(sizes).exponent
+            K = times_power(K, power[:, :, None] + power[:, None, :])
+            values, scaled_gram = svdvals(_ops.gram_factor(K)), K
+        else:
+            R = self.factor
+            power = -torch.frexp(R.abs().amax(-2)).exponent
+            values, scaled_gram = svdvals(times_power(R, power[:, None, :].expand_as(R))), None
+        values = _padded(values, min(N, P))
+        if self.rows is None:
+            error = self._estimate(values)
+        else:
+            own = times_power(self.rows.to(power.device), power).norm(dim=-1).to(values.device)
+            if scaled_gram is None:
+                error = self._with_method(values, own, min(N, P), P)
+            else:
+                error = self._of_gram(values, own, scaled_gram)
+        batch = self.prepared.shape[:-3]
+        return count(values.reshape(*batch, -1), N, P, error=error.reshape(batch))
+
+
+def _places(
+    weights: list[Tensor],
+    biases: list[Tensor | None],
+    places: list[int] | None,
+) -> list[tuple[int | None, int | None]]:
+    """The first columns of each layer's weight and bias, None for what is no column."""
+    found: list[tuple[int | None, int | None]] = []
+    start = 0
+    for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        if places is not None:
+            own = [None if p < 0 else p for p in places[2 * layer : 2 * layer + 2]]
+            found.append((own[0], None if b is None else own[1]))
+            continue
+        found.append((start, None if b is None else start + w.numel()))
+        start += w.numel() + (0 if b is None else b.numel())
+    return found
+
+
+def _padded(values: Tensor, short: int) -> Tensor:
+    return torch.nn.functional.pad(values, (0, max(0, short - values.shape[-1])))[..., :short]
+
+
+def _squares_are_moderate(K: Tensor) -> bool:
+    """Whether K is finite, and large enough for the last bits of double-double to be numbers as well."""
+    top = K[0].diagonal(dim1=-2, dim2=-1).amax(-1)
+    return bool(((top > 2.0**-800) & (top < 2.0**900)).all())
