@@ -108,14 +108,16 @@ class Count:
         J = self.factor if self.cost.method == "svd" else None
         nbytes = _COPIES * 8 * points * N * P
         if J is None and points * N * P <= _WORTH_MAKING and fits(nbytes, self.problem.x.device):
-            J = execute_with_error(self.problem, self.prepared)[0].reshape(-1, N, P)
+            made, self.path, _ = execute_with_error(self.problem, self.prepared)
+            J = made.reshape(-1, N, P)
         if J is None:
             return found.or_equilibrated(self._equilibrated_rows(found))
         if not fits(nbytes, self.problem.x.device):
             return found
         if self.rows is None:
-            return with_equilibrated(found, J, estimate=self._estimate)
-        return with_equilibrated(found, J, self._scaled_error)
+            return replace(with_equilibrated(found, J, estimate=self._estimate), path=self.path)
+        again = with_equilibrated(found, J, self._scaled_error, dtype=torch.float64)
+        return replace(again, path=self.path)
 
     def _row_errors(self, native: Tensor | None) -> Tensor | None:
         points, N, _ = self.shape
@@ -170,16 +172,11 @@ class Count:
         linear = own + svd_error(values, N, torch.float64)
         return (linear.square() + squares.to(linear)).sqrt() * 1.0001
 
-    def _scaled_error(self, index: int, rows: Tensor, columns: Tensor) -> float:
+    def _scaled_error(self, rows: Tensor, columns: Tensor) -> Tensor:
         x, weights, biases, activation, places = native_arguments(self.problem)
-        if self.problem.columns.points is not None:
-            weights = [w[index] for w in weights]
-            biases = [None if b is None else b[index] for b in biases]
         layers = layer_errors(x, weights, biases, activation, autograd=self._by_autograd)
         single = self.problem.dtype == torch.float32
-        return scaled_error(
-            layers, _places(weights, biases, places), rows, columns, single=single
-        )
+        return scaled_error(layers, _places(weights, biases, places), rows, columns, single=single)
 
     def _equilibrated_rows(self, found: RankResult) -> RankResult:
         """The count with rows only multiplied by powers of two."""
@@ -221,8 +218,9 @@ def _places(
             own = [None if p < 0 else p for p in places[2 * layer : 2 * layer + 2]]
             found.append((own[0], None if b is None else own[1]))
             continue
-        found.append((start, None if b is None else start + w.numel()))
-        start += w.numel() + (0 if b is None else b.numel())
+        size = w.shape[-2] * w.shape[-1]
+        found.append((start, None if b is None else start + size))
+        start += size + (0 if b is None else b.shape[-1])
     return found
 
 

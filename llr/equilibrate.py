@@ -7,6 +7,7 @@ small for the sake of its units would drown in its rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,17 +31,17 @@ def times_power(values: Tensor, exponents: Tensor) -> Tensor:
 
 
 def scales(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Exponents of two for the rows and columns of a matrix, with which its entries come near 1.
+    """Exponents of two for the rows and columns of matrices, with which their entries come near 1.
 
     Of three ways the one is taken that leaves the fewest entries far below 1: columns by their largest entry and then
     rows (for inputs in different units), rows and then columns (for outputs), and rows and columns by least squares
     in the logarithms (for both, where many entries are zero).
 
     Args:
-        A: (m, n), finite.
+        A: (..., m, n), finite.
 
     Returns:
-        (m) and (n), int64. Rows and columns of zeros get 0.
+        (..., m) and (..., n), int64. Rows and columns of zeros get 0.
 
     Example:
         >>> import torch
@@ -48,37 +49,53 @@ def scales(A: Tensor) -> tuple[Tensor, Tensor]:
         >>> scales(torch.tensor([[2.0**40, 1.0], [2.0**40, -1.0]]).double())
         (tensor([0, 0]), tensor([-41,  -1]))
     """
-    m, n = A.shape
     zero = A == 0
     bits = torch.frexp(A.double()).exponent.double()
     log = bits.masked_fill(zero, -torch.inf)
-    candidates = [_by_largest(log, first) for first in (1, 0)]
-    counted = (~zero).double()
-    rows, columns = log.new_zeros(m), log.new_zeros(n)
-    sums = (bits * counted).sum(1), (bits * counted).sum(0)
-    numbers = counted.sum(1).clamp(min=1), counted.sum(0).clamp(min=1)
+    filled, counted = bits.masked_fill(zero, 0.0), (~zero).double()
+    rows, columns = log.new_zeros(A.shape[:-1]), log.new_zeros((*A.shape[:-2], A.shape[-1]))
+    sums, numbers = zip(
+        *((filled.sum(side), counted.sum(side).clamp(min=1)) for side in (-1, -2)), strict=True
+    )
     for _ in range(_SWEEPS):
-        rows = -(sums[0] + counted @ columns) / numbers[0]
-        columns = -(sums[1] + rows @ counted) / numbers[1]
-    fitted = log + rows[:, None] + columns
-    more = _by_largest(fitted, 1)
-    candidates.append((rows + more[0], columns + more[1]))
+        rows = -(sums[0] + _times(counted, columns)) / numbers[0]
+        columns = -(sums[1] + _times(counted.mT, rows)) / numbers[1]
+    more = _by_largest(log + rows[..., None] + columns[..., None, :], columns_first=True)
+    ways = [
+        _by_largest(log, columns_first=True),
+        _by_largest(log, columns_first=False),
+        (rows + more[0], columns + more[1]),
+    ]
+    whole = [(r.round(), c.round()) for r, c in ways]
+    depths = torch.stack(
+        [
+            (log + r[..., None] + c[..., None, :])
+            .clamp(min=-_DEEP, max=0.0)
+            .masked_fill(zero, 0.0)
+            .sum((-2, -1))
+            for r, c in whole
+        ]
+    )
+    best = depths.argmax(0)
+    chosen = []
+    for side in range(2):
+        options = torch.stack([way[side] for way in whole])
+        index = best[None, ..., None].expand(1, *options.shape[1:])
+        chosen.append(options.gather(0, index)[0].to(torch.int64))
+    return chosen[0], chosen[1]
 
-    def far_below(candidate: tuple[Tensor, Tensor]) -> float:
-        depth = log + candidate[0].round()[:, None] + candidate[1].round()
-        return float(depth.clamp(min=-_DEEP, max=0.0).masked_fill(zero, 0.0).sum())
 
-    best = max(candidates, key=far_below)
-    return best[0].round().to(torch.int64), best[1].round().to(torch.int64)
+def _times(matrix: Tensor, vector: Tensor) -> Tensor:
+    return (matrix @ vector[..., None])[..., 0]
 
 
-def _by_largest(log: Tensor, first: int) -> tuple[Tensor, Tensor]:
-    """Rows and columns normalised by their largest entries: columns first for 1, rows first for 0."""
-    if first == 0:
-        rows = -_finite(log.amax(1))
-        return rows, -_finite((log + rows[:, None]).amax(0))
-    columns = -_finite(log.amax(0))
-    return -_finite((log + columns).amax(1)), columns
+def _by_largest(log: Tensor, *, columns_first: bool) -> tuple[Tensor, Tensor]:
+    """Rows and columns normalised by their largest entries, one after the other."""
+    if columns_first:
+        columns = -_finite(log.amax(-2))
+        return -_finite((log + columns[..., None, :]).amax(-1)), columns
+    rows = -_finite(log.amax(-1))
+    return rows, -_finite((log + rows[..., None]).amax(-2))
 
 
 def _finite(exponents: Tensor) -> Tensor:
@@ -86,39 +103,38 @@ def _finite(exponents: Tensor) -> Tensor:
 
 
 def scaled(A: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """The matrix (m, n) with its rows and columns multiplied by these powers of two, in float64."""
-    return times_power(A.double(), rows[:, None] + columns)
+    """Matrices (..., m, n) with their rows and columns multiplied by these powers of two, in float64."""
+    return times_power(A.double(), rows[..., None] + columns[..., None, :])
 
 
 def scaled_error(
-    layers: list[LayerErrors],
-    places: list[tuple[int | None, int | None]],
+    layers: Sequence[LayerErrors],
+    places: Sequence[tuple[int | None, int | None]],
     rows: Tensor,
     columns: Tensor,
     *,
     single: bool = False,
-) -> float:
-    """A bound of the Frobenius norm of the error of a scaled Jacobian.
+) -> Tensor:
+    """A bound of the Frobenius norm of the errors of scaled Jacobians, (B).
 
     Args:
-        layers: of :func:`llr.error_bound.layer_errors`, without a batch.
+        layers: of :func:`llr.error_bound.layer_errors`.
         places: per layer the first column of its weight and of its bias, None for what is no column.
-        rows: (n q) exponents.
-        columns: (P) exponents.
+        rows: (B, n q) exponents.
+        columns: (B, P) exponents.
         single: whether the Jacobian's entries are rounded to float32.
     """
     rounding, lost = (6.1e-8, 2e-38) if single else (2.3e-16, LEAST)
-    total = 0.0
+    total = rows.new_zeros(len(rows), dtype=torch.float64)
     for layer, (weight, bias) in zip(layers, places, strict=True):
-        one = torch.ones_like(layer.a[:, :1])
+        one = torch.ones_like(layer.a[..., :1])
         for first, value, error in (
             (weight, layer.a + layer.ea, layer.ea + rounding * layer.a),
             (bias, one, (rounding if single and layer.d is not None else 0.0) * one),
         ):
             if first is not None:
-                total += _squares(layer, value, error, first, rows, columns, lost)
-    error = 1.01 * math.sqrt(total) + 1e-150 if math.isfinite(total) else math.inf
-    return error
+                total = total + _squares(layer, value, error, first, rows, columns, lost)
+    return (1.01 * total.sqrt() + 1e-150).nan_to_num(nan=math.inf, posinf=math.inf)
 
 
 def _squares(
@@ -129,21 +145,22 @@ def _squares(
     rows: Tensor,
     columns: Tensor,
     lost: float,
-) -> float:
-    """The sum of the squared errors of the entries d_i a_j of a tensor with columns from `first` on."""
-    n, w = value.shape
-    q = len(rows) // max(1, n)
+) -> Tensor:
+    """The sums of the squared errors of the entries d_i a_j of a tensor with columns from `first` on, (B)."""
+    points, (n, w) = len(rows), value.shape[-2:]
+    q = rows.shape[-1] // max(1, n)
     h = q if layer.d is None else layer.d.shape[-1]
-    span = columns[first : first + h * w].view(h, w)
-    total, step = 0.0, max(1, _ENTRIES_AT_ONCE // max(1, q * h * w))
+    span = columns[:, first : first + h * w].reshape(points, 1, 1, h, w)
+    total = columns.new_zeros(points, dtype=torch.float64)
+    step = max(1, _ENTRIES_AT_ONCE // max(1, points * q * h * w))
     for start in range(0, n, step):
         some = slice(start, start + step)
-        v, e = value[some, None, None], error[some, None, None]
+        v, e = value[..., some, None, None, :], error[..., some, None, None, :]
         if layer.d is None or layer.ed is None:
             errors = torch.eye(q, dtype=v.dtype, device=v.device)[..., None] * e
         else:
-            d, ed = layer.d[some, ..., None], layer.ed[some, ..., None]
+            d, ed = layer.d[..., some, :, :, None], layer.ed[..., some, :, :, None]
             errors = ed * v + (d + ed) * e + lost
-        power = rows.view(n, q)[some, :, None, None] + span
-        total += float(times_power(errors, power).square().sum())
+        power = rows.reshape(points, n, q)[:, some, :, None, None] + span
+        total += times_power(errors, power).square().sum((1, 2, 3, 4))
     return total

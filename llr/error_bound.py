@@ -219,9 +219,7 @@ def svd_error(spectrum: Tensor, short_side: int, dtype: torch.dtype, *, blocks: 
     return 2 * u * (10 + 2 * short_side + blocks) * top.double()
 
 
-def estimated_error(
-    spectrum: Tensor, short_side: int, n_params: int, dtype: torch.dtype
-) -> Tensor:
+def estimated_error(spectrum: Tensor, short_side: int, n_params: int, dtype: torch.dtype) -> Tensor:
     """About how far singular values are from the exact ones, where no rule bounds the Jacobian's error, (...).
 
     ``16 u (short_side + sqrt(n_params)) sigma_1``, with the u of `dtype`. The first part is measured (no count came out

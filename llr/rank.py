@@ -143,7 +143,9 @@ def rank(
         problem = read_problem(model, x, params, torch.float64)
         prepared = prepare(problem, chunk_size, backend)
         # For the eye: what floating point sees of the same matrix, which took far less than its balls did.
-        found = Count(problem, prepared, costs(problem, prepared)["svd"], chunk_size, rtol, atol).measure()
+        found = Count(
+            problem, prepared, costs(problem, prepared)["svd"], chunk_size, rtol, atol
+        ).measure()
         return replace(_proved(found, proof), reason="asked for")
     problem = read_problem(model, x, params, torch.float64 if dtype == "auto" else dtype)
     prepared = prepare(problem, chunk_size, backend)
@@ -199,7 +201,9 @@ def _resolved(
     work = N * P * (200 + min(N, P))
     quick = quick and work <= _AT_ONCE
     if not asked and not quick:
-        cost = f"a certificate would take about {_SECONDS_PER_OPERATION * work:.1g} s (resolve=True)"
+        cost = (
+            f"a certificate would take about {_SECONDS_PER_OPERATION * work:.1g} s (resolve=True)"
+        )
         return replace(found, reason=f"{found.reason}; {cost}")
     try:
         read_network(model, x, params)

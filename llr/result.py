@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,17 @@ class RankResult:
         ambiguous = torch.as_tensor(found.lower) < self.upper
         return replace(found, ambiguous=ambiguous if better.dim() else bool(ambiguous))
 
+    def reshaped(self, shape: Sequence[int]) -> RankResult:
+        """A batch with other leading dimensions; () for a single matrix."""
+        fields: dict[str, Any] = {}
+        for name in ("rank", "tol", "gap", "ambiguous", "lower"):
+            value = torch.as_tensor(getattr(self, name)).reshape(tuple(shape))
+            fields[name] = value if value.dim() else value.item()
+        for name in ("spectrum", "equilibrated"):
+            value = getattr(self, name)
+            fields[name] = None if value is None else value.reshape(*shape, value.shape[-1])
+        return replace(self, **fields)
+
     def __str__(self) -> str:
         """One line that says the rank, how sure it is and how it was found."""
         dtype = str(self.dtype).removeprefix("torch.")
@@ -164,7 +176,9 @@ class RankResult:
         how = f"{self.method}, {dtype}" + (f", J by {self.path}" if self.path else "")
         if self.spectrum.dim() > 1:
             return f"{self._batch_summary()} of shape {size} ({how})"
-        line = f"rank {self.rank} of a {size} matrix{self._known()}: {self._cut()} = {self.gap:.3g}, "
+        line = (
+            f"rank {self.rank} of a {size} matrix{self._known()}: {self._cut()} = {self.gap:.3g}, "
+        )
         values = self.spectrum if self.equilibrated is None else self.equilibrated
         top = f"{values[0].item():.3g}" if values.numel() else "0"
         line += f"{self.counted_above} {self.tol:.3g}, sigma_1 {top}"
@@ -172,7 +186,9 @@ class RankResult:
             line += " with rows and columns equilibrated"
         line += f" ({how})"
         if self.ambiguous:
-            line += f"; {'counted' if self.clear else 'AMBIGUOUS'}: {self._doubt()}; {self._advice()}"
+            line += (
+                f"; {'counted' if self.clear else 'AMBIGUOUS'}: {self._doubt()}; {self._advice()}"
+            )
         return line
 
     def _known(self) -> str:

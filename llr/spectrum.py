@@ -262,38 +262,32 @@ def numerical_rank(
 def with_equilibrated(
     found: RankResult,
     matrices: Tensor,
-    error: Callable[[int, Tensor, Tensor], float] | None = None,
+    error: Callable[[Tensor, Tensor], Tensor] | None = None,
     estimate: Callable[[Tensor], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> RankResult:
-    """The count on the matrices with equilibrated rows and columns, where it is larger or clearer.
+    """The count on the matrices with equilibrated rows and columns, where it is not less.
 
     Args:
         found: what was counted on them as they are.
         matrices: (B, m, n), of which B counts, or one.
-        error: (index, exponents of rows, of columns) -> how far the scaled matrix may be from the exact one; default: it
-            is exact.
-        estimate: spectrum (k) -> how far its values may be off, all told; in place of `error` and of the SVD's.
+        error: exponents of rows (B, m) and columns (B, n) -> how far the scaled matrices may be from the exact ones, (B);
+            default: they are exact.
+        estimate: spectra (B, k) -> how far the values may be off, all told; in place of `error` and of the SVD's.
+        dtype: in whose precision the SVD errs; default: the matrices', since their entries have been rounded to it.
     """
-    short = min(matrices.shape[-2:])
-    spectra, errors = [], []
-    for index, A in enumerate(matrices):
-        rows, columns = scales(A)
-        values = svdvals(scaled(A, rows, columns))
-        if estimate is not None:
-            bound = estimate(values)
-        else:
-            own = 0.0 if error is None else error(index, rows, columns)
-            bound = svd_error(values, short, found.dtype) + own
-        spectra.append(values)
-        errors.append(bound)
-    if not spectra:
+    if not matrices.numel():
         return found
+    rows, columns = scales(matrices)
+    values = svdvals(scaled(matrices, rows, columns))
+    if estimate is not None:
+        bounds = estimate(values)
+    else:
+        bounds = svd_error(values, min(matrices.shape[-2:]), dtype or found.dtype)
+        bounds = bounds if error is None else bounds + error(rows, columns).to(bounds)
     shape = found.spectrum.shape
     again = count(
-        torch.stack(spectra).reshape(shape),
-        found.n_rows,
-        found.n_params,
-        error=torch.stack(errors).reshape(shape[:-1]),
+        values.reshape(shape), found.n_rows, found.n_params, error=bounds.reshape(shape[:-1])
     )
     return found.or_equilibrated(again)
 

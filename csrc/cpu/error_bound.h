@@ -35,12 +35,14 @@ struct ErrorKernels {
   void (*feed)(double* v, const double* e, const double* a, double c, int64_t count);
   // ez[i] += c |b[i]|
   void (*add_magnitudes)(double* ez, const double* b, double c, int64_t count);
-  // In: z in eg, ez in ea, a = sigma(z), g = sigma'(z). Out: ea, eg.
-  void (*activation)(Activation, double* ea, double* eg, const double* a, const double* g, int64_t count);
-  // In: et in ed. Out: ed. t are the derivatives before, g the slopes.
-  void (*slope)(double* ed, const double* t, const double* g, const double* eg, int64_t count);
-  // The sum of (e[i] + c |a[i]|)^2.
-  double (*squares)(const double* e, const double* a, double c, int64_t count);
+  // In: z in eg, ez in ea, a = sigma(z), g = sigma'(z). Out: ea, eg, and v, what comes of ea by `feed`.
+  void (*activation)(Activation, double* ea, double* eg, double* v, const double* a, const double* g, double c,
+                     int64_t count);
+  // In: et in ed, the derivatives t before, the slopes g and their errors. Out: ed, and v of ed and t g unless it is null.
+  void (*slope)(double* ed, double* v, const double* t, const double* g, const double* eg, double c, int64_t count);
+  // Over each of `rows` rows of `count` numbers the sums of (e + c |a|)^2 and of (e + |a|)^2.
+  void (*squares)(double* with_c, double* with_1, const double* e, const double* a, double c, int64_t rows,
+                  int64_t count);
   // The sum of (scale[i] v[i])^2.
   double (*scaled_squares)(const double* scale, const double* v, int64_t count);
   // norm[j] += (s w[j] unit[j])^2 over a row; returns the sum of these squares.

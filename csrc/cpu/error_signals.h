@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "../mlp_arguments.h"
@@ -43,45 +44,48 @@ class ErrorSignals {
   // Of a hidden layer l, out(l) numbers for each sample and output.
   const double* deltas(int l) const { return deltas_[l].get(); }
 
-  // A bound of the error of the row of a sample (in its slot, of `outputs` outputs the j-th): the root of the sum of
-  // squares over its columns. `written` as a T, the entries have the rounding of that type as well.
-  double row_error(int64_t slot, int64_t j, int64_t outputs) const {
+  // Bounds of the errors of a block's rows (of each sample `outputs` rows): the roots of the sums of squares over their
+  // columns. As a T, the entries have the rounding of that type as well.
+  void row_errors(const Block& block, int64_t outputs, double* result) const {
     const ErrorKernels& kernels = error_kernels();
     constexpr bool single = std::is_same_v<T, float>;
     const double rounding = 2.0 * unit_roundoff + (single ? rounded_up * float_roundoff : 0.0);
-    const double lost = single ? 2e-38 : least;  // by an entry that underflows
-    double total = 0.0;
+    const double lost = single ? 4e-76 : least;  // of an entry that underflows, squared
+    const int64_t rows = block.count * outputs;
+    std::vector<double> scratch(2 * (block.count + rows));
+    double *const e = scratch.data(), *const a = e + block.count, *const ed = a + block.count, *const d = ed + rows;
+    std::fill_n(result, rows, static_cast<double>(2 * layers_) * least);
     for (int l = 0; l < layers_; ++l) {
       const bool weight = layout_.weight_column[l] != not_a_column, bias = layout_.bias_column[l] != not_a_column;
-      if (!weight && !bias) continue;
       const int64_t in = layout_.in(l), out = layout_.out(l);
-      const double floor = static_cast<double>(in) * least;  // what squares lose
-      double e = 0.0, a = 0.0;
+      const double floor = static_cast<double>(in) * least, more = static_cast<double>(out) * least;
       if (weight) {
-        const double *errors = input_errors_[l].get() + slot * in, *values = inputs(l) + slot * in;
-        e = std::sqrt(kernels.squares(errors, values, rounding, in) + floor);
-        a = l + 1 < layers_ ? std::sqrt(kernels.squares(errors, values, 1.0, in) + floor) : 0.0;
+        kernels.squares(e, a, input_errors(l) + block.slot * in, inputs(l) + block.slot * in, rounding, block.count,
+                        in);
       }
       if (l + 1 == layers_) {  // d is a unit vector
-        if (weight) total += e * e;
+        for (int64_t r = 0; weight && r < rows; ++r) result[r] += e[r / outputs] + floor;
         continue;
       }
-      const int64_t row = (slot * outputs + j) * out;
-      const double *errors = delta_errors_[l].get() + row, *values = deltas(l) + row;
-      const double more = static_cast<double>(out) * least;
-      const double ed = std::sqrt(kernels.squares(errors, values, 0.0, out) + more);
-      const double d = std::sqrt(kernels.squares(errors, values, 1.0, out) + more);
-      if (weight) {
-        const double part = ed * a + d * e + std::sqrt(static_cast<double>(in * out)) * lost;
-        total += part * part;
-      }
-      if (bias) {
-        const double part = ed + (single ? rounding * d : 0.0) + std::sqrt(static_cast<double>(out)) * lost;
-        total += part * part;
+      if (!weight && !bias) continue;
+      const int64_t at = block.slot * outputs * out;
+      kernels.squares(ed, d, delta_errors(l) + at, deltas(l) + at, 0.0, rows, out);
+      // Squares of sums are at most twice the sums of squares. `floor` and `more` are what squares lose.
+      const double entries = 2.0 * static_cast<double>(in * out) * lost;
+      for (int64_t s = 0, r = 0; s < block.count; ++s) {
+        for (int64_t j = 0; j < outputs; ++j, ++r) {
+          const double errors = ed[r] + more, sizes = d[r] + more;
+          if (weight) result[r] += 2.0 * (errors * (a[s] + floor) + sizes * (e[s] + floor)) + entries;
+          if (!bias) continue;
+          result[r] += single ? 2.0 * (errors + rounding * rounding * sizes) + 2.0 * static_cast<double>(out) * lost
+                              : errors;
+        }
       }
     }
-    const double error = rounded_up * std::sqrt(total + static_cast<double>(2 * layers_) * least);
-    return error < std::numeric_limits<double>::infinity() ? error : std::numeric_limits<double>::infinity();
+    for (int64_t r = 0; r < rows; ++r) {
+      const double error = rounded_up * std::sqrt(result[r]);
+      result[r] = error < std::numeric_limits<double>::infinity() ? error : std::numeric_limits<double>::infinity();
+    }
   }
 
  protected:
@@ -97,27 +101,35 @@ class ErrorSignals {
   }
 
   void allocate_errors(int64_t samples, int64_t chunk) {
-    input_errors_.resize(layers_);
-    feeds_.resize(layers_);
-    slope_errors_.resize(layers_);
-    delta_errors_.resize(layers_);
-    delta_feeds_.resize(layers_);
+    int64_t count = 0;
+    const auto take = [&](int64_t numbers) { return std::exchange(count, count + ceil_div(numbers, 8) * 8); };
+    places_.resize(layers_);
     for (int l = 0; l < layers_; ++l) {
       const int64_t in = layout_.in(l);
-      input_errors_[l] = aligned_doubles(samples * in);
-      feeds_[l] = aligned_doubles(samples * in);
+      places_[l].input = take(samples * in);
+      places_[l].feed = take(samples * in);
       if (l == 0) continue;
-      slope_errors_[l] = aligned_doubles(samples * in);
-      delta_errors_[l - 1] = aligned_doubles(samples * chunk * in);
-      delta_feeds_[l - 1] = aligned_doubles(samples * chunk * in);
+      places_[l].slope = take(samples * in);
+      places_[l - 1].delta = take(samples * chunk * in);
+      if (l > 1) places_[l - 1].delta_feed = take(samples * chunk * in);
     }
+    bounds_ = aligned_doubles(count);
     const int64_t points = args_.weights_batched ? args_.points : 1;
-    norms_.resize(points * layers_);
-    parallel_tasks(points * layers_, points * layout_.columns, [&](int64_t i) {
-      const int l = static_cast<int>(i % layers_);
-      if (is_large(l)) norms_[i] = weight_norms(weight(l, i / layers_), layout_.out(l), layout_.in(l));
-    });
+    norms_.clear();
+    for (int l = 0; l < layers_; ++l) {
+      if (!is_large(l)) continue;
+      norms_.resize(points * layers_);
+      parallel_tasks(points, points * layout_.in(l) * layout_.out(l), [&](int64_t point) {
+        norms_[point * layers_ + l] = weight_norms(weight(l, point), layout_.out(l), layout_.in(l));
+      });
+    }
   }
+
+  double* input_errors(int l) const { return bounds_.get() + places_[l].input; }
+  double* feeds(int l) const { return bounds_.get() + places_[l].feed; }
+  double* slope_errors(int l) const { return bounds_.get() + places_[l].slope; }
+  double* delta_errors(int l) const { return bounds_.get() + places_[l].delta; }
+  double* delta_feeds(int l) const { return bounds_.get() + places_[l].delta_feed; }
 
   // Whether products with |W| would show in the time: then norms bound them.
   bool is_large(int l) const {
@@ -131,13 +143,21 @@ class ErrorSignals {
   // Of a sum of so many terms and one more.
   static double rounding_of(int64_t terms) { return static_cast<double>(terms + 2) * unit_roundoff; }
 
-  // What layer l is fed, neurons [first, last), as its products take it.
-  void feed(int l, const Block& block, int64_t first, int64_t last) {
-    const int64_t in = layout_.in(l);
-    for (int64_t s = block.slot; s < block.slot + block.count; ++s) {
-      error_kernels().feed(feeds_[l].get() + s * in + first, input_errors_[l].get() + s * in + first,
-                           inputs(l) + s * in + first, rounding_of(in), last - first);
+  // f(offset, count) over neurons [first, first + width) of `rows` rows of `all` neurons: once where they are all.
+  template <typename F>
+  static void over_rows(int64_t rows, int64_t all, int64_t first, int64_t width, const F& f) {
+    if (width == all) {
+      f(0, rows * all);
+    } else {
+      for (int64_t r = 0; r < rows; ++r) f(r * all + first, width);
     }
+  }
+
+  // The samples have no errors.
+  void load_errors(const Block& block) {
+    const int64_t d = layout_.in(0), at = block.slot * d, count = block.count * d;
+    std::fill_n(input_errors(0) + at, count, 0.0);
+    error_kernels().feed(feeds(0) + at, input_errors(0) + at, inputs(0) + at, rounding_of(d), count);
   }
 
   // The magnitudes of a piece of a weight matrix.
@@ -154,29 +174,32 @@ class ErrorSignals {
     const ErrorKernels& kernels = error_kernels();
     const int64_t in = layout_.in(l), out = layout_.out(l), width = last - first;
     const T* b = bias(l, block.point);
-    const double* z = inputs_[l + 1].get() + block.slot * out + first;
-    double* e = input_errors_[l + 1].get() + block.slot * out + first;
-    const double* v = feeds_[l].get() + block.slot * in;
-    const std::vector<double> offset = b == nullptr ? std::vector<double>() : magnitudes(b + first, width, 1, width);
-    for (int64_t s = 0; s < block.count; ++s) {
-      std::fill_n(e + s * out, width, static_cast<double>(in + 2) * least);
-      if (b != nullptr) kernels.add_magnitudes(e + s * out, offset.data(), rounding_of(in), width);
+    const double* z = inputs(l + 1) + block.slot * out;
+    double* e = input_errors(l + 1) + block.slot * out;
+    const double* v = feeds(l) + block.slot * in;
+    std::vector<double> start(width, static_cast<double>(in + 2) * least);
+    if (b != nullptr) {
+      for (int64_t i = 0; i < width; ++i) start[i] += rounding_of(in) * detail::magnitude(b[first + i]);
     }
+    for (int64_t s = 0; s < block.count; ++s) std::copy_n(start.data(), width, e + s * out + first);
     if (is_large(l)) {
       const WeightNorms& n = norms(l, block.point);
       for (int64_t s = 0; s < block.count; ++s) {
         const double size = norm_of(n.column_unit, v + s * in, in);
-        kernels.add_magnitudes(e + s * out, n.row.data() + first, size, width);
+        kernels.add_magnitudes(e + s * out + first, n.row.data() + first, size, width);
       }
     } else {
       const std::vector<double> w = magnitudes(weight(l, block.point) + first * in, in, width, in);
-      multiply_add(e, out, v, in, w.data(), 1, in, block.count, width, in);
+      multiply_add(e + first, out, v, in, w.data(), 1, in, block.count, width, in);
     }
     if (args_.activation == Activation::relu) {
-      for (int64_t s = 0; s < block.count; ++s) spare_zeros(block, l, first, width, z + s * out, e + s * out, v + s * in);
+      for (int64_t s = 0; s < block.count; ++s) {
+        spare_zeros(block, l, first, width, z + s * out + first, e + s * out + first, v + s * in);
+      }
     }
-    double* kept = slope_errors_[l + 1].get() + block.slot * out + first;
-    for (int64_t s = 0; s < block.count; ++s) std::copy_n(z + s * out, width, kept + s * out);
+    double* kept = slope_errors(l + 1) + block.slot * out;
+    over_rows(block.count, out, first, width,
+              [&](int64_t at, int64_t count) { std::copy_n(z + at, count, kept + at); });
   }
 
   static double norm_of(const std::vector<double>& unit, const double* v, int64_t count) {
@@ -199,13 +222,13 @@ class ErrorSignals {
   }
 
   void activation_errors(const Block& block, int l, int64_t first, int64_t last) {
-    const int64_t out = layout_.out(l), width = last - first;
-    for (int64_t s = 0; s < block.count; ++s) {
-      const int64_t at = (block.slot + s) * out + first;
-      error_kernels().activation(args_.activation, input_errors_[l + 1].get() + at, slope_errors_[l + 1].get() + at,
-                                 inputs(l + 1) + at, slopes_[l + 1].get() + at, width);
-    }
-    feed(l + 1, block, first, last);
+    const int64_t out = layout_.out(l), start = block.slot * out;
+    over_rows(block.count, out, first, last - first, [&](int64_t offset, int64_t count) {
+      const int64_t at = start + offset;
+      error_kernels().activation(args_.activation, input_errors(l + 1) + at, slope_errors(l + 1) + at,
+                                 feeds(l + 1) + at, inputs(l + 1) + at, slopes_[l + 1].get() + at, rounding_of(out),
+                                 count);
+    });
   }
 
   // The errors of the derivatives, which are not yet multiplied by the slopes.
@@ -213,14 +236,14 @@ class ErrorSignals {
     const ErrorKernels& kernels = error_kernels();
     const int64_t in = layout_.in(l), out = layout_.out(l), width = last - first;
     const int64_t rows = block.count * outputs;
-    const double* t = deltas_[l - 1].get() + block.slot * outputs * in + first;
-    double* e = delta_errors_[l - 1].get() + block.slot * outputs * in + first;
+    const int64_t start = block.slot * outputs * in;
+    double* e = delta_errors(l - 1) + start + first;
     const bool exact = l == layers_ - 1;  // a row of the last weight matrix
     for (int64_t r = 0; r < rows; ++r) {
       std::fill_n(e + r * in, width, exact ? 0.0 : static_cast<double>(out + 2) * least);
     }
     if (!exact) {
-      const double* v = delta_feeds_[l].get() + block.slot * outputs * out;
+      const double* v = delta_feeds(l) + block.slot * outputs * out;
       if (is_large(l)) {
         const WeightNorms& n = norms(l, block.point);
         for (int64_t r = 0; r < rows; ++r) {
@@ -231,20 +254,16 @@ class ErrorSignals {
         multiply_add(e, in, v, out, w.data(), width, 1, rows, width, out);
       }
     }
-    const double* slope = slopes_[l].get() + block.slot * in + first;
-    const double* eg = slope_errors_[l].get() + block.slot * in + first;
-    for (int64_t r = 0; r < rows; ++r) {
-      const int64_t s = r / outputs * in;
-      kernels.slope(e + r * in, t + r * in, slope + s, eg + s, width);
-    }
-  }
-
-  void delta_feed(const Block& block, int l, int64_t first, int64_t last, int64_t outputs) {
-    const int64_t in = layout_.in(l), rows = block.count * outputs, from = block.slot * outputs;
-    for (int64_t r = from; r < from + rows; ++r) {
-      const int64_t at = r * in + first;
-      error_kernels().feed(delta_feeds_[l - 1].get() + at, delta_errors_[l - 1].get() + at, deltas(l - 1) + at,
-                           rounding_of(in), last - first);
+    const double *t = deltas(l - 1) + start, *g = slopes_[l].get() + block.slot * in;
+    const double* eg = slope_errors(l) + block.slot * in;
+    double *errors = delta_errors(l - 1) + start, *next = l > 1 ? delta_feeds(l - 1) + start : nullptr;
+    const auto step = [&](int64_t at, int64_t of, int64_t count) {
+      kernels.slope(errors + at, next == nullptr ? nullptr : next + at, t + at, g + of, eg + of, rounding_of(in), count);
+    };
+    if (outputs == 1) {
+      over_rows(rows, in, first, width, [&](int64_t at, int64_t count) { step(at, at, count); });
+    } else {
+      for (int64_t r = 0; r < rows; ++r) step(r * in + first, r / outputs * in + first, width);
     }
   }
 
@@ -255,8 +274,12 @@ class ErrorSignals {
   std::vector<AlignedDoubles> inputs_;  // inputs_[l] (samples, in(l))
   std::vector<AlignedDoubles> slopes_;  // slopes_[l] (samples, in(l)): sigma' behind it
   std::vector<AlignedDoubles> deltas_;  // deltas_[l] (samples, chunk, out(l))
-  // Bounds of their errors, in the same places; and what the next product makes errors of.
-  std::vector<AlignedDoubles> input_errors_, slope_errors_, delta_errors_, feeds_, delta_feeds_;
+  // Bounds of their errors, and what the next products make errors of, in one array: where each begins.
+  struct Places {
+    int64_t input, feed, slope, delta, delta_feed;
+  };
+  std::vector<Places> places_;
+  AlignedDoubles bounds_;
   std::vector<WeightNorms> norms_;  // of large layers, per point
 };
 

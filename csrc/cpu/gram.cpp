@@ -134,10 +134,8 @@ void mlp_gram_of(const MlpArguments& args, double* high, double* low, double* er
     signals.forward(round);
     signals.backward(round, 0, outputs);
     if (errors != nullptr) {
-      parallel_tasks(args.samples, rows * layout.columns, [&](int64_t s) {
-        for (int64_t j = 0; j < outputs; ++j) {
-          errors[(point * args.samples + s) * outputs + j] = signals.row_error(s, j, outputs);
-        }
+      parallel_tasks(static_cast<int64_t>(round.size()), rows * layout.columns, [&](int64_t i) {
+        signals.row_errors(round[i], outputs, errors + (point * args.samples + round[i].sample) * outputs);
       });
     }
     const int64_t offset = point * rows * rows;

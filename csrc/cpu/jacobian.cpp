@@ -137,10 +137,11 @@ class Jacobian {
 
   // The errors of a block's rows, of outputs [first, first + outputs).
   void bound(const Block& block, int64_t first, int64_t outputs) {
+    if (outputs == outputs_) return signals_.row_errors(block, outputs, errors_ + row_index(block, 0, 0));
+    std::vector<double> errors(block.count * outputs);
+    signals_.row_errors(block, outputs, errors.data());
     for (int64_t s = 0; s < block.count; ++s) {
-      for (int64_t j = 0; j < outputs; ++j) {
-        errors_[row_index(block, s, first + j)] = signals_.row_error(block.slot + s, j, outputs);
-      }
+      std::copy_n(errors.data() + s * outputs, outputs, errors_ + row_index(block, s, first));
     }
   }
 

@@ -19,8 +19,8 @@ template <typename T>
 class Signals : public ErrorSignals<T> {
   using Base = ErrorSignals<T>;
   using Base::activation_errors, Base::allocate_errors, Base::args_, Base::backward_errors, Base::bias,
-      Base::delta_feed, Base::deltas_, Base::errors_, Base::feed, Base::forward_errors, Base::input_errors_,
-      Base::inputs_, Base::layers_, Base::layout_, Base::slopes_, Base::weight;
+      Base::deltas_, Base::errors_, Base::forward_errors, Base::inputs_, Base::layers_, Base::layout_,
+      Base::load_errors, Base::slopes_, Base::weight;
 
  public:
   explicit Signals(const MlpArguments& arguments, bool errors = false) : Base(arguments, errors) {}
@@ -45,9 +45,7 @@ class Signals : public ErrorSignals<T> {
     const int64_t from = (args_.x_batched ? block.point * args_.samples : 0) + block.sample;
     std::copy_n(args_.x.template const_data_ptr<T>() + from * d, block.count * d,
                 inputs_[0].get() + block.slot * d);
-    if (!errors_) return;
-    std::fill_n(input_errors_[0].get() + block.slot * d, block.count * d, 0.0);
-    feed(0, block, 0, d);
+    if (errors_) load_errors(block);
   }
 
   // Neurons [first, last) of layer l (a hidden one), for the samples of the block.
@@ -99,7 +97,6 @@ class Signals : public ErrorSignals<T> {
     for (int64_t r = 0; r < rows; ++r) {
       math_kernels().scale(delta + r * in, slope + r / outputs * in, width);
     }
-    if (errors_) delta_feed(block, l, first, last, outputs);
   }
 
   // f(block, first neuron, last neuron) over all blocks and all `neurons` in pieces.
