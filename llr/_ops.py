@@ -120,8 +120,8 @@ def mlp_jacobian_with_error(
     """:func:`mlp_jacobian`, and for each of its rows how far it may be from the exact one; on the CPU.
 
     Returns:
-        J (..., n, q, P) and (..., n, q) in float64: bounds of the root of the sum of squared errors of a row's
-        entries, infinity where nothing is known; see :mod:`llr.error_bound`.
+        J (..., n, q, P) and (..., n, q) in float64: bounds of the root of the sum of squared errors of a
+        row's entries, infinity where nothing is known; see :mod:`llr.error_bound`.
     """
     result = _native.mlp_jacobian_with_error(x, weights, biases, activation, columns)
     return cast(tuple[Tensor, Tensor], result)
@@ -135,7 +135,7 @@ def mlp_gram_with_error(
     columns: Sequence[int] | None = None,
     double_double: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """:func:`mlp_gram`, and the errors of the Jacobian's rows as :func:`mlp_jacobian_with_error`; on the CPU."""
+    """:func:`mlp_gram`, and the errors of J's rows as :func:`mlp_jacobian_with_error`; on the CPU."""
     result = _native.mlp_gram_with_error(x, weights, biases, activation, columns, double_double)
     return cast(tuple[Tensor, Tensor], result)
 

@@ -34,7 +34,6 @@ from llr.shell import (
     write_json,
 )
 
-
 _OPEN = 3
 """The exit code where a rank is found, but not for certain."""
 

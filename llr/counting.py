@@ -102,22 +102,23 @@ class Count:
     def equilibrated(self, found: RankResult) -> RankResult:
         """The count with rows and columns multiplied by powers of two, where that counts no less.
 
-        A method that has no columns multiplies rows only, unless J is small enough to be made.
+        A method that has no columns multiplies rows only, unless J is small enough to be made. Where the
+        errors of the entries are not known nothing is done: what is small may be nothing but rounding.
         """
         points, N, P = self.shape
-        J = self.factor if self.cost.method == "svd" else None
-        nbytes = _COPIES * 8 * points * N * P
-        if J is None and points * N * P <= _WORTH_MAKING and fits(nbytes, self.problem.x.device):
+        if self.rows is None:
+            return found
+        nbytes, device = _COPIES * 8 * points * N * P, self.problem.x.device
+        if self.cost.method == "svd":
+            J = self.factor
+        elif points * N * P <= _WORTH_MAKING and fits(nbytes, device):
             made, self.path, _ = execute_with_error(self.problem, self.prepared)
             J = made.reshape(-1, N, P)
-        if J is None:
-            return found.or_equilibrated(self._equilibrated_rows(found))
-        if not fits(nbytes, self.problem.x.device):
+        else:
+            return found.or_equilibrated(self._equilibrated_rows(self.rows))
+        if J is None or not fits(nbytes, device):
             return found
-        if self.rows is None:
-            return replace(with_equilibrated(found, J, estimate=self._estimate), path=self.path)
-        again = with_equilibrated(found, J, self._scaled_error, dtype=torch.float64)
-        return replace(again, path=self.path)
+        return with_equilibrated(found, J, self._scaled_error, torch.float64)
 
     def _row_errors(self, native: Tensor | None) -> Tensor | None:
         points, N, _ = self.shape
@@ -142,33 +143,24 @@ class Count:
     def _errors(self, values: Tensor) -> tuple[Tensor, str]:
         """How far the values (B, k) may be off, and whether that is a bound."""
         _, N, P = self.shape
-        short = min(N, P)
         if self.rows is None:
-            return self._estimate(values), "estimate"
-        own = self.rows.norm(dim=-1).to(values.device)
-        return self._with_method(values, own, short, P), "error bound"
+            return estimated_error(values, min(N, P), P, self.problem.dtype), "estimate"
+        return self._with_method(values, self.rows.norm(dim=-1), self.factor), "error bound"
 
-    def _estimate(self, values: Tensor) -> Tensor:
-        _, N, P = self.shape
-        return estimated_error(values, min(N, P), P, self.problem.dtype)
-
-    def _with_method(self, values: Tensor, own: Tensor, short: int, P: int) -> Tensor:
+    def _with_method(self, values: Tensor, own: Tensor, factor: Tensor | None) -> Tensor:
         """The Jacobian's error `own`, and what the method adds to it."""
         # Singular values are computed in float64 whatever the dtype; what the entries have lost is in `own`.
-        if self.cost.method != "gram":
+        _, N, P = self.shape
+        own, mlp = own.to(values.device), self.problem.mlp
+        if self.cost.method != "gram" or factor is None or mlp is None:
             blocks = -(-P // 256) if self.cost.method == "tsqr" else 0
-            return own + svd_error(values, short, torch.float64, blocks=blocks)
-        assert self.factor is not None and self.problem.mlp is not None
-        return self._of_gram(values, own, self.factor)
-
-    def _of_gram(self, values: Tensor, own: Tensor, K: Tensor) -> Tensor:
-        """An entry of K is off by so many units of 2^-102 of the diagonal, and a root by the root of that."""
-        N = K.shape[-1]
-        mlp = self.problem.mlp
-        terms = 0 if mlp is None else 2 * max(mlp.widths) + len(mlp.weights)
-        diagonal = K[0].diagonal(dim1=-2, dim2=-1)
+            return own + svd_error(values, min(N, P), torch.float64, blocks=blocks)
+        # An entry of K is off by so many units of 2^-102 of the diagonal, and a root of it by the root of
+        # that.
+        terms = 2 * max(mlp.widths) + len(mlp.weights)
+        diagonal = factor[0].diagonal(dim1=-2, dim2=-1)
         squares = (terms + N + 16) * 2.0**-102 * diagonal.sum(-1)
-        squares = squares + N * N * 2.0**-104 * diagonal.amax(-1)  # what the factor leaves away
+        squares = squares + N * N * 2.0**-104 * diagonal.amax(-1)  # what its factor leaves away
         linear = own + svd_error(values, N, torch.float64)
         return (linear.square() + squares.to(linear)).sqrt() * 1.0001
 
@@ -178,29 +170,22 @@ class Count:
         single = self.problem.dtype == torch.float32
         return scaled_error(layers, _places(weights, biases, places), rows, columns, single=single)
 
-    def _equilibrated_rows(self, found: RankResult) -> RankResult:
+    def _equilibrated_rows(self, errors: Tensor) -> RankResult:
         """The count with rows only multiplied by powers of two."""
         _, N, P = self.shape
         assert self.factor is not None
         if self.cost.method == "gram":
-            K = self.factor
-            sizes = K[0].diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
+            sizes = self.factor[0].diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
             power = -torch.frexp(sizes).exponent
-            K = times_power(K, power[:, :, None] + power[:, None, :])
-            values, scaled_gram = svdvals(_ops.gram_factor(K)), K
+            factor = times_power(self.factor, power[:, :, None] + power[:, None, :])
+            values = svdvals(_ops.gram_factor(factor))
         else:
-            R = self.factor
-            power = -torch.frexp(R.abs().amax(-2)).exponent
-            values, scaled_gram = svdvals(times_power(R, power[:, None, :].expand_as(R))), None
+            power = -torch.frexp(self.factor.abs().amax(-2)).exponent
+            factor = times_power(self.factor, power[:, None, :].expand_as(self.factor))
+            values = svdvals(factor)
         values = _padded(values, min(N, P))
-        if self.rows is None:
-            error = self._estimate(values)
-        else:
-            own = times_power(self.rows.to(power.device), power).norm(dim=-1).to(values.device)
-            if scaled_gram is None:
-                error = self._with_method(values, own, min(N, P), P)
-            else:
-                error = self._of_gram(values, own, scaled_gram)
+        own = times_power(errors.to(power.device), power).norm(dim=-1)
+        error = self._with_method(values, own, factor)
         batch = self.prepared.shape[:-3]
         return count(values.reshape(*batch, -1), N, P, error=error.reshape(batch))
 

@@ -74,7 +74,8 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
             start = time.perf_counter()
             model = load_model(f"mlp:{name}", seed=SEED)
             fit = train(model, x, y, DECAY)
-            # What floating point sees: that copies which training leaves differ in their last bits is for the proof.
+            # What floating point sees: that copies which training leaves differ in their last bits is for the
+            # proof.
             results[name] = rank(model, x, resolve=False)
             proof = certify(model, x) if results[name].n_params <= _PROVED_PARAMETERS else None
             seconds = time.perf_counter() - start
@@ -319,7 +320,7 @@ def _explanation(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         f"rank      independent directions in which the outputs on {samples} samples can move",
         "gap       last singular value above its error, over the next or the error",
-        "count     exact: it meets an upper bound; clear: a gap of 1000, and perhaps more rank below; open: neither",
+        "count     exact: it meets an upper bound; clear: a gap of 1000, perhaps with more rank below",
         f"proved    by a certificate, for the exact weights (networks of up to {_PROVED_PARAMETERS})",
         "distinct  hidden neurons that are no copies of others (up to sign)",
         "merged P  parameters of the network that has only those",

@@ -24,9 +24,9 @@ _ENTRIES = 1 << 20  # of a matrix whose rows and columns are compared with each 
 def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
     """What the samples and the zeros among the parameters say about the rank of a model's Jacobian.
 
-    Samples that are equal bit by bit have equal rows. An odd function (tanh, erf, sin or nothing between linear layers
-    without biases) has the same derivatives, up to sign, at x and -x, and none at 0. What cannot reach an output, or is
-    fed zeros by every sample, has columns of zeros.
+    Samples that are equal bit by bit have equal rows. An odd function (tanh, erf, sin or nothing between
+    linear layers without biases) has the same derivatives, up to sign, at x and -x, and none at 0. What
+    cannot reach an output, or is fed zeros by every sample, has columns of zeros.
 
     Args:
         problem: the model, its columns and its samples; at one parameter point, or at several.

@@ -1,7 +1,7 @@
 """Rows and columns multiplied by powers of two, so that units do not decide a rank.
 
-Such a scaling is exact and keeps the rank. Singular values are compared with the largest one: a row or column that is
-small for the sake of its units would drown in its rounding.
+Such a scaling is exact and keeps the rank. Singular values are compared with the largest one: a row or column
+that is small for the sake of its units would drown in its rounding.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ def times_power(values: Tensor, exponents: Tensor) -> Tensor:
 def scales(A: Tensor) -> tuple[Tensor, Tensor]:
     """Exponents of two for the rows and columns of matrices, with which their entries come near 1.
 
-    Of three ways the one is taken that leaves the fewest entries far below 1: columns by their largest entry and then
-    rows (for inputs in different units), rows and then columns (for outputs), and rows and columns by least squares
-    in the logarithms (for both, where many entries are zero).
+    Of three ways the one is taken that leaves the fewest entries far below 1: columns by their largest entry
+    and then rows (for inputs in different units), rows and then columns (for outputs), and rows and columns
+    by least squares in the logarithms (for both, where many entries are zero).
 
     Args:
         A: (..., m, n), finite.

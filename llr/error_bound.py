@@ -8,9 +8,10 @@ With u = 2^-53, z^ a computed number, z the exact one, ez >= |z^ - z| and the sa
     d = t sigma'(z):  ed = et (|g| + eg) + |t| (eg + 2u |g|)
     entry d_i a_j:    ed_i (|a_j| + ea_j) + |d_i| (ea_j + 2u |a_j|)
 
-This holds for sums in any order, with or without fused products, and if numbers below 2^-1022 are flushed to zero. The
-native operators do it beside their signals (csrc/cpu/error_bound.h); here is the same in torch operations. By Weyl's
-inequality a singular value is off by at most the Frobenius norm of the entries' errors, and by what the SVD errs.
+This holds for sums in any order, with or without fused products, and if numbers below 2^-1022 are flushed to
+zero. The native operators do it beside their signals (csrc/cpu/error_bound.h); here is the same in torch
+operations. By Weyl's inequality a singular value is off by at most the Frobenius norm of the entries' errors,
+and by what the SVD errs.
 
 Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed. (2002), sections 3.1 and 3.3.
 """
@@ -49,7 +50,7 @@ class LayerErrors:
     """(..., n, in): magnitudes of what it is fed."""
     ea: Tensor
     d: Tensor | None
-    """(..., n, q, out): magnitudes of the derivatives; None for the last layer, where they are unit vectors."""
+    """(..., n, q, out): magnitudes of the derivatives; None for the last layer: unit vectors."""
     ed: Tensor | None
 
 
@@ -68,8 +69,8 @@ def layer_errors(
         weights: per layer (out, in), or (B, out, in).
         biases: per layer (out) or (B, out), or None.
         activation: a name in :data:`llr.reference.ACTIVATIONS`.
-        autograd: whether torch computes the activations and their slopes, which are then right to a few units of
-            1 rather than of themselves; the native table is otherwise.
+        autograd: whether torch computes the activations and their slopes, which are then right to a few units
+            of 1 rather than of themselves; the native table is otherwise.
     """
     sigma, slope = ACTIVATIONS[activation]
     a = x.detach().double()
@@ -114,7 +115,7 @@ def row_errors(
     *,
     single: bool = False,
 ) -> Tensor:
-    """For each row of the Jacobian a bound of the root of the sum of its entries' squared errors, (..., n, q).
+    """For each row of the Jacobian a bound of the root of the sum of squared errors, (..., n, q).
 
     Args:
         layers: as from :func:`layer_errors`.
@@ -220,10 +221,11 @@ def svd_error(spectrum: Tensor, short_side: int, dtype: torch.dtype, *, blocks: 
 
 
 def estimated_error(spectrum: Tensor, short_side: int, n_params: int, dtype: torch.dtype) -> Tensor:
-    """About how far singular values are from the exact ones, where no rule bounds the Jacobian's error, (...).
+    """About how far singular values are from the exact ones, where no rule bounds it, (...).
 
-    ``16 u (short_side + sqrt(n_params)) sigma_1``, with the u of `dtype`. The first part is measured (no count came out
-    above the proved rank); the root is for the sums inside of layers, which are not longer than there are parameters.
+    ``16 u (short_side + sqrt(n_params)) sigma_1``, with the u of `dtype`. The first part is measured (no
+    count came out above the proved rank); the root is for the sums inside of layers, which are not longer
+    than there are parameters.
     """
     u = torch.finfo(dtype).eps / 2
     top = spectrum[..., 0] if spectrum.shape[-1] else spectrum.new_zeros(spectrum.shape[:-1])

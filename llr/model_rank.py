@@ -44,9 +44,9 @@ class ModelRank:
         upper: what it is at most: the number of parameters, or the caller's `upper`, or the rank on all
             points of a finite domain.
         upper_from: "parameters", "theory" (a closed form), "caller" (believed, not proved) or "domain".
-        ambiguous: whether the rank is open: a count of singular values that is neither exact nor clear or below what is
-            proved, or a certificate that reached its precision cap. A count that is not ambiguous has a gap of 1e3, which
-            smooth functions also have by chance: it is counted, not proved.
+        ambiguous: whether the rank is open: a count of singular values that is neither exact nor clear or
+            below what is proved, or a certificate that reached its precision cap. A count that is not
+            ambiguous has a gap of 1e3, which smooth functions also have by chance: it is counted, not proved.
         saturated: whether the rank stopped growing as the samples grew, or cannot grow. If not, dim T may
             well be larger.
         reason: why the search ended, in words.
@@ -89,8 +89,9 @@ class ModelRank:
         else:
             known = f"counted by {self.result.method}, not proved"
         line = (
-            f"model rank {'' if self.saturated else '>= '}{self.rank} of {self.n_params} parameters ({known}), attained on "
-            f"{self.n_samples} {'sample' if self.n_samples == 1 else 'samples'} ({self.sampler})"
+            f"model rank {'' if self.saturated else '>= '}{self.rank} of {self.n_params} parameters "
+            f"({known}), attained on {self.n_samples} "
+            f"{'sample' if self.n_samples == 1 else 'samples'} ({self.sampler})"
         )
         if self.ambiguous:
             line += "; AMBIGUOUS: singular values without a clear gap, or fewer than are proved"

@@ -57,10 +57,11 @@ def rank(
     its parameters move. It is the rank of the (n q, P) matrix of `llr.jacobian`: n samples, q
     outputs, P parameters.
 
-    Singular values above a bound of their error are counted: the rank is at least that. It is exact where that meets an
-    upper bound: the shape, the samples that differ, the parameters that something depends on, a closed form of
-    :mod:`llr.theory`, or `upper`. Where it does not, rows and columns are multiplied by powers of two, so that units do
-    not decide, and small cases are settled by a certificate. What then is still open is ``ambiguous``.
+    Singular values above a bound of their error are counted: the rank is at least that. It is exact where
+    that meets an upper bound: the shape, the samples that differ, the parameters that something depends on, a
+    closed form of :mod:`llr.theory`, or `upper`. Where it does not, rows and columns are multiplied by powers
+    of two, so that units do not decide, and small cases are settled by a certificate. What then is still open
+    is ``ambiguous``.
 
     Args:
         model: an ``nn.Module``, or a callable ``f(params, x)`` with `params` a dict of tensors. Or
@@ -72,26 +73,27 @@ def rank(
             J J' in double-double arithmetic, for an MLP without any J (and gives way to "tsqr" where J's
             entries cannot be squared); "certified" proves a lower bound in ball arithmetic. The first three
             count singular values and agree to rounding. "auto" takes the one of them with the fewest
-            operations that fits `llr.memory_budget`, and goes on to a certificate where the count leaves the rank open
-            and N P (200 + min(N, P)) <= 1e7 for N rows and P columns.
+            operations that fits `llr.memory_budget`, and goes on to a certificate where the count leaves the
+            rank open and N P (200 + min(N, P)) <= 1e7 for N rows and P columns.
         params: which parameters count, or their values, as in `llr.jacobian`. Stacked values with a
             leading dimension B give B ranks.
         dtype: the precision. "auto" is float64 for a model, whatever its own precision, and the
             tensor's own dtype for a tensor, since digits that a matrix has lost do not come back.
             None keeps the model's own; a torch.dtype converts to it. float32 is for "svd" only.
-        rtol: count the singular values above ``rtol * sigma_1`` instead; nothing is equilibrated or proved then.
+        rtol: count the singular values above ``rtol * sigma_1`` instead; nothing is equilibrated or proved
+            then.
         atol: count those above `atol` instead. The larger of the two holds.
         upper: an upper bound known from theory; believed. A certificate stops when it gets there.
-        resolve: whether a certificate settles what a count leaves open: True whatever it takes, False never; default:
-            with method "auto", where that is quick.
+        resolve: whether a certificate settles what a count leaves open: True whatever it takes, False never;
+            default: with method "auto", where that is quick.
         max_bits: the precision at which a certificate gives up.
         chunk_size: samples per step, as in `llr.jacobian`.
         backend: which code computes the Jacobian, as in `llr.jacobian`.
         progress: called as ``progress(bits, proved, upper)`` while "certified" works.
 
     Returns:
-        A `RankResult`; ``exact``, ``ambiguous`` and ``clear`` tell how sure it is, ``lower``, ``upper`` and where they
-        come from why, ``method`` and ``reason`` how it was found.
+        A `RankResult`; ``exact``, ``ambiguous`` and ``clear`` tell how sure it is, ``lower``, ``upper`` and
+        where they come from why, ``method`` and ``reason`` how it was found.
 
     Raises:
         TypeError: `x` missing for a model, arguments that describe a model given for a tensor, a method
@@ -117,8 +119,9 @@ def rank(
         given = [x, params, chunk_size, upper, progress, resolve]
         if any(g is not None for g in given) or backend != "auto" or method not in ("auto", "svd"):
             raise TypeError(
-                "x, params, chunk_size, backend, upper, resolve, progress and other methods than 'svd' describe a "
-                "model, but a tensor was given; call llr.rank(tensor, dtype=..., rtol=..., atol=...)"
+                "x, params, chunk_size, backend, upper, resolve, progress and other methods than 'svd' "
+                "describe a model, but a tensor was given; call llr.rank(tensor, dtype=..., rtol=..., "
+                "atol=...)"
             )
         matrix = model.to(dtype) if isinstance(dtype, torch.dtype) else model
         return numerical_rank(matrix, rtol=rtol, atol=atol)
@@ -177,7 +180,7 @@ def _bounded(found: RankResult, counted: Count, params: Selection) -> RankResult
     problem, P = counted.problem, found.n_params
     for bound in bounds_of_model(problem, counted.prepared.shape[-2]):
         found = found.at_most(*bound)
-    affordable = P <= _FEW_PARAMETERS or _OPERATIONS_PER_PARAMETER * P <= counted.cost.flops
+    affordable = P <= _FEW_PARAMETERS or counted.cost.flops >= _OPERATIONS_PER_PARAMETER * P
     if found.open and affordable:
         closed = upper_bound(problem, params)
         if closed is not None:
@@ -222,7 +225,8 @@ def _resolved(
     below = int(torch.as_tensor(found.lower))
     if proof.rank < below:
         return found.at_most(proof.upper, proof.upper_from)
-    reason = f"{found.reason}; {found.method} left the rank open, with {below} singular values above their error"
+    left = f"{found.method} left the rank open, with {below} singular values above their error"
+    reason = f"{found.reason}; {left}"
     return replace(_proved(found, proof), reason=reason)
 
 

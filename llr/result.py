@@ -32,27 +32,29 @@ class RankResult:
         rank: number of singular values strictly above ``tol``; for method "certified", the proved
             lower bound.
         spectrum: all ``min(m, n)`` singular values of the matrix, descending, shape ``(..., min(m, n))``.
-        tol: what they have to exceed: by default their error, a bound of how far they may be from those of the exact
-            matrix; with `rtol` or `atol` the tolerance. 0 for "certified", which counts no values.
+        tol: what they have to exceed: by default their error, a bound of how far they may be from those of
+            the exact matrix; with `rtol` or `atol` the tolerance. 0 for "certified", which counts no values.
         gap: ``sigma_r / max(sigma_(r+1), tol)``; ``inf`` where both are 0. (With `rtol` or `atol`
-            ``sigma_r / sigma_(r+1)``, with ``tol`` in place of what is missing at either end.) Empty and all-zero
-            matrices have gap ``inf``, and so has "certified".
-        ambiguous: whether the rank is open: ``lower`` does not meet ``upper``. With `rtol` or `atol`, whether the count
-            hangs on them: the gap is below 1e3, or some value is within its error of the tolerance.
+            ``sigma_r / sigma_(r+1)``, with ``tol`` in place of what is missing at either end.) Empty and
+            all-zero matrices have gap ``inf``, and so has "certified".
+        ambiguous: whether the rank is open: ``lower`` does not meet ``upper``. With `rtol` or `atol`, whether
+            the count hangs on them: the gap is below 1e3, or some value is within its error of the tolerance.
         method: how the rank was found: "svd", "tsqr" and "gram" count singular values, "certified"
             is proved.
         dtype: the precision of the matrix and of its singular values.
         n_rows: rows of the matrix (samples times outputs for a Jacobian).
         n_params: columns of the matrix (parameters for a Jacobian).
         path: the code that computed the Jacobian; None for a matrix given as a tensor.
-        lower: what the true rank is at least: how many singular values are above their error, or what is proved.
-        lower_from: where that comes from: "error bound" (a running error analysis and Weyl's inequality), "estimate"
-            (of the error, where no rule bounds it: that is measured, not proved) or "certificate".
+        lower: what the true rank is at least: how many singular values are above their error, or what is
+            proved.
+        lower_from: where that comes from: "error bound" (a running error analysis and Weyl's inequality),
+            "estimate" (of the error, where no rule bounds it: that is measured, not proved) or "certificate".
         upper: what the rank is at most.
-        upper_from: why: "shape" (rows and columns), "different samples" (or "samples up to sign", of odd functions),
-            "live parameters", "different rows", "zeros", "theory" (a closed form) or "caller" (believed).
-        equilibrated: the singular values of the matrix with its rows and columns multiplied by powers of two, if the
-            rank was counted on them: ``tol`` and ``gap`` are then about these. None otherwise.
+        upper_from: why: "shape" (rows and columns), "different samples" (or "samples up to sign", of odd
+            functions), "live parameters", "different rows", "zeros", "theory" (a closed form) or "caller"
+            (believed).
+        equilibrated: the singular values of the matrix with its rows and columns multiplied by powers of two,
+            if the rank was counted on them: ``tol`` and ``gap`` are then about these. None otherwise.
         counted_above: "error" or "tolerance".
         bits: working precision of the proof; None without one, and for exact rational arithmetic.
         certificate: the proof, for `llr.certify.verify`; None unless method is "certified".
@@ -85,7 +87,7 @@ class RankResult:
 
     @property
     def exact(self) -> bool:
-        """Whether the rank is certain: its bounds meet, and the lower one is no estimate. Of a batch: all ranks."""
+        """Whether the rank is certain: its bounds meet, by no estimate. Of a batch: all of them."""
         lower, rank = (torch.as_tensor(v) for v in (self.lower, self.rank))
         met = bool(((lower == self.upper) & (rank == self.upper)).all())
         return met and self.lower_from in _PROVED
@@ -94,8 +96,9 @@ class RankResult:
     def clear(self) -> bool:
         """Whether the count does not hang on the tolerance: a gap of 1e3. Of a batch: all of them.
 
-        It says nothing about the exact rank: singular values of smooth functions fall so fast that gaps of 1e8 come about
-        by chance, with more rank below. A certificate is clear if it is exact, or did not grow with the precision.
+        It says nothing about the exact rank: singular values of smooth functions fall so fast that gaps of
+        1e8 come about by chance, with more rank below. A certificate is clear if it is exact, or did not grow
+        with the precision.
         """
         if self.certificate is not None:
             return self.exact or self.certificate.stopped == "stopped growing"
@@ -119,8 +122,8 @@ class RankResult:
         if certain and bool((lower > upper).any()):
             if upper_from == "caller":
                 raise ValueError(
-                    f"upper={upper} is disproved: on these samples the rank is at least {int(lower.max())}, by the "
-                    "errors of the singular values"
+                    f"upper={upper} is disproved: on these samples the rank is at least "
+                    f"{int(lower.max())}, by the errors of the singular values"
                 )
             raise RuntimeError(
                 f"{int(lower.max())} singular values are above their error, but the rank is at most {upper} "
@@ -139,7 +142,7 @@ class RankResult:
         )
 
     def or_equilibrated(self, again: RankResult) -> RankResult:
-        """This count, or one on the same matrices with equilibrated rows and columns where that is not less."""
+        """This count, or one on the same matrices with equilibrated rows and columns if not less."""
         better = torch.as_tensor(again.lower) >= torch.as_tensor(self.lower)
         if not bool(better.any()):
             return self
@@ -199,13 +202,13 @@ class RankResult:
     def _doubt(self) -> str:
         if self.counted_above != "error":
             return (
-                f"gap below {CLEAR_GAP:.0f}, so this is a count of singular values above the tolerance and another one "
-                "gives another rank"
+                f"gap below {CLEAR_GAP:.0f}, so this is a count of singular values above the tolerance and "
+                "another one gives another rank"
                 if not self.clear
                 else "a singular value is within its error of the tolerance"
             )
         kind = "at least" if self.lower_from in _PROVED else "about at least"
-        return f"the rank is {kind} {self.lower} and at most {self.upper}; what is below the error no float can tell"
+        return f"the rank is {kind} {self.lower} and at most {self.upper}, and the rest is below the error"
 
     def _advice(self) -> str:
         if self.path is not None:

@@ -224,10 +224,10 @@ def numerical_rank(
 ) -> RankResult:
     """The rank of a matrix or a batch of matrices as floating point sees it, with its evidence.
 
-    The singular values above their error bound, ``2u (10 + 2 min(m, n)) sigma_1`` with the u of A's dtype, are
-    counted: A has at least this rank. Where they do not meet an upper bound (the shape; rows or columns that are zero or
-    equal bit by bit), rows and columns are multiplied by powers of two first, so that units do not decide, and what
-    counts more is taken. With `rtol` or `atol` the values above `tolerance` are counted instead.
+    The singular values above their error bound, ``2u (10 + 2 min(m, n)) sigma_1`` with the u of A's dtype,
+    are counted: A has at least this rank. Where that does not meet an upper bound (the shape; rows or columns
+    that are zero, or equal bit by bit), rows and columns are multiplied by powers of two, so that units do
+    not decide, and counted again. With `rtol` or `atol` the values above `tolerance` are counted instead.
 
     Args:
         A: shape ``(..., m, n)``, float32 or float64. An all-zero or empty matrix has rank 0.
@@ -235,8 +235,9 @@ def numerical_rank(
         atol: count what is above `atol` instead. The larger of the two holds.
 
     Returns:
-        A `RankResult`; batched over the leading dimensions of `A`. It is about the given numbers; that a matrix which
-        was rounded before has full rank says little, and ``clear`` tells whether there is a large gap.
+        A `RankResult`; batched over the leading dimensions of `A`. It is about the given numbers; that a
+        matrix which was rounded before has full rank says little, and ``clear`` tells whether there is a
+        large gap.
 
     Raises:
         TypeError, ValueError, torch.linalg.LinAlgError: as `svdvals` and `tolerance`.
@@ -263,7 +264,6 @@ def with_equilibrated(
     found: RankResult,
     matrices: Tensor,
     error: Callable[[Tensor, Tensor], Tensor] | None = None,
-    estimate: Callable[[Tensor], Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> RankResult:
     """The count on the matrices with equilibrated rows and columns, where it is not less.
@@ -271,20 +271,17 @@ def with_equilibrated(
     Args:
         found: what was counted on them as they are.
         matrices: (B, m, n), of which B counts, or one.
-        error: exponents of rows (B, m) and columns (B, n) -> how far the scaled matrices may be from the exact ones, (B);
-            default: they are exact.
-        estimate: spectra (B, k) -> how far the values may be off, all told; in place of `error` and of the SVD's.
-        dtype: in whose precision the SVD errs; default: the matrices', since their entries have been rounded to it.
+        error: exponents of rows (B, m) and columns (B, n) -> how far the scaled matrices may be from the
+            exact ones, (B); default: they are exact.
+        dtype: in whose precision the SVD errs; default: the matrices', since their entries have been rounded
+            to it.
     """
     if not matrices.numel():
         return found
     rows, columns = scales(matrices)
     values = svdvals(scaled(matrices, rows, columns))
-    if estimate is not None:
-        bounds = estimate(values)
-    else:
-        bounds = svd_error(values, min(matrices.shape[-2:]), dtype or found.dtype)
-        bounds = bounds if error is None else bounds + error(rows, columns).to(bounds)
+    bounds = svd_error(values, min(matrices.shape[-2:]), dtype or found.dtype)
+    bounds = bounds if error is None else bounds + error(rows, columns).to(bounds)
     shape = found.spectrum.shape
     again = count(
         values.reshape(shape), found.n_rows, found.n_params, error=bounds.reshape(shape[:-1])
@@ -318,7 +315,8 @@ def count(
     upper = min(n_rows, n_params)
     if error is None:
         error = svd_error(spectrum, upper, spectrum.dtype)
-    # Strictly above, or an all-zero matrix (error 0) would have full rank. Values of another dtype have been rounded.
+    # Strictly above, or an all-zero matrix (error 0) would have full rank. Values of another dtype have been
+    # rounded.
     exact = spectrum.double()
     rounded = 1.0 if spectrum.dtype == torch.float64 else 1.0 + 2.0**-22
     lower = (exact > rounded * error[..., None]).sum(-1)

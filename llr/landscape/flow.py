@@ -115,8 +115,8 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
         model: a module, or a callable f(params, x), at the minimum: the targets are its own outputs.
         x: (n, ...) samples.
         params: which parameters may move, as for :func:`llr.jacobian`.
-        rtol: which singular values of J count as zero, relative to the largest; default: those below an estimate of
-            their error.
+        rtol: which singular values of J count as zero, relative to the largest; default: those below an
+            estimate of their error.
 
     Returns:
         A `Rate`, in inverse units of time, with learning rate 1.

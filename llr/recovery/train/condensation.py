@@ -215,9 +215,9 @@ def tangent_rank(
         rtol: as for :func:`llr.rank`.
 
     Returns:
-        A `RankResult`, batched as `theta`: the singular values above their error are counted, which is exact where they
-        meet the shape; ``ambiguous`` says where not, ``clear`` whether the count does not hang on the error. A network
-        that has condensed has fewer, and floating point cannot tell it from one near it.
+        A `RankResult`, batched as `theta`: the singular values above their error are counted, which is exact
+        where they meet the shape; ``ambiguous`` says where not, ``clear`` whether the count does not hang on
+        the error. A network that has condensed has fewer, and floating point cannot tell it from one near it.
 
     Raises:
         ValueError: parameters of another shape; what :func:`llr.rank` refuses.
