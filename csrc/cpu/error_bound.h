@@ -38,9 +38,11 @@ struct ErrorKernels {
   // In: z in eg, ez in ea, a = sigma(z), g = sigma'(z). Out: ea, eg, and v, what comes of ea by `feed`.
   void (*activation)(Activation, double* ea, double* eg, double* v, const double* a, const double* g, double c,
                      int64_t count);
-  // In: et in ed, the derivatives t before, the slopes g and their errors. Out: ed, and v of ed and t g unless it is null.
-  void (*slope)(double* ed, double* v, const double* t, const double* g, const double* eg, double c, int64_t count);
-  // Over each of `rows` rows of `count` numbers the sums of (e + c |a|)^2 and of (e + |a|)^2.
+  // In: et in ed (unless the derivatives t before are exact), the slopes g and their errors. Out: ed, and v of ed and
+  // t g unless it is null.
+  void (*slope)(double* ed, double* v, const double* t, const double* g, const double* eg, double c, bool exact,
+                int64_t count);
+  // Over each of `rows` rows of `count` numbers the sums of (e + c |a|)^2, and of (e + |a|)^2 unless `with_1` is null.
   void (*squares)(double* with_c, double* with_1, const double* e, const double* a, double c, int64_t rows,
                   int64_t count);
   // The sum of (scale[i] v[i])^2.

@@ -60,7 +60,8 @@ class ErrorSignals {
       const int64_t in = layout_.in(l), out = layout_.out(l);
       const double floor = static_cast<double>(in) * least, more = static_cast<double>(out) * least;
       if (weight) {
-        kernels.squares(e, a, input_errors(l) + block.slot * in, inputs(l) + block.slot * in, rounding, block.count,
+        const int64_t at = block.slot * in;
+        kernels.squares(e, l + 1 == layers_ ? nullptr : a, input_errors(l) + at, inputs(l) + at, rounding, block.count,
                         in);
       }
       if (l + 1 == layers_) {  // d is a unit vector
@@ -239,10 +240,8 @@ class ErrorSignals {
     const int64_t start = block.slot * outputs * in;
     double* e = delta_errors(l - 1) + start + first;
     const bool exact = l == layers_ - 1;  // a row of the last weight matrix
-    for (int64_t r = 0; r < rows; ++r) {
-      std::fill_n(e + r * in, width, exact ? 0.0 : static_cast<double>(out + 2) * least);
-    }
     if (!exact) {
+      for (int64_t r = 0; r < rows; ++r) std::fill_n(e + r * in, width, static_cast<double>(out + 2) * least);
       const double* v = delta_feeds(l) + block.slot * outputs * out;
       if (is_large(l)) {
         const WeightNorms& n = norms(l, block.point);
@@ -258,7 +257,8 @@ class ErrorSignals {
     const double* eg = slope_errors(l) + block.slot * in;
     double *errors = delta_errors(l - 1) + start, *next = l > 1 ? delta_feeds(l - 1) + start : nullptr;
     const auto step = [&](int64_t at, int64_t of, int64_t count) {
-      kernels.slope(errors + at, next == nullptr ? nullptr : next + at, t + at, g + of, eg + of, rounding_of(in), count);
+      kernels.slope(errors + at, next == nullptr ? nullptr : next + at, t + at, g + of, eg + of, rounding_of(in), exact,
+                    count);
     };
     if (outputs == 1) {
       over_rows(rows, in, first, width, [&](int64_t at, int64_t count) { step(at, at, count); });
