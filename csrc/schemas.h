@@ -20,6 +20,13 @@ inline void define_operators(torch::Library& m) {
   m.def(
       "mlp_gram(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, int[]? columns=None, "
       "bool double_double=False) -> Tensor");
+  // The same, and for each row of the Jacobian (by sample and output) a bound of its error as computed in float64.
+  m.def(
+      "mlp_jacobian_with_error(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
+      "int[]? columns=None) -> (Tensor, Tensor)");
+  m.def(
+      "mlp_gram_with_error(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
+      "int[]? columns=None, bool double_double=False) -> (Tensor, Tensor)");
   m.def("gram_add_(Tensor(a!) K, Tensor delta, Tensor a, bool bias, bool weight) -> ()");
   m.def("gram_factor(Tensor K) -> Tensor");
   m.def("svdvals(Tensor A, *, int sweeps=100) -> Tensor");

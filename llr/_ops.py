@@ -80,6 +80,8 @@ class _native:  # noqa: N801 - a namespace
     if NATIVE:
         mlp_jacobian = staticmethod(torch.ops.llr.mlp_jacobian.default)
         mlp_jacobian_out = staticmethod(torch.ops.llr.mlp_jacobian.out)
+        mlp_jacobian_with_error = staticmethod(torch.ops.llr.mlp_jacobian_with_error.default)
+        mlp_gram_with_error = staticmethod(torch.ops.llr.mlp_gram_with_error.default)
         first_nonfinite = staticmethod(torch.ops.llr.first_nonfinite.default)
         svdvals = staticmethod(torch.ops.llr.svdvals.default)
         mlp_gram = staticmethod(torch.ops.llr.mlp_gram.default)
@@ -106,6 +108,36 @@ def mlp_jacobian(
         return cast(Tensor, _native.mlp_jacobian(x, weights, biases, activation, columns))
     _native.mlp_jacobian_out(x, weights, biases, activation, columns, out=out)
     return out
+
+
+def mlp_jacobian_with_error(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    columns: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`mlp_jacobian`, and for each of its rows how far it may be from the exact one; on the CPU.
+
+    Returns:
+        J (..., n, q, P) and (..., n, q) in float64: bounds of the root of the sum of squared errors of a
+        row's entries, infinity where nothing is known; see :mod:`llr.error_bound`.
+    """
+    result = _native.mlp_jacobian_with_error(x, weights, biases, activation, columns)
+    return cast(tuple[Tensor, Tensor], result)
+
+
+def mlp_gram_with_error(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    columns: Sequence[int] | None = None,
+    double_double: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """:func:`mlp_gram`, and the errors of J's rows as :func:`mlp_jacobian_with_error`; on the CPU."""
+    result = _native.mlp_gram_with_error(x, weights, biases, activation, columns, double_double)
+    return cast(tuple[Tensor, Tensor], result)
 
 
 def first_nonfinite(tensors: Sequence[Tensor]) -> int:
@@ -296,6 +328,32 @@ def _fake(
     return x.new_empty(_result_shape(x, weights, biases, columns))
 
 
+def _fake_with_error(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    columns: Sequence[int] | None = None,
+) -> tuple[Tensor, Tensor]:
+    _check_devices("mlp_jacobian_with_error", x, weights, biases)
+    shape = _result_shape(x, weights, biases, columns)
+    return x.new_empty(shape), x.new_empty(shape[:-1], dtype=torch.float64)
+
+
+def _fake_gram_with_error(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activation: str,
+    columns: Sequence[int] | None = None,
+    double_double: bool = False,
+) -> tuple[Tensor, Tensor]:
+    _check_devices("mlp_gram_with_error", x, weights, biases)
+    K = _fake_gram(x, weights, biases, activation, columns, double_double)
+    shape = _result_shape(x, weights, biases, columns)
+    return K, x.new_empty(shape[:-1], dtype=torch.float64)
+
+
 def _fake_out(
     x: Tensor,
     weights: Sequence[Tensor],
@@ -453,6 +511,8 @@ def _fake_lm_solve(
 if NATIVE:
     torch.library.register_fake("llr::lm_solve", _fake_lm_solve)
     torch.library.register_fake("llr::mlp_gram", _fake_gram)
+    torch.library.register_fake("llr::mlp_jacobian_with_error", _fake_with_error)
+    torch.library.register_fake("llr::mlp_gram_with_error", _fake_gram_with_error)
     torch.library.register_fake("llr::gram_add_", _fake_gram_add)
     torch.library.register_fake("llr::gram_factor", _fake_gram_factor)
     torch.library.register_fake("llr::svdvals", _fake_svdvals)

@@ -40,6 +40,9 @@ from llr.shell import (
     write_json,
 )
 
+_OPEN = 3
+"""The exit code where a rank is found, but not for certain."""
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(llr.__version__, prog_name="llr")
@@ -88,7 +91,15 @@ def demo(out: Path, quick: bool) -> None:
 )
 @click.option("--rtol", type=float, help="Tolerance relative to the largest singular value.")
 @click.option("--atol", type=float, help="Absolute tolerance.")
-@click.option("--upper", type=int, help="A known upper bound of the rank, for --method certified.")
+@click.option("--upper", type=int, help="A known upper bound of the rank; believed.")
+@click.option(
+    "--resolve/--no-resolve",
+    default=None,
+    help="Settle what a count leaves open by a proof, or never.  [default: where that is quick]",
+)
+@click.option(
+    "--strict", is_flag=True, help="Exit code 3 also for a rank that is clear but not certain."
+)
 @click.option(
     "--max-bits", default=4096, show_default=True, help="Precision cap of --method certified."
 )
@@ -105,6 +116,8 @@ def rank(
     rtol: float | None,
     atol: float | None,
     upper: int | None,
+    resolve: bool | None,
+    strict: bool,
     max_bits: int,
     chunk_size: int | None,
     json_out: str | None,
@@ -114,6 +127,8 @@ def rank(
 
     MODEL is widths, such as mlp:10-64-64-1, or module:callable, such as mypkg.models:build, called
     without arguments; or module:name of a model that exists. It is put into evaluation mode.
+
+    Exit code 3 if the rank is ambiguous: neither certain nor clear (with a gap of 1000).
     """
     drawing = plotting(plot_out)
     precision = DTYPES.get(dtype)
@@ -128,6 +143,7 @@ def rank(
         rtol=rtol,
         atol=atol,
         upper=upper,
+        resolve=resolve,
         max_bits=max_bits,
         chunk_size=chunk_size,
     )
@@ -140,9 +156,13 @@ def rank(
     console.print(source.line(net), markup=False)
     console.print(f"J      {len(x)} samples x {outputs} outputs x {result.n_params} parameters")
     console.print(str(result), markup=False)
+    if result.open and result.reason:
+        console.print(f"how    {result.reason}", markup=False)
     for written in (json_out, plot_out):
         if written not in (None, "-"):
             console.print(f"wrote  {written}", markup=False)
+    if result.open and (strict or not result.clear):
+        sys.exit(_OPEN)
 
 
 @main.command()
@@ -230,7 +250,10 @@ def model_rank(
     certify: bool | None,
     json_out: str | None,
 ) -> None:
-    """The dimension of MODEL's tangent space: its rank on as many samples as it takes."""
+    """The dimension of MODEL's tangent space: its rank on as many samples as it takes.
+
+    Exit code 3 if it is ambiguous, or did not stop growing: then it is at least the number given.
+    """
     shape = None if sample_shape is None else _sizes(sample_shape)
     if shape is not None and source.inputs is not None:
         raise ValueError(
@@ -258,6 +281,8 @@ def model_rank(
     console.print(str(result), markup=False)
     if json_out not in (None, "-"):
         console.print(f"wrote  {json_out}", markup=False)
+    if result.ambiguous or not result.saturated:
+        sys.exit(_OPEN)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -96,6 +96,21 @@ def evaluate_gram(
 
     With `outputs`, the q that :func:`llr.jacobian.prepare` has found, the model is not probed again.
     """
+    return gram_with_error(
+        problem, outputs, precision=precision, backend=backend, chunk_size=chunk_size, errors=False
+    )[:2]
+
+
+def gram_with_error(
+    problem: Problem,
+    outputs: int | None = None,
+    *,
+    precision: str = "double-double",
+    backend: str = "auto",
+    chunk_size: int | None = None,
+    errors: bool = True,
+) -> tuple[Tensor, str, Tensor | None]:
+    """:func:`evaluate_gram`, and the errors of J's rows (..., n, q) where the native operator bounds them."""
     n, points = len(problem.x), problem.columns.points
     q = prepare(problem, chunk_size, "torch").shape[-2] if outputs is None else outputs
     parts = (2,) if precision == "double-double" else ()
@@ -105,9 +120,12 @@ def evaluate_gram(
     room = _room(problem, nbytes, n * q, f"the Gram matrix of shape {shape}")
     chosen = _choose(problem, backend, nbytes + signal_bytes(problem))
     if chosen == "native":
+        double_double = precision == "double-double"
         with torch.no_grad():
-            K = _ops.mlp_gram(*native_arguments(problem), precision == "double-double")
-        return K, _NAMES[chosen]
+            if errors and problem.x.is_cpu:
+                K, bound = _ops.mlp_gram_with_error(*native_arguments(problem), double_double)
+                return K, _NAMES[chosen], bound
+            return _ops.mlp_gram(*native_arguments(problem), double_double), _NAMES[chosen], None
     results = []
     with torch.no_grad():
         for point in range(points or 1):
@@ -116,7 +134,7 @@ def evaluate_gram(
                 _add(K, part, room // 3)
             results.append(K)
     K = results[0] if points is None else torch.stack(results, len(parts))
-    return K.reshape(shape), _NAMES[chosen]
+    return K.reshape(shape), _NAMES[chosen], None
 
 
 def evaluate_triangle(

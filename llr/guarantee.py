@@ -85,7 +85,7 @@ def has_llr_guarantee(
 
     Returns:
         A `Guarantee`, true or false. A rank counted in floating point can be too small, which then reads as
-        no guarantee; ``reason`` says where it is ambiguous.
+        no guarantee; ``reason`` says where it is counted, and where the count is ambiguous.
 
     Raises:
         TypeError: `options` beside `model_rank`.

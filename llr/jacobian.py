@@ -113,6 +113,16 @@ def execute(problem: Problem, prepared: Plan) -> tuple[Tensor, str]:
     return result, _NAMES[path]
 
 
+def execute_with_error(problem: Problem, prepared: Plan) -> tuple[Tensor, str, Tensor | None]:
+    """:func:`execute`, and the errors of the rows (..., n, q) where the native operator bounds them."""
+    if prepared.backend != "native" or not problem.x.is_cpu:
+        return (*execute(problem, prepared), None)
+    _check_budget(prepared.nbytes, prepared.shape, problem.x.device)
+    with torch.no_grad():
+        J, error = _ops.mlp_jacobian_with_error(*native_arguments(problem))
+    return J, _NAMES["native"], error
+
+
 @dataclass
 class Plan:
     """What :func:`llr.jacobian` would do with a model and samples; see :func:`plan`."""

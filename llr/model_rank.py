@@ -25,7 +25,7 @@ from llr.parameters import Selection, columns_of_callable, columns_of_module
 from llr.problem import Model
 from llr.result import RankResult
 from llr.samplers import Sampler, read_sampler
-from llr.saturation import Certify, Look, Progress, Search, ambiguous
+from llr.saturation import Certify, Look, Progress, Search, ambiguous, proved
 from llr.surroundings import outside_inference_mode
 
 # How many times P + margin scalar observations are tried where max_samples does not say.
@@ -44,8 +44,9 @@ class ModelRank:
         upper: what it is at most: the number of parameters, or the caller's `upper`, or the rank on all
             points of a finite domain.
         upper_from: "parameters", "theory" (a closed form), "caller" (believed, not proved) or "domain".
-        ambiguous: whether the rank is open: a count of singular values without a clear gap or below what is
-            proved, or a certificate that reached its precision cap.
+        ambiguous: whether the rank is open: a count of singular values that is neither exact nor clear or
+            below what is proved, or a certificate that reached its precision cap. A count that is not
+            ambiguous has a gap of 1e3, which smooth functions also have by chance: it is counted, not proved.
         saturated: whether the rank stopped growing as the samples grew, or cannot grow. If not, dim T may
             well be larger.
         reason: why the search ended, in words.
@@ -86,10 +87,11 @@ class ModelRank:
         elif self.result.certificate is not None:
             known = f"proved between {self.lower} and {self.upper}"
         else:
-            known = f"{self.result.method}, not proved"
+            known = f"counted by {self.result.method}, not proved"
         line = (
-            f"model rank {self.rank} of {self.n_params} parameters ({known}), attained on "
-            f"{self.n_samples} {'sample' if self.n_samples == 1 else 'samples'} ({self.sampler})"
+            f"model rank {'' if self.saturated else '>= '}{self.rank} of {self.n_params} parameters "
+            f"({known}), attained on {self.n_samples} "
+            f"{'sample' if self.n_samples == 1 else 'samples'} ({self.sampler})"
         )
         if self.ambiguous:
             line += "; AMBIGUOUS: singular values without a clear gap, or fewer than are proved"
@@ -210,11 +212,11 @@ def model_rank(
             trace = [trial for trial in trace if trial.n < proof.trials[0].n] + proof.trials
             found = proof
     n, result = search.shortest(found)
-    lower = max(result.lower, proof.proved if proof else 0)
+    lower = max(proved(result), proof.proved if proof else 0)
     if not result.certificate and look.provable(n):
-        proved = look.rank(source.first(n), prove=True)
-        lower = max(lower, proved.lower)
-        result = proved if proved.lower >= found.best else result
+        there = look.rank(source.first(n), prove=True)
+        lower = max(lower, proved(there))
+        result = there if proved(there) >= found.best else result
     dimension = max(found.best, lower)
     whole = found.trials[-1].result if found.trials[-1].n == source.limit else None
     limit, limit_from = look.upper, look.upper_from

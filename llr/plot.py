@@ -154,14 +154,16 @@ def _curves(label: str, colour: Any, result: RankResult) -> list[_Curve]:
     tols = torch.as_tensor(result.tol).reshape(-1).tolist()
     ambiguous = int(torch.as_tensor(result.ambiguous).sum())
     if len(ranks) == 1:
-        text = f"rank {ranks[0]}" + (" (ambiguous)" if ambiguous else "")
+        known = "" if not ambiguous else " (counted)" if result.clear else " (ambiguous)"
+        text = f"rank {ranks[0]}{known}"
     else:
         span = f"{min(ranks, default=0)} to {max(ranks, default=0)}"
         text = f"{len(ranks)} spectra, ranks {span} ({ambiguous} ambiguous)"
     if label:
         text = f"{label}: {text}"
     curves: list[_Curve] = []
-    spectra = result.spectrum.reshape(len(ranks), result.spectrum.shape[-1])
+    counted = result.spectrum if result.equilibrated is None else result.equilibrated
+    spectra = counted.reshape(len(ranks), counted.shape[-1])
     for values, rank, tol in zip(spectra.tolist(), ranks, tols, strict=True):
         top = values[0] if values and values[0] > 0 else 1.0
         relative = [v / top for v in values]
@@ -208,9 +210,11 @@ def _draw_tolerance(ax: Axes, tols: Sequence[float]) -> None:
         return
     low, high = tols[0], tols[-1]
     if high > 1.05 * low:
-        ax.axhspan(low, high, color=GREY, alpha=0.18, lw=0, label="tolerances")
+        ax.axhspan(low, high, color=GREY, alpha=0.18, lw=0, label="errors or tolerances")
     else:
-        ax.axhline(high, color=GREY, ls=(0, (4, 2)), lw=1, label=f"tolerance {_power(high)}")
+        ax.axhline(
+            high, color=GREY, ls=(0, (4, 2)), lw=1, label=f"error or tolerance {_power(high)}"
+        )
 
 
 def _power(value: float) -> str:

@@ -8,18 +8,30 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from llr import _ops
+from llr.certificate import Certificate
 from llr.certify import Progress, certify
-from llr.gram import BLOCK_BYTES, evaluate_gram, evaluate_triangle
-from llr.jacobian import Plan, execute, prepare
-from llr.methods import METHODS, Cost, choose, costs
+from llr.counting import Count, ImmoderateSquaresError
+from llr.different import bounds_of_model
+from llr.exact import read_network
+from llr.jacobian import prepare
+from llr.methods import METHODS, choose, costs
 from llr.parameters import Selection
-from llr.problem import Model, Problem, read_problem
+from llr.problem import Model, read_problem
 from llr.result import RankResult
-from llr.spectrum import check_finite, count, numerical_rank, svdvals
+from llr.spectrum import numerical_rank
 from llr.surroundings import outside_inference_mode
+from llr.theory.upper import upper_bound
 
 __all__ = ["METHODS", "RankResult", "rank"]
+
+# N P (200 + min(N, P)) for N rows and P columns: about how many ball operations a certificate takes.
+_AT_ONCE = 1e7
+_BITS_AT_ONCE = 512
+_SECONDS_PER_OPERATION = 5e-8
+
+# A closed form takes about 10 microseconds a parameter: as long as so many operations of a count.
+_FEW_PARAMETERS = 2500
+_OPERATIONS_PER_PARAMETER = 1e5
 
 
 @outside_inference_mode
@@ -33,6 +45,7 @@ def rank(
     rtol: float | None = None,
     atol: float | None = None,
     upper: int | None = None,
+    resolve: bool | None = None,
     max_bits: int = 4096,
     chunk_size: int | None = None,
     backend: str = "auto",
@@ -44,6 +57,12 @@ def rank(
     its parameters move. It is the rank of the (n q, P) matrix of `llr.jacobian`: n samples, q
     outputs, P parameters.
 
+    Singular values above a bound of their error are counted: the rank is at least that. It is exact where
+    that meets an upper bound: the shape, the samples that differ, the parameters that something depends on, a
+    closed form of :mod:`llr.theory`, or `upper`. Where it does not, rows and columns are multiplied by powers
+    of two, so that units do not decide, and small cases are settled by a certificate. What then is still open
+    is ``ambiguous``.
+
     Args:
         model: an ``nn.Module``, or a callable ``f(params, x)`` with `params` a dict of tensors. Or
             a tensor ``(..., m, n)`` with nothing for `x`: then this is `llr.numerical_rank`. A
@@ -54,29 +73,33 @@ def rank(
             J J' in double-double arithmetic, for an MLP without any J (and gives way to "tsqr" where J's
             entries cannot be squared); "certified" proves a lower bound in ball arithmetic. The first three
             count singular values and agree to rounding. "auto" takes the one of them with the fewest
-            operations that fits `llr.memory_budget`.
+            operations that fits `llr.memory_budget`, and goes on to a certificate where the count leaves the
+            rank open and N P (200 + min(N, P)) <= 1e7 for N rows and P columns.
         params: which parameters count, or their values, as in `llr.jacobian`. Stacked values with a
             leading dimension B give B ranks.
         dtype: the precision. "auto" is float64 for a model, whatever its own precision, and the
             tensor's own dtype for a tensor, since digits that a matrix has lost do not come back.
             None keeps the model's own; a torch.dtype converts to it. float32 is for "svd" only.
-        rtol: tolerance relative to sigma_1; default ``eps * min(n q, P)``.
-        atol: absolute tolerance; default 0. The larger of the two holds.
+        rtol: count the singular values above ``rtol * sigma_1`` instead; nothing is equilibrated or proved
+            then.
+        atol: count those above `atol` instead. The larger of the two holds.
         upper: an upper bound known from theory; believed. A certificate stops when it gets there.
+        resolve: whether a certificate settles what a count leaves open: True whatever it takes, False never;
+            default: with method "auto", where that is quick.
         max_bits: the precision at which a certificate gives up.
         chunk_size: samples per step, as in `llr.jacobian`.
         backend: which code computes the Jacobian, as in `llr.jacobian`.
         progress: called as ``progress(bits, proved, upper)`` while "certified" works.
 
     Returns:
-        A `RankResult`; ``ambiguous`` tells whether the rank depends on the tolerance, ``method`` and
-        ``reason`` how it was found and why so, ``lower``, ``upper`` and ``exact`` what is proved.
+        A `RankResult`; ``exact``, ``ambiguous`` and ``clear`` tell how sure it is, ``lower``, ``upper`` and
+        where they come from why, ``method`` and ``reason`` how it was found.
 
     Raises:
         TypeError: `x` missing for a model, arguments that describe a model given for a tensor, a method
             that computes in float64 with another dtype.
         ValueError: no samples, NaN or Inf in the Jacobian, more memory than the budget; a model that
-            "certified" cannot read, or an `upper` that it disproves; and what `llr.jacobian` and
+            "certified" cannot read, or an `upper` that is disproved; and what `llr.jacobian` and
             `llr.numerical_rank` refuse.
 
     Source: Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear Models" (2023),
@@ -93,11 +116,12 @@ def rank(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     if isinstance(model, Tensor):
-        given = [x, params, chunk_size, upper, progress]
+        given = [x, params, chunk_size, upper, progress, resolve]
         if any(g is not None for g in given) or backend != "auto" or method not in ("auto", "svd"):
             raise TypeError(
-                "x, params, chunk_size, backend, upper, progress and other methods than 'svd' describe a "
-                "model, but a tensor was given; call llr.rank(tensor, dtype=..., rtol=..., atol=...)"
+                "x, params, chunk_size, backend, upper, resolve, progress and other methods than 'svd' "
+                "describe a model, but a tensor was given; call llr.rank(tensor, dtype=..., rtol=..., "
+                "atol=...)"
             )
         matrix = model.to(dtype) if isinstance(dtype, torch.dtype) else model
         return numerical_rank(matrix, rtol=rtol, atol=atol)
@@ -122,71 +146,106 @@ def rank(
         problem = read_problem(model, x, params, torch.float64)
         prepared = prepare(problem, chunk_size, backend)
         # For the eye: what floating point sees of the same matrix, which took far less than its balls did.
-        found = _counted(problem, prepared, costs(problem, prepared)["svd"], chunk_size, rtol, atol)
-        return replace(
-            found,
-            rank=proof.rank,
-            tol=0.0,
-            gap=float("inf"),
-            ambiguous=not proof.exact,
-            method="certified",
-            lower=proof.rank,
-            upper=proof.upper,
-            bits=proof.bits,
-            certificate=proof,
-            reason="asked for",
-        )
+        found = Count(
+            problem, prepared, costs(problem, prepared)["svd"], chunk_size, rtol, atol
+        ).measure()
+        return replace(_proved(found, proof), reason="asked for")
     problem = read_problem(model, x, params, torch.float64 if dtype == "auto" else dtype)
     prepared = prepare(problem, chunk_size, backend)
     cost, reason = choose(method, problem, prepared, problem.dtype)
     try:
-        found = _counted(problem, prepared, cost, chunk_size, rtol, atol)
-    except _ImmoderateSquares:
+        counted = Count(problem, prepared, cost, chunk_size, rtol, atol)
+        found = counted.measure()
+    except ImmoderateSquaresError:
         reason = "squares of J's entries leave the range of float64, so not gram"
         cost = costs(problem, prepared)["tsqr"]
-        found = _counted(problem, prepared, cost, chunk_size, rtol, atol)
-    limit = found.upper if upper is None else min(found.upper, upper)
-    return replace(found, reason=reason, predicted_bytes=cost.nbytes, upper=limit)
+        counted = Count(problem, prepared, cost, chunk_size, rtol, atol)
+        found = counted.measure()
+    found = replace(found, reason=reason, predicted_bytes=cost.nbytes)
+    if upper is not None:
+        found = found.at_most(upper, "caller")
+    if rtol is not None or atol is not None or not found.open:
+        return found
+    found = _bounded(found, counted, params)
+    if found.open:
+        found = counted.equilibrated(found)
+    quick = method == "auto" and dtype in ("auto", torch.float64)
+    if not found.open or resolve is False or problem.columns.points is not None:
+        return found
+    return _resolved(found, model, x, params, upper, max_bits, progress, quick, bool(resolve))
 
 
-def _counted(
-    problem: Problem,
-    prepared: Plan,
-    cost: Cost,
-    chunk_size: int | None,
-    rtol: float | None,
-    atol: float | None,
+def _bounded(found: RankResult, counted: Count, params: Selection) -> RankResult:
+    """With the upper bounds that come cheap, in the order of their cost."""
+    problem, P = counted.problem, found.n_params
+    for bound in bounds_of_model(problem, counted.prepared.shape[-2]):
+        found = found.at_most(*bound)
+    affordable = P <= _FEW_PARAMETERS or counted.cost.flops >= _OPERATIONS_PER_PARAMETER * P
+    if found.open and affordable:
+        closed = upper_bound(problem, params)
+        if closed is not None:
+            found = found.at_most(closed.upper, "theory")
+    return found
+
+
+def _resolved(
+    found: RankResult,
+    model: Model,
+    x: Tensor,
+    params: Selection,
+    upper: int | None,
+    max_bits: int,
+    progress: Progress | None,
+    quick: bool,
+    asked: bool,
 ) -> RankResult:
-    """The singular values by this method, and how many count."""
-    *_, n, q, P = prepared.shape
-    N = n * q
-    if cost.method == "svd":
-        J, path = execute(problem, prepared)
-        check_finite(J, "the Jacobian", ("sample", "output", "parameter"))
-        J = J.flatten(-3, -2)
-        values, held = svdvals(J), J.nbytes
-    elif cost.method == "tsqr":
-        R, path = evaluate_triangle(problem, q, chunk_size=chunk_size)
-        values, held = svdvals(R), min(R.nbytes + min(BLOCK_BYTES, 16 * N * P), cost.nbytes)
-    else:
-        K, path = evaluate_gram(problem, q, chunk_size=chunk_size)
-        K = K.reshape(*K.shape[:-4], N, N)
-        if not _squares_are_moderate(K):
-            raise _ImmoderateSquares
-        L = _ops.gram_factor(K)
-        # The factor is made in two parts of double-double before it is rounded.
-        values, held = svdvals(L), 2 * K.nbytes + 2 * L.nbytes
-    short = min(N, P)
-    values = torch.nn.functional.pad(values, (0, max(0, short - values.shape[-1])))[..., :short]
-    found = count(values, N, P, rtol=rtol, atol=atol, method=cost.method)
-    return replace(found, path=path, actual_bytes=held)
+    """With a certificate, if it is asked for or takes no time; or with what it would take."""
+    N, P = found.n_rows, found.n_params
+    work = N * P * (200 + min(N, P))
+    quick = quick and work <= _AT_ONCE
+    if not asked and not quick:
+        cost = (
+            f"a certificate would take about {_SECONDS_PER_OPERATION * work:.1g} s (resolve=True)"
+        )
+        return replace(found, reason=f"{found.reason}; {cost}")
+    try:
+        read_network(model, x, params)
+    except ValueError as obstacle:
+        if asked:
+            raise
+        return replace(found, reason=f"{found.reason}; no certificate: {obstacle}")
+    proof = certify(
+        model,
+        x,
+        params=params,
+        upper=upper,
+        max_bits=max_bits if asked else min(max_bits, _BITS_AT_ONCE),
+        progress=progress,
+    )
+    below = int(torch.as_tensor(found.lower))
+    if proof.rank < below:
+        return found.at_most(proof.upper, proof.upper_from)
+    left = f"{found.method} left the rank open, with {below} singular values above their error"
+    reason = f"{found.reason}; {left}"
+    return replace(_proved(found, proof), reason=reason)
 
 
-class _ImmoderateSquares(Exception):
-    pass
-
-
-def _squares_are_moderate(K: Tensor) -> bool:
-    """Whether K is finite, and large enough for the last bits of double-double to be numbers as well."""
-    top = K[0].diagonal(dim1=-2, dim2=-1).amax(-1)
-    return bool(((top > 2.0**-800) & (top < 2.0**900)).all())
+def _proved(found: RankResult, proof: Certificate) -> RankResult:
+    """A count with the proof that takes its place."""
+    known = proof.upper, proof.upper_from
+    if found.upper < proof.upper:
+        known = found.upper, found.upper_from
+    return replace(
+        found,
+        rank=proof.rank,
+        tol=0.0,
+        gap=float("inf"),
+        ambiguous=proof.rank != known[0],
+        method="certified",
+        lower=proof.rank,
+        lower_from="certificate",
+        upper=known[0],
+        upper_from=known[1],
+        bits=proof.bits,
+        certificate=proof,
+    )

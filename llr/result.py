@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,9 +15,10 @@ if TYPE_CHECKING:
 
     from llr.certificate import Certificate
 
-# Below this ratio of the singular values on either side of the cut, the rank hangs on where the
-# cut is made.
+# From this ratio on, a count does not hang on where the line is drawn.
 CLEAR_GAP = 1e3
+
+_PROVED = ("error bound", "certificate")
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,30 +26,39 @@ class RankResult:
     """A rank and the evidence for it.
 
     For one matrix the fields are plain numbers; for a batch ``(..., m, n)`` the fields ``rank``,
-    ``tol``, ``gap`` and ``ambiguous`` are tensors of the leading shape.
+    ``tol``, ``gap``, ``ambiguous`` and ``lower`` are tensors of the leading shape.
 
     Attributes:
         rank: number of singular values strictly above ``tol``; for method "certified", the proved
             lower bound.
-        spectrum: all ``min(m, n)`` singular values, descending, shape ``(..., min(m, n))``.
-        tol: the absolute tolerance (see `tolerance`); 0 for "certified", which counts no values.
-        gap: ``sigma_r / sigma_(r+1)`` at the cut, ``inf`` where only exact zeros lie below it. At
-            full rank there is no ``sigma_(r+1)`` and ``tol`` takes its place; at rank 0 there is no
-            ``sigma_r`` and the gap is ``tol / sigma_1``. Empty and all-zero matrices have gap
-            ``inf``, and so has "certified".
-        ambiguous: whether the rank is open: the gap is below 1e3, so that it depends on the
-            tolerance, or a certificate's bounds have not met.
+        spectrum: all ``min(m, n)`` singular values of the matrix, descending, shape ``(..., min(m, n))``.
+        tol: what they have to exceed: by default their error, a bound of how far they may be from those of
+            the exact matrix; with `rtol` or `atol` the tolerance. 0 for "certified", which counts no values.
+        gap: ``sigma_r / max(sigma_(r+1), tol)``; ``inf`` where both are 0. (With `rtol` or `atol`
+            ``sigma_r / sigma_(r+1)``, with ``tol`` in place of what is missing at either end.) Empty and
+            all-zero matrices have gap ``inf``, and so has "certified".
+        ambiguous: whether the rank is open: ``lower`` does not meet ``upper``. With `rtol` or `atol`, whether
+            the count hangs on them: the gap is below 1e3, or some value is within its error of the tolerance.
         method: how the rank was found: "svd", "tsqr" and "gram" count singular values, "certified"
             is proved.
         dtype: the precision of the matrix and of its singular values.
         n_rows: rows of the matrix (samples times outputs for a Jacobian).
         n_params: columns of the matrix (parameters for a Jacobian).
         path: the code that computed the Jacobian; None for a matrix given as a tensor.
-        lower: what the true rank is proved to be at least; 0 unless method is "certified".
-        upper: what it is at most: ``min(n_rows, n_params)``, or better if that is known.
+        lower: what the true rank is at least: how many singular values are above their error, or what is
+            proved.
+        lower_from: where that comes from: "error bound" (a running error analysis and Weyl's inequality),
+            "estimate" (of the error, where no rule bounds it: that is measured, not proved) or "certificate".
+        upper: what the rank is at most.
+        upper_from: why: "shape" (rows and columns), "different samples" (or "samples up to sign", of odd
+            functions), "live parameters", "different rows", "zeros", "theory" (a closed form) or "caller"
+            (believed).
+        equilibrated: the singular values of the matrix with its rows and columns multiplied by powers of two,
+            if the rank was counted on them: ``tol`` and ``gap`` are then about these. None otherwise.
+        counted_above: "error" or "tolerance".
         bits: working precision of the proof; None without one, and for exact rational arithmetic.
         certificate: the proof, for `llr.certify.verify`; None unless method is "certified".
-        reason: why this method was taken.
+        reason: why this method was taken, and what else was tried.
         predicted_bytes: what it was expected to hold in memory at a time, beside the model.
         actual_bytes: what it held: the arrays of that size that it made.
     """
@@ -62,8 +73,12 @@ class RankResult:
     n_rows: int
     n_params: int
     path: str | None = None
-    lower: int = 0
+    lower: int | Tensor = 0
+    lower_from: str = "error bound"
     upper: int = 0
+    upper_from: str = "shape"
+    equilibrated: Tensor | None = None
+    counted_above: str = "error"
     bits: int | None = None
     certificate: Certificate | None = None
     reason: str | None = None
@@ -72,34 +87,132 @@ class RankResult:
 
     @property
     def exact(self) -> bool:
-        """Whether the proved bounds meet, so that the rank is a theorem."""
-        return self.lower == self.upper
+        """Whether the rank is certain: its bounds meet, by no estimate. Of a batch: all of them."""
+        lower, rank = (torch.as_tensor(v) for v in (self.lower, self.rank))
+        met = bool(((lower == self.upper) & (rank == self.upper)).all())
+        return met and self.lower_from in _PROVED
+
+    @property
+    def clear(self) -> bool:
+        """Whether the count does not hang on the tolerance: a gap of 1e3. Of a batch: all of them.
+
+        It says nothing about the exact rank: singular values of smooth functions fall so fast that gaps of
+        1e8 come about by chance, with more rank below. A certificate is clear if it is exact, or did not grow
+        with the precision.
+        """
+        if self.certificate is not None:
+            return self.exact or self.certificate.stopped == "stopped growing"
+        return bool((torch.as_tensor(self.gap) >= CLEAR_GAP).all())
+
+    @property
+    def open(self) -> bool:
+        """Whether the rank is ambiguous; of a batch, whether any is."""
+        return bool(torch.as_tensor(self.ambiguous).any())
+
+    def at_most(self, upper: int, upper_from: str) -> RankResult:
+        """The same with another upper bound, if it is a better one.
+
+        Raises:
+            ValueError: the caller's bound is less than what is proved.
+            RuntimeError: another bound is, which would be a mistake in llr.
+        """
+        if upper >= self.upper:
+            return self
+        lower, certain = torch.as_tensor(self.lower), self.lower_from in _PROVED
+        if certain and bool((lower > upper).any()):
+            if upper_from == "caller":
+                raise ValueError(
+                    f"upper={upper} is disproved: on these samples the rank is at least "
+                    f"{int(lower.max())}, by the errors of the singular values"
+                )
+            raise RuntimeError(
+                f"{int(lower.max())} singular values are above their error, but the rank is at most {upper} "
+                f"({upper_from}): this is a mistake in llr, please report it with the model"
+            )
+        found = replace(self, upper=upper, upper_from=upper_from)
+        if self.counted_above != "error":
+            return found
+        # An estimate that says more than that was too small.
+        ambiguous, most = lower != upper, lower.clamp(max=upper)
+        return replace(
+            found,
+            rank=most if lower.dim() else int(most),
+            lower=most if lower.dim() else int(most),
+            ambiguous=ambiguous if lower.dim() else bool(ambiguous),
+        )
+
+    def or_equilibrated(self, again: RankResult) -> RankResult:
+        """This count, or one on the same matrices with equilibrated rows and columns if not less."""
+        better = torch.as_tensor(again.lower) >= torch.as_tensor(self.lower)
+        if not bool(better.any()):
+            return self
+        fields: dict[str, Any] = {}
+        for name in ("rank", "tol", "gap", "lower"):
+            own, other = (torch.as_tensor(getattr(r, name)) for r in (self, again))
+            value = torch.where(better, other, own)
+            fields[name] = value if better.dim() else value.item()
+        for name in ("rank", "lower"):
+            fields[name] = torch.as_tensor(fields[name]).clamp(max=self.upper)
+            fields[name] = fields[name] if better.dim() else int(fields[name])
+        spectrum = torch.where(better[..., None], again.spectrum.to(self.spectrum), self.spectrum)
+        found = replace(self, **fields, equilibrated=spectrum)
+        ambiguous = torch.as_tensor(found.lower) < self.upper
+        return replace(found, ambiguous=ambiguous if better.dim() else bool(ambiguous))
+
+    def reshaped(self, shape: Sequence[int]) -> RankResult:
+        """A batch with other leading dimensions; () for a single matrix."""
+        fields: dict[str, Any] = {}
+        for name in ("rank", "tol", "gap", "ambiguous", "lower"):
+            value = torch.as_tensor(getattr(self, name)).reshape(tuple(shape))
+            fields[name] = value if value.dim() else value.item()
+        for name in ("spectrum", "equilibrated"):
+            value = getattr(self, name)
+            fields[name] = None if value is None else value.reshape(*shape, value.shape[-1])
+        return replace(self, **fields)
 
     def __str__(self) -> str:
-        """One line that says the rank, how clear it is and how it was found."""
+        """One line that says the rank, how sure it is and how it was found."""
         dtype = str(self.dtype).removeprefix("torch.")
         size = f"{self.n_rows} x {self.n_params}"
         if self.method == "certified":
             return self._proof(size)
         how = f"{self.method}, {dtype}" + (f", J by {self.path}" if self.path else "")
         if self.spectrum.dim() > 1:
-            line = f"{self._batch_summary()} of shape {size} ({how})"
-        else:
-            top = f"{self.spectrum[0].item():.3g}" if self.spectrum.numel() else "0"
-            line = (
-                f"rank {self.rank} of a {size} matrix: {self._cut()} = {self.gap:.3g}, "
-                f"tol {self.tol:.3g}, sigma_1 {top} ({how})"
-            )
-        if bool(torch.as_tensor(self.ambiguous).any()):
+            return f"{self._batch_summary()} of shape {size} ({how})"
+        line = (
+            f"rank {self.rank} of a {size} matrix{self._known()}: {self._cut()} = {self.gap:.3g}, "
+        )
+        values = self.spectrum if self.equilibrated is None else self.equilibrated
+        top = f"{values[0].item():.3g}" if values.numel() else "0"
+        line += f"{self.counted_above} {self.tol:.3g}, sigma_1 {top}"
+        if self.equilibrated is not None:
+            line += " with rows and columns equilibrated"
+        line += f" ({how})"
+        if self.ambiguous:
             line += (
-                f"; AMBIGUOUS: gap below {CLEAR_GAP:.0f}, so this is a count of singular values "
-                f"above tol and another tol gives another rank; {self._advice()}"
+                f"; {'counted' if self.clear else 'AMBIGUOUS'}: {self._doubt()}; {self._advice()}"
             )
         return line
 
+    def _known(self) -> str:
+        if self.counted_above != "error" or self.ambiguous:
+            return ""
+        return f" ({'exact' if self.exact else 'met'}: upper bound by {self.upper_from})"
+
+    def _doubt(self) -> str:
+        if self.counted_above != "error":
+            return (
+                f"gap below {CLEAR_GAP:.0f}, so this is a count of singular values above the tolerance and "
+                "another one gives another rank"
+                if not self.clear
+                else "a singular value is within its error of the tolerance"
+            )
+        kind = "at least" if self.lower_from in _PROVED else "about at least"
+        return f"the rank is {kind} {self.lower} and at most {self.upper}, and the rest is below the error"
+
     def _advice(self) -> str:
         if self.path is not None:
-            return "method='certified' proves a bound"
+            return "resolve=True tries a proof"
         if self.dtype != torch.float64:
             return "compute the matrix in float64"
         return "vary rtol to see how far it moves"
@@ -116,9 +229,11 @@ class RankResult:
 
     def _cut(self) -> str:
         """Name the two numbers whose ratio is the gap."""
-        r = self.rank
-        above = f"sigma_{r}" if r else "tol"
-        below = f"sigma_{r + 1}" if r < self.spectrum.shape[-1] else "tol"
+        r, line = int(self.rank), self.counted_above
+        values = self.spectrum if self.equilibrated is None else self.equilibrated
+        above = f"sigma_{r}" if r else line
+        drowned = line == "error" and r < len(values) and float(values[r]) <= float(self.tol)
+        below = line if r >= len(values) or (drowned and r) else f"sigma_{r + 1}"
         return f"{above}/{below}"
 
     def _batch_summary(self) -> str:
@@ -153,9 +268,14 @@ class RankResult:
             "n_rows": self.n_rows,
             "n_params": self.n_params,
             "path": self.path,
-            "lower": self.lower,
+            "clear": self.clear,
+            "lower": _plain(self.lower),
+            "lower_from": self.lower_from,
             "upper": self.upper,
+            "upper_from": self.upper_from,
             "exact": self.exact,
+            "equilibrated": None if self.equilibrated is None else _plain(self.equilibrated),
+            "counted_above": self.counted_above,
             "bits": self.bits,
             "certificate": None if self.certificate is None else self.certificate.to_dict(),
             "reason": self.reason,

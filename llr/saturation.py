@@ -105,7 +105,8 @@ class Look:
             # Of a bound that is called otherwise, a contradiction would speak of "upper".
             upper = self.upper if self.claim == "upper" else None
             return rank(self.model, x, params=self.params, method="certified", upper=upper)
-        return rank(self.model, x, params=self.params, method=self.method)
+        # Whether anything is proved is decided here, for all sizes together.
+        return rank(self.model, x, params=self.params, method=self.method, resolve=False)
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,7 @@ class Found:
     @property
     def proved(self) -> int:
         """The largest proved lower bound."""
-        return max((trial.result.lower for trial in self.trials), default=0)
+        return max((proved(trial.result) for trial in self.trials), default=0)
 
 
 @dataclass
@@ -158,7 +159,8 @@ class Search:
         """The rank on the first n points, refused if it contradicts the caller's claim."""
         result = self.look.rank(self.source.first(n), prove=prove)
         found, upper = int(result.rank), self.look.upper
-        if found > upper and (result.certificate or not result.ambiguous):
+        certain = result.certificate is not None or result.lower_from == "error bound"
+        if found > upper and (certain or result.clear):
             how = "which is certain" if result.certificate else "counting singular values"
             raise ValueError(
                 f"{self.look.claim or 'the closed form'}={upper} is contradicted: on {n} samples the rank is "
@@ -232,7 +234,10 @@ class Search:
 
 
 def ambiguous(result: RankResult) -> bool:
-    """Whether the rank is open; a certificate that stopped growing at high precision does not say so."""
-    if result.certificate is not None:
-        return result.certificate.stopped == "precision cap"
-    return bool(result.ambiguous)
+    """Whether the rank is neither exact nor clear: a count with a large gap is taken, as counted."""
+    return result.open and not result.clear
+
+
+def proved(result: RankResult) -> int:
+    """What a certificate proves the rank to be at least; 0 without one."""
+    return 0 if result.certificate is None else result.certificate.rank

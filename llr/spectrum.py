@@ -1,4 +1,4 @@
-"""Singular values, and the tolerance that turns them into a rank.
+"""Singular values, and how many of them are proved not to be zero.
 
 Plain linear algebra on tensors ``(..., m, n)``; nothing here knows about models.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from llr import _ops
+from llr.different import bounds_of_matrix
+from llr.equilibrate import scaled, scales
+from llr.error_bound import svd_error
 from llr.result import CLEAR_GAP, RankResult
 
 __all__ = ["RankResult", "check_finite", "count", "numerical_rank", "svdvals", "tolerance"]
@@ -182,7 +185,7 @@ def shorten(tall: Tensor) -> Tensor:
 def tolerance(
     spectrum: Tensor, short_side: int, *, rtol: float | None = None, atol: float | None = None
 ) -> Tensor:
-    """The value above which a singular value counts: ``max(atol, rtol * sigma_1)``.
+    """A tolerance for singular values by size: ``max(atol, rtol * sigma_1)``.
 
     By default ``rtol = eps(dtype) * short_side`` and ``atol = 0``. The short side, not the long
     one: rounding every entry of A perturbs the singular values by at most
@@ -219,17 +222,22 @@ def tolerance(
 def numerical_rank(
     A: Tensor, *, rtol: float | None = None, atol: float | None = None
 ) -> RankResult:
-    """The numerical rank of a matrix or a batch of matrices, with its evidence.
+    """The rank of a matrix or a batch of matrices as floating point sees it, with its evidence.
 
-    The rank is the number of singular values strictly above `tolerance`, in the precision of `A`.
+    The singular values above their error bound, ``2u (10 + 2 min(m, n)) sigma_1`` with the u of A's dtype,
+    are counted: A has at least this rank. Where that does not meet an upper bound (the shape; rows or columns
+    that are zero, or equal bit by bit), rows and columns are multiplied by powers of two, so that units do
+    not decide, and counted again. With `rtol` or `atol` the values above `tolerance` are counted instead.
 
     Args:
         A: shape ``(..., m, n)``, float32 or float64. An all-zero or empty matrix has rank 0.
-        rtol: tolerance relative to sigma_1; default ``eps * min(m, n)``.
-        atol: absolute tolerance; default 0. The larger of the two holds.
+        rtol: count what is above ``rtol * sigma_1`` instead.
+        atol: count what is above `atol` instead. The larger of the two holds.
 
     Returns:
-        A `RankResult`; batched over the leading dimensions of `A`.
+        A `RankResult`; batched over the leading dimensions of `A`. It is about the given numbers; that a
+        matrix which was rounded before has full rank says little, and ``clear`` tells whether there is a
+        large gap.
 
     Raises:
         TypeError, ValueError, torch.linalg.LinAlgError: as `svdvals` and `tolerance`.
@@ -239,8 +247,46 @@ def numerical_rank(
         >>> llr.numerical_rank(torch.ones(3, 4)).rank
         1
     """
+    values = svdvals(A)
     m, n = A.shape[-2:]
-    return count(svdvals(A), m, n, rtol=rtol, atol=atol)
+    found = count(values, m, n, rtol=rtol, atol=atol)
+    if rtol is not None or atol is not None or not found.open:
+        return found
+    bounds = bounds_of_matrix(A.detach())
+    for bound in bounds:
+        found = found.at_most(*bound)
+    if not found.open:
+        return found
+    return with_equilibrated(found, A.detach().reshape(-1, m, n))
+
+
+def with_equilibrated(
+    found: RankResult,
+    matrices: Tensor,
+    error: Callable[[Tensor, Tensor], Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> RankResult:
+    """The count on the matrices with equilibrated rows and columns, where it is not less.
+
+    Args:
+        found: what was counted on them as they are.
+        matrices: (B, m, n), of which B counts, or one.
+        error: exponents of rows (B, m) and columns (B, n) -> how far the scaled matrices may be from the
+            exact ones, (B); default: they are exact.
+        dtype: in whose precision the SVD errs; default: the matrices', since their entries have been rounded
+            to it.
+    """
+    if not matrices.numel():
+        return found
+    rows, columns = scales(matrices)
+    values = svdvals(scaled(matrices, rows, columns))
+    bounds = svd_error(values, min(matrices.shape[-2:]), dtype or found.dtype)
+    bounds = bounds if error is None else bounds + error(rows, columns).to(bounds)
+    shape = found.spectrum.shape
+    again = count(
+        values.reshape(shape), found.n_rows, found.n_params, error=bounds.reshape(shape[:-1])
+    )
+    return found.or_equilibrated(again)
 
 
 def count(
@@ -248,24 +294,50 @@ def count(
     n_rows: int,
     n_params: int,
     *,
+    error: Tensor | None = None,
+    lower_from: str = "error bound",
     rtol: float | None = None,
     atol: float | None = None,
     method: str = "svd",
 ) -> RankResult:
-    """The rank of an (n_rows, n_params) matrix, or a batch, from its singular values (..., k)."""
+    """The rank of an (n_rows, n_params) matrix, or a batch, from its singular values (..., k).
+
+    Args:
+        spectrum: descending.
+        n_rows: rows of the matrix.
+        n_params: columns of the matrix.
+        error: how far the values may be from the exact ones, (...), float64; default: what `svdvals` errs.
+        lower_from: what `error` is, "error bound" or "estimate".
+        rtol: count above a tolerance instead, as `tolerance`.
+        atol: the same.
+        method: how the values were found.
+    """
     upper = min(n_rows, n_params)
-    tol = tolerance(spectrum, upper, rtol=rtol, atol=atol)
-    # Strictly above, or an all-zero matrix (tol 0) would have full rank.
-    rank = (spectrum > tol[..., None]).sum(-1)
-    # tol stands in for the missing neighbour at either end: sigma_0 and sigma_(k+1).
+    if error is None:
+        error = svd_error(spectrum, upper, spectrum.dtype)
+    # Strictly above, or an all-zero matrix (error 0) would have full rank. Values of another dtype have been
+    # rounded.
+    exact = spectrum.double()
+    rounded = 1.0 if spectrum.dtype == torch.float64 else 1.0 + 2.0**-22
+    lower = (exact > rounded * error[..., None]).sum(-1)
+    if rtol is None and atol is None:
+        rank, tol = lower, error
+        # The error stands in for what drowns in it, and for the missing neighbours at either end.
+        floor = exact.clamp(min=0.0).maximum(error[..., None])
+        ambiguous = lower < upper
+    else:
+        tol = tolerance(spectrum, upper, rtol=rtol, atol=atol).double()
+        rank, floor = (exact > tol[..., None]).sum(-1), exact
+        ambiguous = ((exact - tol[..., None]).abs() < error[..., None]).any(-1)
     ends = tol[..., None]
-    extended = torch.cat((ends, spectrum, ends), dim=-1)
+    extended = torch.cat((ends, floor, ends), dim=-1)
     above = extended.gather(-1, rank[..., None])[..., 0]
     below = extended.gather(-1, rank[..., None] + 1)[..., 0]
-    gap = torch.where(below > 0, above / below, math.inf)
+    gap = torch.where(below > 0, above / below, math.inf).nan_to_num(nan=1.0, posinf=math.inf)
     if spectrum.shape[-1] == 0:
         gap = torch.full_like(gap, math.inf)
-    ambiguous = gap < CLEAR_GAP
+    if rtol is not None or atol is not None:
+        ambiguous = ambiguous | (gap < CLEAR_GAP)
     batched = spectrum.dim() > 1
     return RankResult(
         rank=rank if batched else int(rank),
@@ -277,5 +349,8 @@ def count(
         dtype=spectrum.dtype,
         n_rows=n_rows,
         n_params=n_params,
+        lower=lower if batched else int(lower),
+        lower_from=lower_from,
         upper=upper,
+        counted_above="error" if rtol is None and atol is None else "tolerance",
     )

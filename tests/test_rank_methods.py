@@ -188,11 +188,11 @@ class TestCertified:
         w, b, a = (torch.randn(12, 1, generator=g, dtype=F64) for _ in range(3))
         model = two_layer(list(zip(w.tolist(), b[:, 0].tolist(), a.tolist(), strict=True)))
         x = samples(72, 1, seed=1)
-        blurred = llr.rank(model, x)
+        blurred = llr.rank(model, x, resolve=False)
         assert blurred.rank < 36
         assert blurred.ambiguous
-        assert "method='certified' proves a bound" in str(blurred)
-        assert (blurred.lower, blurred.upper, blurred.exact) == (0, 36, False)
+        assert "resolve=True tries a proof" in str(blurred)
+        assert (blurred.lower, blurred.upper, blurred.exact) == (blurred.rank, 36, False)
         result = llr.rank(model, x, method="certified")
         assert (result.rank, result.lower, result.upper, result.exact) == (36, 36, 36, True)
         assert not result.ambiguous
@@ -217,8 +217,10 @@ class TestCertified:
 
     def test_upper_bound_of_a_count(self) -> None:
         model, x = mlp(2, 3, 1), samples(40, 2)
-        assert llr.rank(model, x, upper=9).upper == 9
+        assert llr.rank(model, x, upper=13).upper_from == "shape"
         assert llr.rank(model, x, upper=99).upper == 13
+        with pytest.raises(ValueError, match="upper=9 is disproved: .* rank is at least 13"):
+            llr.rank(model, x, upper=9)
 
     def test_relu_is_exact(self) -> None:
         torch.manual_seed(0)

@@ -255,7 +255,7 @@ class TestTolerance:
         assert torch.linalg.matrix_rank(A) == 0
         result = llr.numerical_rank(A)
         assert result.rank == 2
-        assert not result.ambiguous
+        assert result.exact
         A[1] = -A[0]
         assert llr.numerical_rank(A).rank == 1
 
@@ -269,7 +269,9 @@ class TestNumericalRank:
     def test_known_rank(self, m: int, n: int, r: int, dtype: torch.dtype) -> None:
         result = llr.numerical_rank(low_rank(m, n, r, dtype=dtype))
         assert result.rank == r
-        assert not result.ambiguous
+        # Whether there is more below the error of a matrix that was rounded, nothing tells.
+        assert (result.clear, result.ambiguous, result.lower) == (True, True, r)
+        assert r < result.upper <= min(m, n)
         assert (result.n_rows, result.n_params) == (m, n)
         assert result.method == "svd"
         assert result.dtype == dtype
@@ -350,13 +352,22 @@ class TestNumericalRank:
 
 class TestGap:
     def test_between_values(self) -> None:
-        result = llr.numerical_rank(torch.diag(torch.tensor([4.0, 1.0, 2e-18]).double()))
+        A = torch.diag(torch.tensor([4.0, 1.0, 2e-18]).double())
+        result = llr.numerical_rank(A, rtol=1e-15)
         assert result.rank == 2
         assert result.gap == pytest.approx(5e17)
 
+    def test_what_drowns_counts_as_its_error(self) -> None:
+        A = torch.ones(3, 3).double() + torch.diag(torch.tensor([4.0, 1.0, 0.0]).double())
+        A[2] = A[0] - 3 * A[1]  # rank 2, and no row or column tells
+        result = llr.numerical_rank(A)
+        assert (result.rank, result.clear, result.ambiguous) == (2, True, True)
+        assert 1e10 < result.gap < 1e17
+
     def test_exact_zero_below(self) -> None:
         result = llr.numerical_rank(torch.diag(torch.tensor([4.0, 1.0, 0.0])))
-        assert (result.rank, result.gap) == (2, math.inf)
+        assert (result.rank, result.exact, result.upper_from) == (2, True, "different rows")
+        assert result.gap == 1 / result.tol
 
     def test_full_rank_is_measured_against_the_tolerance(self) -> None:
         result = llr.numerical_rank(torch.diag(torch.tensor([4.0, 1.0])), rtol=1e-2)
@@ -385,14 +396,19 @@ class TestGap:
 class TestRankResult:
     def test_line(self) -> None:
         line = str(llr.numerical_rank(low_rank(5, 9, 2)))
-        assert line.startswith("rank 2 of a 5 x 9 matrix: sigma_2/sigma_3 = ")
-        assert line.endswith("(svd, float64)")
+        assert line.startswith("rank 2 of a 5 x 9 matrix: sigma_2/error = ")
+        assert "(svd, float64); counted: the rank is at least 2 and at most 5" in line
         assert "\n" not in line
         assert "AMBIGUOUS" not in line
+        line = str(llr.numerical_rank(torch.eye(3).double()))
+        assert line.startswith("rank 3 of a 3 x 3 matrix (exact: upper bound by shape): sigma_3/error = ")
+        assert line.endswith("(svd, float64)")
 
     def test_line_names_the_ends(self) -> None:
-        assert "sigma_2/tol" in str(llr.numerical_rank(torch.eye(2)))
-        assert "tol/sigma_1" in str(llr.numerical_rank(torch.zeros(2, 2)))
+        assert "sigma_2/error" in str(llr.numerical_rank(torch.eye(2)))
+        assert "error/sigma_1" in str(llr.numerical_rank(torch.zeros(2, 2)))
+        assert "sigma_2/tolerance" in str(llr.numerical_rank(torch.eye(2), rtol=1e-3))
+        assert "tolerance/sigma_1" in str(llr.numerical_rank(torch.eye(2), atol=3.0))
 
     @pytest.mark.parametrize(
         ("dtype", "advice"), [(torch.float32, "in float64"), (torch.float64, "vary rtol")]
@@ -419,7 +435,7 @@ class TestRankResult:
         assert back["n_rows"] == A.shape[-2]
         assert torch.equal(torch.tensor(back["spectrum"]), result.spectrum)
         assert torch.equal(torch.tensor(back["rank"]), torch.as_tensor(result.rank))
-        assert set(back) == {*result.__dataclass_fields__, "exact"}
+        assert set(back) == {*result.__dataclass_fields__, "exact", "clear"}
 
     def test_infinite_gap_is_null(self) -> None:
         assert llr.numerical_rank(torch.zeros(2, 2)).to_dict()["gap"] is None

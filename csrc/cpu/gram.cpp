@@ -11,6 +11,7 @@
 #include <array>
 #include <memory>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "../gram_arguments.h"
@@ -120,15 +121,16 @@ void gram_add(at::Tensor& K, const at::Tensor& delta, const at::Tensor& a, bool 
   if (!K.is_inference()) K.unsafeGetTensorImpl()->bump_version();  // for autograd
 }
 
+// `errors`, if not null: (points, samples, outputs), a bound of the error of each row of J.
 template <typename T>
-void mlp_gram_of(const MlpArguments& args, double* high, double* low) {
+void mlp_gram_of(const MlpArguments& args, double* high, double* low, double* errors) {
   const MlpLayout& layout = args.layout;
   const int last = layout.layers() - 1;
   const int64_t outputs = layout.out(last), rows = args.samples * outputs;
   const auto counts = [&](int l, bool bias) {
     return (bias ? layout.bias_column : layout.weight_column)[l] != not_a_column;
   };
-  Signals<T> signals(args);
+  Signals<T> signals(args, errors != nullptr);
   signals.allocate(args.samples, outputs);
   std::vector<double> unit(rows * outputs, 0.0);  // d output / d preactivation of the last layer
   for (int64_t r = 0; r < rows; ++r) unit[r * outputs + r % outputs] = 1.0;
@@ -140,6 +142,11 @@ void mlp_gram_of(const MlpArguments& args, double* high, double* low) {
     }
     signals.forward(round);
     signals.backward(round, 0, outputs);
+    if (errors != nullptr) {
+      parallel_tasks(static_cast<int64_t>(round.size()), rows * layout.columns, [&](int64_t i) {
+        signals.row_errors(round[i], outputs, errors + (point * args.samples + round[i].sample) * outputs);
+      });
+    }
     const int64_t offset = point * rows * rows;
     for (int l = 0; l <= last; ++l) {
       add_layer(high + offset, low == nullptr ? nullptr : low + offset, rows,
@@ -149,22 +156,37 @@ void mlp_gram_of(const MlpArguments& args, double* high, double* low) {
   }
 }
 
-at::Tensor mlp_gram(const at::Tensor& x, at::TensorList weights,
-                    const c10::List<std::optional<at::Tensor>>& biases, std::string_view activation,
-                    at::OptionalIntArrayRef columns, bool double_double) {
-  const MlpArguments args = read_mlp_arguments("mlp_gram", x, weights, biases, activation, columns);
+at::Tensor compute_gram(const MlpArguments& args, bool double_double, double* errors) {
   const std::vector<int64_t> sizes = gram_sizes(args, double_double);
   check_result("mlp_gram", sizes, at::kDouble);
   at::Tensor K = at::zeros(sizes, at::TensorOptions(at::kDouble));
   if (K.numel() == 0) return K;
   double* const high = K.mutable_data_ptr<double>();
   double* const low = double_double ? high + K.numel() / 2 : nullptr;
-  if (x.scalar_type() == at::kDouble) {
-    mlp_gram_of<double>(args, high, low);
+  if (args.x.scalar_type() == at::kDouble) {
+    mlp_gram_of<double>(args, high, low, errors);
   } else {
-    mlp_gram_of<float>(args, high, low);
+    mlp_gram_of<float>(args, high, low, errors);
   }
   return K;
+}
+
+at::Tensor mlp_gram(const at::Tensor& x, at::TensorList weights,
+                    const c10::List<std::optional<at::Tensor>>& biases, std::string_view activation,
+                    at::OptionalIntArrayRef columns, bool double_double) {
+  const MlpArguments args = read_mlp_arguments("mlp_gram", x, weights, biases, activation, columns);
+  return compute_gram(args, double_double, nullptr);
+}
+
+std::tuple<at::Tensor, at::Tensor> mlp_gram_with_error(const at::Tensor& x, at::TensorList weights,
+                                                       const c10::List<std::optional<at::Tensor>>& biases,
+                                                       std::string_view activation,
+                                                       at::OptionalIntArrayRef columns, bool double_double) {
+  const MlpArguments args = read_mlp_arguments("mlp_gram_with_error", x, weights, biases, activation, columns);
+  const std::vector<int64_t> sizes = args.result_sizes();
+  at::Tensor error = at::empty(at::IntArrayRef(sizes).slice(0, sizes.size() - 1), at::TensorOptions(at::kDouble));
+  at::Tensor K = compute_gram(args, double_double, error.mutable_data_ptr<double>());
+  return {K, error};
 }
 
 }  // namespace
@@ -191,5 +213,6 @@ void add_layer(double* high, double* low, int64_t rows, const LayerSignals& laye
 
 TORCH_LIBRARY_IMPL(llr, CPU, m) {
   m.impl("mlp_gram", &llr::Interruptible<"mlp_gram", &llr::mlp_gram>::call);
+  m.impl("mlp_gram_with_error", &llr::Interruptible<"mlp_gram_with_error", &llr::mlp_gram_with_error>::call);
   m.impl("gram_add_", &llr::Interruptible<"gram_add_", &llr::gram_add>::call);
 }

@@ -1,4 +1,4 @@
-// torch.ops.llr.mlp_jacobian on the CPU.
+// torch.ops.llr.mlp_jacobian on the CPU, and mlp_jacobian_with_error, which also bounds the error of each row.
 //
 // The result is far larger than everything it is computed from, so the time is that of writing it once.
 // Samples are taken in blocks, with double scratch for the signals of a block whatever the dtype:
@@ -9,6 +9,7 @@
 // spread over the threads by itself: neurons are shared out in pieces, rows in strips, and as many blocks
 // go at once as their signals fit scratch_bytes. Either way all sums are cut up by the sizes alone, so the
 // result is the same in every bit for any number of threads.
+#include <ATen/ops/empty.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -16,6 +17,7 @@
 #include <cstdint>
 #include <optional>
 #include <string_view>
+#include <tuple>
 #include <vector>
 
 #include "../mlp_arguments.h"
@@ -42,17 +44,19 @@ constexpr int64_t streaming_bytes = int64_t(32) << 20;
 template <typename T>
 class Jacobian {
  public:
-  Jacobian(const MlpArguments& arguments, T* result)
+  // `errors`, if not null: (points, samples, outputs), a bound of each row's error.
+  Jacobian(const MlpArguments& arguments, T* result, double* errors = nullptr)
       : args_(arguments),
         layout_(arguments.layout),
         layers_(layout_.layers()),
         outputs_(layout_.out(layers_ - 1)),
         result_(result),
+        errors_(errors),
         strips_(strips_of(layout_, strip_columns)),
         streaming_(arguments.points * arguments.samples * outputs_ * layout_.columns *
                        static_cast<int64_t>(sizeof(T)) >=
                    streaming_bytes),
-        signals_(arguments) {
+        signals_(arguments, errors != nullptr) {
     // As many outputs at once, then as many samples in a block, as the budget lets.
     int64_t hidden = 0, widest = 0;
     for (int l = 1; l < layers_; ++l) {
@@ -92,6 +96,10 @@ class Jacobian {
       for (int64_t j = 0; j < outputs_; j += chunk_) {
         const int64_t outputs = std::min(chunk_, outputs_ - j);
         signals_.backward(round, j, outputs);
+        if (errors_ != nullptr) {
+          parallel_tasks(static_cast<int64_t>(round.size()), total_numbers(),
+                         [&](int64_t i) { bound(round[i], j, outputs); });
+        }
         write(round, j, outputs);
       }
     }
@@ -119,9 +127,22 @@ class Jacobian {
     }
   }
 
+  int64_t row_index(const Block& block, int64_t sample, int64_t j) const {
+    return (block.point * args_.samples + block.sample + sample) * outputs_ + j;
+  }
+
   T* row(const Block& block, int64_t sample, int64_t j) const {
-    return result_ +
-           ((block.point * args_.samples + block.sample + sample) * outputs_ + j) * layout_.columns;
+    return result_ + row_index(block, sample, j) * layout_.columns;
+  }
+
+  // The errors of a block's rows, of outputs [first, first + outputs).
+  void bound(const Block& block, int64_t first, int64_t outputs) {
+    if (outputs == outputs_) return signals_.row_errors(block, outputs, errors_ + row_index(block, 0, 0));
+    std::vector<double> errors(block.count * outputs);
+    signals_.row_errors(block, outputs, errors.data());
+    for (int64_t s = 0; s < block.count; ++s) {
+      std::copy_n(errors.data() + s * outputs, outputs, errors_ + row_index(block, s, first));
+    }
   }
 
   // A narrow net's block from its samples to its rows.
@@ -138,6 +159,7 @@ class Jacobian {
       for (int l = layers_ - 1; l >= 1; --l) {
         signals_.backward_piece(b, l, 0, layout_.in(l), first, outputs);
       }
+      if (errors_ != nullptr) bound(b, first, outputs);
       for (int64_t s = 0; s < b.count; ++s) {
         if (s == 0 || outputs < outputs_) kernels.open(writer.data(), row(b, s, first), streaming_);
         for (int64_t j = 0; j < outputs; ++j) {
@@ -197,6 +219,7 @@ class Jacobian {
   const int layers_;
   const int64_t outputs_;
   T* const result_;
+  double* const errors_;
   const std::vector<Strip> strips_;
   const bool streaming_;
   Signals<T> signals_;
@@ -208,12 +231,12 @@ class Jacobian {
   bool narrow_;
 };
 
-void compute(const MlpArguments& arguments, at::Tensor& result) {
+void compute(const MlpArguments& arguments, at::Tensor& result, double* errors = nullptr) {
   if (result.numel() == 0) return;
   if (result.scalar_type() == at::kDouble) {
-    Jacobian<double>(arguments, result.mutable_data_ptr<double>()).run();
+    Jacobian<double>(arguments, result.mutable_data_ptr<double>(), errors).run();
   } else {
-    Jacobian<float>(arguments, result.mutable_data_ptr<float>()).run();
+    Jacobian<float>(arguments, result.mutable_data_ptr<float>(), errors).run();
   }
 }
 
@@ -224,6 +247,18 @@ at::Tensor mlp_jacobian(const at::Tensor& x, at::TensorList weights,
   at::Tensor result = empty_result("mlp_jacobian", arguments.result_sizes(), x.scalar_type());
   compute(arguments, result);
   return result;
+}
+
+std::tuple<at::Tensor, at::Tensor> mlp_jacobian_with_error(
+    const at::Tensor& x, at::TensorList weights, const c10::List<std::optional<at::Tensor>>& biases,
+    std::string_view activation, at::OptionalIntArrayRef columns) {
+  const MlpArguments arguments =
+      read_mlp_arguments("mlp_jacobian_with_error", x, weights, biases, activation, columns);
+  const std::vector<int64_t> sizes = arguments.result_sizes();
+  at::Tensor result = empty_result("mlp_jacobian_with_error", sizes, x.scalar_type());
+  at::Tensor error = at::empty(at::IntArrayRef(sizes).slice(0, sizes.size() - 1), at::TensorOptions(at::kDouble));
+  compute(arguments, result, error.mutable_data_ptr<double>());
+  return {result, error};
 }
 
 void mlp_jacobian_out(const at::Tensor& x, at::TensorList weights,
@@ -248,4 +283,6 @@ void mlp_jacobian_out(const at::Tensor& x, at::TensorList weights,
 TORCH_LIBRARY_IMPL(llr, CPU, m) {
   m.impl("mlp_jacobian", &llr::Interruptible<"mlp_jacobian", &llr::mlp_jacobian>::call);
   m.impl("mlp_jacobian.out", &llr::Interruptible<"mlp_jacobian", &llr::mlp_jacobian_out>::call);
+  m.impl("mlp_jacobian_with_error",
+         &llr::Interruptible<"mlp_jacobian_with_error", &llr::mlp_jacobian_with_error>::call);
 }

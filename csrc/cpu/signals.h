@@ -1,9 +1,7 @@
 // What the derivatives of an MLP are made of, for blocks of samples: what each layer is fed, the slopes of the
 // activations, and the derivatives of the outputs with respect to the preactivations. All in double, whatever
-// the dtype of the parameters.
+// the dtype of the parameters. And, if asked for, how far all of that is from the exact numbers (error_signals.h).
 #pragma once
-
-#include <ATen/core/Tensor.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -11,30 +9,25 @@
 
 #include "../mlp_arguments.h"
 #include "allocate.h"
+#include "error_signals.h"
 #include "kernels.h"
 #include "products.h"
 
 namespace llr {
 
-constexpr int64_t piece_neurons = 128;  // neurons that a task computes their signals for
-
-// Samples [sample, sample + count) of a parameter point; their signals begin at row `slot` of the scratch
-// arrays.
-struct Block {
-  int64_t point;
-  int64_t sample;
-  int64_t count;
-  int64_t slot;
-};
-
 template <typename T>
-class Signals {
+class Signals : public ErrorSignals<T> {
+  using Base = ErrorSignals<T>;
+  using Base::activation_errors, Base::allocate_errors, Base::args_, Base::backward_errors, Base::bias,
+      Base::deltas_, Base::errors_, Base::forward_errors, Base::inputs_, Base::layers_, Base::layout_,
+      Base::load_errors, Base::slopes_, Base::weight;
+
  public:
-  explicit Signals(const MlpArguments& arguments)
-      : args_(arguments), layout_(arguments.layout), layers_(layout_.layers()) {}
+  explicit Signals(const MlpArguments& arguments, bool errors = false) : Base(arguments, errors) {}
 
   // Room for so many samples, with the derivatives of `chunk` outputs.
   void allocate(int64_t samples, int64_t chunk) {
+    if (errors_) allocate_errors(samples, chunk);
     inputs_.resize(layers_);
     slopes_.resize(layers_);
     deltas_.resize(layers_);
@@ -46,18 +39,13 @@ class Signals {
     }
   }
 
-  // What layer l is fed, in(l) numbers for each sample.
-  const double* inputs(int l) const { return inputs_[l].get(); }
-
-  // Of a hidden layer l, out(l) numbers for each sample and output.
-  const double* deltas(int l) const { return deltas_[l].get(); }
-
   // The block's samples as doubles.
   void load(const Block& block) {
     const int64_t d = layout_.in(0);
     const int64_t from = (args_.x_batched ? block.point * args_.samples : 0) + block.sample;
     std::copy_n(args_.x.template const_data_ptr<T>() + from * d, block.count * d,
                 inputs_[0].get() + block.slot * d);
+    if (errors_) load_errors(block);
   }
 
   // Neurons [first, last) of layer l (a hidden one), for the samples of the block.
@@ -76,6 +64,7 @@ class Signals {
     const Panel w(weight(l, block.point) + first * in, in, width, in);
     multiply_add(z, out, inputs_[l].get() + block.slot * in, in, w.data, 1, w.stride, block.count, width,
                  in);
+    if (errors_) forward_errors(block, l, first, last);
     double* slope = slopes_[l + 1].get() + block.slot * out + first;
     if (width == out) {
       math.activate(args_.activation, z, slope, block.count * out);
@@ -84,6 +73,7 @@ class Signals {
         math.activate(args_.activation, z + s * out, slope + s * out, width);
       }
     }
+    if (errors_) activation_errors(block, l, first, last);
   }
 
   // d output / d z of neurons [first, last) of layer l - 1, from that of layer l, for `outputs` outputs
@@ -102,6 +92,7 @@ class Signals {
       multiply_add(delta, in, deltas_[l].get() + block.slot * outputs * out, out, w.data, w.stride, 1,
                    rows, width, out);
     }
+    if (errors_) backward_errors(block, l, first, last, outputs);
     const double* slope = slopes_[l].get() + block.slot * in + first;
     for (int64_t r = 0; r < rows; ++r) {
       math_kernels().scale(delta + r * in, slope + r / outputs * in, width);
@@ -145,24 +136,6 @@ class Signals {
     for (const Block& b : round) samples += b.count;
     return samples;
   }
-
-  const T* weight(int layer, int64_t point) const {
-    return args_.weights[layer].template const_data_ptr<T>() +
-           (args_.weights_batched ? point * layout_.in(layer) * layout_.out(layer) : 0);
-  }
-
-  const T* bias(int layer, int64_t point) const {
-    const at::Tensor& b = args_.biases[layer];
-    if (!b.defined()) return nullptr;
-    return b.template const_data_ptr<T>() + (args_.weights_batched ? point * layout_.out(layer) : 0);
-  }
-
-  const MlpArguments& args_;
-  const MlpLayout& layout_;
-  const int layers_;
-  std::vector<AlignedDoubles> inputs_;  // inputs_[l] (samples, in(l))
-  std::vector<AlignedDoubles> slopes_;  // slopes_[l] (samples, in(l)): sigma' behind it
-  std::vector<AlignedDoubles> deltas_;  // deltas_[l] (samples, chunk, out(l))
 };
 
 }  // namespace llr

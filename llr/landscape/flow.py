@@ -13,6 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.func import grad
 
+from llr.error_bound import estimated_error
 from llr.jacobian import evaluate
 from llr.landscape.spectra import check_affordable
 from llr.landscape.surface import Loss, Surface, hessian_of
@@ -114,7 +115,8 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
         model: a module, or a callable f(params, x), at the minimum: the targets are its own outputs.
         x: (n, ...) samples.
         params: which parameters may move, as for :func:`llr.jacobian`.
-        rtol: which singular values of J count as zero, relative to the largest, as for :func:`llr.tolerance`.
+        rtol: which singular values of J count as zero, relative to the largest; default: those below an
+            estimate of their error.
 
     Returns:
         A `Rate`, in inverse units of time, with learning rate 1.
@@ -140,7 +142,8 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
         )
     n, q, P = J.shape
     values = svdvals(J.reshape(n * q, P))
-    counted = count(values, n * q, P, rtol=rtol)
+    error = estimated_error(values, min(n * q, P), P, values.dtype)
+    counted = count(values, n * q, P, error=error, lower_from="estimate", rtol=rtol)
     rank = int(counted.rank)
     if rank == 0:
         raise ValueError("the Jacobian on these samples is zero; gradient flow stands still")
@@ -149,7 +152,7 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
         rate=float(eigenvalues[rank - 1]),
         fastest=float(eigenvalues[0]),
         rank=rank,
-        ambiguous=bool(counted.ambiguous),
+        ambiguous=counted.open and not counted.clear,
         n_samples=n,
         n_observations=n * q,
         n_params=P,

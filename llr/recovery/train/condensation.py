@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr.jacobian import jacobian
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.models import TwoLayer
 from llr.parameters import layout
+from llr.rank import rank
 from llr.result import RankResult
-from llr.spectrum import check_finite, numerical_rank
+from llr.spectrum import check_finite
 from llr.surroundings import outside_inference_mode
 
 # s(-z) = -s(z): such neurons are the same in both directions, up to the sign of what goes out.
@@ -212,14 +212,15 @@ def tangent_rank(
         model: the template.
         theta: (..., P) parameter points, columns as in :func:`llr.layout`.
         x: (n, ...) samples, as many as the model has parameters or more to see them all.
-        rtol: as for :func:`llr.numerical_rank`.
+        rtol: as for :func:`llr.rank`.
 
     Returns:
-        A `RankResult`, batched as `theta`.
+        A `RankResult`, batched as `theta`: the singular values above their error are counted, which is exact
+        where they meet the shape; ``ambiguous`` says where not, ``clear`` whether the count does not hang on
+        the error. A network that has condensed has fewer, and floating point cannot tell it from one near it.
 
     Raises:
-        ValueError: parameters of another shape; what :func:`llr.jacobian` and :func:`llr.numerical_rank`
-            refuse.
+        ValueError: parameters of another shape; what :func:`llr.rank` refuses.
 
     Example:
         >>> import torch
@@ -234,8 +235,8 @@ def tangent_rank(
     _check_points(theta, sum(s.stop - s.start for s in slices.values()))
     rows, shapes = theta.reshape(-1, theta.shape[-1]), dict(model.named_parameters())
     values = {name: rows[:, s].reshape(-1, *shapes[name].shape) for name, s in slices.items()}
-    J = jacobian(model, x, params=values).flatten(1, 2)
-    return numerical_rank(J.reshape(*theta.shape[:-1], *J.shape[1:]), rtol=rtol)
+    found = rank(model, x, params=values, method="svd", dtype=None, rtol=rtol)
+    return found.reshaped(theta.shape[:-1])
 
 
 def _check_points(theta: Tensor, P: int) -> None:

@@ -1,0 +1,12 @@
+#include "error_bound.h"
+
+#include "simd.h"
+
+namespace llr {
+
+#define LLR_PER_LEVEL "error_bound.inc"
+#include "per_level.inc"
+
+const ErrorKernels& error_kernels() { LLR_PICK(error_table) }
+
+}  // namespace llr
