@@ -26,6 +26,7 @@ import torch
 from flint import arb, arb_mat, fmpq, fmpq_mat
 from torch import Tensor, nn
 
+from llr.accept import a_model, sizes, takes, valued
 from llr.balls import Number, activation, is_rational, precision
 from llr.chain import ENCODINGS, OTHERWISE, Affine, Array, Entrywise, Step, dense, steps_of
 from llr.memory import fits, format_bytes, memory_budget
@@ -299,6 +300,7 @@ def read_network(model: Model, x: Tensor, params: Selection = None) -> Network:
     return Network(problem, problem.x, steps, problem.mlp.widths[-1])
 
 
+@takes(model=a_model, x=valued, rows=sizes)
 def jacobian(
     model: Model,
     x: Tensor,
@@ -337,6 +339,7 @@ def jacobian(
     return read_network(model, x, params).jacobian(bits, rows)
 
 
+@takes(model=a_model, x=valued, rows=sizes)
 def rational_jacobian(
     model: Model, x: Tensor, *, params: Selection = None, rows: Sequence[int] | None = None
 ) -> fmpq_mat:

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from llr import _ops, reference
+from llr.accept import a_model, as_given, takes, whole, word
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
 from llr.parameters import Selection
@@ -28,6 +29,7 @@ _NAMES = {"native": "native mlp", "torch": "torch.func vmap", "loop": "autograd 
 _WORKING_BYTES = 256 << 20  # what torch.func may use at a time beyond the result
 
 
+@takes(model=a_model, x=as_given, chunk_size=whole, backend=word)
 @outside_inference_mode
 def jacobian(
     model: Model,
@@ -139,6 +141,7 @@ class Plan:
         )
 
 
+@takes(model=a_model, x=as_given, chunk_size=whole, backend=word)
 @outside_inference_mode
 def plan(
     model: Model,

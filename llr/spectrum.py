@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from llr import _ops
+from llr.accept import real, takes, valued, whole
 from llr.result import CLEAR_GAP, RankResult
+from llr.tensors import as_matrix
 
 __all__ = ["RankResult", "check_finite", "count", "numerical_rank", "svdvals", "tolerance"]
 
@@ -57,6 +59,7 @@ def _check_matrix(A: Tensor) -> None:
         )
 
 
+@takes(A=as_matrix)
 def svdvals(A: Tensor) -> Tensor:
     """The singular values of a matrix or a batch of matrices, largest first.
 
@@ -179,6 +182,7 @@ def shorten(tall: Tensor) -> Tensor:
     return tall.double()
 
 
+@takes(spectrum=valued, short_side=whole, rtol=real, atol=real)
 def tolerance(
     spectrum: Tensor, short_side: int, *, rtol: float | None = None, atol: float | None = None
 ) -> Tensor:
@@ -216,6 +220,7 @@ def tolerance(
     return (rtol * largest).clamp(min=atol or 0.0)
 
 
+@takes(A=as_matrix, rtol=real, atol=real)
 def numerical_rank(
     A: Tensor, *, rtol: float | None = None, atol: float | None = None
 ) -> RankResult:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_module, takes
 from llr.activations import Polynomial
 from llr.embedding.kernels import Kernels
 from llr.embedding.merging import Layers
@@ -74,6 +75,7 @@ class Reduction:
         }
 
 
+@takes(model=a_module)
 @outside_inference_mode
 def reduce(model: nn.Module) -> Reduction:
     """The narrowest network of the same function that one gets by merging, absorbing and deleting neurons.

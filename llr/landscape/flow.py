@@ -13,6 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.func import grad
 
+from llr.accept import a_model, numbers_or_one, real, takes, valued
 from llr.jacobian import evaluate
 from llr.landscape.spectra import check_affordable
 from llr.landscape.surface import Loss, Surface, hessian_of
@@ -102,6 +103,7 @@ class Flow:
         }
 
 
+@takes(model=a_model, x=valued, rtol=real)
 @outside_inference_mode
 def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | None = None) -> Rate:
     """How fast gradient flow on ``1/(2n) sum r^2`` returns to the model's function on these samples.
@@ -156,6 +158,7 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
     )
 
 
+@takes(model=a_model, x=valued, y=valued, times=numbers_or_one, rtol=real, atol=real)
 @outside_inference_mode
 def flow(
     model: Model,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_dtype, a_generator, sizes, takes
 from llr.activations import activation_layer
 from llr.models.parts import (
     check_shape,
@@ -58,6 +59,7 @@ class TwoLayer(_Chain):
         12
     """
 
+    @takes(dtype=a_dtype, generator=a_generator)
     def __init__(
         self,
         d: int,
@@ -145,6 +147,7 @@ class DeepLinear(_Chain):
         6
     """
 
+    @takes(widths=sizes, dtype=a_dtype, generator=a_generator)
     def __init__(
         self,
         widths: Sequence[int],
@@ -185,6 +188,7 @@ class DeepLinear(_Chain):
         return model
 
 
+@takes(widths=sizes, dtype=a_dtype, generator=a_generator)
 def mlp(
     widths: Sequence[int],
     activation: str | nn.Module = "tanh",

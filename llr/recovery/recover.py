@@ -15,6 +15,7 @@ from scipy.special import chdtrc
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
+from llr.accept import a_function, real, takes, valued, whole, word
 from llr.models import TwoLayer
 from llr.models.parts import check_sizes
 from llr.rank import rank
@@ -44,6 +45,15 @@ _AMBIGUOUS_SHARE = 8  # of the budget goes to networks that cannot be certified
 _LEAST_ROUNDS = 4  # that every width gets before the narrowest that passes is taken
 
 
+@takes(
+    x=valued,
+    y=valued,
+    max_width=whole,
+    activation=word,
+    noise_std=real,
+    seed=whole,
+    progress=a_function,
+)
 @outside_inference_mode
 def recover(
     x: Tensor,

@@ -13,6 +13,7 @@ import torch
 from flint import fmpz_mat
 from torch import Tensor, nn
 
+from llr.accept import a_module, takes
 from llr.elimination import exact_rank
 from llr.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
@@ -138,6 +139,7 @@ class DeepNet:
 Structure = TwoLayerNet | ConvNet | Factorization | LinearNet | DeepNet
 
 
+@takes(model=a_module)
 def read_structure(model: nn.Module) -> Structure:
     """The structure of the theory that the model has, at its parameters.
 

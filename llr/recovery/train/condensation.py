@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_module, real, takes, valued, whole
 from llr.jacobian import jacobian
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.models import TwoLayer
@@ -62,6 +63,7 @@ class Condensation:
         return {f.name: getattr(self, f.name).tolist() for f in fields(self)}
 
 
+@takes(model=a_module, theta=valued, layer=whole, angle=real, share=real)
 @outside_inference_mode
 def condensation(
     model: nn.Module,
@@ -131,6 +133,7 @@ def condensation(
     )
 
 
+@takes(model=a_module, theta=valued, angle=real, share=real)
 def merge(
     model: nn.Module,
     theta: Tensor | None = None,
@@ -199,6 +202,7 @@ def merge(
     )
 
 
+@takes(model=a_module, theta=valued, x=valued, rtol=real)
 @outside_inference_mode
 def tangent_rank(
     model: nn.Module, theta: Tensor, x: Tensor, *, rtol: float | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from llr.accept import a_module, numbers_or_one, real, takes, valued
 from llr.models import TwoLayer
 from llr.recovery.damping import Damping
 from llr.recovery.lm import levenberg_marquardt
@@ -40,6 +41,7 @@ class Narrow:
         return len(cast(nn.Linear, self.model[0]).weight)
 
 
+@takes(model=a_module, theta=valued, x=valued, y=valued, angles=numbers_or_one, tol=real)
 @outside_inference_mode
 def narrow(
     model: nn.Module,
