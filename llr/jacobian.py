@@ -18,7 +18,7 @@ from llr.accept import a_model, as_given, takes, whole, word
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
 from llr.parameters import Selection
-from llr.probes import refuse_behaviour
+from llr.probes import count_on_meta, refuse_behaviour
 from llr.problem import Model, Problem, read_problem
 from llr.surroundings import full_precision, outside_inference_mode
 
@@ -161,7 +161,7 @@ def plan(
         >>> print(llr.plan(torch.nn.Linear(3, 2), torch.randn(5, 3), backend="torch"))
         J (5, 2, 8) float32, 320 bytes: torch.func vmap (asked for), 5 samples at a time
     """
-    problem = read_problem(model, x, params)
+    problem = read_problem(model, x, params, shapes_only=True)
     prepared = prepare(problem, chunk_size, backend)
     return replace(prepared, reason=prepared.reason or str(problem.mlp))
 
@@ -220,6 +220,8 @@ def _count_outputs(problem: Problem) -> int:
     """q, by evaluating the model on a few samples; refuses models without a per-sample Jacobian."""
     values = problem.point()
     x = problem.x if problem.x.shape[0] > 0 else problem.x.new_zeros(1, *problem.x.shape[1:])
+    if x.is_meta:
+        return count_on_meta(lambda x: problem.call(values, x), x[:1])
     with full_precision(), problem.spared_buffers() as changed:
         leaves = refuse_behaviour(lambda x: problem.call(values, x, {}), changed, x)
     for leaf in leaves:
@@ -348,7 +350,10 @@ def _fill(
             # A copy: a forward may work in place.
             chunk = problem.x[first : first + prepared.chunk_size].clone()
             parts = rows(problem, values, chunk, create_graph)
-            flat = {name: d.reshape(chunk.shape[0], q, -1) for name, d in parts.items()}
+            flat = {
+                name: reference.dense(d).reshape(chunk.shape[0], q, problem.columns.size(name))
+                for name, d in parts.items()
+            }
             if result is None:
                 kept.append(torch.cat([flat[name] for name in values], dim=-1))
                 continue

@@ -39,6 +39,20 @@ def refuse_layers(model: nn.Module) -> None:
             module.training and module.track_running_stats
         ):
             raise ValueError(f"{label} is in training mode, where its buffers change; {_EVAL}")
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            raise ValueError(
+                f"{label} is lazy and has no shape yet; run the model once on a batch (model(x)) first"
+            )
+        if getattr(module, "max_norm", None) is not None:
+            raise ValueError(
+                f"{label} has max_norm={module.max_norm}, so that its forward rewrites its weight; set it to "
+                "None, with the weight normalised once"
+            )
+        if getattr(module, "scale_grad_by_freq", False):
+            raise ValueError(
+                f"{label} has scale_grad_by_freq=True, so that what torch gives for its gradient is no "
+                "derivative; set it to False"
+            )
         dropout = (
             getattr(module, "p", 0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
         )
@@ -134,6 +148,21 @@ def refuse_behaviour(
                     f"per-sample Jacobian. If batch statistics are the cause, {_EVAL}"
                 )
     return alone[0]
+
+
+def count_on_meta(evaluate: Callable[[Tensor], object], sample: Tensor) -> int:
+    """The outputs of one sample, for a model on the meta device, of which nothing else can be seen.
+
+    Raises:
+        ValueError: an output does not have the sample as its first size.
+    """
+    leaves = output_leaves(evaluate(sample.clone()))
+    for leaf in leaves:
+        if leaf.dim() == 0 or len(leaf) != 1:
+            raise ValueError(
+                f"an output has shape {tuple(leaf.shape)} for one sample; expected (1, ...)"
+            )
+    return sum(leaf.numel() for leaf in leaves)
 
 
 def _two_samples(x: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from llr.forward_errors import explained
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
 from llr.probes import refuse_layers, spared_buffers
+from llr.sparse_gradients import dense_gradients, has_sparse_gradients
 from llr.surroundings import full_precision, ordinary
 from llr.tensors import as_tensor, refuse_meta, wider
 
@@ -47,12 +48,16 @@ class Problem:
         self, values: Mapping[str, Tensor], x: Tensor, buffers: Mapping[str, Tensor] | None = None
     ) -> object:
         """The model at these values, and its own buffers unless others are given."""
-        with explained(x):
+        with explained(x), dense_gradients(self._sparse):
             if isinstance(self.model, nn.Module):
                 buffers = self.buffers if buffers is None else buffers
                 tensors = {**self.columns.fixed, **values, **buffers}
                 return functional_call(self.model, tensors, (x,))
             return self.model(values, x)
+
+    @functools.cached_property
+    def _sparse(self) -> bool:
+        return has_sparse_gradients(self.model)
 
     @functools.cached_property
     def buffers(self) -> dict[str, Tensor]:
@@ -183,8 +188,8 @@ def _common_dtype(columns: Columns, x: Tensor) -> torch.dtype:
         if v.is_complex():
             raise TypeError(
                 f"parameter {name!r} is {v.dtype}; expected real parameters: make it a real tensor with a "
-                "last dimension of 2 and take torch.view_as_complex of it in forward, so that real and imaginary "
-                "parts are columns"
+                "last dimension of 2 and take torch.view_as_complex of it in forward, so that real and "
+                "imaginary parts are columns"
             )
     if value.dtype not in (torch.float32, torch.float64):
         raise TypeError(
@@ -291,4 +296,7 @@ def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
     if not value.requires_grad:
         return [torch.zeros_like(p) for p in tensors]
     found = torch.autograd.grad(value, tensors, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, tensors, strict=True)]
+    return [
+        torch.zeros_like(p) if g is None else reference.dense(g)
+        for g, p in zip(found, tensors, strict=True)
+    ]

@@ -18,6 +18,7 @@ from llr.elimination import exact_rank
 from llr.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 from llr.models.parts import departure_from
+from llr.tensors import plain, refuse_meta
 
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
@@ -180,6 +181,10 @@ def read_structure(model: nn.Module) -> Structure:
             f"the theory has no closed form for this {type(model).__name__}: {departure}. It knows MLPs and "
             "the models of llr.models; llr.model_rank(model) finds the rank of any model numerically"
         ) from departure
+    if 0 in mlp.widths:
+        raise ValueError(
+            f"the {mlp} has a layer of width 0; the theory is about layers of at least one neuron"
+        )
     used = {id(t) for t in (*mlp.weights, *mlp.biases)}
     for name, p in model.named_parameters():
         if id(p) not in used:
@@ -250,6 +255,7 @@ def _convolution(model: Conv1dTwoLayer) -> ConvNet:
 
 def _check_parameters(model: nn.Module) -> None:
     for name, p in model.named_parameters():
+        refuse_meta(f"parameter {name!r}", plain(f"parameter {name!r}", p))
         if not p.requires_grad:
             raise ValueError(
                 f"parameter {name!r} is frozen, but the theory counts all parameters; set requires_grad=True "
