@@ -34,15 +34,17 @@ def takes(**roles: Role) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
         names = list(inspect.signature(function).parameters)
         in_order = [(name, roles.get(name, as_plain)) for name in names]
+        role_of = dict(in_order)
         chooses = "params" in names and "params" not in roles
 
         @functools.wraps(function)
         def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-            read: list[Any] = [
-                role(name, value) for (name, role), value in zip(in_order, args, strict=False)
-            ]
-            read += args[len(read) :]  # too many: the call below says so
-            named: Any = {name: roles.get(name, as_plain)(name, v) for name, v in kwargs.items()}
+            read: Any = [role(name, value) for (name, role), value in zip(in_order, args)]  # noqa: B905
+            if len(read) < len(args):
+                read += args[len(read) :]  # too many: the call below says so
+            if not kwargs:
+                return function(*read)
+            named: Any = {name: role_of.get(name, as_plain)(name, v) for name, v in kwargs.items()}
             if chooses and named.get("params") is not None:
                 given = args[0] if args else kwargs.get(names[0])
                 named["params"] = selection(given, named["params"])
@@ -356,7 +358,7 @@ def selection(model: Any, params: Any) -> Any:
 
 def _value(name: object, value: Any) -> Any:
     """A value that is no ordinary tensor; what cannot be one is left for the reader of the names."""
-    if isinstance(value, np.ndarray | list | Tensor):
+    if isinstance(value, np.ndarray | Tensor):
         return as_tensor(f"params[{name!r}]", value)
     return value
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from llr.accept import a_module, takes
-from llr.tensors import may_be_special, plain
+from llr.tensors import any_special, is_special, plain
 
 Selection = None | str | Sequence[str] | Mapping[str, Tensor]
 
@@ -76,7 +76,7 @@ def layout(model: nn.Module, *, params: str | Sequence[str] | None = None) -> di
 
 def columns_of_module(kind: str, every: Mapping[str, Tensor], params: Selection) -> Columns:
     """Read ``params=`` for a module of this kind and these parameters; see :func:`llr.jacobian`."""
-    if any(may_be_special(p) for p in every.values()):
+    if any(map(is_special, every.values())):
         every = {name: _plain(name, p) for name, p in every.items()}
     if isinstance(params, Mapping):
         return _columns_from_values(every, params)
@@ -177,7 +177,8 @@ def _check_tensors(params: Mapping[str, Tensor]) -> None:
             raise TypeError(
                 f"params[{name!r}] is {type(value).__name__}; expected a mapping of names to tensors"
             )
-        if may_be_special(value):
+    if any_special(params.values()):
+        for name, value in params.items():
             plain(f"params[{name!r}]", value)  # for what it refuses
 
 

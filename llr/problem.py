@@ -24,7 +24,7 @@ from llr.parameters import Columns, Selection, columns_of_callable, columns_of_m
 from llr.probes import refuse_layers, spared_buffers
 from llr.sparse_gradients import dense_gradients, has_sparse_gradients
 from llr.surroundings import full_precision, ordinary
-from llr.tensors import as_tensor, refuse_meta, wider
+from llr.tensors import as_tensor, is_plain, refuse_meta, wider
 
 Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
 
@@ -124,7 +124,8 @@ def read_problem(
         mlp = None if why_not else mlp
     else:
         columns = columns_of_callable(params)
-    x = as_tensor("x", x, dtype or _dtype_of(columns))
+    if not isinstance(x, Tensor) or not is_plain(x):
+        x = as_tensor("x", x, dtype or next(iter(columns.values.values())).dtype)
     if x.dim() == 0:
         raise ValueError("x is a single number; expected samples along a first dimension")
     if columns.points == 0:
@@ -136,7 +137,8 @@ def read_problem(
             columns.points,
         )
         x = wider(x, dtype)
-    if any(t.is_inference() for t in (x, *columns.values.values(), *columns.fixed.values())):
+    tensors = [x, *columns.values.values(), *columns.fixed.values()]
+    if any(map(Tensor.is_inference, tensors)):
         columns = Columns(
             {n: ordinary(v) for n, v in columns.values.items()},
             {n: ordinary(v) for n, v in columns.fixed.items()},
@@ -153,14 +155,18 @@ def read_problem(
         model = scripted.functional(model, columns, dtype)
     problem = Problem(model, columns, x, common, mlp, why_not, names, dtype)
     if mlp is not None:
+        hollow = False
         for name, tensor in problem.chain():
-            if tensor is not None and tensor.dtype != common:
+            if tensor is None:
+                continue
+            hollow = hollow or tensor.numel() == 0
+            if tensor.dtype != common:
                 raise TypeError(
                     f"parameter {name!r} is {tensor.dtype} but the others are {common}; expected one dtype "
                     f"(model.to({common}))"
                 )
         problem.x, problem.why_not_mlp = _samples_for(mlp, x, common)
-        if 0 in mlp.widths and not problem.why_not_mlp:
+        if hollow and not problem.why_not_mlp:
             problem.why_not_mlp = "a layer of width 0"
         if mlp.traced and not problem.why_not_mlp and not x.is_meta:
             problem.why_not_mlp = _mistaken(problem, x[:4].clone())
@@ -177,30 +183,23 @@ def _unused(mlp: MLP, columns: Columns, names: Mapping[int, str]) -> str:
     return f"{idle[0]!r} is no weight or bias of a layer" if idle else ""
 
 
-def _dtype_of(columns: Columns) -> torch.dtype:
-    return next(iter(columns.values.values())).dtype
-
-
 def _common_dtype(columns: Columns, x: Tensor) -> torch.dtype:
     """The dtype of the differentiated parameters, which x shares if it is floating."""
     (first, value), *others = columns.values.items()
-    for name, v in columns.values.items():
-        if v.is_complex():
-            raise TypeError(
-                f"parameter {name!r} is {v.dtype}; expected real parameters: make it a real tensor with a "
-                "last dimension of 2 and take torch.view_as_complex of it in forward, so that real and "
-                "imaginary parts are columns"
-            )
     if value.dtype not in (torch.float32, torch.float64):
+        _refuse_complex(first, value)
         raise TypeError(
             f"parameter {first!r} is {value.dtype}; expected float32 or float64 (model.double())"
         )
     for name, other in others:
         if other.dtype != value.dtype:
+            _refuse_complex(name, other)
             raise TypeError(
                 f"parameters have mixed dtypes: {first!r} is {value.dtype}, {name!r} is {other.dtype}; "
                 "expected one (model.double())"
             )
+    if x.dtype == value.dtype:
+        return x.dtype
     expected = value.dtype.to_complex() if x.is_complex() else value.dtype
     if (x.is_floating_point() or x.is_complex()) and x.dtype != expected:
         raise TypeError(
@@ -210,9 +209,19 @@ def _common_dtype(columns: Columns, x: Tensor) -> torch.dtype:
     return value.dtype
 
 
+def _refuse_complex(name: str, value: Tensor) -> None:
+    if value.is_complex():
+        raise TypeError(
+            f"parameter {name!r} is {value.dtype}; expected real parameters: make it a real tensor with a "
+            "last dimension of 2 and take torch.view_as_complex of it in forward, so that real and "
+            "imaginary parts are columns"
+        )
+
+
 def _check_devices(columns: Columns, x: Tensor) -> None:
+    device = x.device
     for name, value in (*columns.values.items(), *columns.fixed.items()):
-        if value.device != x.device:
+        if value.device != device:
             raise ValueError(
                 f"parameter {name!r} is on {value.device} but x is on {x.device}; expected one device"
             )
@@ -224,9 +233,10 @@ def _check_values(columns: Columns, x: Tensor) -> None:
         refuse_meta("the model" if tensors[1].is_meta else "x", x)
     if _transformed(tensors):
         return  # there are no numbers to look at
-    if any(t.is_complex() for t in tensors):
-        tensors = [torch.view_as_real(t.detach()) if t.is_complex() else t for t in tensors]
     floating = [t for t in tensors if t.dtype in (torch.float32, torch.float64)]
+    if len(floating) < len(tensors):
+        tensors = [torch.view_as_real(t.detach()) if t.is_complex() else t for t in tensors]
+        floating = [t for t in tensors if t.dtype in (torch.float32, torch.float64)]
     index = _ops.first_nonfinite(floating)
     if index < 0:
         return

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from llr.memory import fits, format_bytes, memory_budget
 
 _ORDINARY = (Tensor, nn.Parameter)
+_DENSE = torch.strided
 _MANY = 1 << 24
 _WIDENED = {"uint16": np.int64, "uint32": np.int64}
 """dtypes that torch hardly computes with, and one that holds the same numbers."""
@@ -21,15 +22,20 @@ def is_plain(t: Tensor) -> bool:
     """Whether a tensor is dense, of torch's own class, and holds as many numbers as its shape says."""
     return (
         type(t) in _ORDINARY
-        and t.layout is torch.strided
+        and t.layout is _DENSE
         and not (t.is_quantized or t.is_nested or t.is_neg() or t.is_conj())
-        and (0 not in t.stride() or not _overlarge(t))
+        and (t.numel() <= _MANY or 0 not in t.stride() or not _overlarge(t))
     )
 
 
-def may_be_special(t: Tensor) -> bool:
-    """Whether it is worth a look at :func:`plain`: quicker than :func:`is_plain`, for what is many."""
-    return type(t) not in _ORDINARY or t.layout is not torch.strided or t.numel() > _MANY
+def is_special(t: Tensor) -> bool:
+    """Whether it is worth a look at :func:`plain`: the quickest test, for a model's own parameters."""
+    return type(t) not in _ORDINARY or t.layout is not _DENSE
+
+
+def any_special(tensors: Iterable[Tensor]) -> bool:
+    """Whether one of these is special, or may stand for more numbers than memory holds."""
+    return any(is_special(t) or t.numel() > _MANY for t in tensors)
 
 
 def plain(name: str, t: Tensor) -> Tensor:
