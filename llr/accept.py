@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llr.tensors import as_matrix, as_tensor, refuse_meta
+from llr.tensors import as_matrix, as_tensor, refuse_meta, refuse_overlarge
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -43,7 +43,7 @@ def takes(**roles: Role) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
             if len(read) < len(args):
                 read += args[len(read) :]  # too many: the call below says so
             if not kwargs:
-                return function(*read)
+                return function(*read)  # type: ignore[call-arg] # as many as were given
             named: Any = {name: role_of.get(name, as_plain)(name, v) for name, v in kwargs.items()}
             if chooses and named.get("params") is not None:
                 given = args[0] if args else kwargs.get(names[0])
@@ -78,10 +78,10 @@ def unwrapped(value: Any) -> tuple[Any, str]:
 
 
 @functools.lru_cache(maxsize=512)
-def _may_wrap(kind: type) -> bool:
+def _may_wrap(kind: Any) -> bool:
     """Whether objects of this class may have to be unwrapped or refused."""
     own = kind.__module__
-    return not issubclass(kind, nn.Module) or (
+    return not (isinstance(kind, type) and issubclass(kind, nn.Module)) or (
         own.startswith("torch.") and not own.startswith("torch.nn.modules.")
     )
 
@@ -92,7 +92,7 @@ def a_model(name: str, value: Any) -> Any:
     Raises:
         TypeError: a class in the place of an instance, a sharded module, or neither module nor callable.
     """
-    if not _may_wrap(type(value)):
+    if not _may_wrap(type(value)):  # type: ignore[arg-type] # classes are hashable
         return value
     value = unwrapped(value)[0]
     if isinstance(value, type):
@@ -141,6 +141,7 @@ def valued(name: str, value: Any) -> Any:
         return None
     t = as_tensor(name, value)
     refuse_meta(name, t)
+    refuse_overlarge(name, t)
     return t
 
 
@@ -150,7 +151,7 @@ def a_sampler(name: str, value: Any) -> Any:
         return tuple(
             valued(name, v) if isinstance(v, np.ndarray) else as_plain(name, v) for v in value
         )
-    return valued(name, value) if isinstance(value, Tensor | np.ndarray | list) else value
+    return valued(name, value) if isinstance(value, Tensor | np.ndarray) else value
 
 
 def numbers_or_one(name: str, value: Any) -> Any:
@@ -163,6 +164,17 @@ def modules(name: str, value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [a_module(f"{name}[{i}]", v) for i, v in enumerate(value)]
     return a_module(name, value)
+
+
+def a_tensor(name: str, value: Any) -> Any:
+    """A tensor as it is, to be written to, or None.
+
+    Raises:
+        TypeError: something else.
+    """
+    if value is None or isinstance(value, Tensor):
+        return value
+    raise TypeError(f"{name} is {type(value).__name__}; expected a tensor, or None")
 
 
 def as_given(_: str, value: Any) -> Any:
@@ -207,6 +219,13 @@ def real(name: str, value: Any) -> Any:
     raise TypeError(f"{name} is {value!r}; expected a real number")
 
 
+def number(name: str, value: Any) -> Any:
+    """As :func:`real`, but not None."""
+    if value is None:
+        raise TypeError(f"{name} is None; expected a real number")
+    return real(name, value)
+
+
 def whole(name: str, value: Any) -> Any:
     """An integer, or None; what range it has to be in is the function's to say.
 
@@ -217,6 +236,61 @@ def whole(name: str, value: Any) -> Any:
     if value is None or type(value) is int:
         return value
     raise TypeError(f"{name} is {value!r}; expected an integer")
+
+
+def a_seed(name: str, value: Any) -> Any:
+    """A seed of a random generator.
+
+    Raises:
+        ValueError: something else.
+    """
+    value = as_plain(name, value)
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{name} is {value!r}; expected an integer from 0 to 2^63 - 1")
+    return value
+
+
+def a_flag(name: str, value: Any) -> Any:
+    """True or False.
+
+    Raises:
+        TypeError: something else.
+    """
+    value = as_plain(name, value)
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}; expected True or False")
+    return value
+
+
+def a_sequence(name: str, value: Any) -> Any:
+    """Several values, in sequences of any depth, with NumPy's arrays and numbers as lists and numbers.
+
+    Raises:
+        TypeError: one value, or text.
+    """
+    if isinstance(value, np.ndarray) and value.ndim:
+        return value.tolist()
+    if isinstance(value, str | bytes) or not isinstance(value, list | tuple | range | Tensor):
+        raise TypeError(f"{name} is {value!r}; expected a sequence")
+    if isinstance(value, Tensor):
+        return value
+    return [v.tolist() if isinstance(v, np.ndarray) else as_plain(name, v) for v in value]
+
+
+def an_instance(*kinds: type) -> Role:
+    """A role for values of these classes alone.
+
+    Raises:
+        TypeError: something else.
+    """
+
+    def role(name: str, value: Any) -> Any:
+        if not isinstance(value, kinds):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"{name} is {type(value).__name__}; expected a {expected}")
+        return value
+
+    return role
 
 
 def word(name: str, value: Any) -> Any:
@@ -292,6 +366,19 @@ def a_precision(name: str, value: Any) -> Any:
     raise TypeError(f"{name} is {dtype}; expected float32 or float64")
 
 
+def a_float_dtype(name: str, value: Any) -> Any:
+    """A floating-point dtype, by name or not, or None.
+
+    Raises:
+        TypeError: another dtype, or none.
+        ValueError: a name that no dtype has.
+    """
+    dtype = a_dtype(name, value)
+    if dtype is None or (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        return dtype
+    raise TypeError(f"{name} is {dtype}; expected a floating-point dtype, such as torch.float64")
+
+
 def a_device(name: str, value: Any) -> Any:
     """A device, or one by its name; None stays None.
 
@@ -299,16 +386,18 @@ def a_device(name: str, value: Any) -> Any:
         TypeError: neither a device nor its name.
         ValueError: a name that no device has.
     """
-    if value is None or isinstance(value, torch.device):
+    if value is None:
         return value
-    if not isinstance(value, str):
+    if not isinstance(value, str | torch.device):
         raise TypeError(f"{name} is {value!r}; expected a torch.device or its name, such as 'cpu'")
     try:
-        return torch.device(value)
-    except RuntimeError:
+        device = torch.device(value)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
         raise ValueError(
-            f"{name} is {value!r}; expected a device, such as 'cpu' or 'cuda:0'"
+            f"{name} is {value!r}; expected a device of this machine, such as 'cpu'"
         ) from None
+    return device
 
 
 # --- params= -------------------------------------------------------------------------------------------

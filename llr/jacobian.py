@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from llr import _ops, reference
-from llr.accept import a_model, as_given, takes, whole, word
+from llr.accept import a_model, a_tensor, as_given, takes, word
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
 from llr.parameters import Selection
@@ -29,7 +29,7 @@ _NAMES = {"native": "native mlp", "torch": "torch.func vmap", "loop": "autograd 
 _WORKING_BYTES = 256 << 20  # what torch.func may use at a time beyond the result
 
 
-@takes(model=a_model, x=as_given, chunk_size=whole, backend=word)
+@takes(model=a_model, x=as_given, out=a_tensor, backend=word)
 @outside_inference_mode
 def jacobian(
     model: Model,
@@ -141,7 +141,7 @@ class Plan:
         )
 
 
-@takes(model=a_model, x=as_given, chunk_size=whole, backend=word)
+@takes(model=a_model, x=as_given, backend=word)
 @outside_inference_mode
 def plan(
     model: Model,

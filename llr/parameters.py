@@ -13,7 +13,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from llr.accept import a_module, takes
-from llr.tensors import any_special, is_special, plain
+from llr.tensors import is_plain, is_special, plain, refuse_overlarge
 
 Selection = None | str | Sequence[str] | Mapping[str, Tensor]
 
@@ -177,9 +177,7 @@ def _check_tensors(params: Mapping[str, Tensor]) -> None:
             raise TypeError(
                 f"params[{name!r}] is {type(value).__name__}; expected a mapping of names to tensors"
             )
-    if any_special(params.values()):
-        for name, value in params.items():
-            plain(f"params[{name!r}]", value)  # for what it refuses
+        refuse_overlarge(f"params[{name!r}]", value if is_plain(value) else plain(name, value))
 
 
 def _points(points: int | None) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llr import _ops
-from llr.accept import a_function, a_model_or_matrix, a_precision, real, takes, valued, whole, word
+from llr.accept import a_function, a_model_or_matrix, a_precision, real, takes, valued, word
 from llr.certify import Progress, certify
 from llr.gram import BLOCK_BYTES, evaluate_gram, evaluate_triangle
 from llr.jacobian import Plan, execute, prepare
@@ -30,9 +30,6 @@ __all__ = ["METHODS", "RankResult", "rank"]
     dtype=a_precision,
     rtol=real,
     atol=real,
-    upper=whole,
-    max_bits=whole,
-    chunk_size=whole,
     backend=word,
     progress=a_function,
 )

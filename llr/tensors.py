@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from llr.memory import fits, format_bytes, memory_budget
 
 _ORDINARY = (Tensor, nn.Parameter)
 _DENSE = torch.strided
+_LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 _MANY = 1 << 24
 _WIDENED = {"uint16": np.int64, "uint32": np.int64}
 """dtypes that torch hardly computes with, and one that holds the same numbers."""
@@ -24,18 +25,12 @@ def is_plain(t: Tensor) -> bool:
         type(t) in _ORDINARY
         and t.layout is _DENSE
         and not (t.is_quantized or t.is_nested or t.is_neg() or t.is_conj())
-        and (t.numel() <= _MANY or 0 not in t.stride() or not _overlarge(t))
     )
 
 
 def is_special(t: Tensor) -> bool:
     """Whether it is worth a look at :func:`plain`: the quickest test, for a model's own parameters."""
     return type(t) not in _ORDINARY or t.layout is not _DENSE
-
-
-def any_special(tensors: Iterable[Tensor]) -> bool:
-    """Whether one of these is special, or may stand for more numbers than memory holds."""
-    return any(is_special(t) or t.numel() > _MANY for t in tensors)
 
 
 def plain(name: str, t: Tensor) -> Tensor:
@@ -54,7 +49,7 @@ def plain(name: str, t: Tensor) -> Tensor:
     """
     if is_plain(t):
         return t
-    if isinstance(t, nn.parameter.UninitializedTensorMixin):
+    if isinstance(t, _LAZY):
         raise TypeError(
             f"{name} has no shape yet: its module is lazy; run the model once on a batch (model(x)) first"
         )
@@ -72,8 +67,6 @@ def plain(name: str, t: Tensor) -> Tensor:
     if t.layout is not torch.strided:
         _check_size(name, t, "dense")
         t = t.to_dense()
-    elif _overlarge(t):
-        _check_size(name, t, "with a number of its own for every entry")
     return t.resolve_conj().resolve_neg()
 
 
@@ -98,11 +91,6 @@ def _computes_differently(kind: type[Tensor]) -> bool:
     return kind.__torch_dispatch__ is not Tensor.__torch_dispatch__ or not any(
         getattr(function, "__func__", function) is getattr(own, "__func__", own) for own in usual
     )
-
-
-def _overlarge(t: Tensor) -> bool:
-    """Whether memory does not hold all the numbers that an expanded tensor stands for."""
-    return t.device.type != "meta" and not fits(t.numel() * t.dtype.itemsize, t.device)
 
 
 def _check_size(name: str, t: Tensor, how: str) -> None:
@@ -226,9 +214,16 @@ def as_matrix(name: str, value: object) -> Tensor:
             + (f" ({name}[:, None] is one column)" if t.dim() else "")
         )
     refuse_meta(name, t)
+    refuse_overlarge(name, t)
     if isinstance(value, list | tuple) and not t.is_floating_point() and not t.is_complex():
         return t.double()
     return t
+
+
+def refuse_overlarge(name: str, t: Tensor) -> None:
+    """Raise ValueError for an expanded tensor that stands for more numbers than memory holds."""
+    if t.numel() > _MANY and 0 in t.stride() and not t.is_meta:
+        _check_size(name, t, "with a number of its own for every entry")
 
 
 def refuse_meta(name: str, t: Tensor) -> None:
@@ -246,4 +241,4 @@ def wider(t: Tensor, dtype: torch.dtype | None) -> Tensor:
         return t
     if t.is_floating_point():
         return t.to(dtype)
-    return t.to(cast(torch.dtype, dtype.to_complex())) if t.is_complex() else t
+    return t.to(dtype.to_complex()) if t.is_complex() else t

@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.func import grad
 
-from llr.accept import a_model, numbers_or_one, real, takes, valued
+from llr.accept import a_model, a_sequence, number, real, takes, valued
 from llr.jacobian import evaluate
 from llr.landscape.spectra import check_affordable
 from llr.landscape.surface import Loss, Surface, hessian_of
@@ -158,7 +158,7 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
     )
 
 
-@takes(model=a_model, x=valued, y=valued, times=numbers_or_one, rtol=real, atol=real)
+@takes(model=a_model, x=valued, y=valued, times=a_sequence, rtol=number, atol=number)
 @outside_inference_mode
 def flow(
     model: Model,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_dtype, a_generator, sizes, takes
+from llr.accept import a_flag, a_float_dtype, a_generator, a_sequence, takes
 from llr.activations import activation_layer
 from llr.models.parts import (
     check_shape,
@@ -59,7 +59,7 @@ class TwoLayer(_Chain):
         12
     """
 
-    @takes(dtype=a_dtype, generator=a_generator)
+    @takes(dtype=a_float_dtype, generator=a_generator, bias=a_flag, output_bias=a_flag)
     def __init__(
         self,
         d: int,
@@ -147,7 +147,7 @@ class DeepLinear(_Chain):
         6
     """
 
-    @takes(widths=sizes, dtype=a_dtype, generator=a_generator)
+    @takes(widths=a_sequence, dtype=a_float_dtype, generator=a_generator)
     def __init__(
         self,
         widths: Sequence[int],
@@ -188,7 +188,9 @@ class DeepLinear(_Chain):
         return model
 
 
-@takes(widths=sizes, dtype=a_dtype, generator=a_generator)
+@takes(
+    widths=a_sequence, dtype=a_float_dtype, generator=a_generator, bias=a_flag, output_bias=a_flag
+)
 def mlp(
     widths: Sequence[int],
     activation: str | nn.Module = "tanh",

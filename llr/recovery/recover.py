@@ -15,7 +15,7 @@ from scipy.special import chdtrc
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
-from llr.accept import a_function, real, takes, valued, whole, word
+from llr.accept import a_flag, a_function, a_seed, real, takes, valued, whole, word
 from llr.models import TwoLayer
 from llr.models.parts import check_sizes
 from llr.rank import rank
@@ -51,8 +51,10 @@ _LEAST_ROUNDS = 4  # that every width gets before the narrowest that passes is t
     max_width=whole,
     activation=word,
     noise_std=real,
-    seed=whole,
+    seed=a_seed,
     progress=a_function,
+    bias=a_flag,
+    output_bias=a_flag,
 )
 @outside_inference_mode
 def recover(

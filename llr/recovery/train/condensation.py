@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_module, real, takes, valued, whole
+from llr.accept import a_module, number, real, takes, valued, whole
 from llr.jacobian import jacobian
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.models import TwoLayer
@@ -63,7 +63,7 @@ class Condensation:
         return {f.name: getattr(self, f.name).tolist() for f in fields(self)}
 
 
-@takes(model=a_module, theta=valued, layer=whole, angle=real, share=real)
+@takes(model=a_module, theta=valued, layer=whole, angle=number, share=number)
 @outside_inference_mode
 def condensation(
     model: nn.Module,
@@ -133,7 +133,7 @@ def condensation(
     )
 
 
-@takes(model=a_module, theta=valued, angle=real, share=real)
+@takes(model=a_module, theta=valued, angle=number, share=number)
 def merge(
     model: nn.Module,
     theta: Tensor | None = None,
