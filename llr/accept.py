@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llr.tensors import as_matrix, as_tensor, refuse_meta, refuse_overlarge
+from llr.tensors import as_matrix, as_tensor, plain, refuse_meta, refuse_overlarge
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -110,7 +110,19 @@ def a_model(name: str, value: Any) -> Any:
 
 
 def a_module(name: str, value: Any) -> nn.Module:
-    """A module without wrappers; errors as for :func:`a_model`."""
+    """A module without wrappers that has numbers.
+
+    Raises:
+        TypeError: what :func:`a_model` and :func:`llr.tensors.plain` refuse; parameters on the meta device.
+    """
+    value = a_planned_module(name, value)
+    for parameter, p in value.named_parameters():
+        refuse_meta(f"parameter {parameter!r}", plain(f"parameter {parameter!r}", p))
+    return value
+
+
+def a_planned_module(name: str, value: Any) -> nn.Module:
+    """A module without wrappers, perhaps on the meta device; errors as for :func:`a_model`."""
     value = a_model(name, value)
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} is {type(value).__name__}; expected an nn.Module")
@@ -227,15 +239,20 @@ def number(name: str, value: Any) -> Any:
 
 
 def whole(name: str, value: Any) -> Any:
-    """An integer, or None; what range it has to be in is the function's to say.
+    """An integer; what range it has to be in is the function's to say.
 
     Raises:
         TypeError: something else.
     """
     value = as_plain(name, value)
-    if value is None or type(value) is int:
+    if type(value) is int:
         return value
     raise TypeError(f"{name} is {value!r}; expected an integer")
+
+
+def maybe(role: Role) -> Role:
+    """The role, or None."""
+    return lambda name, value: None if value is None else role(name, value)
 
 
 def a_seed(name: str, value: Any) -> Any:

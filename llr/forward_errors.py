@@ -18,7 +18,7 @@ _OF_TENSORS = (RuntimeError, IndexError, TypeError, ValueError)
 
 
 @contextlib.contextmanager
-def explained(x: Tensor) -> Iterator[None]:
+def explained(x: Tensor, what: str = "the model", on: str = "samples") -> Iterator[None]:
     """Turn what torch raises while a model runs on `x` into a ValueError of one line.
 
     An exception that the model's own code raises is passed on as it is.
@@ -35,7 +35,7 @@ def explained(x: Tensor) -> Iterator[None]:
             raise
         hint = "" if x.is_floating_point() else f"; x is {x.dtype}: if numbers are meant, x.float()"
         raise ValueError(
-            f"the model cannot be evaluated on samples of shape {tuple(x.shape[1:])}, {x.dtype}: "
+            f"{what} cannot be evaluated on {on} of shape {tuple(x.shape[1:])}, {x.dtype}: "
             f"{_where(trace)}{first_sentence(error)}{hint}"
         ) from error
 

@@ -340,6 +340,8 @@ def _fill(
             return out.copy_(ordinary)
     points = problem.columns.points
     n, q = prepared.shape[-3:-1]
+    if out is None and n * q == 0:
+        return problem.x.new_empty(prepared.shape, dtype=problem.dtype)
     kept: list[Tensor] = []
     result = out
     if result is None and not create_graph:

@@ -42,8 +42,11 @@ def memory_budget(device: torch.device | str = "cpu") -> int:
     """
     try:
         at = torch.device(device)
+        known = at.type != "cuda" or (at.index or 0) < torch.cuda.device_count()
     except (RuntimeError, TypeError):
-        raise ValueError(f"device is {device!r}; expected a device, such as 'cpu'") from None
+        known = False
+    if not known:
+        raise ValueError(f"device is {device!r}; expected a device of this machine, such as 'cpu'")
     set_for_good = _set_budget()
     return _free(at) // 2 if set_for_good is None else set_for_good
 

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from llr.accept import a_module, takes
+from llr.accept import a_planned_module, takes
 from llr.tensors import is_plain, is_special, plain, refuse_overlarge
 
 Selection = None | str | Sequence[str] | Mapping[str, Tensor]
@@ -51,7 +51,7 @@ class Columns:
         return {name: slice(at, at + self.size(name)) for name, at in self.starts().items()}
 
 
-@takes(model=a_module)
+@takes(model=a_planned_module)
 def layout(model: nn.Module, *, params: str | Sequence[str] | None = None) -> dict[str, slice]:
     """The columns of ``llr.jacobian(model, x, params=params)`` that belong to each parameter.
 

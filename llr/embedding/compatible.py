@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_generator, a_module, a_sequence, sizes, takes
+from llr.accept import a_generator, a_module, a_sequence, maybe, sizes, takes
 from llr.embedding.moves import PLAIN_SHARES, Numbers, pick, vector_of, wanted_hidden
 from llr.embedding.network import Network, Spread, embed, read
 from llr.embedding.record import Embedding
@@ -37,7 +37,13 @@ class _Copies(NamedTuple):
         return cls(torch.arange(n), one, one)
 
 
-@takes(model=a_module, origins=a_sequence, kappas=a_sequence)
+@takes(
+    model=a_module,
+    origins=a_sequence,
+    kappas=a_sequence,
+    signs=maybe(a_sequence),
+    weights=maybe(a_sequence),
+)
 def compatible(
     model: nn.Module,
     origins: Sequence[Sequence[int]],

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
+from llr.forward_errors import explained
 from llr.parameters import Columns, Selection
 from llr.probes import refuse_behaviour
 from llr.problem import Model, Problem, read_problem
@@ -77,7 +78,8 @@ class Surface:
         with torch.no_grad():
             outputs = cls(problem, y, loss, theta, eps).outputs(theta)
             surface = cls(problem, _targets(y, outputs, loss), loss, theta, eps)
-            value = surface._function(outputs, surface.y)
+            with explained(outputs, "loss", "outputs"):
+                value = surface._function(outputs, surface.y)
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(

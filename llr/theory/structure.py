@@ -18,7 +18,6 @@ from llr.elimination import exact_rank
 from llr.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 from llr.models.parts import departure_from
-from llr.tensors import plain, refuse_meta
 
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
@@ -255,7 +254,6 @@ def _convolution(model: Conv1dTwoLayer) -> ConvNet:
 
 def _check_parameters(model: nn.Module) -> None:
     for name, p in model.named_parameters():
-        refuse_meta(f"parameter {name!r}", plain(f"parameter {name!r}", p))
         if not p.requires_grad:
             raise ValueError(
                 f"parameter {name!r} is frozen, but the theory counts all parameters; set requires_grad=True "

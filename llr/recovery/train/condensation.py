@@ -268,6 +268,12 @@ def _read(model: nn.Module, theta: Tensor | None) -> tuple[MLP, list[tuple[Tenso
             f"neurons are those of an MLP, and {type(model).__name__} is none: {departure}"
         ) from None
     layers = list(zip(mlp.weights, mlp.biases, strict=True))
+    kinds = {t.dtype for layer in layers for t in layer if t is not None}
+    if theta is None and len(kinds) > 1:
+        raise TypeError(
+            f"parameters have mixed dtypes ({', '.join(sorted(map(str, kinds)))}); expected one "
+            "(model.double())"
+        )
     if theta is None:
         return mlp, [(w.detach(), None if b is None else b.detach()) for w, b in layers]
     slices = layout(model)
