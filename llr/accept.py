@@ -157,6 +157,13 @@ def valued(name: str, value: Any) -> Any:
     return t
 
 
+def needed(name: str, value: Any) -> Any:
+    """As :func:`valued`, but not None."""
+    if value is None:
+        raise TypeError(f"{name} is None; expected a tensor")
+    return valued(name, value)
+
+
 def a_sampler(name: str, value: Any) -> Any:
     """``sampler=``: arrays of points, or ends of a box, as tensors; anything else as it is."""
     if isinstance(value, tuple):

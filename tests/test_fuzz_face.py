@@ -176,14 +176,33 @@ MODELS: dict[str, Callable[[], Any]] = {
 USUAL = ["mlp", "mlp, two outputs", "deep", "float64", "twins", "two layer", "norm", "relu"]
 
 
+def tame(r: random.Random, context: dict[str, Any]) -> bool:
+    """Whether an argument is one that fits the others: in half of the calls most of them do."""
+    return r.random() < context.setdefault("tame", r.choice([0.4, 0.93]))
+
+
 def model(r: random.Random, context: dict[str, Any]) -> Any:
-    kind = r.choice(USUAL if r.random() < 0.7 else list(MODELS))
+    kind = r.choice(USUAL if tame(r, context) else list(MODELS))
     torch.manual_seed(r.randrange(2**31))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         value = MODELS[kind]()
+    if isinstance(value, nn.Module) and context["double"] and kind in USUAL:
+        value = value.double()
     context.setdefault("model", value)
     return value
+
+
+def wider(r: random.Random, context: dict[str, Any]) -> Any:
+    """A network that computes what the one drawn before computes, if that is possible."""
+    narrow = context.get("model")
+    if not (isinstance(narrow, nn.Module) and tame(r, context)):
+        return model(r, context)
+    try:
+        wide, context["embedding"] = embedding.split(narrow, 0, 0)
+    except (TypeError, ValueError):
+        return model(r, context)
+    return wide
 
 
 def model_or_matrix(r: random.Random, context: dict[str, Any]) -> Any:
@@ -218,9 +237,6 @@ KINDS: dict[str, Callable[[torch.Tensor], Any]] = {
     "parameter": nn.Parameter,
     "quantized": lambda t: torch.quantize_per_tensor(t.float(), 0.1, 0, torch.qint8),
     "nested": lambda _: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
-    "jagged": lambda _: torch.nested.nested_tensor(
-        [torch.ones(2, 3), torch.ones(3, 3)], layout=torch.jagged
-    ),
     "masked": lambda t: torch.masked.masked_tensor(t, t > 0),
     "masked array": lambda t: np.ma.masked_greater(t.numpy(), 1.0),
     "strided": lambda t: torch.stack([t, t], -1)[..., 0],
@@ -243,35 +259,45 @@ SHAPES = [(5, 3), (9, 3), (1, 3), (0, 3), (5,), (), (5, 2), (5, 0), (4, 2, 3), (
 
 
 def tensor(r: random.Random, context: dict[str, Any]) -> Any:
-    shape = (r.choice([5, 9]), 3) if r.random() < 0.85 else r.choice(SHAPES)
+    fits = tame(r, context)
+    shape = (context["n"], 3) if fits else r.choice(SHAPES)
     torch.manual_seed(r.randrange(2**31))
     value = torch.randn(shape)
     m = context.get("model")
-    if isinstance(m, nn.Module) and r.random() < 0.8:
+    if context["double"] and not isinstance(m, nn.Module):
+        value = value.double()
+    if isinstance(m, nn.Module):
         first = next(iter(m.parameters()), None)
         if first is not None and first.dtype == torch.float64:
             value = value.double()
-    return KINDS["as it is" if r.random() < 0.65 else r.choice(list(KINDS))](value)
+    return KINDS["as it is" if fits else r.choice(list(KINDS))](value)
 
 
-def targets(r: random.Random, _: dict[str, Any]) -> Any:
+def targets(r: random.Random, context: dict[str, Any]) -> Any:
+    n, m = context["n"], context.get("model")
     value = torch.randn(r.choice([(5, 1), (9, 1), (5,), (9,), (5, 2), (9, 2), (3,)]))
-    kinds = ["as it is", "double"] if r.random() < 0.7 else list(KINDS)
-    return KINDS[r.choice(kinds)](value)
+    if not tame(r, context):
+        return KINDS[r.choice(list(KINDS))](value)
+    last = []
+    if isinstance(m, nn.Module):
+        last = [p for p in m.parameters() if type(p) is nn.Parameter and p.dim() == 2][-1:]
+    value = torch.randn(n, len(last[0]) if last else 1)
+    return value.double() if context["double"] else value
 
 
 # --- everything else -------------------------------------------------------------------------------------
 
 
 def one_of(*values: Any) -> Draw:
-    return lambda r, _: r.choice(values)
+    """One of these; of the first two where it is to fit."""
+    return lambda r, context: r.choice(values[:2] if tame(r, context) else values)
 
 
-integer = one_of(
-    0, 1, 2, 3, 3, np.int64(2), np.int32(3), np.uint8(1), -1, True, 2.5, "3", None, [1]
-)
+integer = one_of(3, np.int64(2), 0, 1, np.int32(3), np.uint8(1), -1, True, 2.5, "3", None, [1])
+index = one_of(0, np.int64(0), 1, 7, -1, True, 0.0, "0", None)
+fraction = one_of(0.5, np.float64(0.25), 0, 1, 2, -1.0, float("nan"), "x", None, np.float32(0.1))
 real = one_of(
-    None, 0.0, 1e-3, 1, np.float32(0.1), np.float64(1e-9), -1.0, float("nan"), float("inf"), "x"
+    1e-3, np.float64(1e-9), None, 0.0, 1, np.float32(0.1), -1.0, float("nan"), float("inf"), "x"
 )
 word = one_of(
     "auto", "svd", "gram", "tsqr", "certified", "native", "torch", "loop", "dense", "x", None, 3
@@ -283,7 +309,8 @@ dtype = one_of(
     "auto", None, "float31", torch.float16, torch.int64, 3, float,
 )  # fmt: skip
 sizes = one_of(
-    [3, 4, 1], (2, 2), np.array([3, 5, 1]), [5], 5, np.int64(6), [np.int64(3), 2], [], None, [2.5, 1],
+    [3, 6, 1], (np.int64(3), 5, 1), [3, 4, 1], (2, 2), 5, [np.int64(6)],
+    np.array([3, 5, 1]), [5], 5, np.int64(6), [np.int64(3), 2], [], None, [2.5, 1],
     "3-4-1", [0, 1], [-1, 2], torch.tensor([3, 2]), {3: 4}, range(2, 4),
 )  # fmt: skip
 progress = one_of(None, lambda *_: None, 3, "x")
@@ -298,6 +325,8 @@ def generator(r: random.Random, _: dict[str, Any]) -> Any:
 
 
 def params(r: random.Random, context: dict[str, Any]) -> Any:
+    if tame(r, context):
+        return r.choice([None, "*"])
     m = context.get("model")
     choices: list[Any] = [
         None,
@@ -364,7 +393,9 @@ def sampler(r: random.Random, context: dict[str, Any]) -> Any:
     return tensor(r, context) if r.random() < 0.3 else r.choice(choices)
 
 
-def vector(r: random.Random, _: dict[str, Any]) -> Any:
+def vector(r: random.Random, context: dict[str, Any]) -> Any:
+    if tame(r, context):
+        return r.choice([None, 0.5])
     return r.choice(
         [None, 0.5, [0.1, 0.2, 0.3], np.ones(3), torch.randn(3), torch.randn(1), "x", -1, [0.5]]
     )
@@ -375,12 +406,20 @@ def certificate(r: random.Random, _: dict[str, Any]) -> Any:
     return r.choice([made, None, "x", {}])
 
 
-def an_embedding(r: random.Random, _: dict[str, Any]) -> Any:
+def an_embedding(r: random.Random, context: dict[str, Any]) -> Any:
+    if "embedding" in context and tame(r, context):
+        return context["embedding"]
     _, found = embedding.split(plain(3, 4, 1), 0, 0)
     return r.choice([found, found, None, torch.eye(3), "x"])
 
 
-def a_branch(r: random.Random, _: dict[str, Any]) -> Any:
+def a_branch(r: random.Random, context: dict[str, Any]) -> Any:
+    m = context.get("model")
+    if isinstance(m, models.TwoLayer) and tame(r, context):
+        try:
+            return r.choice(landscape.branches(m, 5).rows)
+        except ValueError:
+            return None
     rows = landscape.branches(models.TwoLayer(3, 1, bias=False).double(), 2).rows
     return r.choice([rows[0], rows[-1], None, 3])
 
@@ -391,7 +430,7 @@ def starts(r: random.Random, context: dict[str, Any]) -> Any:
         usual = recovery.initial(m, 2) if isinstance(m, nn.Module) else None
     except (TypeError, ValueError):
         usual = None
-    return usual if usual is not None and r.random() < 0.8 else tensor(r, context)
+    return usual if usual is not None and tame(r, context) else tensor(r, context)
 
 
 def budget(r: random.Random, _: dict[str, Any]) -> Any:
@@ -476,17 +515,17 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Draw], dict[str, Draw]]
     "rank_stratification": (theory.rank_stratification, {"architecture": model}, {}),
     "check": (
         embedding.check,
-        {"narrow": model, "wide": model, "x": tensor},
+        {"narrow": model, "wide": wider, "x": tensor},
         {"y": targets, "seed": seed},
     ),
     "split": (
         embedding.split,
-        {"model": model, "layer": integer, "neuron": integer},
+        {"model": model, "layer": index, "neuron": index},
         {"share": vector, "sign": one_of(1, -1, np.int64(1), 2, "x")},
     ),
     "null": (
         embedding.null,
-        {"model": model, "layer": integer},
+        {"model": model, "layer": index},
         {"incoming": vector, "bias": real, "outgoing": vector},
     ),
     "widen": (embedding.widen, {"model": model, "widths": sizes}, {"generator": generator}),
@@ -505,19 +544,18 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Draw], dict[str, Draw]]
     "reduce": (embedding.reduce, {"model": model}, {}),
     "lift_status": (
         lifting.lift_status,
-        {"narrow": model, "wide": model},
+        {"narrow": model, "wide": wider},
         {"x": tensor, "bits": one_of(64, np.int64(64), 1, "x"), "seed": seed},
     ),
     "lifted_family": (
         lifting.lifted_family,
-        {"narrow": model, "alpha": real},
-        {"layer": integer, "first": integer, "second": integer, "t": real, "s": real, "r": vector,
-         "lam": real},
+        {"narrow": model, "alpha": fraction, "lam": real},
+        {"layer": index, "first": index, "second": index, "t": real, "s": real, "r": vector},
     ),
     "lifted_critical_points": (
         lifting.lifted_critical_points,
         {"narrow": model, "x": tensor, "y": targets},
-        {"loss": loss, "layer": integer, "starts": one_of(2, np.int64(1), 0, "x"), "scale": real,
+        {"loss": loss, "layer": index, "starts": one_of(2, np.int64(1), 0, "x"), "scale": real,
          "rtol": real, "seed": seed},
     ),
     "branches": (landscape.branches, {"target": model, "width": integer}, {}),
@@ -533,7 +571,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Draw], dict[str, Draw]]
     ),
     "embedded_spectrum": (
         landscape.embedded_spectrum,
-        {"narrow": model, "wide": model, "embedding": an_embedding, "x": tensor, "y": targets},
+        {"narrow": model, "wide": wider, "embedding": an_embedding, "x": tensor, "y": targets},
         {"loss": loss, "rtol": real},
     ),
     "flow": (
@@ -582,7 +620,7 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Draw], dict[str, Draw]]
     "condensation": (
         training.condensation,
         {"model": model},
-        {"theta": starts, "layer": integer, "angle": real, "share": real},
+        {"theta": starts, "layer": index, "angle": real, "share": real},
     ),
     "merge": (
         training.merge,
@@ -637,7 +675,7 @@ def draw(number: int) -> tuple[str, Callable[..., Any], dict[str, Any]]:
     torch.manual_seed(number)
     name = r.choice(list(FUNCTIONS))
     called, needed, optional = FUNCTIONS[name]
-    context: dict[str, Any] = {}
+    context: dict[str, Any] = {"double": r.random() < 0.7, "n": r.choice([5, 9])}
     arguments = {key: value(r, context) for key, value in needed.items()}
     for key, value in optional.items():
         if r.random() < 0.15:

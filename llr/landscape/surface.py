@@ -80,6 +80,11 @@ class Surface:
             surface = cls(problem, _targets(y, outputs, loss), loss, theta, eps)
             with explained(outputs, "loss", "outputs"):
                 value = surface._function(outputs, surface.y)
+        if outputs.numel() == 0 or len(theta) == 0:
+            raise ValueError(
+                f"the model's outputs have shape {tuple(outputs.shape)} at {len(theta)} parameters; expected "
+                "at least one of each"
+            )
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(

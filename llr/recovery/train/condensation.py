@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_module, number, real, takes, valued, whole
+from llr.accept import a_module, needed, number, real, takes, valued, whole
 from llr.jacobian import jacobian
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.models import TwoLayer
@@ -202,7 +202,7 @@ def merge(
     )
 
 
-@takes(model=a_module, theta=valued, x=valued, rtol=real)
+@takes(model=a_module, theta=needed, x=valued, rtol=real)
 @outside_inference_mode
 def tangent_rank(
     model: nn.Module, theta: Tensor, x: Tensor, *, rtol: float | None = None
@@ -237,7 +237,9 @@ def tangent_rank(
     slices = layout(model)
     _check_points(theta, sum(s.stop - s.start for s in slices.values()))
     rows, shapes = theta.reshape(-1, theta.shape[-1]), dict(model.named_parameters())
-    values = {name: rows[:, s].reshape(-1, *shapes[name].shape) for name, s in slices.items()}
+    values = {
+        name: rows[:, s].reshape(len(rows), *shapes[name].shape) for name, s in slices.items()
+    }
     J = jacobian(model, x, params=values).flatten(1, 2)
     return numerical_rank(J.reshape(*theta.shape[:-1], *J.shape[1:]), rtol=rtol)
 
@@ -267,6 +269,8 @@ def _read(model: nn.Module, theta: Tensor | None) -> tuple[MLP, list[tuple[Tenso
         raise ValueError(
             f"neurons are those of an MLP, and {type(model).__name__} is none: {departure}"
         ) from None
+    if 0 in mlp.widths:
+        raise ValueError(f"the model is a {mlp}; expected layers of at least one neuron")
     layers = list(zip(mlp.weights, mlp.biases, strict=True))
     kinds = {t.dtype for layer in layers for t in layer if t is not None}
     if theta is None and len(kinds) > 1:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from llr.accept import a_module, a_sequence, real, takes, valued
+from llr.accept import a_module, a_sequence, needed, real, takes, valued
 from llr.models import TwoLayer
 from llr.recovery.damping import Damping
 from llr.recovery.lm import levenberg_marquardt
@@ -41,7 +41,7 @@ class Narrow:
         return len(cast(nn.Linear, self.model[0]).weight)
 
 
-@takes(model=a_module, theta=valued, x=valued, y=valued, angles=a_sequence, tol=real)
+@takes(model=a_module, theta=needed, x=valued, y=valued, angles=a_sequence, tol=real)
 @outside_inference_mode
 def narrow(
     model: nn.Module,
