@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llr.reference import output_leaves
+from llr.tensors import wider
 
 _EVAL = "call model.eval() first"
 
@@ -64,6 +65,20 @@ def refuse_layers(model: nn.Module) -> None:
             )
 
 
+def refuse_quantized(model: nn.Module) -> None:
+    """Refuse a module with quantized layers, whose integer weights are no parameters.
+
+    Raises:
+        ValueError: names the first such layer.
+    """
+    for name, module in model.named_modules():
+        if ".quantized" in type(module).__module__:
+            raise ValueError(
+                f"{type(module).__name__} {name!r} is quantized: its weights are integers, by which there "
+                "are no derivatives; give the model that it was made from"
+            )
+
+
 @contextlib.contextmanager
 def spared_buffers(
     model: nn.Module, dtype: torch.dtype | None = None
@@ -80,10 +95,7 @@ def spared_buffers(
         if buffer is not None
     ]
     if dtype is not None:
-        slots = [
-            (*slot[:4], slot[4].to(dtype) if slot[4].is_floating_point() else slot[4])
-            for slot in slots
-        ]
+        slots = [(*slot[:4], wider(slot[4], dtype)) for slot in slots]
 
     def changed() -> str | None:
         for module, name, path, _, copy in slots:

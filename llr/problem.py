@@ -21,7 +21,7 @@ from llr.accept import a_model
 from llr.forward_errors import explained
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
-from llr.probes import refuse_layers, spared_buffers
+from llr.probes import refuse_layers, refuse_quantized, spared_buffers
 from llr.sparse_gradients import dense_gradients, has_sparse_gradients
 from llr.surroundings import full_precision, ordinary
 from llr.tensors import as_tensor, is_plain, refuse_meta, wider
@@ -114,6 +114,8 @@ def read_problem(
     mlp, why_not, names = None, "a callable", {}
     if isinstance(model, nn.Module):
         every = dict(model.named_parameters())
+        if not every:
+            refuse_quantized(model)
         columns = columns_of_module(type(model).__name__, every, params)
         names = {id(p): name for name, p in every.items()}
         try:

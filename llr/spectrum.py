@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from llr import _ops
-from llr.accept import real, takes, valued, whole
+from llr.accept import needed, real, takes, whole
 from llr.result import CLEAR_GAP, RankResult
 from llr.tensors import as_matrix
 
@@ -182,7 +182,7 @@ def shorten(tall: Tensor) -> Tensor:
     return tall.double()
 
 
-@takes(spectrum=valued, short_side=whole, rtol=real, atol=real)
+@takes(spectrum=needed, short_side=whole, rtol=real, atol=real)
 def tolerance(
     spectrum: Tensor, short_side: int, *, rtol: float | None = None, atol: float | None = None
 ) -> Tensor:

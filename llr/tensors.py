@@ -56,12 +56,10 @@ def plain(name: str, t: Tensor) -> Tensor:
     if t.is_nested:
         raise TypeError(
             f"{name} is a nested tensor, whose samples differ in shape; expected samples of one shape (pad "
-            f"them: torch.nested.to_padded_tensor({name}, 0.0))"
+            "them with torch.nested.to_padded_tensor)"
         )
     if t.is_quantized:
-        raise TypeError(
-            f"{name} is quantized ({t.dtype}); expected floating point ({name}.dequantize())"
-        )
+        raise TypeError(f"{name} is quantized ({t.dtype}); expected floating point (.dequantize())")
     if type(t) not in _ORDINARY:
         t = _without_subclass(name, t)
     if t.layout is not torch.strided:
@@ -73,8 +71,9 @@ def plain(name: str, t: Tensor) -> Tensor:
 def _without_subclass(name: str, t: Tensor) -> Tensor:
     kind = type(t).__name__
     ways = {
-        "MaskedTensor": f"what is masked has no value; fill it first ({name}.to_tensor(0.0))",
-        "DTensor": f"its numbers are spread over processes; gather them ({name}.full_tensor())",
+        "MaskedTensor": "what is masked has no value; fill it first (.to_tensor(0.0))",
+        "DTensor": "its numbers are spread over processes; gather them (.full_tensor(), or "
+        "torch.distributed.checkpoint.state_dict.get_model_state_dict for a model)",
         "FakeTensor": "it holds no numbers; leave FakeTensorMode first",
     }
     if kind in ways or _computes_differently(type(t)):

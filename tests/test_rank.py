@@ -375,7 +375,7 @@ class TestBadInput:
             llr.rank(f, x, params={"w": torch.tensor([1.0, 2.0])})
 
     def test_neither_model_nor_tensor(self) -> None:
-        with pytest.raises(TypeError, match="model is dict; expected an nn.Module or a callable"):
+        with pytest.raises(TypeError, match="model is dict; expected"):
             llr.rank({"weight": torch.ones(2, 2)})
 
     @pytest.mark.parametrize("name", ["rtol", "atol"])

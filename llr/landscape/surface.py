@@ -128,8 +128,14 @@ def pullback(
     function: Callable[[Tensor], Tensor], at: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The function's value, and the product of its transposed derivative with a vector."""
-    value, pull = cast(Any, vjp(function, at))
-    return value, lambda u: pull(u)[0]
+    with explained(at, "derivatives of the model", "parameters"):
+        value, pull = cast(Any, vjp(function, at))
+
+    def pulled(u: Tensor) -> Tensor:
+        with explained(at, "derivatives of the model", "parameters"):
+            return cast(Tensor, pull(u)[0])
+
+    return value, pulled
 
 
 def hessian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

@@ -273,9 +273,10 @@ def _read(model: nn.Module, theta: Tensor | None) -> tuple[MLP, list[tuple[Tenso
         raise ValueError(f"the model is a {mlp}; expected layers of at least one neuron")
     layers = list(zip(mlp.weights, mlp.biases, strict=True))
     kinds = {t.dtype for layer in layers for t in layer if t is not None}
-    if theta is None and len(kinds) > 1:
+    kinds = {theta.dtype} if theta is not None else kinds
+    if len(kinds) > 1 or not kinds <= {torch.float32, torch.float64}:
         raise TypeError(
-            f"parameters have mixed dtypes ({', '.join(sorted(map(str, kinds)))}); expected one "
+            f"parameters are {', '.join(sorted(map(str, kinds)))}; expected float32 or float64 alone "
             "(model.double())"
         )
     if theta is None:

@@ -93,7 +93,9 @@ def narrow(
     """
     if widest is not None and (type(widest) is not int or widest < 1):
         raise ValueError(f"widest is {widest!r}; expected a positive integer")
-    points = theta[None] if isinstance(theta, Tensor) and theta.dim() == 1 else theta
+    if theta.dim() not in (1, 2):
+        raise ValueError(f"theta has shape {tuple(theta.shape)}; expected (P,) or (S, P)")
+    points = theta[None] if theta.dim() == 1 else theta
     merged = [merge(model, point, angle=angle) for point in points for angle in angles]
     if not merged:
         raise ValueError(
