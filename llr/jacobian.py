@@ -52,7 +52,9 @@ def jacobian(
 
     Args:
         model: a module, evaluated in the mode it is in; or a callable f(params, x) on a batch of samples.
+            Wrapped, compiled, scripted and exported modules are taken, too (docs/jacobian.md has a table).
         x: (n, ...) samples; float32 or float64 as the parameters, or integers for a model that takes them.
+            Sparse tensors, arrays and nested lists are converted.
         params: for a module, which parameters are columns: None for all trainable ones, or names or globs
             among them (``"0.*"``); or a mapping of names to values to evaluate at, with a leading batch of
             B parameter points as made by ``torch.func.stack_module_state``. For a callable, the mapping

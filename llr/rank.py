@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -40,7 +40,7 @@ def rank(
     *,
     method: str = "auto",
     params: Selection = None,
-    dtype: torch.dtype | Literal["auto"] | None = "auto",
+    dtype: torch.dtype | str | None = "auto",
     rtol: float | None = None,
     atol: float | None = None,
     upper: int | None = None,
@@ -70,7 +70,7 @@ def rank(
             leading dimension B give B ranks.
         dtype: the precision. "auto" is float64 for a model, whatever its own precision, and the
             tensor's own dtype for a tensor, since digits that a matrix has lost do not come back.
-            None keeps the model's own; a torch.dtype converts to it. float32 is for "svd" only.
+            None keeps the model's own; a torch.dtype, or its name, converts to it. float32 is for "svd" only.
         rtol: tolerance relative to sigma_1; default ``eps * min(n q, P)``.
         atol: absolute tolerance; default 0. The larger of the two holds.
         upper: an upper bound known from theory; believed. A certificate stops when it gets there.
@@ -147,7 +147,9 @@ def rank(
             certificate=proof,
             reason="asked for",
         )
-    problem = read_problem(model, x, params, torch.float64 if dtype == "auto" else dtype)
+    problem = read_problem(
+        model, x, params, torch.float64 if dtype == "auto" else cast(torch.dtype | None, dtype)
+    )
     prepared = prepare(problem, chunk_size, backend)
     cost, reason = choose(method, problem, prepared, problem.dtype)
     try:
