@@ -10,17 +10,16 @@ from __future__ import annotations
 import functools
 import json
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module, resources
-from types import FrameType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from llr import double_double, reference
+from llr.warned import stacklevel
 
 BUILD_FACTS = "_build.json"
 
@@ -180,15 +179,11 @@ def warn_of_no_kernel(device: torch.device, reason: str) -> None:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    level = 1
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("llr."):
-        level, frame = level + 1, frame.f_back
     what = "native operators on this GPU" if NATIVE else "native library"
     warnings.warn(
         f"llr runs without its {what} and computes MLPs through torch, more slowly: {reason}",
         RuntimeWarning,
-        stacklevel=level,  # where llr was called
+        stacklevel=stacklevel(),
     )
 
 

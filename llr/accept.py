@@ -181,8 +181,19 @@ def numbers_or_one(name: str, value: Any) -> Any:
 def modules(name: str, value: Any) -> Any:
     """One module or a list of them, without wrappers."""
     if isinstance(value, list | tuple):
-        return [a_module(f"{name}[{i}]", v) for i, v in enumerate(value)]
+        return [unwrapped(v)[0] for v in value]
     return a_module(name, value)
+
+
+def with_matrix(name: str, value: Any) -> Any:
+    """A matrix, or a record that has one.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(getattr(value, "matrix", None), Tensor):
+        return value
+    return needed(name, value)
 
 
 def a_tensor(name: str, value: Any) -> Any:

@@ -347,7 +347,7 @@ def jacobian(
     """
     check_int("bits", bits, LOWEST_BITS, HIGHEST_BITS)
     network = read_network(model, x, params)
-    return network.jacobian(bits, _checked_rows(network, rows))
+    return network.jacobian(bits, _checked_rows(rows))
 
 
 @takes(model=a_model, x=valued, rows=sizes)
@@ -368,13 +368,11 @@ def rational_jacobian(
         [1/2, 3, 1]
     """
     network = read_network(model, x, params)
-    return network.rational_jacobian(_checked_rows(network, rows))
+    return network.rational_jacobian(_checked_rows(rows))
 
 
-def _checked_rows(network: Network, rows: Sequence[int] | None) -> Sequence[int] | None:
+def _checked_rows(rows: Sequence[int] | None) -> Sequence[int] | None:
     for row in rows if isinstance(rows, list | tuple) else [rows]:
-        if rows is not None and (type(row) is not int or not 0 <= row < network.n_rows):
-            raise ValueError(
-                f"rows has {row!r}; expected row numbers, integers from 0 to {network.n_rows - 1}"
-            )
+        if rows is not None and type(row) is not int:
+            raise TypeError(f"rows has {row!r}; expected row numbers, integers")
     return rows

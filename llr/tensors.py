@@ -36,8 +36,7 @@ def is_special(t: Tensor) -> bool:
 def plain(name: str, t: Tensor) -> Tensor:
     """A tensor in the form that every computation takes, with the same numbers.
 
-    Sparse tensors are made dense if that fits the memory budget. Subclasses without arithmetic of their own
-    become plain tensors.
+    Sparse tensors are made dense if that fits the memory budget.
 
     Args:
         name: what the caller calls it, for the messages.
@@ -61,14 +60,14 @@ def plain(name: str, t: Tensor) -> Tensor:
     if t.is_quantized:
         raise TypeError(f"{name} is quantized ({t.dtype}); expected floating point (.dequantize())")
     if type(t) not in _ORDINARY:
-        t = _without_subclass(name, t)
+        _check_subclass(name, t)
     if t.layout is not torch.strided:
         _check_size(name, t, "dense")
         t = t.to_dense()
     return t.resolve_conj().resolve_neg()
 
 
-def _without_subclass(name: str, t: Tensor) -> Tensor:
+def _check_subclass(name: str, t: Tensor) -> None:
     kind = type(t).__name__
     ways = {
         "MaskedTensor": "what is masked has no value; fill it first (.to_tensor(0.0))",
@@ -81,7 +80,6 @@ def _without_subclass(name: str, t: Tensor) -> Tensor:
             kind, "a tensor class with arithmetic of its own; convert it to torch.Tensor"
         )
         raise TypeError(f"{name} is a {kind}: {way}")
-    return t.as_subclass(Tensor)
 
 
 def _computes_differently(kind: type[Tensor]) -> bool:

@@ -175,7 +175,7 @@ def _warn(network: Network) -> None:
     for layer, (W, b) in enumerate(zip(network.weights[:-1], network.biases[:-1], strict=True)):
         rows = [exact_row(row) for row in (W if b is None else torch.cat((W, b[:, None]), 1))]
         what = "channels" if conv else f"layer {layer}: neurons"
-        warn_of_near_copies(rows, f"{what} of the reduced network,", stacklevel=5)
+        warn_of_near_copies(rows, f"{what} of the reduced network,")
 
 
 def _compared(wide: Network, narrow: Network, model: nn.Module, steps: Sequence[str]) -> Reduction:

@@ -18,6 +18,7 @@ from llr.elimination import exact_rank
 from llr.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 from llr.models.parts import departure_from
+from llr.warned import stacklevel
 
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
@@ -302,13 +303,12 @@ def _whole(row: Sequence[Fraction | int]) -> Sequence[Fraction | int]:
     return [v * denominator for v in row]
 
 
-def warn_of_near_copies(rows: Sequence[Row], what: str = "neurons", stacklevel: int = 3) -> None:
+def warn_of_near_copies(rows: Sequence[Row], what: str = "neurons") -> None:
     """Warn if two rows differ, up to sign, by so little that equality may have been meant.
 
     Args:
         rows: incoming weights and biases of neurons, one row each.
         what: what the rows are, in the plural.
-        stacklevel: as for :func:`warnings.warn`.
     """
     values = torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64)
     if len(values) < 2:
@@ -325,6 +325,6 @@ def warn_of_near_copies(rows: Sequence[Row], what: str = "neurons", stacklevel: 
             warnings.warn(
                 f"{what} {i} and {j} differ by {float(gaps[i, j]):.1e} only, and count as different: the "
                 "theory goes by exact equality. Merge them first if they are meant to be the same",
-                stacklevel=stacklevel,
+                stacklevel=stacklevel(),
             )
             return
