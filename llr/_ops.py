@@ -10,17 +10,16 @@ from __future__ import annotations
 import functools
 import json
 import re
-import sys
 import warnings
 from collections.abc import Sequence
 from importlib import import_module, resources
-from types import FrameType
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from llr import _arguments, double_double, reference
+from llr.warned import stacklevel
 
 BUILD_FACTS = "_build.json"
 
@@ -212,15 +211,11 @@ def warn_of_no_kernel(device: torch.device, reason: str) -> None:
 
 @functools.cache
 def _warn_once(reason: str) -> None:
-    level = 1
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and frame.f_globals.get("__name__", "").startswith("llr."):
-        level, frame = level + 1, frame.f_back
     what = "native operators on this GPU" if NATIVE else "native library"
     warnings.warn(
         f"llr runs without its {what} and computes MLPs through torch, more slowly: {reason}",
         RuntimeWarning,
-        stacklevel=level,  # where llr was called
+        stacklevel=stacklevel(),
     )
 
 
@@ -335,7 +330,7 @@ def _fake_with_error(
     activation: str,
     columns: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    _check_devices("mlp_jacobian_with_error", x, weights, biases)
+    _arguments.check_mlp("mlp_jacobian_with_error", x, weights, biases, activation, columns)
     shape = _result_shape(x, weights, biases, columns)
     return x.new_empty(shape), x.new_empty(shape[:-1], dtype=torch.float64)
 
@@ -348,7 +343,7 @@ def _fake_gram_with_error(
     columns: Sequence[int] | None = None,
     double_double: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    _check_devices("mlp_gram_with_error", x, weights, biases)
+    _arguments.check_mlp("mlp_gram_with_error", x, weights, biases, activation, columns)
     K = _fake_gram(x, weights, biases, activation, columns, double_double)
     shape = _result_shape(x, weights, biases, columns)
     return K, x.new_empty(shape[:-1], dtype=torch.float64)

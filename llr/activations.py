@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_sequence, takes
+
 
 class Erf(nn.Module):
     """The error function as a layer.
@@ -58,6 +60,7 @@ class Polynomial(nn.Module):
         (tensor([ 3., 18.]), 'polynomial(0, 1, 0, 2)')
     """
 
+    @takes(coefficients=a_sequence)
     def __init__(self, coefficients: Sequence[float]) -> None:
         super().__init__()
         for c in coefficients:

@@ -19,6 +19,7 @@ from typing import Any
 from flint import arb, arb_mat
 from torch import Tensor
 
+from llr.accept import a_function, a_model, takes, valued
 from llr.balls import precision
 from llr.certificate import (
     HIGHEST_BITS,
@@ -64,6 +65,7 @@ class Verdict:
 Progress = Callable[[int | None, int, int], None]
 
 
+@takes(model=a_model, x=valued, progress=a_function)
 def certify(
     model: Model,
     x: Tensor,
@@ -225,6 +227,7 @@ def _certificate(network: Network, **found: Any) -> Certificate:
     )
 
 
+@takes(model=a_model, x=valued)
 def verify(
     certificate: Certificate, model: Model, x: Tensor, *, params: Selection = None
 ) -> Verdict:

@@ -7,12 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_generator, a_module, number, takes, valued
 from llr.jacobian import execute, prepare
 from llr.problem import read_problem
 from llr.spectrum import tolerance
 from llr.surroundings import outside_inference_mode
 
 
+@takes(model=a_module, x=valued, y=valued, size=number, generator=a_generator)
 @outside_inference_mode
 def critical_targets(
     model: nn.Module,

@@ -26,7 +26,9 @@ import torch
 from flint import arb, arb_mat, fmpq, fmpq_mat
 from torch import Tensor, nn
 
+from llr.accept import a_model, sizes, takes, valued, whole
 from llr.balls import Number, activation, is_rational, precision
+from llr.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
 from llr.chain import ENCODINGS, OTHERWISE, Affine, Array, Entrywise, Step, dense, steps_of
 from llr.memory import fits, format_bytes, memory_budget
 from llr.parameters import Selection
@@ -291,14 +293,23 @@ def read_network(model: Model, x: Tensor, params: Selection = None) -> Network:
             steps, shape = steps_of(model, tuple(inputs.shape[1:]))
         except ValueError as error:
             raise ValueError(f"{error} (it is no MLP either: {problem.why_not_mlp})") from error
-        return Network(problem, inputs, steps, int(np.prod(shape)))
+        return _not_hollow(Network(problem, inputs, steps, int(np.prod(shape))))
     steps = []
     for weight, bias in zip(problem.mlp.weights, problem.mlp.biases, strict=True):
         steps += [Entrywise(problem.mlp.activation)] if steps else []
         steps.append(dense("Linear({1}, {0})".format(*weight.shape), weight, bias))
-    return Network(problem, problem.x, steps, problem.mlp.widths[-1])
+    return _not_hollow(Network(problem, problem.x, steps, problem.mlp.widths[-1]))
 
 
+def _not_hollow(network: Network) -> Network:
+    if network.n_rows == 0 or any(t.numel() == 0 for t in network.problem.columns.values.values()):
+        raise ValueError(
+            "the model has a layer of width 0; exact arithmetic takes layers of at least one neuron"
+        )
+    return network
+
+
+@takes(model=a_model, x=valued, rows=sizes, bits=whole)
 def jacobian(
     model: Model,
     x: Tensor,
@@ -334,9 +345,12 @@ def jacobian(
         >>> exact.jacobian(model, torch.ones(1, 1).double(), bits=100)[0, 0].str(20)
         '[0.41997434161402606939 +/- 4.50e-21]'
     """
-    return read_network(model, x, params).jacobian(bits, rows)
+    check_int("bits", bits, LOWEST_BITS, HIGHEST_BITS)
+    network = read_network(model, x, params)
+    return network.jacobian(bits, _checked_rows(rows))
 
 
+@takes(model=a_model, x=valued, rows=sizes)
 def rational_jacobian(
     model: Model, x: Tensor, *, params: Selection = None, rows: Sequence[int] | None = None
 ) -> fmpq_mat:
@@ -353,4 +367,12 @@ def rational_jacobian(
         >>> exact.rational_jacobian(torch.nn.Linear(2, 1), torch.tensor([[0.5, 3.0]]))
         [1/2, 3, 1]
     """
-    return read_network(model, x, params).rational_jacobian(rows)
+    network = read_network(model, x, params)
+    return network.rational_jacobian(_checked_rows(rows))
+
+
+def _checked_rows(rows: Sequence[int] | None) -> Sequence[int] | None:
+    for row in rows if isinstance(rows, list | tuple) else [rows]:
+        if rows is not None and type(row) is not int:
+            raise TypeError(f"rows has {row!r}; expected row numbers, integers")
+    return rows

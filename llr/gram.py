@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llr import _ops
+from llr.accept import a_model, takes, valued, word
 from llr.jacobian import native_arguments, prepare
 from llr.layers import Factor, stream
 from llr.memory import fits, format_bytes, memory_budget
@@ -26,6 +27,7 @@ BLOCK_BYTES = 256 << 20
 LEAST_COLUMNS = 64
 
 
+@takes(model=a_model, x=valued, precision=word, backend=word)
 @outside_inference_mode
 def gram(
     model: Model,

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llr.accept import a_model, a_sampler, sizes, takes, valued, word
 from llr.model_rank import ModelRank
 from llr.model_rank import model_rank as find_model_rank
 from llr.parameters import Selection
@@ -59,6 +60,7 @@ class Guarantee:
         return asdict(self)
 
 
+@takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
 @outside_inference_mode
 def has_llr_guarantee(
     model: Model,
@@ -106,6 +108,7 @@ def has_llr_guarantee(
     return case.verdict()
 
 
+@takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
 @outside_inference_mode
 def llr_sample_size(
     model: Model,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llr import _ops, double_double, reference
+from llr.accept import a_device, takes
 from llr.memory import format_bytes, memory_budget
 from llr.spectrum import svdvals
 from llr.surroundings import full_precision
@@ -116,6 +117,7 @@ class SelfTest:
 _ALLOWED = {torch.float64: 1e-13, torch.float32: 1e-5}
 
 
+@takes(device=a_device)
 def selftest(device: torch.device | str | None = None) -> SelfTest:
     """Compare every native operator with plain torch on this machine, in seconds.
 

@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from llr import _ops, reference
+from llr.accept import a_model, a_tensor, as_given, takes, word
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
 from llr.parameters import Selection
-from llr.probes import refuse_behaviour
+from llr.probes import count_on_meta, refuse_behaviour
 from llr.problem import Model, Problem, read_problem
 from llr.surroundings import full_precision, outside_inference_mode
 
@@ -28,6 +29,7 @@ _NAMES = {"native": "native mlp", "torch": "torch.func vmap", "loop": "autograd 
 _WORKING_BYTES = 256 << 20  # what torch.func may use at a time beyond the result
 
 
+@takes(model=a_model, x=as_given, out=a_tensor, backend=word)
 @outside_inference_mode
 def jacobian(
     model: Model,
@@ -50,7 +52,9 @@ def jacobian(
 
     Args:
         model: a module, evaluated in the mode it is in; or a callable f(params, x) on a batch of samples.
+            Wrapped, compiled, scripted and exported modules are taken, too (docs/jacobian.md has a table).
         x: (n, ...) samples; float32 or float64 as the parameters, or integers for a model that takes them.
+            Sparse tensors, arrays and nested lists are converted.
         params: for a module, which parameters are columns: None for all trainable ones, or names or globs
             among them (``"0.*"``); or a mapping of names to values to evaluate at, with a leading batch of
             B parameter points as made by ``torch.func.stack_module_state``. For a callable, the mapping
@@ -149,6 +153,7 @@ class Plan:
         )
 
 
+@takes(model=a_model, x=as_given, backend=word)
 @outside_inference_mode
 def plan(
     model: Model,
@@ -168,7 +173,7 @@ def plan(
         >>> print(llr.plan(torch.nn.Linear(3, 2), torch.randn(5, 3), backend="torch"))
         J (5, 2, 8) float32, 320 bytes: torch.func vmap (asked for), 5 samples at a time
     """
-    problem = read_problem(model, x, params)
+    problem = read_problem(model, x, params, shapes_only=True)
     prepared = prepare(problem, chunk_size, backend)
     return replace(prepared, reason=prepared.reason or str(problem.mlp))
 
@@ -227,6 +232,8 @@ def _count_outputs(problem: Problem) -> int:
     """q, by evaluating the model on a few samples; refuses models without a per-sample Jacobian."""
     values = problem.point()
     x = problem.x if problem.x.shape[0] > 0 else problem.x.new_zeros(1, *problem.x.shape[1:])
+    if x.is_meta:
+        return count_on_meta(lambda x: problem.call(values, x), x[:1])
     with full_precision(), problem.spared_buffers() as changed:
         leaves = refuse_behaviour(lambda x: problem.call(values, x, {}), changed, x)
     for leaf in leaves:
@@ -345,6 +352,8 @@ def _fill(
             return out.copy_(ordinary)
     points = problem.columns.points
     n, q = prepared.shape[-3:-1]
+    if out is None and n * q == 0:
+        return problem.x.new_empty(prepared.shape, dtype=problem.dtype)
     kept: list[Tensor] = []
     result = out
     if result is None and not create_graph:
@@ -355,7 +364,10 @@ def _fill(
             # A copy: a forward may work in place.
             chunk = problem.x[first : first + prepared.chunk_size].clone()
             parts = rows(problem, values, chunk, create_graph)
-            flat = {name: d.reshape(chunk.shape[0], q, -1) for name, d in parts.items()}
+            flat = {
+                name: reference.dense(d).reshape(chunk.shape[0], q, problem.columns.size(name))
+                for name, d in parts.items()
+            }
             if result is None:
                 kept.append(torch.cat([flat[name] for name in values], dim=-1))
                 continue

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import os
 from pathlib import Path
 from types import TracebackType
@@ -38,8 +40,15 @@ def memory_budget(device: torch.device | str = "cpu") -> int:
         ...     llr.memory_budget()
         2000000000
     """
+    try:
+        at = torch.device(device)
+        known = at.type != "cuda" or (at.index or 0) < torch.cuda.device_count()
+    except (RuntimeError, TypeError):
+        known = False
+    if not known:
+        raise ValueError(f"device is {device!r}; expected a device of this machine, such as 'cpu'")
     set_for_good = _set_budget()
-    return _free(torch.device(device)) // 2 if set_for_good is None else set_for_good
+    return _free(at) // 2 if set_for_good is None else set_for_good
 
 
 def fits(nbytes: int, device: torch.device) -> bool:
@@ -81,10 +90,12 @@ class set_memory_budget:  # noqa: N801 - used like a function, as torch.set_grad
     def __init__(self, nbytes: int | str | None) -> None:
         global _budget
         value = parse_bytes(nbytes) if isinstance(nbytes, str) else nbytes
-        if value is not None and value <= 0:
+        if value is not None and not isinstance(value, numbers.Real):
+            raise TypeError(f"memory budget is {nbytes!r}; expected a number of bytes, or text")
+        if value is not None and not 0 < value < math.inf:
             raise ValueError(f"memory budget is {nbytes!r}; expected a positive number of bytes")
         self._previous = _budget
-        _budget = value
+        _budget = None if value is None else int(value)
 
     def __enter__(self) -> None:
         pass

@@ -20,6 +20,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from llr.accept import a_function, a_model, a_sampler, a_seed, sizes, takes, word
 from llr.certificate import check_int
 from llr.parameters import Selection, columns_of_callable, columns_of_module
 from llr.problem import Model
@@ -118,6 +119,14 @@ class ModelRank:
         }
 
 
+@takes(
+    model=a_model,
+    sampler=a_sampler,
+    sample_shape=sizes,
+    method=word,
+    progress=a_function,
+    seed=a_seed,
+)
 @outside_inference_mode
 def model_rank(
     model: Model,

@@ -17,6 +17,7 @@ import torch
 from flint import arb, arb_mat
 from torch import Tensor, nn
 
+from llr.accept import a_flag, a_seed, maybe, modules, takes, valued, whole
 from llr.balls import coefficients
 from llr.certificate import LOWEST_BITS, check_int
 from llr.chain import Affine, Entrywise
@@ -85,6 +86,7 @@ class Independence:
         return {**asdict(self), **lists, "independent": self.independent, "proved": self.proved}
 
 
+@takes(neurons=modules, x=valued, layer=maybe(whole), constant=a_flag, seed=a_seed)
 def independence(
     neurons: nn.Module | Sequence[nn.Module],
     x: Tensor | None = None,

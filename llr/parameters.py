@@ -12,6 +12,9 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
+from llr.accept import a_planned_module, takes
+from llr.tensors import is_plain, is_special, plain, refuse_overlarge
+
 Selection = None | str | Sequence[str] | Mapping[str, Tensor]
 
 
@@ -48,6 +51,7 @@ class Columns:
         return {name: slice(at, at + self.size(name)) for name, at in self.starts().items()}
 
 
+@takes(model=a_planned_module)
 def layout(model: nn.Module, *, params: str | Sequence[str] | None = None) -> dict[str, slice]:
     """The columns of ``llr.jacobian(model, x, params=params)`` that belong to each parameter.
 
@@ -72,6 +76,8 @@ def layout(model: nn.Module, *, params: str | Sequence[str] | None = None) -> di
 
 def columns_of_module(kind: str, every: Mapping[str, Tensor], params: Selection) -> Columns:
     """Read ``params=`` for a module of this kind and these parameters; see :func:`llr.jacobian`."""
+    if any(map(is_special, every.values())):
+        every = {name: _plain(name, p) for name, p in every.items()}
     if isinstance(params, Mapping):
         return _columns_from_values(every, params)
     trainable = {name: p for name, p in every.items() if p.requires_grad}
@@ -105,6 +111,12 @@ def columns_of_callable(params: Selection) -> Columns:
         )
     _check_tensors(params)
     return Columns(values=dict(params), fixed={})
+
+
+def _plain(name: str, p: Tensor) -> Tensor:
+    """A parameter of a class of its own, where that does not matter."""
+    own = plain(f"parameter {name!r}", p)
+    return own if own is p else nn.Parameter(own.detach(), p.requires_grad)
 
 
 def _check_pattern(
@@ -165,6 +177,7 @@ def _check_tensors(params: Mapping[str, Tensor]) -> None:
             raise TypeError(
                 f"params[{name!r}] is {type(value).__name__}; expected a mapping of names to tensors"
             )
+        refuse_overlarge(f"params[{name!r}]", value if is_plain(value) else plain(name, value))
 
 
 def _points(points: int | None) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from llr.reference import output_leaves
+from llr.tensors import wider
 
 _EVAL = "call model.eval() first"
 
@@ -39,6 +40,20 @@ def refuse_layers(model: nn.Module) -> None:
             module.training and module.track_running_stats
         ):
             raise ValueError(f"{label} is in training mode, where its buffers change; {_EVAL}")
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin):
+            raise ValueError(
+                f"{label} is lazy and has no shape yet; run the model once on a batch (model(x)) first"
+            )
+        if getattr(module, "max_norm", None) is not None:
+            raise ValueError(
+                f"{label} has max_norm={module.max_norm}, so that its forward rewrites its weight; set it to "
+                "None, with the weight normalised once"
+            )
+        if getattr(module, "scale_grad_by_freq", False):
+            raise ValueError(
+                f"{label} has scale_grad_by_freq=True, so that what torch gives for its gradient is no "
+                "derivative; set it to False"
+            )
         dropout = (
             getattr(module, "p", 0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
         )
@@ -47,6 +62,20 @@ def refuse_layers(model: nn.Module) -> None:
         if module.training and dropout > 0:
             raise ValueError(
                 f"{label} is active (training mode, p={dropout:g}): its output is random; {_EVAL}"
+            )
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Refuse a module with quantized layers, whose integer weights are no parameters.
+
+    Raises:
+        ValueError: names the first such layer.
+    """
+    for name, module in model.named_modules():
+        if ".quantized" in type(module).__module__:
+            raise ValueError(
+                f"{type(module).__name__} {name!r} is quantized: its weights are integers, by which there "
+                "are no derivatives; give the model that it was made from"
             )
 
 
@@ -66,10 +95,7 @@ def spared_buffers(
         if buffer is not None
     ]
     if dtype is not None:
-        slots = [
-            (*slot[:4], slot[4].to(dtype) if slot[4].is_floating_point() else slot[4])
-            for slot in slots
-        ]
+        slots = [(*slot[:4], wider(slot[4], dtype)) for slot in slots]
 
     def changed() -> str | None:
         for module, name, path, _, copy in slots:
@@ -134,6 +160,21 @@ def refuse_behaviour(
                     f"per-sample Jacobian. If batch statistics are the cause, {_EVAL}"
                 )
     return alone[0]
+
+
+def count_on_meta(evaluate: Callable[[Tensor], object], sample: Tensor) -> int:
+    """The outputs of one sample, for a model on the meta device, of which nothing else can be seen.
+
+    Raises:
+        ValueError: an output does not have the sample as its first size.
+    """
+    leaves = output_leaves(evaluate(sample.clone()))
+    for leaf in leaves:
+        if leaf.dim() == 0 or len(leaf) != 1:
+            raise ValueError(
+                f"an output has shape {tuple(leaf.shape)} for one sample; expected (1, ...)"
+            )
+    return sum(leaf.numel() for leaf in leaves)
 
 
 def _two_samples(x: Tensor) -> Tensor:

@@ -16,11 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from llr import _ops, reference
+from llr import _ops, reference, scripted
+from llr.accept import a_model
+from llr.forward_errors import explained
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
-from llr.probes import refuse_layers, spared_buffers
+from llr.probes import refuse_layers, refuse_quantized, spared_buffers
+from llr.sparse_gradients import dense_gradients, has_sparse_gradients
 from llr.surroundings import full_precision, ordinary
+from llr.tensors import as_tensor, is_plain, refuse_meta, wider
 
 Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
 
@@ -44,17 +48,23 @@ class Problem:
         self, values: Mapping[str, Tensor], x: Tensor, buffers: Mapping[str, Tensor] | None = None
     ) -> object:
         """The model at these values, and its own buffers unless others are given."""
-        if isinstance(self.model, nn.Module):
-            buffers = self.buffers if buffers is None else buffers
-            return functional_call(self.model, {**self.columns.fixed, **values, **buffers}, (x,))
-        return self.model(values, x)
+        with explained(x), dense_gradients(self._sparse):
+            if isinstance(self.model, nn.Module):
+                buffers = self.buffers if buffers is None else buffers
+                tensors = {**self.columns.fixed, **values, **buffers}
+                return functional_call(self.model, tensors, (x,))
+            return self.model(values, x)
+
+    @functools.cached_property
+    def _sparse(self) -> bool:
+        return has_sparse_gradients(self.model)
 
     @functools.cached_property
     def buffers(self) -> dict[str, Tensor]:
         """The module's buffers, in the dtype of the problem."""
         if not isinstance(self.model, nn.Module):
             return {}
-        return {name: _promoted(b, self.promotion) for name, b in self.model.named_buffers()}
+        return {name: wider(b, self.promotion) for name, b in self.model.named_buffers()}
 
     def spared_buffers(self) -> AbstractContextManager[Callable[[], str | None]]:
         """Copies in place of the module's buffers; see :func:`llr.probes.spared_buffers`."""
@@ -80,9 +90,7 @@ class Problem:
             for tensor in layer:
                 name = None if tensor is None else self.names.get(id(tensor))
                 if tensor is None or name is None:
-                    links.append(
-                        (None, None if tensor is None else _promoted(tensor, self.promotion))
-                    )
+                    links.append((None, None if tensor is None else wider(tensor, self.promotion)))
                 elif name in self.columns.values:
                     links.append((name, self.columns.values[name]))
                 else:
@@ -91,16 +99,23 @@ class Problem:
 
 
 def read_problem(
-    model: Model, x: Tensor, params: Selection, dtype: torch.dtype | None = None
+    model: Model,
+    x: Tensor,
+    params: Selection,
+    dtype: torch.dtype | None = None,
+    *,
+    shapes_only: bool = False,
 ) -> Problem:
-    """Every check that needs no evaluation of the model."""
-    if not isinstance(x, Tensor):
-        raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor(x))")
-    if x.dim() == 0:
-        raise ValueError("x is a single number; expected samples along a first dimension")
+    """Every check that needs no evaluation of the model.
+
+    With `shapes_only`, the model may be on the meta device; samples then go there, too.
+    """
+    model = a_model("model", model)
     mlp, why_not, names = None, "a callable", {}
     if isinstance(model, nn.Module):
         every = dict(model.named_parameters())
+        if not every:
+            refuse_quantized(model)
         columns = columns_of_module(type(model).__name__, every, params)
         names = {id(p): name for name, p in every.items()}
         try:
@@ -109,22 +124,23 @@ def read_problem(
         except NotAnMLP as departure:
             why_not = str(departure)
         mlp = None if why_not else mlp
-    elif callable(model):
-        columns = columns_of_callable(params)
     else:
-        raise TypeError(
-            f"model is {type(model).__name__}; expected an nn.Module or a callable f(params, x)"
-        )
+        columns = columns_of_callable(params)
+    if not isinstance(x, Tensor) or not is_plain(x):
+        x = as_tensor("x", x, dtype or next(iter(columns.values.values())).dtype)
+    if x.dim() == 0:
+        raise ValueError("x is a single number; expected samples along a first dimension")
     if columns.points == 0:
         raise ValueError("params has no parameter points (leading size 0); expected at least one")
     if dtype is not None:
         columns = Columns(
-            {n: _promoted(v, dtype) for n, v in columns.values.items()},
-            {n: _promoted(v, dtype) for n, v in columns.fixed.items()},
+            {n: wider(v, dtype) for n, v in columns.values.items()},
+            {n: wider(v, dtype) for n, v in columns.fixed.items()},
             columns.points,
         )
-        x = _promoted(x, dtype)
-    if any(t.is_inference() for t in (x, *columns.values.values(), *columns.fixed.values())):
+        x = wider(x, dtype)
+    tensors = [x, *columns.values.values(), *columns.fixed.values()]
+    if any(map(Tensor.is_inference, tensors)):
         columns = Columns(
             {n: ordinary(v) for n, v in columns.values.items()},
             {n: ordinary(v) for n, v in columns.fixed.items()},
@@ -132,28 +148,35 @@ def read_problem(
         )
         x = ordinary(x)
     common = _common_dtype(columns, x)
+    if shapes_only and any(v.is_meta for v in columns.values.values()):
+        x = x.to("meta")
     _check_devices(columns, x)
-    _check_finite(columns, x)
+    if not shapes_only or not x.is_meta:
+        _check_values(columns, x)
+    if isinstance(model, torch.jit.ScriptModule):
+        model = scripted.functional(model, columns, dtype)
     problem = Problem(model, columns, x, common, mlp, why_not, names, dtype)
     if mlp is not None:
+        hollow = False
         for name, tensor in problem.chain():
-            if tensor is not None and tensor.dtype != common:
+            if tensor is None:
+                continue
+            hollow = hollow or tensor.numel() == 0
+            if tensor.dtype != common:
                 raise TypeError(
                     f"parameter {name!r} is {tensor.dtype} but the others are {common}; expected one dtype "
                     f"(model.to({common}))"
                 )
         problem.x, problem.why_not_mlp = _samples_for(mlp, x, common)
-        if mlp.traced and not problem.why_not_mlp:
+        if hollow and not problem.why_not_mlp:
+            problem.why_not_mlp = "a layer of width 0"
+        if mlp.traced and not problem.why_not_mlp and not x.is_meta:
             problem.why_not_mlp = _mistaken(problem, x[:4].clone())
         if problem.why_not_mlp:
             problem.x, problem.mlp = x, None
     if problem.mlp is None and isinstance(model, nn.Module):
         refuse_layers(model)
     return problem
-
-
-def _promoted(t: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return t.to(dtype) if dtype is not None and t.is_floating_point() else t
 
 
 def _unused(mlp: MLP, columns: Columns, names: Mapping[int, str]) -> str:
@@ -166,36 +189,56 @@ def _common_dtype(columns: Columns, x: Tensor) -> torch.dtype:
     """The dtype of the differentiated parameters, which x shares if it is floating."""
     (first, value), *others = columns.values.items()
     if value.dtype not in (torch.float32, torch.float64):
+        _refuse_complex(first, value)
         raise TypeError(
             f"parameter {first!r} is {value.dtype}; expected float32 or float64 (model.double())"
         )
     for name, other in others:
         if other.dtype != value.dtype:
+            _refuse_complex(name, other)
             raise TypeError(
                 f"parameters have mixed dtypes: {first!r} is {value.dtype}, {name!r} is {other.dtype}; "
                 "expected one (model.double())"
             )
-    if (x.is_floating_point() or x.is_complex()) and x.dtype != value.dtype:
+    if x.dtype == value.dtype:
+        return x.dtype
+    expected = value.dtype.to_complex() if x.is_complex() else value.dtype
+    if (x.is_floating_point() or x.is_complex()) and x.dtype != expected:
         raise TypeError(
             f"x is {x.dtype} but the parameters are {value.dtype}; expected one dtype "
-            f"(x.to({value.dtype}), or model.to(x.dtype))"
+            f"(x.to({expected}), or model.to(x.dtype))"
         )
     return value.dtype
 
 
+def _refuse_complex(name: str, value: Tensor) -> None:
+    if value.is_complex():
+        raise TypeError(
+            f"parameter {name!r} is {value.dtype}; expected real parameters: make it a real tensor with a "
+            "last dimension of 2 and take torch.view_as_complex of it in forward, so that real and "
+            "imaginary parts are columns"
+        )
+
+
 def _check_devices(columns: Columns, x: Tensor) -> None:
+    device = x.device
     for name, value in (*columns.values.items(), *columns.fixed.items()):
-        if value.device != x.device:
+        if value.device != device:
             raise ValueError(
                 f"parameter {name!r} is on {value.device} but x is on {x.device}; expected one device"
             )
 
 
-def _check_finite(columns: Columns, x: Tensor) -> None:
+def _check_values(columns: Columns, x: Tensor) -> None:
     tensors = [x, *columns.values.values(), *columns.fixed.values()]
+    if x.is_meta:
+        refuse_meta("the model" if tensors[1].is_meta else "x", x)
     if _transformed(tensors):
         return  # there are no numbers to look at
     floating = [t for t in tensors if t.dtype in (torch.float32, torch.float64)]
+    if len(floating) < len(tensors):
+        tensors = [torch.view_as_real(t.detach()) if t.is_complex() else t for t in tensors]
+        floating = [t for t in tensors if t.dtype in (torch.float32, torch.float64)]
     index = _ops.first_nonfinite(floating)
     if index < 0:
         return
@@ -265,4 +308,7 @@ def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
     if not value.requires_grad:
         return [torch.zeros_like(p) for p in tensors]
     found = torch.autograd.grad(value, tensors, allow_unused=True)
-    return [torch.zeros_like(p) if g is None else g for g, p in zip(found, tensors, strict=True)]
+    return [
+        torch.zeros_like(p) if g is None else reference.dense(g)
+        for g, p in zip(found, tensors, strict=True)
+    ]

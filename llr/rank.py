@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import cast
 
 import torch
 from torch import Tensor
 
+from llr.accept import a_function, a_model_or_matrix, a_precision, real, takes, valued, word
 from llr.certificate import Certificate
 from llr.certify import Progress, certify
 from llr.counting import Count, ImmoderateSquaresError
@@ -34,6 +35,16 @@ _FEW_PARAMETERS = 2500
 _OPERATIONS_PER_PARAMETER = 1e5
 
 
+@takes(
+    model=a_model_or_matrix,
+    x=valued,
+    method=word,
+    dtype=a_precision,
+    rtol=real,
+    atol=real,
+    backend=word,
+    progress=a_function,
+)
 @outside_inference_mode
 def rank(
     model: Model | Tensor,
@@ -41,7 +52,7 @@ def rank(
     *,
     method: str = "auto",
     params: Selection = None,
-    dtype: torch.dtype | Literal["auto"] | None = "auto",
+    dtype: torch.dtype | str | None = "auto",
     rtol: float | None = None,
     atol: float | None = None,
     upper: int | None = None,
@@ -79,7 +90,7 @@ def rank(
             leading dimension B give B ranks.
         dtype: the precision. "auto" is float64 for a model, whatever its own precision, and the
             tensor's own dtype for a tensor, since digits that a matrix has lost do not come back.
-            None keeps the model's own; a torch.dtype converts to it. float32 is for "svd" only.
+            None keeps the model's own; a torch.dtype, or its name, converts to it. float32 is for "svd" only.
         rtol: count the singular values above ``rtol * sigma_1`` instead; nothing is equilibrated or proved
             then.
         atol: count those above `atol` instead. The larger of the two holds.
@@ -150,7 +161,9 @@ def rank(
             problem, prepared, costs(problem, prepared)["svd"], chunk_size, rtol, atol
         ).measure()
         return replace(_proved(found, proof), reason="asked for")
-    problem = read_problem(model, x, params, torch.float64 if dtype == "auto" else dtype)
+    problem = read_problem(
+        model, x, params, torch.float64 if dtype == "auto" else cast(torch.dtype | None, dtype)
+    )
     prepared = prepare(problem, chunk_size, backend)
     cost, reason = choose(method, problem, prepared, problem.dtype)
     try:

@@ -74,8 +74,14 @@ def sample_rows(
                 value, tensors, retain_graph=True, create_graph=create_graph, allow_unused=True
             )
         yield [
-            torch.zeros_like(p) if g is None else g for g, p in zip(gradients, tensors, strict=True)
+            torch.zeros_like(p) if g is None else dense(g)
+            for g, p in zip(gradients, tensors, strict=True)
         ]
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient as a dense tensor: embeddings with ``sparse=True`` have sparse ones."""
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()
 
 
 def output_leaves(output: object) -> list[Tensor]:
@@ -88,6 +94,7 @@ def output_leaves(output: object) -> list[Tensor]:
         if not output.is_floating_point():
             raise TypeError(
                 f"the model's output is a tensor of {output.dtype}; expected floating point"
+                + (" (torch.view_as_real(output))" if output.is_complex() else "")
             )
         return [output]
     if isinstance(output, Mapping):

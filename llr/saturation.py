@@ -74,6 +74,10 @@ class Look:
                 "at one point at a time"
             )
         _, q, P = prepare(problem).shape
+        if q == 0 or P == 0:
+            raise ValueError(
+                f"the model has {q} outputs per sample and {P} parameters; expected at least one of each"
+            )
         obstacle = ""
         if certify is not False:
             try:

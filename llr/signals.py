@@ -216,10 +216,6 @@ def _kind(module: nn.Module) -> _Kind | None:
     kind = _KINDS.get(type(module).forward)
     if isinstance(module, nn.Conv1d | nn.Conv2d) and module.padding_mode != "zeros":
         return None
-    if isinstance(module, nn.Embedding) and (
-        module.max_norm is not None or module.scale_grad_by_freq or module.sparse
-    ):
-        return None
     return kind
 
 

@@ -13,10 +13,12 @@ import torch
 from torch import Tensor
 
 from llr import _ops
+from llr.accept import needed, real, takes, whole
 from llr.different import bounds_of_matrix
 from llr.equilibrate import scaled, scales
 from llr.error_bound import svd_error
 from llr.result import CLEAR_GAP, RankResult
+from llr.tensors import as_matrix
 
 __all__ = ["RankResult", "check_finite", "count", "numerical_rank", "svdvals", "tolerance"]
 
@@ -60,6 +62,7 @@ def _check_matrix(A: Tensor) -> None:
         )
 
 
+@takes(A=as_matrix)
 def svdvals(A: Tensor) -> Tensor:
     """The singular values of a matrix or a batch of matrices, largest first.
 
@@ -182,6 +185,7 @@ def shorten(tall: Tensor) -> Tensor:
     return tall.double()
 
 
+@takes(spectrum=needed, short_side=whole, rtol=real, atol=real)
 def tolerance(
     spectrum: Tensor, short_side: int, *, rtol: float | None = None, atol: float | None = None
 ) -> Tensor:
@@ -213,12 +217,18 @@ def tolerance(
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+    if spectrum.dim() == 0 or spectrum.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"spectrum is {spectrum.dtype} of shape {tuple(spectrum.shape)}; expected singular values "
+            "(..., k) in float32 or float64"
+        )
     if rtol is None:
         rtol = torch.finfo(spectrum.dtype).eps * short_side
     largest = spectrum[..., 0] if spectrum.shape[-1] else spectrum.new_zeros(spectrum.shape[:-1])
     return (rtol * largest).clamp(min=atol or 0.0)
 
 
+@takes(A=as_matrix, rtol=real, atol=real)
 def numerical_rank(
     A: Tensor, *, rtol: float | None = None, atol: float | None = None
 ) -> RankResult:

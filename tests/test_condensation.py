@@ -334,5 +334,5 @@ class TestTangentRank:
     def test_bad_input(self) -> None:
         with pytest.raises(ValueError, match=r"theta has shape \(3,\)"):
             tangent_rank(mlp([1, 2, 1]), torch.zeros(3), randn(4, 1))
-        with pytest.raises(TypeError, match="theta is list"):
-            tangent_rank(mlp([1, 2, 1]), [0.0], randn(4, 1))
+        with pytest.raises(TypeError, match="theta is str"):
+            tangent_rank(mlp([1, 2, 1]), "0", randn(4, 1))

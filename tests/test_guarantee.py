@@ -167,8 +167,8 @@ class TestSampleSizes:
                     torch.tensor([4]), torch.tensor([math.nan], dtype=F64)
                 ),
             )
-        with pytest.raises(TypeError, match="x is list"):
-            has_llr_guarantee(model, [[1.0, 2.0]])
+        with pytest.raises(TypeError, match="x is dict"):
+            has_llr_guarantee(model, {"x": x})
 
     def test_zero(self) -> None:
         model = two_layer(DEGENERATE["zero"][0])

@@ -207,7 +207,7 @@ class TestBadInput:
         ("change", "error", "message"),
         [
             ({"x": "samples"}, TypeError, "x is str; expected a tensor"),
-            ({"y": [1.0]}, TypeError, "y is list; expected a tensor"),
+            ({"y": "y"}, TypeError, "y is str; expected a tensor"),
             ({"x": randn(0, 2)}, ValueError, "x has no samples"),
             ({"x": randn(4, 3)}, ValueError, r"x has shape \(4, 3\)"),
             ({"y": randn(4, 1)}, ValueError, r"y has shape \(4, 1\); expected \(4, 2\)"),

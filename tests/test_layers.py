@@ -143,11 +143,6 @@ KINDS: dict[str, Case] = {
         tokens(6, 4, 500),
         set(),
     ),
-    "renormalised embedding": (
-        sequential(lambda: nn.Embedding(7, 3, scale_grad_by_freq=True), flatten, tanh),
-        tokens(6, 1, 7),
-        {"0.weight"},
-    ),
     "two kinds of their own": (
         named(lambda m, x: m.slope(m.form(x, x)), form=nn.Bilinear(3, 3, 4), slope=nn.PReLU()),
         samples,

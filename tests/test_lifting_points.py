@@ -362,7 +362,7 @@ class TestTargets:
                 ValueError,
                 "size is 0; expected a finite number > 0",
             ),
-            (lambda: critical_targets(dyadic(1, 2, 1), [1.0]), TypeError, "x is list"),
+            (lambda: critical_targets(dyadic(1, 2, 1), "x"), TypeError, "x is str"),
             (
                 lambda: critical_targets(dyadic(1, 2, 1), normal(9, 1), normal(8, 1)),
                 ValueError,
@@ -418,7 +418,7 @@ NET, X, Y = case(2, 2, 1)
             ValueError,
             r"expected samples \(n, 2\)",
         ),
-        (lambda: lifted_critical_points(NET, [1.0], Y), TypeError, "x is list"),
+        (lambda: lifted_critical_points(NET, "x", Y), TypeError, "x is str"),
         (lambda: lifted_critical_points(NET, X, Y[:5]), ValueError, "y has shape"),
         (lambda: lifted_critical_points(NET, X, Y, "huber"), ValueError, "loss is 'huber'"),
         (

@@ -466,7 +466,7 @@ BAD: dict[str, tuple[Callable[[], Fits], type[Exception], str]] = {
         TypeError,
         "model is builtin_function_or_method; expected an nn.Module",
     ),
-    "starts": (fit(starts=[[0.0]]), TypeError, r"starts is list; expected a tensor"),
+    "starts": (fit(starts="0"), TypeError, r"starts is str; expected a tensor"),
     "starts dtype": (
         fit(starts=Tensor.float),
         TypeError,
@@ -510,7 +510,7 @@ BAD: dict[str, tuple[Callable[[], Fits], type[Exception], str]] = {
     "damping type": (fit(damping=1.0), TypeError, "damping is float; expected 'fast', 'slow' or"),
     "tol": (fit(tol=-1.0), ValueError, "tol is -1.0; expected a finite number, 0 or more"),
     "tol type": (fit(tol="small"), ValueError, "tol is 'small'; expected a finite number"),
-    "which": (fit(which=[0] * 5), TypeError, "which is list; expected a tensor of integers"),
+    "which": (fit(which="0"), TypeError, "which is str; expected a tensor"),
     "which dtype": (
         fit(which=torch.zeros(5)),
         TypeError,
@@ -531,7 +531,11 @@ BAD: dict[str, tuple[Callable[[], Fits], type[Exception], str]] = {
         ValueError,
         "there are 3 data sets and 5 starts; expected which=",
     ),
-    "devices": (fit(y=lambda t: t.to("meta")), ValueError, "y is on meta but starts is on cpu"),
+    "no numbers": (
+        fit(y=lambda t: t.to("meta")),
+        TypeError,
+        "y is on the meta device, which holds",
+    ),
     "large targets": (
         fit(y=lambda t: t * 1e200),
         ValueError,

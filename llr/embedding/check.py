@@ -10,6 +10,7 @@ import torch
 from flint import arb_mat, fmpq_mat
 from torch import Tensor, nn
 
+from llr.accept import a_module, a_seed, takes, valued
 from llr.balls import Number
 from llr.certify import certify
 from llr.critical_targets import critical_error, error_of
@@ -131,6 +132,7 @@ class Check:
         return asdict(self) | {"verdict": self.verdict}
 
 
+@takes(narrow=a_module, wide=a_module, x=valued, y=valued, seed=a_seed)
 @outside_inference_mode
 def check(
     narrow: nn.Module, wide: nn.Module, x: Tensor, y: Tensor | None = None, *, seed: int = 0

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_generator, a_module, a_sequence, maybe, sizes, takes
 from llr.embedding.moves import PLAIN_SHARES, Numbers, pick, vector_of, wanted_hidden
 from llr.embedding.network import Network, Spread, embed, read
 from llr.embedding.record import Embedding
@@ -36,6 +37,13 @@ class _Copies(NamedTuple):
         return cls(torch.arange(n), one, one)
 
 
+@takes(
+    model=a_module,
+    origins=a_sequence,
+    kappas=a_sequence,
+    signs=maybe(a_sequence),
+    weights=maybe(a_sequence),
+)
 def compatible(
     model: nn.Module,
     origins: Sequence[Sequence[int]],
@@ -135,6 +143,7 @@ def compatible(
     return replace(wide, weights=exact).model(), embedding
 
 
+@takes(model=a_module, widths=sizes, generator=a_generator)
 def random_compatible(
     model: nn.Module, widths: Sequence[int] | int, generator: torch.Generator | None = None
 ) -> tuple[nn.Module, Embedding]:

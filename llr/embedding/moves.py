@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_generator, a_module, numbers_or_one, sizes, takes
 from llr.embedding.network import Network, Spread, embed, read, spread_columns, spread_rows
 from llr.embedding.record import Embedding
 from llr.models import Conv1dTwoLayer
@@ -24,6 +25,7 @@ PLAIN_SHARES = (0.5, -1.0, 2.0)
 _NULL_BIASES = (0.0, 0.5, -0.75, 1.0, -1.25)
 
 
+@takes(model=a_module, share=numbers_or_one)
 def split(
     model: nn.Module, layer: int, neuron: int, share: float | Numbers = 0.5, sign: int = 1
 ) -> tuple[nn.Module, Embedding]:
@@ -79,6 +81,7 @@ def split(
     return wide.model(), embedding
 
 
+@takes(model=a_module, incoming=numbers_or_one, outgoing=numbers_or_one)
 def null(
     model: nn.Module,
     layer: int,
@@ -150,6 +153,7 @@ def null(
     return wide.model(), embedding
 
 
+@takes(model=a_module, widths=sizes, generator=a_generator)
 def widen(
     model: nn.Module, widths: Sequence[int] | int, generator: torch.Generator | None = None
 ) -> tuple[nn.Module, Embedding]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_module, takes
 from llr.activations import Polynomial
 from llr.embedding.kernels import Kernels
 from llr.embedding.merging import Layers
@@ -74,6 +75,7 @@ class Reduction:
         }
 
 
+@takes(model=a_module)
 @outside_inference_mode
 def reduce(model: nn.Module) -> Reduction:
     """The narrowest network of the same function that one gets by merging, absorbing and deleting neurons.
@@ -173,7 +175,7 @@ def _warn(network: Network) -> None:
     for layer, (W, b) in enumerate(zip(network.weights[:-1], network.biases[:-1], strict=True)):
         rows = [exact_row(row) for row in (W if b is None else torch.cat((W, b[:, None]), 1))]
         what = "channels" if conv else f"layer {layer}: neurons"
-        warn_of_near_copies(rows, f"{what} of the reduced network,", stacklevel=5)
+        warn_of_near_copies(rows, f"{what} of the reduced network,")
 
 
 def _compared(wide: Network, narrow: Network, model: nn.Module, steps: Sequence[str]) -> Reduction:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from torch import nn
 
+from llr.accept import a_module, takes
 from llr.landscape.target import Target, read_target
 
 Role = Literal["", "free", "centred", "balanced"]
@@ -168,6 +169,7 @@ class Branches:
         return {**asdict(self), "rows": [b.to_dict() for b in self.rows]}
 
 
+@takes(target=a_module)
 def branches(target: nn.Module, width: int) -> Branches:
     """The branches of global minima of zero generalisation error: every way to represent a function.
 

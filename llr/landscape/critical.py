@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
+from llr.accept import a_model, real, takes, valued
 from llr.landscape.surface import Linearization, Loss, Surface, pullback
 from llr.parameters import Selection
 from llr.problem import Model
@@ -61,6 +62,7 @@ class Criticality:
         return asdict(self)
 
 
+@takes(model=a_model, x=valued, y=valued, rtol=real)
 @outside_inference_mode
 def criticality(
     model: Model,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_module, real, takes, valued, with_matrix
 from llr.embedding import Embedding
 from llr.landscape.spectra import HessianSpectrum, check_affordable, spectrum_of
 from llr.landscape.surface import Loss, Surface, hessian_of
@@ -60,6 +61,14 @@ class EmbeddedSpectrum:
         }
 
 
+@takes(
+    narrow=a_module,
+    wide=a_module,
+    embedding=with_matrix,
+    x=valued,
+    y=valued,
+    rtol=real,
+)
 @outside_inference_mode
 def embedded_spectrum(
     narrow: nn.Module,

@@ -13,6 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.func import grad
 
+from llr.accept import a_model, a_sequence, number, real, takes, valued
 from llr.error_bound import estimated_error
 from llr.jacobian import evaluate
 from llr.landscape.spectra import check_affordable
@@ -103,6 +104,7 @@ class Flow:
         }
 
 
+@takes(model=a_model, x=valued, rtol=real)
 @outside_inference_mode
 def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | None = None) -> Rate:
     """How fast gradient flow on ``1/(2n) sum r^2`` returns to the model's function on these samples.
@@ -159,6 +161,7 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
     )
 
 
+@takes(model=a_model, x=valued, y=valued, times=a_sequence, rtol=number, atol=number)
 @outside_inference_mode
 def flow(
     model: Model,

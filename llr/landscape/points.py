@@ -10,6 +10,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
+from llr.accept import a_generator, a_module, an_instance, takes
 from llr.landscape.branches import Branch
 from llr.landscape.target import Target, read_target
 from llr.models import TwoLayer
@@ -22,6 +23,7 @@ _BITS = 53
 _Neuron = tuple[Row, Fraction, Row]  # w, b, a
 
 
+@takes(target=a_module, generator=a_generator, branch=an_instance(Branch))
 def random_point(
     target: nn.Module, branch: Branch, generator: torch.Generator | None = None
 ) -> TwoLayer:

@@ -13,6 +13,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 from torch.func import grad
 
+from llr.accept import a_model, maybe, real, takes, valued, whole
 from llr.jacobian import evaluate
 from llr.landscape.surface import Loss, Surface, hessian_of, pullback
 from llr.memory import fits, format_bytes, memory_budget
@@ -83,6 +84,7 @@ class HessianSpectrum:
         }
 
 
+@takes(model=a_model, x=valued, y=valued, k=maybe(whole), rtol=real)
 @outside_inference_mode
 def hessian_spectrum(
     model: Model,

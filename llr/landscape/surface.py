@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
+from llr.forward_errors import explained
 from llr.parameters import Columns, Selection
 from llr.probes import refuse_behaviour
 from llr.problem import Model, Problem, read_problem
@@ -77,7 +78,13 @@ class Surface:
         with torch.no_grad():
             outputs = cls(problem, y, loss, theta, eps).outputs(theta)
             surface = cls(problem, _targets(y, outputs, loss), loss, theta, eps)
-            value = surface._function(outputs, surface.y)
+            with explained(outputs, "loss", "outputs"):
+                value = surface._function(outputs, surface.y)
+        if outputs.numel() == 0 or len(theta) == 0:
+            raise ValueError(
+                f"the model's outputs have shape {tuple(outputs.shape)} at {len(theta)} parameters; expected "
+                "at least one of each"
+            )
         if not isinstance(value, Tensor) or value.numel() != 1:
             shape = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
@@ -121,8 +128,14 @@ def pullback(
     function: Callable[[Tensor], Tensor], at: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The function's value, and the product of its transposed derivative with a vector."""
-    value, pull = cast(Any, vjp(function, at))
-    return value, lambda u: pull(u)[0]
+    with explained(at, "derivatives of the model", "parameters"):
+        value, pull = cast(Any, vjp(function, at))
+
+    def pulled(u: Tensor) -> Tensor:
+        with explained(at, "derivatives of the model", "parameters"):
+            return cast(Tensor, pull(u)[0])
+
+    return value, pulled
 
 
 def hessian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:

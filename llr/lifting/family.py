@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_module, takes
 from llr.chain import Array
 from llr.lifting.chain import Chain, chain_of, check_index, read_chain
 
@@ -89,6 +90,7 @@ class Lift:
         }
 
 
+@takes(narrow=a_module)
 def lifted_family(
     narrow: nn.Module,
     *,

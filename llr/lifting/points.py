@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_module, a_seed, number, real, takes, valued
 from llr.certificate import check_int
 from llr.critical_targets import critical_targets
 from llr.landscape import Criticality, HessianSpectrum, criticality, hessian_spectrum
@@ -146,6 +147,7 @@ def _kind(spectrum: HessianSpectrum) -> Kind:
     return "local minimum" if spectrum.nullity == 0 else "degenerate"
 
 
+@takes(narrow=a_module, x=valued, y=valued, scale=number, rtol=real, seed=a_seed)
 @outside_inference_mode
 def lifted_critical_points(
     narrow: nn.Module,

@@ -13,6 +13,7 @@ import torch
 from flint import arb, arb_mat, fmpq
 from torch import Tensor, nn
 
+from llr.accept import a_module, a_seed, takes, valued
 from llr.balls import precision
 from llr.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
 from llr.lifting.pair import Pair
@@ -106,6 +107,7 @@ class LiftStatus:
         }
 
 
+@takes(narrow=a_module, wide=a_module, x=valued, seed=a_seed)
 def lift_status(
     narrow: nn.Module,
     wide: nn.Module,

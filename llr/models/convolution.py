@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_flag, a_float_dtype, a_generator, takes
 from llr.activations import activation_layer
 from llr.chain import Affine, Shape, Step, dense, register, steps_of
 from llr.models.parts import check_shape, check_sizes, check_tensors, normal, set_tensors
@@ -40,6 +41,7 @@ class Conv1dTwoLayer(nn.Module):
         6
     """
 
+    @takes(dtype=a_float_dtype, generator=a_generator, shared=a_flag)
     def __init__(
         self,
         d: int,

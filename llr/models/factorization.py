@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llr.accept import a_float_dtype, a_generator, takes
 from llr.chain import Shape, Step, dense, register
 from llr.models.parts import (
     check_shape,
@@ -41,6 +42,7 @@ class MatrixFactorization(nn.Module):
         14
     """
 
+    @takes(dtype=a_float_dtype, generator=a_generator)
     def __init__(
         self,
         m: int,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_flag, a_float_dtype, a_generator, a_sequence, takes
 from llr.activations import activation_layer
 from llr.models.parts import (
     check_shape,
@@ -58,6 +59,7 @@ class TwoLayer(_Chain):
         12
     """
 
+    @takes(dtype=a_float_dtype, generator=a_generator, bias=a_flag, output_bias=a_flag)
     def __init__(
         self,
         d: int,
@@ -145,6 +147,7 @@ class DeepLinear(_Chain):
         6
     """
 
+    @takes(widths=a_sequence, dtype=a_float_dtype, generator=a_generator)
     def __init__(
         self,
         widths: Sequence[int],
@@ -185,6 +188,9 @@ class DeepLinear(_Chain):
         return model
 
 
+@takes(
+    widths=a_sequence, dtype=a_float_dtype, generator=a_generator, bias=a_flag, output_bias=a_flag
+)
 def mlp(
     widths: Sequence[int],
     activation: str | nn.Module = "tanh",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llr import _ops
+from llr.accept import a_flag, a_module, takes, valued
 from llr.memory import fits, format_bytes, memory_budget
 from llr.models import MatrixFactorization
 from llr.parameters import layout
@@ -65,6 +66,7 @@ class Fits:
         return f"{len(self.theta)} starts: {counts}"
 
 
+@takes(model=a_module, starts=valued, x=valued, y=valued, which=valued, first=a_flag)
 @outside_inference_mode
 def levenberg_marquardt(
     model: nn.Module,

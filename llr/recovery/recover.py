@@ -15,6 +15,7 @@ from scipy.special import chdtrc
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
+from llr.accept import a_flag, a_function, a_seed, real, takes, valued, whole, word
 from llr.models import TwoLayer
 from llr.models.parts import check_sizes
 from llr.rank import rank
@@ -44,6 +45,17 @@ _AMBIGUOUS_SHARE = 8  # of the budget goes to networks that cannot be certified
 _LEAST_ROUNDS = 4  # that every width gets before the narrowest that passes is taken
 
 
+@takes(
+    x=valued,
+    y=valued,
+    max_width=whole,
+    activation=word,
+    noise_std=real,
+    seed=a_seed,
+    progress=a_function,
+    bias=a_flag,
+    output_bias=a_flag,
+)
 @outside_inference_mode
 def recover(
     x: Tensor,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llr.accept import takes, word
 from llr.named import named_object
 from llr.recovery.sweep import Row, Spec, Tally, export, read_store, run
 
@@ -203,6 +204,7 @@ class Reproduction:
     figure: Path
 
 
+@takes(name=word, suffix=word)
 def reproduce(
     name: str,
     out: str | os.PathLike[str] = "runs/reproduce",

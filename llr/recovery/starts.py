@@ -7,12 +7,29 @@ import math
 import torch
 from torch import Tensor, nn
 
+from llr.accept import (
+    a_device,
+    a_float_dtype,
+    a_generator,
+    a_module,
+    number,
+    takes,
+    word,
+)
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import layout
 
 KINDS = ("normal", "fan-in", "torch")
 
 
+@takes(
+    model=a_module,
+    kind=word,
+    scale=number,
+    generator=a_generator,
+    dtype=a_float_dtype,
+    device=a_device,
+)
 def initial(
     model: nn.Module,
     count: int,

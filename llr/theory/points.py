@@ -13,6 +13,7 @@ from flint import fmpq, fmpq_mat
 from torch import nn
 
 from llr import exact
+from llr.accept import a_module, takes
 from llr.elimination import Scaled, find_pivots, prove
 from llr.theory.groups import group_neurons
 from llr.theory.linear import surrounding_ranks
@@ -79,6 +80,7 @@ class Points:
         return asdict(self)
 
 
+@takes(model=a_module)
 def points_needed(model: nn.Module) -> Points:
     """The fewest sample points with which a model has the LLR guarantee at its parameters.
 

@@ -13,10 +13,12 @@ import torch
 from flint import fmpz_mat
 from torch import Tensor, nn
 
+from llr.accept import a_module, takes
 from llr.elimination import exact_rank
 from llr.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 from llr.models.parts import departure_from
+from llr.warned import stacklevel
 
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
@@ -138,6 +140,7 @@ class DeepNet:
 Structure = TwoLayerNet | ConvNet | Factorization | LinearNet | DeepNet
 
 
+@takes(model=a_module)
 def read_structure(model: nn.Module) -> Structure:
     """The structure of the theory that the model has, at its parameters.
 
@@ -178,6 +181,10 @@ def read_structure(model: nn.Module) -> Structure:
             f"the theory has no closed form for this {type(model).__name__}: {departure}. It knows MLPs and "
             "the models of llr.models; llr.model_rank(model) finds the rank of any model numerically"
         ) from departure
+    if 0 in mlp.widths:
+        raise ValueError(
+            f"the {mlp} has a layer of width 0; the theory is about layers of at least one neuron"
+        )
     used = {id(t) for t in (*mlp.weights, *mlp.biases)}
     for name, p in model.named_parameters():
         if id(p) not in used:
@@ -296,13 +303,12 @@ def _whole(row: Sequence[Fraction | int]) -> Sequence[Fraction | int]:
     return [v * denominator for v in row]
 
 
-def warn_of_near_copies(rows: Sequence[Row], what: str = "neurons", stacklevel: int = 3) -> None:
+def warn_of_near_copies(rows: Sequence[Row], what: str = "neurons") -> None:
     """Warn if two rows differ, up to sign, by so little that equality may have been meant.
 
     Args:
         rows: incoming weights and biases of neurons, one row each.
         what: what the rows are, in the plural.
-        stacklevel: as for :func:`warnings.warn`.
     """
     values = torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64)
     if len(values) < 2:
@@ -319,6 +325,6 @@ def warn_of_near_copies(rows: Sequence[Row], what: str = "neurons", stacklevel: 
             warnings.warn(
                 f"{what} {i} and {j} differ by {float(gaps[i, j]):.1e} only, and count as different: the "
                 "theory goes by exact equality. Merge them first if they are meant to be the same",
-                stacklevel=stacklevel,
+                stacklevel=stacklevel(),
             )
             return

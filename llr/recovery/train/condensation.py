@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_module, needed, number, real, takes, valued, whole
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.models import TwoLayer
 from llr.parameters import layout
@@ -62,6 +63,7 @@ class Condensation:
         return {f.name: getattr(self, f.name).tolist() for f in fields(self)}
 
 
+@takes(model=a_module, theta=valued, layer=whole, angle=number, share=number)
 @outside_inference_mode
 def condensation(
     model: nn.Module,
@@ -131,6 +133,7 @@ def condensation(
     )
 
 
+@takes(model=a_module, theta=valued, angle=number, share=number)
 def merge(
     model: nn.Module,
     theta: Tensor | None = None,
@@ -199,6 +202,7 @@ def merge(
     )
 
 
+@takes(model=a_module, theta=needed, x=valued, rtol=real)
 @outside_inference_mode
 def tangent_rank(
     model: nn.Module, theta: Tensor, x: Tensor, *, rtol: float | None = None
@@ -234,7 +238,9 @@ def tangent_rank(
     slices = layout(model)
     _check_points(theta, sum(s.stop - s.start for s in slices.values()))
     rows, shapes = theta.reshape(-1, theta.shape[-1]), dict(model.named_parameters())
-    values = {name: rows[:, s].reshape(-1, *shapes[name].shape) for name, s in slices.items()}
+    values = {
+        name: rows[:, s].reshape(len(rows), *shapes[name].shape) for name, s in slices.items()
+    }
     found = rank(model, x, params=values, method="svd", dtype=None, rtol=rtol)
     return found.reshaped(theta.shape[:-1])
 
@@ -264,7 +270,16 @@ def _read(model: nn.Module, theta: Tensor | None) -> tuple[MLP, list[tuple[Tenso
         raise ValueError(
             f"neurons are those of an MLP, and {type(model).__name__} is none: {departure}"
         ) from None
+    if 0 in mlp.widths:
+        raise ValueError(f"the model is a {mlp}; expected layers of at least one neuron")
     layers = list(zip(mlp.weights, mlp.biases, strict=True))
+    kinds = {t.dtype for layer in layers for t in layer if t is not None}
+    kinds = {theta.dtype} if theta is not None else kinds
+    if len(kinds) > 1 or not kinds <= {torch.float32, torch.float64}:
+        raise TypeError(
+            f"parameters are {', '.join(sorted(map(str, kinds)))}; expected float32 or float64 alone "
+            "(model.double())"
+        )
     if theta is None:
         return mlp, [(w.detach(), None if b is None else b.detach()) for w, b in layers]
     slices = layout(model)

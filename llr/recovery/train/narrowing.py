@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from llr.accept import a_module, a_sequence, needed, real, takes, valued
 from llr.models import TwoLayer
 from llr.recovery.damping import Damping
 from llr.recovery.lm import levenberg_marquardt
@@ -40,6 +41,7 @@ class Narrow:
         return len(cast(nn.Linear, self.model[0]).weight)
 
 
+@takes(model=a_module, theta=needed, x=valued, y=valued, angles=a_sequence, tol=real)
 @outside_inference_mode
 def narrow(
     model: nn.Module,
@@ -91,7 +93,9 @@ def narrow(
     """
     if widest is not None and (type(widest) is not int or widest < 1):
         raise ValueError(f"widest is {widest!r}; expected a positive integer")
-    points = theta[None] if isinstance(theta, Tensor) and theta.dim() == 1 else theta
+    if theta.dim() not in (1, 2):
+        raise ValueError(f"theta has shape {tuple(theta.shape)}; expected (P,) or (S, P)")
+    points = theta[None] if theta.dim() == 1 else theta
     merged = [merge(model, point, angle=angle) for point in points for angle in angles]
     if not merged:
         raise ValueError(

@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from llr.accept import a_function, a_module, real, takes, valued
 from llr.memory import fits, format_bytes, memory_budget
 from llr.recovery.train.data import Data
 from llr.recovery.train.descent import GD
@@ -20,6 +21,16 @@ _CACHED_BYTES = 2 << 20
 _LEAST_AT_ONCE = 32
 
 
+@takes(
+    model=a_module,
+    starts=valued,
+    x=valued,
+    y=valued,
+    which=valued,
+    counts=valued,
+    tol=real,
+    progress=a_function,
+)
 @outside_inference_mode
 def train(
     model: nn.Module,

@@ -1,0 +1,69 @@
+"""Modules of TorchScript as functions of their parameters.
+
+``torch.func.functional_call`` refuses them, and so do the transforms of ``torch.func``; autograd does not.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llr.parameters import Columns
+from llr.tensors import wider
+
+
+def functional(
+    module: torch.jit.ScriptModule, columns: Columns, dtype: torch.dtype | None
+) -> Callable[[Mapping[str, Tensor], Tensor], object]:
+    """The module as a callable f(params, x), on a copy of it.
+
+    Args:
+        module: scripted or traced.
+        columns: its parameters; those that are held fixed keep the values they have there.
+        dtype: what buffers are promoted to, None for their own.
+
+    Returns:
+        A function that goes through autograd. It raises NotImplementedError inside ``torch.func`` transforms,
+        and ValueError if a forward changes a buffer.
+    """
+    private: Any = copy.deepcopy(module)
+    first_names: dict[int, str] = {}
+    aliases: dict[str, list[str]] = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        aliases.setdefault(first_names.setdefault(id(p), name), []).append(name)
+    buffers = {name: wider(b.detach(), dtype) for name, b in module.named_buffers()}
+
+    def put(name: str, value: Tensor) -> None:
+        *path, last = name.split(".")
+        owner = private
+        for part in path:
+            owner = getattr(owner, part)
+        owner._c.setattr(last, value)
+
+    def call(values: Mapping[str, Tensor], x: Tensor) -> object:
+        tensors = {**columns.fixed, **values}
+        if any(map(torch._C._functorch.is_functorch_wrapped_tensor, (x, *tensors.values()))):
+            raise NotImplementedError(
+                "a model of torch.jit goes through autograd one gradient at a time, not through torch.func; "
+                "leave backend= away, or give the module that it was made from"
+            )
+        for name, value in tensors.items():
+            for alias in aliases[name]:
+                put(alias, value)
+        copies = {name: b.clone() for name, b in buffers.items()}
+        for name, value in copies.items():
+            put(name, value)
+        output = private(x)
+        changed = [name for name, value in copies.items() if value._version]
+        if changed:
+            raise ValueError(
+                f"the model's forward changes its buffer {changed[0]!r}, so that no two evaluations are of "
+                "the same function; call model.eval() first, or keep state out of forward"
+            )
+        return output
+
+    return call
