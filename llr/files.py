@@ -146,12 +146,16 @@ def converted(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 def as_taken_by(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
     """Samples as a model takes them: integers where it reads tokens, floating point elsewhere.
 
-    It is tried on one sample: floating point first, integers where that fails or would round them.
+    It is tried on one sample, and only if all numbers are whole: floating point first, integers where that
+    fails, or would round them.
 
     Args:
         model: in evaluation mode. A copy of it is tried.
-        x: (n, ...), of any dtype; floating point is converted to `dtype`.
+        x: (n, ...), of any real dtype.
         dtype: of floating point samples.
+
+    Returns:
+        x in `dtype`, or as int64; truth values may stay what they are.
 
     Example:
         >>> import torch
@@ -163,13 +167,14 @@ def as_taken_by(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
         torch.float64
     """
     numbers = x.to(dtype)
-    if x.is_floating_point() or len(x) == 0:
+    if len(x) == 0 or (x.is_floating_point() and bool((x != x.round()).any())):
         return numbers
-    exact = torch.equal(numbers.to(x.dtype), x)
-    if exact and _runs(model, numbers[:1]):
+    if torch.equal(numbers.to(x.dtype), x) and _runs(model, numbers[:1]):
         return numbers
-    tokens = x if x.dtype in (torch.int64, torch.int32, torch.bool) else x.to(torch.int64)
-    return tokens if _runs(model, tokens[:1]) else numbers
+    for tokens in (x.long(), x):
+        if not tokens.is_floating_point() and _runs(model, tokens[:1]):
+            return tokens
+    return numbers
 
 
 def _runs(model: nn.Module, x: Tensor) -> bool:

@@ -59,10 +59,9 @@ class Source:
         """What --inputs names, in `dtype`; integers stay integers if that is what `net` takes."""
         assert self.inputs is not None
         x = load_inputs(self.inputs, layout=self.layout, key=self.inputs_key)
-        if x.is_floating_point():
-            return converted(x, dtype, f"inputs {self.inputs}")
         with printing_apart():
-            return as_taken_by(net, x, dtype)
+            x = as_taken_by(net, x, dtype)
+        return converted(x, dtype, f"inputs {self.inputs}") if x.is_floating_point() else x
 
     @property
     def _activation(self) -> str | None:

@@ -259,6 +259,21 @@ class TestIntegers:
         assert not x.is_floating_point()
         assert as_taken_by(nn.Embedding(9, 2), x, torch.float32).tolist() == self.words.tolist()
 
+    def test_whole_numbers_written_as_fractions(self) -> None:
+        written = self.words.double()
+        assert as_taken_by(nn.Embedding(9, 2), written, torch.float64).dtype == torch.int64
+        assert as_taken_by(nn.Linear(2, 1), written, torch.float32).dtype == torch.float32
+        assert as_taken_by(nn.Embedding(9, 2), written + 0.5, torch.float64).dtype == torch.float64
+
+    def test_truth_values(self) -> None:
+        class Masked(nn.Module):
+            def forward(self, mask: torch.Tensor) -> torch.Tensor:
+                return (~mask & torch.tensor([True, False])).sum(1)
+
+        mask = torch.tensor([[True, False]])
+        assert as_taken_by(nn.Linear(2, 1), mask, torch.float32).tolist() == [[1, 0]]
+        assert as_taken_by(Masked(), mask, torch.float32).dtype in (torch.bool, torch.int64)
+
     def test_rounded_numbers_are_no_tokens(self) -> None:
         class Digits(nn.Module):
             def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -440,7 +440,15 @@ class TestCheckpointsThatTorchTakes:
             kept({**values, "scale": torch.ones(2)})
 
     @pytest.mark.parametrize(
-        "prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model.", "net.net."]
+        "prefix",
+        [
+            "module.",
+            "_orig_mod.",
+            "module._orig_mod.",
+            "_fsdp_wrapped_module.",
+            "model.",
+            "net.net.",
+        ],
     )
     def test_prefixes(self, kept: Callable[..., nn.Module], prefix: str) -> None:
         values = state()
@@ -457,7 +465,10 @@ class TestCheckpointsThatTorchTakes:
         with pytest.raises(ValueError, match=r"missing: scale.*unexpected: net.scale"):
             kept({"net." + name: v for name, v in values.items()} | {"other.x": torch.ones(1)})
         del values["scale"]
-        with pytest.raises(ValueError, match=r"do not match the model; missing: scale$"):
+        with pytest.raises(
+            ValueError,
+            match=r"w.pt without their prefix 'module.' do not match the model; missing: scale$",
+        ):
             kept({"module." + name: v for name, v in values.items()})
 
     def test_under_a_key(self, kept: Callable[..., nn.Module]) -> None:

@@ -15,7 +15,8 @@ from torch.nn.parameter import is_lazy
 from llr.inputs.arrays import describe, load_safetensors, read_torch, some
 
 _EXTRA_STATE = "_extra_state"
-_OF_WRAPPERS = ("module", "_orig_mod")  # DataParallel and its kin; torch.compile
+# Of DataParallel and its kin, torch.compile, FSDP, activation checkpointing.
+_OF_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _HOW_TO_SAVE = "torch.save(model.state_dict(), ...)"
 
 
@@ -42,13 +43,15 @@ def load_weights(
         values, prefix = _named_as_in(model, found)
         problems = _problems(model, values, exact_dtype)
         if any(problems.values()) and not _torch_takes(model, values, problems):
-            within = f" under {where!r}" if where else ""
+            within = f"under {where!r} " if where else ""
+            if prefix:
+                within += f"without their prefix {prefix} "
             listed = "; ".join(
                 f"{kind}: {some(names)}" for kind, names in problems.items() if names
             )
-            raise ValueError(f"{within} do not match the model; {listed}".strip())
+            raise ValueError(f"{within}do not match the model; {listed}")
     except ValueError as err:
-        colon = "" if str(err).startswith(("do not", "under")) else ":"
+        colon = "" if str(err).startswith(("do not", "under", "without")) else ":"
         raise ValueError(f"weights {path}{colon} {err}") from err
     if where and where != key:
         warnings.warn(f"weights {path}: taken from its entry {where!r}", stacklevel=2)
