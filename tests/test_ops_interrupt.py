@@ -65,7 +65,8 @@ def gram(rows, positions):
 
 
 def factor(rows, batch=()):
-    K = torch.eye(rows, **f64).expand(2, *batch, rows, rows) * torch.tensor([1.0, 0.0]).view(2, *[1] * (2 + len(batch)))
+    eye = torch.eye(rows, **f64).expand(*batch, rows, rows)
+    K = torch.stack([eye, torch.zeros_like(eye)])
     return lambda: op.gram_factor(K)
 
 
@@ -78,7 +79,10 @@ def into(out, arguments, columns):
 
 
 def calls(long):
-    big, wide = net(200_000 if long else 8, 1500 if long else 20), net(4000 if long else 9, 300 if long else 5)
+    big = net(200_000 if long else 8, 1500 if long else 20)
+    wide = net(4000 if long else 9, 300 if long else 5)
+    points = torch.ones(1, 2, **f64).expand(10**6 if long else 9, 1, 2)
+    out = torch.zeros(len(big[0]), 1, big[1][-1].shape[1], **f64)
     some = torch.ones(1_000_000 if long else 10, **f64)
     batch = torch.randn(100, 100, **f64).expand(20_000 if long else 4, 100, 100)
     return {
@@ -92,13 +96,12 @@ def calls(long):
         "svdvals of a long matrix by LAPACK": lambda: op.svdvals(one(500_000 if long else 3000, 150)),
         "mlp_gram": lambda: op.mlp_gram(*wide, double_double=True),
         "mlp_gram of many points": lambda: op.mlp_gram(
-            torch.ones(4, 2, **f64), [torch.ones(1, 2, **f64).expand(10**6 if long else 9, 1, 2)], [None], "tanh",
-            double_double=False),
+            torch.ones(4, 2, **f64), [points], [None], "tanh", double_double=False),
         "gram_add_": gram(200 if long else 20, 3000 if long else 5),
         "gram_factor": factor(2500 if long else 30),
         "gram_factor of many": factor(7, (200_000 if long else 5,)),
         "mlp_jacobian": lambda: op.mlp_jacobian(*big, last_weight(2)),
-        "mlp_jacobian.out": into(torch.zeros(len(big[0]), 1, big[1][-1].shape[1], **f64), big, last_weight(2)),
+        "mlp_jacobian.out": into(out, big, last_weight(2)),
         "first_nonfinite": lambda: torch.tensor(op.first_nonfinite([some] * (200_000 if long else 2))),
     }
 
@@ -163,7 +166,7 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_ends_the_program():
     assert run.stderr.rstrip().endswith("KeyboardInterrupt")
 
 
-# The handler uses torch as if nothing were running: under autograd, with our operators, in products of its own.
+# The handler uses torch as if nothing were running: autograd, our operators, products.
 GOES_ON = """
 count = 0
 
