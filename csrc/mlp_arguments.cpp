@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <ostream>
 #include <string>
 #include <utility>
 
@@ -63,7 +64,15 @@ void place_columns(const char* op, MlpLayout& layout, const std::vector<at::Tens
   }
 }
 
-void check_same_kind(const char* op, const at::Tensor& t, const at::Tensor& x, const std::string& name) {
+// An argument that is one of a list; written out only where an error names it.
+struct Item {
+  const char* list;
+  size_t index;
+};
+
+std::ostream& operator<<(std::ostream& out, const Item& item) { return out << item.list << '[' << item.index << ']'; }
+
+void check_same_kind(const char* op, const at::Tensor& t, const at::Tensor& x, Item name) {
   TORCH_CHECK(t.defined(), op, ": ", name, " is undefined");
   TORCH_CHECK(t.layout() == at::kStrided, op, ": ", name, " has the layout ", t.layout(), "; expected a strided tensor");
   TORCH_CHECK(t.scalar_type() == x.scalar_type(), op, ": ", name, " is ", t.scalar_type(),
@@ -132,7 +141,7 @@ MlpArguments check_mlp_arguments(const char* op, const at::Tensor& x, at::Tensor
   args.layout.widths.push_back(x.size(-1));
   for (size_t l = 0; l < weights.size(); ++l) {
     const at::Tensor& w = weights[l];
-    const std::string name = "weights[" + std::to_string(l) + "]";
+    const Item name{"weights", l};
     check_same_kind(op, w, x, name);
     TORCH_CHECK(w.dim() == 2 + batch_dims && (batch_dims == 0 || w.size(0) == args.points),
                 op, ": ", name, " has shape ", w.sizes(), "; expected ",
@@ -151,7 +160,7 @@ MlpArguments check_mlp_arguments(const char* op, const at::Tensor& x, at::Tensor
       args.biases.emplace_back();
       continue;
     }
-    const std::string bias_name = "biases[" + std::to_string(l) + "]";
+    const Item bias_name{"biases", l};
     check_same_kind(op, *bias, x, bias_name);
     TORCH_CHECK(bias->dim() == 1 + batch_dims && bias->size(-1) == w.size(-2) &&
                     (batch_dims == 0 || bias->size(0) == args.points),

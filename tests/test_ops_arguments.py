@@ -186,7 +186,7 @@ def test_out_that_overlaps_an_argument(which, target):
     arguments[which] = memory[count - 1 :].view(arguments[which].shape).copy_(arguments[which])
     x, w0, w1, b0, b1 = arguments
     with pytest.raises(
-        RuntimeError, match="mlp_jacobian: out overlaps a|mlp_jacobian: out overlaps x"
+        RuntimeError, match=r"mlp_jacobian: out overlaps (x|a weight|a bias) in memory"
     ):
         target.op.mlp_jacobian.out(x, [w0, w1], [b0, b1], "tanh", out=out)
 
@@ -236,3 +236,96 @@ def test_first_nonfinite_refuses_other_dtypes():
 
 def test_first_nonfinite_of_nothing():
     assert _ops.first_nonfinite([]) == -1
+
+
+# --- sizes that cannot be meant ----------------------------------------------------------------------
+
+
+def repeated(*shape: int, dtype: torch.dtype = F64) -> Tensor:
+    """One number in memory, in every place of the shape."""
+    return torch.ones(1, dtype=dtype).expand(shape)
+
+
+MANY = 2**42
+NO_BIAS = [None]
+FITTED = ("mlp", [2, 1], "tanh", [False])
+
+TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
+    "svdvals: rows": (
+        lambda: torch.ops.llr.svdvals(repeated(MANY, 30)),
+        r"A of shape \[4398046511104, 30\], which repeats its numbers, takes 960.0 TiB, more than",
+    ),
+    "svdvals: columns": (
+        lambda: torch.ops.llr.svdvals(repeated(3, MANY, dtype=F32)),
+        "A of shape",
+    ),
+    "svdvals: matrices": (lambda: torch.ops.llr.svdvals(repeated(MANY, 1, 3, 3)), "A of shape"),
+    "gram_factor: matrices": (lambda: torch.ops.llr.gram_factor(repeated(2, MANY, 3, 3)), "K of"),
+    "gram_add_: positions": (
+        lambda: torch.ops.llr.gram_add_(
+            torch.zeros(3, 3, dtype=F64), repeated(3, MANY, 2), repeated(3, MANY, 1), True, True
+        ),
+        r"delta of shape \[3, 4398046511104, 2\], which repeats",
+    ),
+    "mlp_jacobian: result": (
+        lambda: torch.ops.llr.mlp_jacobian(
+            torch.ones(2**20, 2, dtype=F64), [repeated(2**11, 2)], NO_BIAS, "tanh"
+        ),
+        r"a result of shape \[1048576, 2048, 4096\] takes 64.0 TiB, more than the memory",
+    ),
+    "mlp_jacobian: x": (
+        lambda: torch.ops.llr.mlp_jacobian(repeated(MANY, 2), [repeated(1, 2)], NO_BIAS, "tanh"),
+        r"x of shape \[4398046511104, 2\], which repeats",
+    ),
+    "mlp_jacobian: weights": (
+        lambda: torch.ops.llr.mlp_jacobian(
+            torch.ones(1, 2, dtype=F64), [repeated(MANY, 2)], NO_BIAS, "tanh", [0, -1]
+        ),
+        r"more than|takes",
+    ),
+    "mlp_gram: result": (
+        lambda: torch.ops.llr.mlp_gram(
+            torch.ones(2**22, 2, dtype=F64), [repeated(1, 2)], NO_BIAS, "tanh"
+        ),
+        r"a result of shape \[4194304, 1, 4194304, 1\] takes 128.0 TiB",
+    ),
+    "lm_solve: starts": (
+        lambda: torch.ops.llr.lm_solve(
+            repeated(MANY, 2),
+            repeated(1, 3, 2),
+            repeated(1, 3, 1),
+            torch.zeros(1).long().expand(MANY),
+            *FITTED,
+        ),
+        r"theta of shape \[4398046511104, 2\], which repeats",
+    ),
+    "lm_solve: Jacobians": (  # 2^18 residuals and 2^18 parameters, 2 MiB each
+        lambda: torch.ops.llr.lm_solve(
+            repeated(1, 2**18),
+            repeated(1, 2**18, 1),
+            repeated(1, 2**18, 1),
+            torch.zeros(1).long(),
+            *("mlp", [1, 2**17, 1], "tanh", [False, False]),
+        ),
+        "the Jacobians of [48] starts side by side, of 262144 residuals and 262144 parameters",
+    ),
+    "first_nonfinite: windows": (
+        lambda: torch.ops.llr.first_nonfinite(
+            [torch.ones(2**22, dtype=F64).as_strided((2**21, 2**21), (1, 1))]
+        ),
+        r"tensors\[0\] of shape \[2097152, 2097152\], which repeats its numbers, takes 32.0 TiB",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", list(TOO_LARGE))
+def test_sizes_that_no_memory_holds(case):
+    call, message = TOO_LARGE[case]
+    with pytest.raises(RuntimeError, match=f"^{case.split(':')[0]}: .*{message}"):
+        call()
+
+
+def test_repeated_numbers_are_looked_at_once():
+    assert torch.ops.llr.first_nonfinite([repeated(2**20, MANY)]) == -1
+    nan = torch.tensor([float("nan")], dtype=F64).expand(MANY)
+    assert torch.ops.llr.first_nonfinite([repeated(MANY), nan]) == 1

@@ -12,7 +12,7 @@
 namespace llr {
 
 bool all_finite(const at::Tensor& dense) {
-  constexpr int64_t at_once = 1 << 20;
+  constexpr int64_t at_once = 1 << 24;
   const MathKernels& math = math_kernels();
   const int64_t total = dense.numel();
   for (int64_t first = 0; first < total; first += at_once) {

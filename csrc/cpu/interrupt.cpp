@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string_view>
+#include <utility>
 
 #if defined(__linux__)
 #include <sys/syscall.h>
@@ -15,7 +16,7 @@
 namespace llr {
 namespace {
 
-constexpr int64_t work_between_looks = 1 << 14;
+constexpr int64_t work_between_looks = 1 << 17;
 
 struct ThreadState {
   Call* call = nullptr;
@@ -37,12 +38,8 @@ bool on_main_thread() {
 
 }  // namespace
 
-Call::Call() : previous_(state.call) { state.call = this; }
-Call::~Call() { state.call = previous_; }
 Call* Call::current() { return state.call; }
-
-Call::OnThread::OnThread(Call* call) : previous_(state.call) { state.call = call; }
-Call::OnThread::~OnThread() { state.call = previous_; }
+Call* Call::set_current(Call* call) { return std::exchange(state.call, call); }
 
 void interruption_point(int64_t work) {
   ThreadState& here = state;
@@ -55,6 +52,7 @@ void Call::look() {
   if (stopped_.load(std::memory_order_relaxed)) throw Stopped{};
   if (std::this_thread::get_id() != caller_) return;
   const Clock::time_point now = Clock::now();
+  if (due_ == Clock::time_point{}) due_ = now + interval;
   if (now < due_) return;
   ask_python();
   due_ = Clock::now() + interval;

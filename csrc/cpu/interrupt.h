@@ -31,19 +31,20 @@ struct Stopped {};
 // that work for it.
 class Call {
  public:
-  Call();
-  ~Call();
+  Call() : previous_(set_current(this)) {}
+  ~Call() { set_current(previous_); }
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
   // What the calling thread runs, or null.
   static Call* current();
+  static Call* set_current(Call* call);  // returns the one before
 
   // Makes it the current call of this thread while it lives.
   class OnThread {
    public:
-    explicit OnThread(Call* call);
-    ~OnThread();
+    explicit OnThread(Call* call) : previous_(set_current(call)) {}
+    ~OnThread() { set_current(previous_); }
     OnThread(const OnThread&) = delete;
     OnThread& operator=(const OnThread&) = delete;
 
@@ -57,19 +58,19 @@ class Call {
 
  private:
   using Clock = std::chrono::steady_clock;
-  static constexpr std::chrono::milliseconds interval{200};
+  static constexpr std::chrono::milliseconds interval{150};
 
   void ask_python();
 
   const std::thread::id caller_ = std::this_thread::get_id();
   Call* const previous_;
-  Clock::time_point due_ = Clock::now() + interval;
+  Clock::time_point due_{};  // none before the first look
   std::atomic<bool> stopped_{false};
   std::exception_ptr error_;
 };
 
-// To be called between pieces of work, which come to so many multiply-adds since the last one: every ten microseconds or
-// so it looks for signals. Throws Stopped.
+// To be called between pieces of work, which come to so many multiply-adds since the last one: every hundred
+// microseconds or so it looks for signals. Throws Stopped.
 void interruption_point(int64_t work);
 
 // at::parallel_for, whose threads belong to the caller's call.

@@ -63,11 +63,12 @@ template <typename T>
 double largest_entry(const Batch& batch, int64_t matrix) {
   const T* from = static_cast<const T*>(batch.data[matrix]);
   const bool in_one_piece = batch.column_stride == 1 && batch.row_stride == batch.columns;
-  const int64_t at_once = std::max<int64_t>(1, numbers_at_once / batch.columns);
+  const bool few = batch.rows * batch.columns <= numbers_at_once;
+  const int64_t at_once = few ? batch.rows : std::max<int64_t>(1, numbers_at_once / batch.columns);
   double most = 0.0;
   for (int64_t first = 0; first < batch.rows && std::isfinite(most); first += at_once) {
     const int64_t last = std::min(batch.rows, first + at_once);
-    interruption_point((last - first) * batch.columns);
+    if (!few) interruption_point((last - first) * batch.columns);
     if (in_one_piece) {
       const double entry = largest(from + first * batch.columns, (last - first) * batch.columns);
       most = entry > most || std::isnan(entry) ? entry : most;
