@@ -171,7 +171,7 @@ def test_float32() -> None:
         assert_bounds(bounds, errors, activation)
         assert_bounds(formula(model.float(), x), errors, activation)
         size = J.double().flatten(0, 1).norm(dim=-1).view_as(bounds)
-        assert (bounds <= 1e-6 * size).all()
+        assert (bounds <= 1e-6 * size + 1e-12).all()
 
 
 @native
@@ -211,7 +211,7 @@ def test_what_is_not_known_is_infinite() -> None:
     model = network([1, 2, 1], "softplus", random.Random(3), 1.0)
     model[0].weight.fill_(1e200)
     model[2].weight.fill_(1e200)
-    J, bounds = _ops.mlp_jacobian_with_error(*arguments(model, torch.ones(1, 1, dtype=F64)))
+    bounds = _ops.mlp_jacobian_with_error(*arguments(model, torch.ones(1, 1, dtype=F64)))[1]
     assert not torch.isnan(bounds).any()
     assert bounds.item() == math.inf
 
