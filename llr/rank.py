@@ -23,8 +23,8 @@ from llr.theory.upper import upper_bound
 
 __all__ = ["METHODS", "RankResult", "rank"]
 
-# N P (200 + min(N, P)) for N rows and P columns: about how many ball operations a certificate takes. Up to the
-# first number it is made at once, in at most about a second; at the higher precision up to the second.
+# N P (200 + min(N, P)) for N rows and P columns: about how many ball operations a certificate takes. Up to
+# the first number it is made at once, in about a second at most; up to the second at the higher precision.
 _AT_ONCE, _BITS_AT_ONCE = 1e7, 256
 _SMALL, _BITS_OF_SMALL = 2e6, 512
 _SECONDS_PER_OPERATION = 1e-7
