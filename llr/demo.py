@@ -323,7 +323,7 @@ def _explanation(rows: Sequence[dict[str, Any]]) -> list[str]:
     lines = [
         f"rank      independent directions in which the outputs on {samples} samples can move",
         "gap       last singular value above its error, over the next or the error",
-        "count     exact: it meets an upper bound; clear: a gap of 1000, perhaps with more rank below",
+        "count     exact: meets an upper bound; clear: a gap of 1000, perhaps more rank below",
         f"proved    by a certificate, for the exact weights (networks of up to {_PROVED_PARAMETERS})",
         "distinct  hidden neurons that are no copies of others (up to sign)",
         "merged P  parameters of the network that has only those",

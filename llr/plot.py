@@ -140,6 +140,8 @@ class _Curve:
     values: list[float]
     rank: int
     tol: float
+    line: str
+    """What it is that values have to exceed."""
 
 
 def _all_curves(results: Mapping[str, RankResult]) -> list[_Curve]:
@@ -167,7 +169,8 @@ def _curves(label: str, colour: Any, result: RankResult) -> list[_Curve]:
     for values, rank, tol in zip(spectra.tolist(), ranks, tols, strict=True):
         top = values[0] if values and values[0] > 0 else 1.0
         relative = [v / top for v in values]
-        curves.append(_Curve("" if curves else text, colour, relative, rank, tol / top))
+        first = "" if curves else text
+        curves.append(_Curve(first, colour, relative, rank, tol / top, result.counted_above))
     return curves
 
 
@@ -181,7 +184,8 @@ def _draw(ax: Axes, curves: Sequence[_Curve]) -> None:
         _draw_curve(ax, curve, foot, crowded)
     if not any(c.values for c in curves):
         ax.text(0.5, 0.5, "no singular values", transform=ax.transAxes, ha="center", color=GREY)
-    _draw_tolerance(ax, tols)
+    names = sorted({c.line for c in curves if c.tol > 0})
+    _draw_tolerance(ax, tols, " or ".join(names))
     ax.set_yscale("log")
     ax.set_ylim(foot, 4)
     ax.yaxis.set_major_locator(LogLocator(numticks=8))
@@ -205,16 +209,14 @@ def _draw_curve(ax: Axes, curve: _Curve, foot: float, crowded: bool) -> None:
         ax.plot(r, curve.values[r - 1], "o", ms=4.5, mfc="white", mew=1.2, color=colour, zorder=3)
 
 
-def _draw_tolerance(ax: Axes, tols: Sequence[float]) -> None:
+def _draw_tolerance(ax: Axes, tols: Sequence[float], name: str) -> None:
     if not tols:
         return
     low, high = tols[0], tols[-1]
     if high > 1.05 * low:
-        ax.axhspan(low, high, color=GREY, alpha=0.18, lw=0, label="errors or tolerances")
+        ax.axhspan(low, high, color=GREY, alpha=0.18, lw=0, label=f"{name}s")
     else:
-        ax.axhline(
-            high, color=GREY, ls=(0, (4, 2)), lw=1, label=f"error or tolerance {_power(high)}"
-        )
+        ax.axhline(high, color=GREY, ls=(0, (4, 2)), lw=1, label=f"{name} {_power(high)}")
 
 
 def _power(value: float) -> str:

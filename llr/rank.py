@@ -13,7 +13,6 @@ from llr.certificate import Certificate
 from llr.certify import Progress, certify
 from llr.counting import Count, ImmoderateSquaresError
 from llr.different import bounds_of_model
-from llr.exact import read_network
 from llr.jacobian import prepare
 from llr.methods import METHODS, choose, costs
 from llr.parameters import Selection
@@ -25,10 +24,11 @@ from llr.theory.upper import upper_bound
 
 __all__ = ["METHODS", "RankResult", "rank"]
 
-# N P (200 + min(N, P)) for N rows and P columns: about how many ball operations a certificate takes.
-_AT_ONCE = 1e7
-_BITS_AT_ONCE = 512
-_SECONDS_PER_OPERATION = 5e-8
+# N P (200 + min(N, P)) for N rows and P columns: about how many ball operations a certificate takes. Up to
+# the first number it is made at once, in about a second at most; up to the second at the higher precision.
+_AT_ONCE, _BITS_AT_ONCE = 1e7, 256
+_SMALL, _BITS_OF_SMALL = 2e6, 512
+_SECONDS_PER_OPERATION = 1e-7
 
 # A closed form takes about 10 microseconds a parameter: as long as so many operations of a count.
 _FEW_PARAMETERS = 2500
@@ -160,7 +160,10 @@ def rank(
         found = Count(
             problem, prepared, costs(problem, prepared)["svd"], chunk_size, rtol, atol
         ).measure()
-        return replace(_proved(found, proof), reason="asked for")
+        result = _proved(found, proof)
+        for bound in bounds_of_model(problem, prepared.shape[-2]):
+            result = result.at_most(*bound)
+        return replace(result, reason="asked for")
     problem = read_problem(
         model, x, params, torch.float64 if dtype == "auto" else cast(torch.dtype | None, dtype)
     )
@@ -215,50 +218,43 @@ def _resolved(
     """With a certificate, if it is asked for or takes no time; or with what it would take."""
     N, P = found.n_rows, found.n_params
     work = N * P * (200 + min(N, P))
-    quick = quick and work <= _AT_ONCE
-    if not asked and not quick:
+    if not asked and not (quick and work <= _AT_ONCE):
         cost = (
             f"a certificate would take about {_SECONDS_PER_OPERATION * work:.1g} s (resolve=True)"
         )
         return replace(found, reason=f"{found.reason}; {cost}")
-    try:
-        read_network(model, x, params)
-    except ValueError as obstacle:
-        if asked:
-            raise
-        return replace(found, reason=f"{found.reason}; no certificate: {obstacle}")
-    proof = certify(
-        model,
-        x,
-        params=params,
-        upper=upper,
-        max_bits=max_bits if asked else min(max_bits, _BITS_AT_ONCE),
-        progress=progress,
-    )
+    if asked:
+        proof = certify(model, x, params=params, upper=upper, max_bits=max_bits, progress=progress)
+    else:
+        most = _BITS_OF_SMALL if work <= _SMALL else _BITS_AT_ONCE
+        try:
+            proof = certify(
+                model, x, params=params, max_bits=min(max_bits, most), progress=progress
+            )
+        except ValueError as obstacle:  # nobody asked for it
+            return replace(found, reason=f"{found.reason}; no certificate: {obstacle}")
     below = int(torch.as_tensor(found.lower))
     if proof.rank < below:
         return found.at_most(proof.upper, proof.upper_from)
     left = f"{found.method} left the rank open, with {below} singular values above their error"
-    reason = f"{found.reason}; {left}"
-    return replace(_proved(found, proof), reason=reason)
+    return replace(_proved(found, proof), reason=f"{found.reason}; {left}")
 
 
 def _proved(found: RankResult, proof: Certificate) -> RankResult:
     """A count with the proof that takes its place."""
-    known = proof.upper, proof.upper_from
-    if found.upper < proof.upper:
-        known = found.upper, found.upper_from
-    return replace(
+    proved = replace(
         found,
         rank=proof.rank,
         tol=0.0,
         gap=float("inf"),
-        ambiguous=proof.rank != known[0],
+        ambiguous=proof.rank != proof.upper,
         method="certified",
         lower=proof.rank,
         lower_from="certificate",
-        upper=known[0],
-        upper_from=known[1],
+        upper=proof.upper,
+        upper_from=proof.upper_from,
+        counted_above="error",
         bits=proof.bits,
         certificate=proof,
     )
+    return proved.at_most(found.upper, found.upper_from)

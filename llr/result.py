@@ -123,10 +123,10 @@ class RankResult:
             if upper_from == "caller":
                 raise ValueError(
                     f"upper={upper} is disproved: on these samples the rank is at least "
-                    f"{int(lower.max())}, by the errors of the singular values"
+                    f"{int(lower.max())} ({self.lower_from})"
                 )
             raise RuntimeError(
-                f"{int(lower.max())} singular values are above their error, but the rank is at most {upper} "
+                f"the rank is at least {int(lower.max())} ({self.lower_from}), but at most {upper} "
                 f"({upper_from}): this is a mistake in llr, please report it with the model"
             )
         found = replace(self, upper=upper, upper_from=upper_from)

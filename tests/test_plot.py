@@ -23,7 +23,9 @@ def pixels(path: Path) -> np.ndarray:
 
 @pytest.fixture
 def deficient() -> llr.RankResult:
-    return llr.numerical_rank(torch.diag(torch.tensor([4.0, 2.0, 1.0, 1e-9, 0.0])))
+    return llr.numerical_rank(
+        torch.diag(torch.tensor([4.0, 2.0, 1.0, 1e-9, 0.0]).double()), rtol=1e-6
+    )
 
 
 def by_label(ax: Axes, text: str) -> Line2D:
@@ -56,7 +58,7 @@ def test_several_results_are_labelled(deficient: llr.RankResult) -> None:
     full = llr.numerical_rank(torch.eye(5).double())
     ax = plot.spectrum({"narrow": deficient, "wide": full})
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["narrow: rank 3", "wide: rank 5", "tolerances"]
+    assert labels == ["narrow: rank 3", "wide: rank 5", "error or tolerances"]
     colours = {by_label(ax, name).get_color() for name in ("narrow", "wide")}
     assert len(colours) == 2
 
@@ -74,10 +76,23 @@ def test_ambiguity_is_said() -> None:
     assert "(ambiguous)" in ax.get_legend().get_texts()[0].get_text()
 
 
+def test_what_was_counted_is_drawn() -> None:
+    A = torch.randn(5, 3, dtype=torch.float64) @ torch.randn(3, 4, dtype=torch.float64)
+    result = llr.numerical_rank(A * torch.tensor([1.0, 1e8, 1e-8, 1.0]).double())
+    ax = result.plot()
+    assert ax.get_legend().get_texts()[0].get_text() == "rank 3 (counted)"
+    assert result.equilibrated is not None
+    drawn = by_label(ax, "rank 3").get_ydata()
+    assert drawn == pytest.approx((result.equilibrated / result.equilibrated[0])[:3].numpy())
+    assert by_label(ax, "error").get_ydata()[0] == pytest.approx(
+        result.tol / result.equilibrated[0]
+    )
+
+
 def test_batch() -> None:
     ranks = [torch.diag(torch.tensor([1.0] * r + [0.0] * (4 - r))) for r in (1, 3, 4)]
     ax = llr.numerical_rank(torch.stack(ranks)).plot()
-    assert ax.get_legend().get_texts()[0].get_text() == "3 spectra, ranks 1 to 4 (0 ambiguous)"
+    assert ax.get_legend().get_texts()[0].get_text() == "3 spectra, ranks 1 to 4 (2 ambiguous)"
     rings = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"]
     assert rings == [1, 3, 4]
 

@@ -219,7 +219,7 @@ class TestCertified:
         model, x = mlp(2, 3, 1), samples(40, 2)
         assert llr.rank(model, x, upper=13).upper_from == "shape"
         assert llr.rank(model, x, upper=99).upper == 13
-        with pytest.raises(ValueError, match="upper=9 is disproved: .* rank is at least 13"):
+        with pytest.raises(ValueError, match=r"upper=9 is disproved: .* rank is at least 13"):
             llr.rank(model, x, upper=9)
 
     def test_relu_is_exact(self) -> None:

@@ -405,7 +405,9 @@ class TestRankResult:
         assert "\n" not in line
         assert "AMBIGUOUS" not in line
         line = str(llr.numerical_rank(torch.eye(3).double()))
-        assert line.startswith("rank 3 of a 3 x 3 matrix (exact: upper bound by shape): sigma_3/error = ")
+        assert line.startswith(
+            "rank 3 of a 3 x 3 matrix (exact: upper bound by shape): sigma_3/error = "
+        )
         assert line.endswith("(svd, float64)")
 
     def test_line_names_the_ends(self) -> None:
