@@ -21,6 +21,7 @@ from llr.tensors import as_matrix, as_tensor, plain, refuse_meta, refuse_overlar
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_C = TypeVar("_C")
 Role = Callable[[str, Any], Any]
 
 
@@ -51,6 +52,16 @@ def takes(**roles: Role) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
             return function(*read, **named)
 
         return wrapper
+
+    return decorate
+
+
+def takes_fields(**roles: Role) -> Callable[[type[_C]], type[_C]]:
+    """:func:`takes` for the fields of a dataclass."""
+
+    def decorate(cls: type[_C]) -> type[_C]:
+        setattr(cls, "__init__", takes(**roles)(cls.__init__))  # noqa: B010 - mypy
+        return cls
 
     return decorate
 
@@ -162,6 +173,12 @@ def needed(name: str, value: Any) -> Any:
     if value is None:
         raise TypeError(f"{name} is None; expected a tensor")
     return valued(name, value)
+
+
+def valued_or_function(name: str, value: Any) -> Any:
+    """As :func:`valued`, or a function as it is."""
+    function = callable(value) and not isinstance(value, Tensor | nn.Module)
+    return value if function else valued(name, value)
 
 
 def a_sampler(name: str, value: Any) -> Any:
