@@ -251,6 +251,20 @@ def sizes(name: str, value: Any) -> Any:
     return as_plain(name, value)
 
 
+def marks(name: str, value: Any) -> Any:
+    """A number of points, or the points, as a tensor if there are several; or None.
+
+    Raises:
+        TypeError: something else.
+    """
+    value = as_plain(name, value)
+    if value is None or type(value) is int:
+        return value
+    if isinstance(value, Tensor | np.ndarray | list | tuple | range):
+        return as_tensor(name, list(value) if isinstance(value, range) else value)
+    raise TypeError(f"{name} is {value!r}; expected an integer, or a list of points")
+
+
 def real(name: str, value: Any) -> Any:
     """A real number, or None.
 
