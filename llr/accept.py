@@ -21,6 +21,7 @@ from llr.tensors import as_matrix, as_tensor, plain, refuse_meta, refuse_overlar
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_C = TypeVar("_C")
 Role = Callable[[str, Any], Any]
 
 
@@ -51,6 +52,16 @@ def takes(**roles: Role) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
             return function(*read, **named)
 
         return wrapper
+
+    return decorate
+
+
+def takes_fields(**roles: Role) -> Callable[[type[_C]], type[_C]]:
+    """:func:`takes` for the fields of a dataclass."""
+
+    def decorate(cls: type[_C]) -> type[_C]:
+        setattr(cls, "__init__", takes(**roles)(cls.__init__))  # noqa: B010 - mypy
+        return cls
 
     return decorate
 
@@ -164,6 +175,12 @@ def needed(name: str, value: Any) -> Any:
     return valued(name, value)
 
 
+def valued_or_function(name: str, value: Any) -> Any:
+    """As :func:`valued`, or a function as it is."""
+    function = callable(value) and not isinstance(value, Tensor | nn.Module)
+    return value if function else valued(name, value)
+
+
 def a_sampler(name: str, value: Any) -> Any:
     """``sampler=``: arrays of points, or ends of a box, as tensors; anything else as it is."""
     if isinstance(value, tuple):
@@ -232,6 +249,20 @@ def sizes(name: str, value: Any) -> Any:
     if isinstance(value, range):
         return list(value)
     return as_plain(name, value)
+
+
+def marks(name: str, value: Any) -> Any:
+    """A number of points, or the points, as a tensor if there are several; or None.
+
+    Raises:
+        TypeError: something else.
+    """
+    value = as_plain(name, value)
+    if value is None or type(value) is int:
+        return value
+    if isinstance(value, Tensor | np.ndarray | list | tuple | range):
+        return as_tensor(name, list(value) if isinstance(value, range) else value)
+    raise TypeError(f"{name} is {value!r}; expected an integer, or a list of points")
 
 
 def real(name: str, value: Any) -> Any:

@@ -121,7 +121,10 @@ def _conv1d(module: nn.Conv1d, shape: Shape) -> tuple[Sequence[Step], Shape]:
 
 
 def _reshape(module: nn.Flatten | nn.Unflatten, shape: Shape) -> tuple[Sequence[Step], Shape]:
-    out = module(torch.empty(2, *shape, device="meta")).shape
+    try:
+        out = module(torch.empty(2, *shape, device="meta")).shape
+    except (RuntimeError, IndexError) as error:  # what torch raises for shapes that do not fit
+        raise ValueError(f"cannot take what comes in, of shape {shape}") from error
     if out[0] != 2:
         raise ValueError("touches the dimension of the samples")
     return [], tuple(out[1:])

@@ -173,9 +173,15 @@ def _array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
         raise ValueError(
             f"{name} is a {kind} whose rows differ in length; expected samples of one shape"
         ) from None
+    if array.dtype.kind == "O":  # numbers as objects, as nullable columns of pandas give them
+        array = np.asarray(array.tolist()) if _all_numbers(array) else array
     if array.dtype.kind not in "biufc":
         raise TypeError(f"{name} {_strangers(value, array)}; expected numbers only")
     return array
+
+
+def _all_numbers(array: np.ndarray[Any, np.dtype[Any]]) -> bool:
+    return all(isinstance(v, int | float | complex | np.number) for v in array.ravel().tolist())
 
 
 def _strangers(value: Any, array: np.ndarray[Any, np.dtype[Any]]) -> str:

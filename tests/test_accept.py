@@ -352,6 +352,8 @@ def test_tables() -> None:
     model, x = normed(), samples()
     table = Frame({"a": x[:, 0].numpy(), "b": x[:, 1].numpy(), "c": x[:, 2].numpy()})
     agree(model, model, table, x)
+    nullable = {name: x[:, i].numpy().astype(object) for i, name in enumerate("abc")}
+    agree(model, model, Frame(nullable), x)
     named = Frame({"a": x[:, 0].numpy(), "city": np.array(["x"] * 5, dtype=object)})
     with pytest.raises(TypeError, match="x has a column 'city' of object; expected numbers only"):
         llr.jacobian(model, named)
@@ -474,6 +476,8 @@ def test_numbers_of_numpy() -> None:
     assert (
         recovery.initial(model, np.int64(3), dtype="float32", device="cpu").dtype == torch.float32
     )
+    assert recovery.Budget(starts=np.int64(3), seconds=np.float32(2)).starts == 3
+    assert recovery.Damping(start=np.float32(0.5), iterations=np.int16(7)).iterations == 7
     with llr.set_memory_budget(np.int64(10**9)):
         assert llr.memory_budget() == 10**9
 

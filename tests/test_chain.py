@@ -88,6 +88,13 @@ class TestModules:
         with pytest.raises(ValueError, match=message):
             exact.jacobian(model, torch.zeros(2, *shape), bits=64)
 
+    def test_samples_that_do_not_fit_are_refused(self) -> None:
+        model = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 2, 2), nn.Flatten())
+        with pytest.raises(
+            ValueError, match=r"Unflatten '0' cannot take what comes in, of shape \(5,\)"
+        ):
+            exact.read_network(model, torch.randn(4, 5))
+
     def test_refusal_says_what_else_to_do(self) -> None:
         with pytest.raises(ValueError, match=r'llr.chain.register, or take method="svd"'):
             exact.jacobian(nn.LayerNorm(2), torch.zeros(2, 2), bits=64)

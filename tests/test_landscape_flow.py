@@ -187,3 +187,12 @@ class TestFlow:
             pytest.raises(ValueError, match="more than the memory budget of 1 MB"),
         ):
             flow(model, x, x, [0.0, 1.0])
+
+
+def test_a_flow_without_end_gives_up() -> None:
+    model = nn.Linear(2, 1).double()
+    x = torch.randn(5, 2, dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="after 7 gradients; a kink of the model"):
+        flow(model, x, x[:, :1], [0.0, 50.0], max_evaluations=7)
+    with pytest.raises(ValueError, match="max_evaluations is 0; expected an integer >= 1"):
+        flow(model, x, x[:, :1], [0.0, 1.0], max_evaluations=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad
 
 from llr.accept import a_model, a_sequence, number, real, takes, valued
+from llr.certificate import check_int
 from llr.error_bound import estimated_error
 from llr.jacobian import evaluate
 from llr.landscape.spectra import check_affordable
@@ -173,6 +174,7 @@ def flow(
     rtol: float = 1e-11,
     atol: float = 1e-13,
     params: Selection = None,
+    max_evaluations: int = 10_000,
 ) -> Flow:
     """Follow the gradient flow of a loss from the model's parameters, and measure how fast residuals fall.
 
@@ -188,6 +190,8 @@ def flow(
         rtol: relative error allowed per step.
         atol: absolute error allowed per step.
         params: which parameters move, as for :func:`llr.jacobian`.
+        max_evaluations: gradients after which it gives up. A flow that slides along a kink of ReLU takes
+            steps without end.
 
     Returns:
         A `Flow`.
@@ -195,7 +199,7 @@ def flow(
     Raises:
         ValueError: times that do not increase from 0 on, tolerances that are not positive, a Hessian beyond
             the memory budget; and what :func:`llr.landscape.criticality` refuses.
-        RuntimeError: the integration failed, with its reason.
+        RuntimeError: the integration failed, with its reason, or took more than `max_evaluations`.
 
     Source: docs/theory.md, 9.3; Petzold, "Automatic selection of methods for solving stiff and nonstiff
     systems", SIAM J. Sci. Stat. Comput. 4 (1983).
@@ -214,15 +218,27 @@ def flow(
     at = np.asarray(times, dtype=np.float64)
     if at.ndim != 1 or len(at) < 2 or at[0] < 0 or not bool((np.diff(at) > 0).all()):
         raise ValueError(f"times is {times!r}; expected at least two increasing numbers from 0 on")
+    check_int("max_evaluations", max_evaluations, 1)
     surface = Surface.of(model, x, y, loss, params)
     check_affordable(surface)
 
     def vector(theta: np.ndarray) -> Tensor:
         return torch.from_numpy(theta).to(surface.theta)
 
-    slope = grad(surface)
+    slope, evaluations = grad(surface), 0
+
+    def down(time: float, theta: np.ndarray) -> np.ndarray:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations > max_evaluations:
+            raise RuntimeError(
+                f"gradient flow is at time {time:.3g} after {max_evaluations} gradients; a kink of the model "
+                "may be in its way. Take a larger rtol, earlier times, or raise max_evaluations"
+            )
+        return cast(np.ndarray, -slope(vector(theta)).cpu().numpy())
+
     solution = solve_ivp(
-        lambda _, theta: -slope(vector(theta)).cpu().numpy(),
+        down,
         (0.0, float(at[-1])),
         surface.theta.cpu().numpy(),
         method="LSODA",

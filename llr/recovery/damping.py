@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from llr.accept import takes_fields
+
 STATUS = ("converged", "stalled", "limit", "failed", "skipped")
 """How a start ends; the order is that of the native operator's codes."""
 CONVERGED, STALLED, LIMIT, FAILED, SKIPPED = range(len(STATUS))
 
 
+@takes_fields()
 @dataclass(frozen=True)
 class Damping:
     """The number lambda added to the diagonal of J'J, and the patience with a start.

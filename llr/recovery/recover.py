@@ -15,7 +15,17 @@ from scipy.special import chdtrc
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
-from llr.accept import a_flag, a_function, a_seed, real, takes, valued, whole, word
+from llr.accept import (
+    a_flag,
+    a_function,
+    a_seed,
+    real,
+    takes,
+    valued,
+    valued_or_function,
+    whole,
+    word,
+)
 from llr.models import TwoLayer
 from llr.models.parts import check_sizes
 from llr.rank import rank
@@ -47,7 +57,7 @@ _LEAST_ROUNDS = 4  # that every width gets before the narrowest that passes is t
 
 @takes(
     x=valued,
-    y=valued,
+    y=valued_or_function,
     max_width=whole,
     activation=word,
     noise_std=real,

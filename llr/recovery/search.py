@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from llr.accept import real, takes_fields
 from llr.recovery.damping import Damping
 from llr.recovery.lm import Fits, levenberg_marquardt
 from llr.recovery.starts import initial
@@ -40,6 +41,7 @@ Report = Callable[[int, float], None]
 """Called with the starts so far, and the smallest relative error so far."""
 
 
+@takes_fields(seconds=real)
 @dataclass(frozen=True)
 class Budget:
     """When to give up: whichever comes first. The number of starts alone is deterministic.

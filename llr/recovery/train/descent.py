@@ -10,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from llr.accept import a_flag, number, takes_fields
 from llr.recovery.train.curvature import stable_rate
 from llr.recovery.train.ledger import Ledger
 from llr.recovery.train.result import Plan, Record, Task, Training
@@ -38,6 +39,7 @@ class Rule(Protocol):
         """Forget all members but these."""
 
 
+@takes_fields(momentum=number)
 @dataclass(frozen=True, eq=False)
 class GD:
     """Full-batch gradient descent: ``v = momentum v + gradient``, ``theta -= lr v``, as ``torch.optim.SGD``.
@@ -57,6 +59,7 @@ class GD:
         return descend(_Momentum(lr, self.momentum, theta), task, theta, plan)
 
 
+@takes_fields(eps=number, weight_decay=number, decoupled=a_flag)
 @dataclass(frozen=True, eq=False)
 class Adam:
     """Adam on the full batch, as ``torch.optim.Adam`` and ``AdamW``, with rates that may be annealed.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from llr.accept import number, real, takes_fields
 from llr.recovery.train.ledger import Ledger
 from llr.recovery.train.machines import Ensemble
 from llr.recovery.train.result import Plan, Record, Task, Training
@@ -28,6 +29,7 @@ _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0  # by how much a step size may change
 _FIRST_MARK = 1e-4  # of the whole time: the first after 0 on a logarithmic scale
 
 
+@takes_fields(time=number, rtol=number, atol=real)
 @dataclass(frozen=True)
 class Flow:
     """Gradient flow d theta/dt = - gradient of the loss, by Dormand and Prince's embedded Runge-Kutta pair.

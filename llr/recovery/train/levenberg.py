@@ -8,12 +8,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from llr.accept import takes_fields
 from llr.recovery.damping import CONVERGED, FAILED, STALLED, Damping
 from llr.recovery.lm import levenberg_marquardt
 from llr.recovery.train.descent import step_marks
 from llr.recovery.train.result import History, Plan, Task, Training
 
 
+@takes_fields()
 @dataclass(frozen=True)
 class LM:
     """Levenberg-Marquardt, by :func:`llr.recovery.levenberg_marquardt`: natively on a CPU where it can be.

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_function, a_module, real, takes, valued
+from llr.accept import a_function, a_module, marks, real, takes, valued
 from llr.memory import fits, format_bytes, memory_budget
 from llr.recovery.train.data import Data
 from llr.recovery.train.descent import GD
@@ -29,6 +29,7 @@ _LEAST_AT_ONCE = 32
     which=valued,
     counts=valued,
     tol=real,
+    record=marks,
     progress=a_function,
 )
 @outside_inference_mode
