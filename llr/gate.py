@@ -12,7 +12,8 @@ patches made before llr was imported are noticed, too, and so are those that car
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from operator import attrgetter
 from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
 from typing import Any
@@ -147,13 +148,6 @@ def trust(kind: type[nn.Module]) -> None:
     """Let the present forward of a class count as its own."""
     _registered[kind] = getattr(kind.forward, "__code__", None)
     _kinds.pop(kind, None)
-
-
-def children(model: nn.Sequential) -> Iterator[tuple[str, nn.Module]]:
-    """What an ``nn.Sequential`` runs, with names; repetitions included, which `named_children` leaves out."""
-    for name, child in model._modules.items():
-        assert child is not None
-        yield name, child
 
 
 # --- classes -----------------------------------------------------------------------------------------
@@ -317,3 +311,29 @@ def _compiled_by_torch(call: Any, module: nn.Module) -> bool:
     return getattr(inner, "__self__", None) is module and (
         getattr(inner, "__func__", None) is nn.Module._call_impl
     )
+
+
+# --- what numbers have confirmed ---------------------------------------------------------------------
+
+_confirmed: dict[int, tuple[weakref.ref[nn.Module], object]] = {}
+
+
+def confirmed(model: nn.Module, check: Callable[[], str]) -> str:
+    """What a comparison of numbers finds, which is made once while the model's parts stay what they are.
+
+    Args:
+        model: whose parts have passed :func:`parts_departure` just now.
+        check: compares; returns why the model is something else, empty if it is not.
+    """
+    key = id(model)
+    fingerprint = [
+        (type(m), m.extra_repr(), m.training, [(id(p), p.shape) for p in m._parameters.values() if p is not None])
+        for m in model.modules()
+    ]
+    known = _confirmed.get(key)
+    if known is not None and known[0]() is model and known[1] == fingerprint:
+        return ""
+    why = check()
+    if not why:
+        _confirmed[key] = weakref.ref(model, lambda _: _confirmed.pop(key, None)), fingerprint
+    return why

@@ -1,0 +1,71 @@
+"""Arrays of exact numbers, or of balls: what evaluates a model without rounding is written for either."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flint import arb, arb_mat, fmpq, fmpq_mat
+from torch import Tensor
+
+from llr.balls import Number
+from llr.chain import Array
+from llr.deadline import poll
+
+# Products of so many numbers at a time: between them a time limit and signals are looked at.
+_AT_ONCE = 1 << 21
+
+
+def each(function: Callable[[Number], Number], x: Array) -> Array:
+    """A function of every entry."""
+    poll()
+    return np.frompyfunc(function, 1, 1)(x).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """Operations on arrays of numbers of one kind."""
+
+    matrix: Callable[[int, int, list[Number]], Any]
+    number: Callable[[float], Number]
+
+
+    def array(self, t: Tensor) -> Array:
+        """The entries as exact numbers, in the tensor's shape."""
+        values = t.detach().cpu().numpy()
+        return np.frompyfunc(self.number, 1, 1)(values).astype(object).reshape(values.shape)
+
+    def zeros(self, *shape: int) -> Array:
+        """An array of zeros."""
+        return np.full(shape, self.number(0.0), dtype=object)
+
+    def product(self, A: Array, B: Array) -> Array:
+        """A B of (m, k) and (k, n), in C, some rows at a time."""
+        right = self.matrix(len(B), B.shape[1], B.ravel().tolist())
+        rows = max(1, _AT_ONCE // max(1, B.size))
+        parts = []
+        for first in range(0, len(A), rows):
+            poll()
+            left = A[first : first + rows]
+            found = self.matrix(len(left), A.shape[1], left.ravel().tolist()) * right
+            parts.append(np.array(found.entries(), dtype=object).reshape(len(left), B.shape[1]))
+        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+
+    def apply(self, function: Callable[[Number], Number], x: Array) -> Array:
+        """A function of every entry."""
+        return each(function, x)
+
+    def times(self, a: Array, b: Array) -> Array:
+        """a b, entry by entry."""
+        poll()
+        return a * b
+
+    def plus(self, a: Array, b: Array) -> Array:
+        """a + b, entry by entry."""
+        return a + b
+
+
+BALLS = Arithmetic(arb_mat, lambda v: arb(float(v)))
+RATIONALS = Arithmetic(fmpq_mat, lambda v: fmpq(*float(v).as_integer_ratio()))
