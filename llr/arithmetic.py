@@ -51,7 +51,7 @@ class Arithmetic:
             left = A[first : first + rows]
             found = self.matrix(len(left), A.shape[1], left.ravel().tolist()) * right
             parts.append(np.array(found.entries(), dtype=object).reshape(len(left), B.shape[1]))
-        return np.concatenate(parts) if len(parts) != 1 else parts[0]
+        return np.concatenate(parts) if parts else self.zeros(0, B.shape[1])
 
     def apply(self, function: Callable[[Number], Number], x: Array) -> Array:
         """A function of every entry."""

@@ -101,7 +101,7 @@ def process_departure() -> str:
     if torch._C._len_torch_dispatch_stack():
         modes += torch.utils._python_dispatch._get_current_dispatch_mode_stack()
     for mode in modes:
-        if not type(mode).__module__.startswith("torch."):
+        if type(mode).__module__.split(".")[0] not in _OURS:
             return f"the mode {type(mode).__name__} is active, which may change what functions compute"
     return ""
 

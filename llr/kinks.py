@@ -38,13 +38,11 @@ def off_analytic(network: Network, name: str = "the network") -> str:
                     break
         if undecided and z is not None:
             i = undecided[0]
-            why = (
-                "the kink of ReLU, where it has no derivative"
-                if step == "relu"
-                else "and torch's softplus is the identity beyond 20, not the function of the theory"
-            )
+            why = ", the kink of ReLU, where it has no derivative"
+            if step == "softplus":
+                why = "; torch's softplus is the identity beyond 20, not the function of the theory"
             place = f"on sample {i // width} neuron {i % width} of a layer of {name}"
-            return f"{place} has z = {z[i].str(6, radius=False)}, {why}"
+            return f"{place} has z = {z[i].str(6, radius=False)}{why}"
     return ""
 
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from llr import _ops
+from llr import _ops, gate
 
 GPU = torch.device("cuda", 0)
 NAME = "Stand-in GPU"
@@ -162,7 +162,10 @@ def stand_in(
         (torch.cuda, "get_rng_state", lambda _=None: state),
         (torch.cuda, "set_rng_state", lambda *_: None),
     ]:
-        monkeypatch.setattr(owner, name, value)
+        # The tensors and the mode only pretend: what is computed is what torch computes.
+    monkeypatch.setattr(gate, "_TENSORS", (*gate._TENSORS, OnGPU))
+    monkeypatch.setattr(gate, "_OURS", (*gate._OURS, __name__))
+    monkeypatch.setattr(owner, name, value)
     forget()
     try:
         with Calls(torch.ops.llr if operators is None else operators) as calls:

@@ -13,8 +13,11 @@ import torch
 from flint import fmpz_mat
 from torch import Tensor, nn
 
+from llr import gate
+from llr.agreement import module_departure, probes
 from llr.elimination import exact_rank
-from llr.mlp import NotAnMLP, read_mlp
+from llr.exact import read_network
+from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 from llr.models.parts import departure_from
 
@@ -158,21 +161,20 @@ def read_structure(model: nn.Module) -> Structure:
         raise TypeError(f"model is {type(model).__name__}; expected an nn.Module")
     _check_parameters(model)
     for kind in (Conv1dTwoLayer, MatrixFactorization):
-        found = departure_from(model, kind) if isinstance(model, kind) else None
-        if found is not None:
-            raise ValueError(
-                f"this {type(model).__name__} has {found}: the theory goes by its class. "
-                "llr.model_rank(model) finds the rank of any model numerically"
-            )
+        if isinstance(model, kind) and (found := departure_from(model, kind)):
+            raise _other(model, found)
     if isinstance(model, Conv1dTwoLayer):
+        _confirm(model, (model.d,))
         return _convolution(model)
     if isinstance(model, MatrixFactorization):
+        _confirm(model, None)
         return Factorization(exact_matrix(model.A), exact_matrix(model.B))
     polynomial = _polynomial(model)
     if polynomial is not None:
+        _confirm(model, (polynomial.d,))
         return polynomial
     try:
-        mlp = read_mlp(model)
+        mlp = confirmed_mlp(model)
     except NotAnMLP as departure:
         raise ValueError(
             f"the theory has no closed form for this {type(model).__name__}: {departure}. It knows MLPs and "
@@ -196,6 +198,50 @@ def read_structure(model: nn.Module) -> Structure:
     return DeepNet(mlp.activation, weights, biases)
 
 
+def confirmed_mlp(model: nn.Module) -> MLP:
+    """The module as an MLP, and compared with it in numbers; NotAnMLP as for :func:`llr.mlp.read_mlp`."""
+    mlp = read_mlp(model)
+    device = mlp.weights[0].device
+    if ("theory", device) in mlp.confirmed or device.type == "meta":
+        return mlp
+    if why := module_departure(model, mlp):
+        raise NotAnMLP(why)
+    if not mlp.traced:
+        mlp.confirmed.add(("theory", device))
+    return mlp
+
+
+def _other(model: nn.Module, found: str) -> ValueError:
+    return ValueError(
+        f"this {type(model).__name__} has {found}: the theory goes by its class. "
+        "llr.model_rank(model) finds the rank of any model numerically"
+    )
+
+
+def _confirm(model: nn.Module, shape: tuple[int, ...] | None) -> None:
+    """Compare a model with its steps in exact arithmetic, once while its parts stay what they are.
+
+    Args:
+        model: whose parts have been looked at.
+        shape: of a sample; None for a model of index pairs.
+    """
+
+    def check() -> str:
+        if isinstance(model, MatrixFactorization):
+            x = model.pairs()[:: max(1, len(model.pairs()) // 4)]
+        else:
+            p = next(model.parameters())
+            x = probes(p.new_empty(0, *(shape or ())))
+        try:
+            read_network(model, x)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    if why := gate.confirmed(model, check):
+        raise ValueError(why)
+
+
 def _two_layer(
     activation: str,
     weights: Sequence[Matrix],
@@ -217,11 +263,13 @@ def _two_layer(
 
 def _polynomial(model: nn.Module) -> TwoLayerNet | None:
     """An ``nn.Sequential`` of a linear layer, a polynomial and a linear layer, if it is one."""
-    if not isinstance(model, nn.Sequential) or len(model) != 3:
+    if not isinstance(model, nn.Sequential) or len(model._modules) != 3:
         return None
-    first, act, last = model
+    first, act, last = model._modules.values()
     if not (type(first) is nn.Linear and type(act) is Polynomial and type(last) is nn.Linear):
         return None
+    if why := gate.parts_departure(model):
+        raise _other(model, why)
     layers = cast(list[nn.Linear], [first, last])
     weights = [exact_matrix(layer.weight) for layer in layers]
     biases = [
