@@ -161,11 +161,11 @@ def stand_in(
         (torch.cuda, "mem_get_info", lambda _=None: (psutil.virtual_memory().available, 2**60)),
         (torch.cuda, "get_rng_state", lambda _=None: state),
         (torch.cuda, "set_rng_state", lambda *_: None),
-    ]:
         # The tensors and the mode only pretend: what is computed is what torch computes.
-    monkeypatch.setattr(gate, "_TENSORS", (*gate._TENSORS, OnGPU))
-    monkeypatch.setattr(gate, "_OURS", (*gate._OURS, __name__))
-    monkeypatch.setattr(owner, name, value)
+        (gate, "_TENSORS", (*gate._TENSORS, OnGPU)),
+        (gate, "_OURS", (*gate._OURS, __name__)),
+    ]:
+        monkeypatch.setattr(owner, name, value)
     forget()
     try:
         with Calls(torch.ops.llr if operators is None else operators) as calls:
