@@ -14,12 +14,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from llr import _ops, reference
 from llr.mlp import MLP
-from llr.probes import spared_buffers
 from llr.surroundings import full_precision
 
 Link = tuple[str | None, Tensor | None]
@@ -102,24 +100,6 @@ def mlp_departure(mlp: MLP, links: Sequence[Link], call: Call, x: Tensor) -> str
             if name is not None and _differ(found[name].flatten(), numbers.flatten(), off.flatten()):
                 return "its gradients are not those of its layers (torch.no_grad, a hook, ...)"
     return ""
-
-
-def module_departure(model: nn.Module, mlp: MLP) -> str:
-    """The same for a module at its own parameters, in float64 and at random samples."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    links: list[Link] = [
-        (None if t is None else names.get(id(t)), None if t is None else t.detach().double())
-        for pair in zip(mlp.weights, mlp.biases, strict=True)
-        for t in pair
-    ]
-    others = {n: p.detach().double() for n, p in model.named_parameters()}
-
-    def call(values: Mapping[str, Tensor], x: Tensor) -> object:
-        with spared_buffers(model, torch.float64):
-            return functional_call(model, {**others, **values}, (x,))
-
-    x = mlp.weights[0].new_empty(0, mlp.widths[0], dtype=torch.float64)
-    return mlp_departure(mlp, links, call, probes(x))
 
 
 def _forward(

@@ -40,7 +40,9 @@ _machinery = attrgetter(*_CALL[1:4], *(f"{name}.__code__" for name in _CALL[:4])
 _registered: dict[type[nn.Module], CodeType | None] = {}
 
 
-def departure(module: nn.Module, seen: set[type] | None = None) -> str:
+def departure(
+    module: nn.Module, seen: set[type] | None = None, *, hooks: bool = False
+) -> str:
     """Why a module may compute something else than its class's own forward; empty if it does not.
 
     Its children are not looked at.
@@ -48,9 +50,10 @@ def departure(module: nn.Module, seen: set[type] | None = None) -> str:
     Args:
         module: of any class; one whose forward is neither torch's nor llr's, nor registered, departs.
         seen: classes that were looked at before in the same reading; the module's is added.
+        hooks: let hooks pass, for who sees what goes into forward and comes out of it.
     """
     kind = type(module)
-    if seen is None and (found := process_departure()):
+    if seen is None and not hooks and (found := process_departure()):
         return found
     if seen is None or kind not in seen:
         if found := _look(_kinds, kind).why:
@@ -61,6 +64,8 @@ def departure(module: nn.Module, seen: set[type] | None = None) -> str:
     if methods and not own.keys().isdisjoint(methods):
         name = min(own.keys() & methods)
         return f"a {name} of its own, which was put on the instance"
+    if hooks:
+        return _hidden(own, module)
     return _instance_departure(own, module)
 
 
@@ -74,6 +79,10 @@ def _instance_departure(own: dict[str, Any], module: nn.Module) -> str:
         return "hooks, which only the module itself runs"
     if own["_backward_hooks"] or own["_backward_pre_hooks"]:
         return "hooks of its gradients"
+    return _hidden(own, module)
+
+
+def _hidden(own: dict[str, Any], module: nn.Module) -> str:
     names = own.keys()
     if not names.isdisjoint(_FORBIDDEN):
         if "forward" in own or "_call_impl" in own:

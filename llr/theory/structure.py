@@ -14,12 +14,13 @@ from flint import fmpz_mat
 from torch import Tensor, nn
 
 from llr import gate
-from llr.agreement import module_departure, probes
+from llr.agreement import probes
 from llr.elimination import exact_rank
 from llr.exact import read_network
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 from llr.models.parts import departure_from
+from llr.problem import read_problem
 
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
@@ -202,12 +203,11 @@ def confirmed_mlp(model: nn.Module) -> MLP:
     """The module as an MLP, and compared with it in numbers; NotAnMLP as for :func:`llr.mlp.read_mlp`."""
     mlp = read_mlp(model)
     device = mlp.weights[0].device
-    if ("theory", device) in mlp.confirmed or device.type == "meta":
+    if (torch.float64, device) in mlp.confirmed or device.type == "meta":
         return mlp
-    if why := module_departure(model, mlp):
-        raise NotAnMLP(why)
-    if not mlp.traced:
-        mlp.confirmed.add(("theory", device))
+    problem = read_problem(model, probes(mlp.weights[0].new_empty(0, mlp.widths[0])), None, torch.float64)
+    if problem.mlp is None:
+        raise NotAnMLP(problem.why_not_mlp)
     return mlp
 
 
