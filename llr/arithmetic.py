@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +18,8 @@ from llr.deadline import poll
 
 # Products of so many numbers at a time: between them a time limit and signals are looked at.
 _AT_ONCE = 1 << 21
+# Entries of arrays at a time.
+_ENTRIES = 1 << 16
 
 
 def each(function: Callable[[Number], Number], x: Array) -> Array:
@@ -58,13 +62,23 @@ class Arithmetic:
         return each(function, x)
 
     def times(self, a: Array, b: Array) -> Array:
-        """a b, entry by entry."""
-        poll()
-        return a * b
+        """a b, entry by entry, for arrays with as many rows."""
+        return _in_pieces(operator.mul, a, b)
 
     def plus(self, a: Array, b: Array) -> Array:
-        """a + b, entry by entry."""
-        return a + b
+        """a + b, entry by entry; b may be one row for all."""
+        return _in_pieces(operator.add, a, np.broadcast_to(b, a.shape))
+
+
+def _in_pieces(function: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
+    """An operation on arrays, some rows at a time: numpy does not look at signals inside of one."""
+    size = max(math.prod(a.shape[1:]), math.prod(b.shape[1:]), 1)
+    rows = max(1, _ENTRIES // size)
+    parts = []
+    for first in range(0, len(a), rows):
+        poll()
+        parts.append(function(a[first : first + rows], b[first : first + rows]))
+    return np.concatenate(parts) if parts else function(a, b)
 
 
 BALLS = Arithmetic(arb_mat, lambda v: arb(float(v)))

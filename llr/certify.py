@@ -20,6 +20,7 @@ from flint import arb, arb_mat
 from torch import Tensor
 
 from llr.balls import precision
+from llr.block_inverse import defect, inverse, largest_piece
 from llr.certificate import (
     HIGHEST_BITS,
     LOWEST_BITS,
@@ -28,6 +29,8 @@ from llr.certificate import (
     check_int,
     decimal_below,
 )
+from llr.chain import Array
+from llr.deadline import TimeLimit, check_timeout, time_limit
 from llr.elimination import (
     Pivots,
     Scaled,
@@ -48,6 +51,8 @@ __all__ = ["Certificate", "Verdict", "certify", "verify"]
 # Float64 parameters that differ by one unit in the last place differ by 2^-52; where such a difference shows
 # only to third order it is 2^-156. A rank that has not grown at this precision is not limited by it.
 _ENOUGH_BITS = 256
+# The precision that `certify` ends at, unless it is told otherwise, and at which `verify` begins.
+MOST_BITS, _FIRST_BITS = 4096, 128
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,8 @@ def certify(
     params: Selection = None,
     upper: int | None = None,
     bits: int = 64,
-    max_bits: int = 4096,
+    max_bits: int = MOST_BITS,
+    timeout: float | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
     """A proved lower bound of the rank of the model's Jacobian on these samples.
@@ -88,14 +94,18 @@ def certify(
             more than the shorter side of the matrix, nor than a closed form that :mod:`llr.theory` has.
         bits: the first precision.
         max_bits: the last.
+        timeout: seconds after which the search ends with what is proved then; None for no limit. Single steps
+            take about half a second at most, and longer only where the numbers have very many digits.
         progress: called as ``progress(bits, proved, upper)`` now and then; bits is None in rationals.
 
     Returns:
-        A `Certificate`. At the precision cap, or where the rank stops growing below the upper bound, its
-        ``rank`` is less than its ``upper`` and ``stopped`` says why.
+        A `Certificate`. At the precision cap, at the time limit, or where the rank stops growing below the
+        upper bound, its ``rank`` is less than its ``upper`` and ``stopped`` says why.
 
     Raises:
-        ValueError: `upper` is disproved; precisions out of range; what :func:`llr.exact.jacobian` refuses.
+        ValueError: `upper` is disproved; precisions or `timeout` out of range; what
+            :func:`llr.exact.jacobian` refuses.
+        TimeoutError: `timeout` was over before the model was read.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE
     Transactions on Computers 66 (2017), for the arithmetic.
@@ -113,53 +123,90 @@ def certify(
     check_int("max_bits", max_bits, bits, HIGHEST_BITS)
     if upper is not None:
         check_int("upper", upper, 0)
-    network = read_network(model, x, params)
-    goal, upper_from = _goal(network, params, upper)
-    report = progress or (lambda *_: None)
-    if network.rational:
-        report(None, 0, goal)
+    check_timeout(timeout)
+    with time_limit(timeout):
+        try:
+            network = read_network(model, x, params)
+            goal, upper_from = _goal(network, params, upper)
+        except TimeLimit:
+            raise TimeoutError(
+                f"timeout={timeout} seconds were over before the model was read; give more"
+            ) from None
+        report = progress or (lambda *_: None)
+        if network.rational:
+            return _in_rationals(network, goal, upper_from, upper, report)
+        return _in_balls(network, goal, upper_from, upper, bits, max_bits, report)
+
+
+def _in_rationals(
+    network: Network, goal: int, upper_from: str, upper: int | None, report: Progress
+) -> Certificate:
+    report(None, 0, goal)
+    rows: list[int] = []
+    columns: list[int] = []
+    exponent, stopped, limit = 0, "time limit", goal
+    try:
         rows, columns, exponent = rational_pivots(network.rational_jacobian())
-        _check_claim(len(rows), upper)
-        report(None, len(rows), len(rows))
-        return _certificate(
-            network,
-            rank=len(rows),
-            upper=len(rows),
-            upper_from="exact rank",
-            rows=tuple(rows),
-            columns=tuple(columns),
-            bound=decimal_below(arb((1, exponent))),
-            arithmetic="rationals",
-            bits=None,
-            stopped="upper bound met",
-        )
-    best, left = _Proof(bits), None
-    while True:
+        stopped, limit, upper_from = "upper bound met", len(rows), "exact rank"
+    except TimeLimit:
+        if not limit:
+            stopped = "upper bound met"
+    _check_claim(len(rows), upper)
+    report(None, len(rows), limit)
+    return _certificate(
+        network,
+        rank=len(rows),
+        upper=limit,
+        upper_from=upper_from,
+        rows=tuple(rows),
+        columns=tuple(columns),
+        bound=decimal_below(arb((1, exponent))),
+        arithmetic="rationals",
+        bits=None,
+        stopped=stopped,
+    )
+
+
+def _in_balls(
+    network: Network,
+    goal: int,
+    upper_from: str,
+    upper: int | None,
+    bits: int,
+    max_bits: int,
+    report: Progress,
+) -> Certificate:
+    best, left, stopped = _Proof(bits), None, ""
+    while not stopped:
         report(bits, best.rank, goal)
-        A = Scaled(network.jacobian(bits), bits)
-        pivots = find_pivots(A, lambda: report(bits, best.rank, goal))  # noqa: B023 - called at once
-        proved, bound = prove(A, pivots)
-        _check_claim(proved, upper)
-        if upper_from == "theory" and proved > goal:
+        try:
+            A = Scaled(network.jacobian(bits), bits)
+            pivots = find_pivots(A, lambda: report(bits, best.rank, goal))  # noqa: B023 - called at once
+            proved, bound = prove(A, pivots)
+            grown = proved > best.rank
+            if grown:
+                best = _Proof(bits, pivots[:proved], bound)
+            left_before, left = left, None if best.rank >= goal else remainder(A, best.pivots)
+        except TimeLimit:
+            stopped = "time limit"
+            grown = False
+        _check_claim(best.rank, upper)
+        if upper_from == "theory" and best.rank > goal:
             raise RuntimeError(
-                f"the rank is at least {proved}, which is certain, but the closed form says at most {goal}: "
-                "this is a mistake in llr, please report it with the model; params='*' does without"
+                f"the rank is at least {best.rank}, which is certain, but the closed form says at most "
+                f"{goal}: this is a mistake in llr, please report it with the model; params='*' does without"
             )
-        grown = proved > best.rank
-        if grown:
-            best = _Proof(bits, pivots[:proved], bound)
         report(bits, best.rank, goal)
         if best.rank >= goal:
             stopped = "upper bound met"
+        elif stopped:
             break
-        left_before, left = left, remainder(A, best.pivots)
-        if left is not None and not grown and _settled(left, left_before, bits):
+        elif left is not None and not grown and _settled(left, left_before, bits):
             stopped = "stopped growing"
-            break
-        if bits >= max_bits:
+        elif bits >= max_bits:
             stopped = "precision cap"
-            break
-        bits = min(2 * bits, max_bits)
+        else:
+            bits = min(2 * bits, max_bits)
     return _certificate(
         network,
         rank=best.rank,
@@ -226,21 +273,32 @@ def _certificate(network: Network, **found: Any) -> Certificate:
 
 
 def verify(
-    certificate: Certificate, model: Model, x: Tensor, *, params: Selection = None
+    certificate: Certificate,
+    model: Model,
+    x: Tensor,
+    *,
+    params: Selection = None,
+    max_bits: int = MOST_BITS,
+    timeout: float | None = None,
 ) -> Verdict:
     """Whether a certificate is true of this model and these samples.
 
     The check shares only the evaluation of the Jacobian with what made the certificate. The named rows are
-    evaluated at twice the certificate's precision, and more if that does not decide; that the submatrix A is
-    nonsingular follows from an approximate inverse X with ||I - X A|| < 1 in balls; the bound of the
-    determinant is compared with a determinant at that precision. An exact rank is computed again modulo other
-    primes. An upper bound from a caller cannot be checked; the reason says so.
+    evaluated at 128 bits, and more if that does not decide, up to four times the certificate's precision; that
+    the submatrix A is nonsingular follows from an approximate inverse X with ||I - X A|| < 1 in balls; the
+    bound of the determinant is compared with a determinant at that precision. An exact rank is computed again
+    modulo other primes. An upper bound from a caller cannot be checked; the reason says so.
+
+    A certificate that someone else made costs no more work than one of :func:`certify` with the same
+    `max_bits` would: one that claims more precision is not looked at.
 
     Args:
         certificate: the claim.
         model: the model that it is said to be of.
         x: the samples.
         params: as for :func:`certify`.
+        max_bits: the precision that the certificate may have, as it was for :func:`certify`.
+        timeout: seconds after which the check ends without a result; None for no limit.
 
     Returns:
         A `Verdict`: true or false, with a reason that names what differs.
@@ -264,11 +322,19 @@ def verify(
         raise TypeError(
             f"certificate is {type(certificate).__name__}; expected a Certificate (Certificate.load)"
         )
-    network = read_network(model, x, params)
-    reason = _difference(certificate, network) or _false_upper(certificate, network, params)
+    check_int("max_bits", max_bits, LOWEST_BITS, HIGHEST_BITS)
+    check_timeout(timeout)
+    try:
+        with time_limit(timeout):
+            network = read_network(model, x, params)
+            reason = (
+                _difference(certificate, network, max_bits)
+                or _false_upper(certificate, network, params)
+                or _unproved(certificate, network)
+            )
+    except TimeLimit:
+        return Verdict(False, f"not checked: timeout={timeout} seconds were over")
     if reason:
-        return Verdict(False, reason)
-    if reason := _unproved(certificate, network):
         return Verdict(False, reason)
     above = "believed as the caller gave it" if certificate.upper_from == "caller" else "checked"
     return Verdict(
@@ -277,7 +343,7 @@ def verify(
     )
 
 
-def _difference(certificate: Certificate, network: Network) -> str:
+def _difference(certificate: Certificate, network: Network, max_bits: int) -> str:
     """What shows without evaluating anything that the certificate is of something else."""
     if not certificate.intact:
         return "the checksum does not fit the other fields: the certificate was altered"
@@ -290,6 +356,11 @@ def _difference(certificate: Certificate, network: Network) -> str:
     for name in ("n_rows", "n_params"):
         if getattr(certificate, name) != getattr(network, name):
             return f"{name} is {getattr(network, name)}, not {getattr(certificate, name)}"
+    if certificate.bits is not None and certificate.bits > max_bits:
+        return (
+            f"bits is {certificate.bits}, more than max_bits={max_bits}; give max_bits={certificate.bits} if "
+            "the certificate was made like that"
+        )
     if (certificate.arithmetic == "rationals") != network.rational:
         return f"a {network.structure} network is not certified in {certificate.arithmetic}"
     return ""
@@ -313,38 +384,46 @@ def _false_upper(certificate: Certificate, network: Network, params: Selection) 
 
 def _unproved(certificate: Certificate, network: Network) -> str:
     """Why the submatrix is not shown to be nonsingular with such a determinant; empty if it is."""
-    everything = range(certificate.rank)
-    first = 2 * (certificate.bits or max(64, certificate.rank))
-    for bits in (first, 2 * first, 4 * first):
+    most = 4 * max(certificate.bits or MOST_BITS, 2 * _FIRST_BITS)
+    bits = _FIRST_BITS
+    while True:
         with precision(bits):
             if network.rational:
                 rows = arb_mat(network.rational_jacobian(certificate.rows))
             else:
                 rows = network.jacobian(bits, certificate.rows)
             A = Scaled(_columns(rows, certificate.columns), bits)
-            det = A.determinant(everything, everything)
-            if not det.is_finite():  # the balls are too wide to say anything
-                continue
-            if not at_most(certificate.bound, abs(det).upper()):
-                return f"bound is {certificate.bound}, but the determinant is {det.str(10)}"
-            if _nonsingular(A.matrix(everything, everything)) and at_most(
-                certificate.bound, det.abs_lower()
-            ):
+        at = _order(A)
+        found = None if len(at[0]) < certificate.rank else A.determinant_bounds(*at)
+        if found is not None:
+            if not at_most(certificate.bound, found[1]):
+                digits = found[1].str(10, radius=False)
+                return f"bound is {certificate.bound}, but the determinant is at most {digits}"
+            with precision(bits):
+                shown = _nonsingular(A.block(*at), largest_piece(bits))
+            if shown and at_most(certificate.bound, found[0]):
                 return ""
-    return f"these rows and columns could not be shown to be independent at {4 * first} bits"
+        if bits >= most:
+            return f"these rows and columns could not be shown to be independent at {bits} bits"
+        bits = min(2 * bits, most)
+
+
+def _order(A: Scaled) -> tuple[list[int], list[int]]:
+    """The rows and columns in an order of elimination, which large matrices need."""
+    n = len(A.entries)
+    if n <= largest_piece(A.bits):
+        return list(range(n)), list(range(n))
+    pivots = find_pivots(A)
+    return [row for row, _ in pivots], [column for _, column in pivots]
 
 
 def _columns(M: arb_mat, columns: Sequence[int]) -> arb_mat:
     return arb_mat(M.nrows(), len(columns), [row[j] for row in M.tolist() for j in columns])
 
 
-def _nonsingular(A: arb_mat) -> bool:
+def _nonsingular(A: Array, piece: int) -> bool:
     """Whether X A is near 1 for some X, so that every matrix in the balls of A is nonsingular."""
-    n = A.nrows()
-    one = arb_mat(n, n, [int(i == j) for i in range(n) for j in range(n)])
     try:
-        X = A.mid().solve(one, algorithm="approx").mid()
+        return bool(defect(inverse(A, piece), A) < 1)
     except ZeroDivisionError:
         return False
-    defect = (one - X * A).tolist()
-    return all(sum((abs(e) for e in row), arb(0)) < 1 for row in defect)

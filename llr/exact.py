@@ -29,11 +29,16 @@ from torch import Tensor, nn
 from llr.arithmetic import BALLS, RATIONALS, Arithmetic
 from llr.balls import activation, is_rational, precision
 from llr.chain import ENCODINGS, OTHERWISE, Affine, Array, Entrywise, Step, dense, steps_of
+from llr.deadline import poll
 from llr.enclosure import network_departure
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
 from llr.parameters import Selection
 from llr.problem import Model, Problem, read_problem
+
+
+# Rows of the Jacobian that are added up at a time: numpy does not look at signals inside of it.
+_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,7 +212,10 @@ class Network:
             rows = delta[:, write]
             found = over.product(rows.reshape(-1, rows.shape[2]), W[g])
             places: Any = (slice(None), step.read[g])
-            np.add.at(back, places, found.reshape(len(delta), *step.read[g].shape))
+            found = found.reshape(len(delta), *step.read[g].shape)
+            for i in range(0, len(delta), _ROWS):
+                poll()
+                np.add.at(back[i : i + _ROWS], places, found[i : i + _ROWS])
         return back[:, :size]
 
     def _add_columns(
