@@ -19,6 +19,8 @@ from llr.files import write_atomic
 
 FORMAT = "llr rank certificate 1"
 LOWEST_BITS, HIGHEST_BITS = 32, 1 << 20
+MOST_BITS = 4096
+"""The precision that :func:`llr.certify.certify` ends at unless it is told otherwise."""
 _CHOICES = {
     "upper_from": ("shape", "theory", "caller", "exact rank"),
     "arithmetic": ("balls", "rationals"),
