@@ -57,13 +57,14 @@ class Scaled:
         return _matrix(self.entries[np.ix_(np.asarray(rows, int), np.asarray(columns, int))])
 
     def determinant_bounds(self, rows: Indices, columns: Indices) -> tuple[arb, arb] | None:
-        """Positive bounds of the absolute value of the determinant of the unscaled matrix at these places.
+        """Bounds of the absolute value of the determinant of the unscaled matrix at these places.
 
         Args:
             rows, columns: in the order of elimination, if they are many.
 
         Returns:
-            A lower and an upper bound, None if the determinant is not shown to be another number than 0.
+            A lower and an upper bound, None if the precision shows nothing. The lower bound is 0 where the
+            determinant may be 0, or is of a size that no certificate names.
         """
         power = int(self._rows[list(rows)].sum() + self._columns[list(columns)].sum())
         piece = largest_piece(self.bits)
@@ -71,13 +72,13 @@ class Scaled:
             if len(rows) <= piece:
                 poll()
                 det = abs(self.matrix(rows, columns).det())
-                found = (det.lower(), det.upper()) if det.is_finite() and det > 0 else None
+                found = (det.abs_lower(), det.abs_upper()) if det.is_finite() else None
             else:
                 found = determinant_bounds(self.block(rows, columns), piece)
             if found is None:
                 return None
             low, high = (x * arb((1, -power)) for x in found)
-            return None if _is_beyond(low) else (low, high)
+            return (arb(0) if _is_beyond(low) else low), high
 
     def block(self, rows: Indices, columns: Indices) -> Array:
         """The entries of the scaled matrix at these rows and columns."""
@@ -203,7 +204,7 @@ def prove(A: Scaled, pivots: Pivots) -> tuple[int, arb]:
     high = k = len(pivots)
     while k > proved:
         found = A.determinant_bounds(*zip(*pivots[:k], strict=True))
-        if found is not None:
+        if found is not None and found[0] > 0:
             proved, bound = k, found[0]
         else:
             high = k - 1

@@ -344,7 +344,7 @@ class TestVerify:
         certificate = certify(model, x)
         assert (certificate.rank, certificate.upper_from) == (13, "theory")
         assert verify(certificate, model, x)
-        monkeypatch.setattr("llr.certify.upper_bound", lambda *_: None)
+        monkeypatch.setattr("llr.verification.upper_bound", lambda *_: None)
         assert "the closed form is None" in verify(certificate, model, x).reason
 
     def test_a_callers_upper_bound_is_flagged(
