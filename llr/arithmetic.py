@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import flint
 import numpy as np
 from flint import arb, arb_mat, fmpq, fmpq_mat
 from torch import Tensor
@@ -16,8 +17,8 @@ from llr.balls import Number
 from llr.chain import Array
 from llr.deadline import poll
 
-# Products of so many numbers at a time: between them a time limit and signals are looked at.
-_AT_ONCE = 1 << 21
+# Products of so many numbers at a time, at 64 bits: between them a time limit and signals are looked at.
+_AT_ONCE = 1 << 26
 # Entries of arrays at a time.
 _ENTRIES = 1 << 16
 
@@ -48,7 +49,8 @@ class Arithmetic:
     def product(self, A: Array, B: Array) -> Array:
         """A B of (m, k) and (k, n), in C, some rows at a time."""
         right = self.matrix(len(B), B.shape[1], B.ravel().tolist())
-        rows = max(1, _AT_ONCE // max(1, B.size))
+        at_once = _AT_ONCE / max(1.0, flint.ctx.prec / 64) ** 1.3
+        rows = max(1, int(at_once / max(1, B.size)))
         parts = []
         for first in range(0, len(A), rows):
             poll()

@@ -40,6 +40,9 @@ class _Leaf:
     def apply(self, M: Array) -> Array:
         return BALLS.product(self.inverse, M)
 
+    def matrix(self) -> Array:
+        return self.inverse
+
     def determinant(self) -> arb:
         poll()
         return _matrix(self.inverse).det()
@@ -61,6 +64,14 @@ class _Blocks:
         top = self.first.apply(M[:k])
         bottom = self.second.apply(M[k:] - BALLS.product(self.below, top))
         return np.concatenate((top - BALLS.product(self.right, bottom), bottom))
+
+    def matrix(self) -> Array:
+        first, second = self.first.matrix(), self.second.matrix()
+        corner = -BALLS.product(second, BALLS.product(self.below, first))
+        top = (first - BALLS.product(self.right, corner), -BALLS.product(self.right, second))
+        return np.concatenate(
+            (np.concatenate(top, axis=1), np.concatenate((corner, second), axis=1))
+        )
 
     def determinant(self) -> arb:
         return self.first.determinant() * self.second.determinant()
@@ -92,6 +103,15 @@ def inverse(A: Array, piece: int) -> Inverse:
     return _Blocks(first, inverse(_middle(rest), piece), right, below)
 
 
+def approximate_solution(A: Array, B: Array, piece: int) -> Array:
+    """About the solution of A Y = B, exact numbers; arguments and errors as for :func:`inverse`."""
+    if len(A) <= piece:
+        poll()
+        Y = _matrix(A).solve(_matrix(B), algorithm="approx").mid()
+        return np.array(Y.entries(), dtype=object).reshape(B.shape)
+    return _middle(inverse(A, piece).apply(B))
+
+
 def determinant_bounds(A: Array, piece: int) -> tuple[arb, arb] | None:
     """Positive bounds of the absolute value of the determinant of every matrix in the balls of A.
 
@@ -115,7 +135,8 @@ def determinant_bounds(A: Array, piece: int) -> tuple[arb, arb] | None:
 
 def defect(X: Inverse, A: Array) -> arb:
     """What the absolute sums of the rows of I - X A are at most."""
-    left = each(abs, _unit(len(A)) - X.apply(A))
+    # The map as a matrix first: its blocks, one after the other, would forget what cancels.
+    left = each(abs, _unit(len(A)) - BALLS.product(X.matrix(), A))
     sums = [sum(row, arb(0)).upper() for row in left]
     return max(sums, default=arb(0)) if all(s.is_finite() for s in sums) else arb("inf")
 

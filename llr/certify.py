@@ -152,13 +152,16 @@ def _in_balls(
     max_bits: int,
     report: Progress,
 ) -> Certificate:
-    best, left, stopped = _Proof(bits), None, ""
+    best, left, stopped, count = _Proof(bits), None, "", -1
     while not stopped:
         report(bits, best.rank, goal)
         try:
             A = Scaled(network.jacobian(bits), bits)
             pivots = find_pivots(A, lambda: report(bits, best.rank, goal))  # noqa: B023 - called at once
-            proved, bound = prove(A, pivots)
+            # While more precision shows more pivots, fewer of them are not worth a search.
+            last = len(pivots) <= count or bits >= max_bits
+            count = len(pivots)
+            proved, bound = prove(A, pivots, search=last)
             grown = proved > best.rank
             if grown:
                 best = _Proof(bits, pivots[:proved], bound)

@@ -15,7 +15,12 @@ from flint import arb, arb_mat, fmpq_mat, fmpz, fmpz_mat, nmod_mat
 
 from llr.arithmetic import BALLS, each
 from llr.balls import precision
-from llr.block_inverse import determinant_bounds, inverse, largest_piece, solved
+from llr.block_inverse import (
+    approximate_solution,
+    determinant_bounds,
+    largest_piece,
+    solved,
+)
 from llr.certificate import EXPONENT_BITS
 from llr.chain import Array
 from llr.deadline import poll
@@ -155,10 +160,10 @@ def find_pivots(A: Scaled, beat: Callable[[], None] = lambda: None) -> Pivots:
             if not kept.size:
                 break
             try:
-                solution = inverse(block, largest_piece(A.bits)).apply(right)
+                solution = approximate_solution(block, right, largest_piece(A.bits))
             except ZeroDivisionError:  # so little precision that the pivots drown in it
                 break
-            rest = _middle(kept - BALLS.product(left, _middle(solution)))
+            rest = _middle(kept - BALLS.product(left, solution))
     return pivots
 
 
@@ -190,11 +195,16 @@ def _complete_pivots(A: Array, smallest: float) -> tuple[Array, Array]:
     return rows[:k], columns[:k]
 
 
-def prove(A: Scaled, pivots: Pivots) -> tuple[int, arb]:
+def prove(A: Scaled, pivots: Pivots, *, search: bool = True) -> tuple[int, arb]:
     """How many of the leading pivots are proved independent, and a lower bound of their determinant.
 
     The proof is a determinant in balls that does not contain zero. If that of all pivots does, the largest
     number that is proved is found by bisection.
+
+    Args:
+        A: the matrix.
+        pivots: in the order of elimination.
+        search: whether to look for a smaller number, if all pivots are not proved.
 
     Returns:
         r, and an exact positive number that the absolute value of the determinant of the first r rows and
@@ -206,6 +216,8 @@ def prove(A: Scaled, pivots: Pivots) -> tuple[int, arb]:
         found = A.determinant_bounds(*zip(*pivots[:k], strict=True))
         if found is not None and found[0] > 0:
             proved, bound = k, found[0]
+        elif not search:
+            break
         else:
             high = k - 1
         k = (proved + high + 1) // 2

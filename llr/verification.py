@@ -153,8 +153,9 @@ def _false_upper(certificate: Certificate, network: Network, params: Selection) 
 
 def _unproved(certificate: Certificate, network: Network) -> str:
     """Why the submatrix is not shown to be nonsingular with such a determinant; empty if it is."""
-    most = 4 * max(certificate.bits or MOST_BITS, 2 * _FIRST_BITS)
-    bits = _FIRST_BITS
+    most = 8 * max(certificate.bits or MOST_BITS // 2, _FIRST_BITS // 2)
+    # What an honest certificate needs at once; what a forged one only says, in the end.
+    bits = 2 * certificate.bits if certificate.bits and certificate.bits <= 1024 else _FIRST_BITS
     while True:
         with precision(bits):
             if network.rational:
