@@ -122,6 +122,18 @@ def tensor_departure(tensor: object) -> str:
     return f"a {type(tensor).__name__} in the place of a tensor"
 
 
+def computes_otherwise(tensor: Tensor) -> bool:
+    """Whether a tensor's class, which is not of torch, changes what functions do with it."""
+    kind: Any = type(tensor)
+    if kind in _TENSORS or kind.__module__.split(".")[0] in _OURS:
+        return False
+    rule = getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
+    usual = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
+    return rule not in usual or (
+        kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+    )
+
+
 def parts_departure(model: nn.Module) -> str:
     """The first departure among a module, its descendants and its parameters, with its place."""
     why = process_departure()

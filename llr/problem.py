@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from llr import _ops, agreement
+from llr import _ops, agreement, gate
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
 from llr.probes import refuse_layers, spared_buffers
@@ -130,6 +130,7 @@ def read_problem(
             columns.points,
         )
         x = ordinary(x)
+    _check_kinds(columns, x)
     common = _common_dtype(columns, x)
     _check_devices(columns, x)
     _check_finite(columns, x)
@@ -180,6 +181,17 @@ def _common_dtype(columns: Columns, x: Tensor) -> torch.dtype:
             f"(x.to({value.dtype}), or model.to(x.dtype))"
         )
     return value.dtype
+
+
+def _check_kinds(columns: Columns, x: Tensor) -> None:
+    """Refuse tensors of classes that change what functions do with them: transforms would not see that."""
+    parameters = ((f"parameter {n!r}", v) for n, v in (columns.values | columns.fixed).items())
+    for name, t in (("x", x), *parameters):
+        if gate.computes_otherwise(t):
+            raise TypeError(
+                f"{name} is a {type(t).__name__}, a kind of tensor with rules of its own; expected a plain "
+                "tensor (t.as_subclass(torch.Tensor))"
+            )
 
 
 def _check_devices(columns: Columns, x: Tensor) -> None:

@@ -330,7 +330,7 @@ class TestVerify:
     ) -> None:
         model, x, _ = case
         monkeypatch.setattr("llr.certify.find_pivots", lambda *_: [(i, i) for i in range(16)])
-        monkeypatch.setattr("llr.certify.prove", lambda _, pivots: (len(pivots), arb(1)))
+        monkeypatch.setattr("llr.certify.prove", lambda _, pivots, **__: (len(pivots), arb(1)))
         certificate = certify(model, x, params="*")
         assert certificate.rank == 16
         assert not verify(certificate, model, x)

@@ -40,6 +40,9 @@ class Conv1dTwoLayer(nn.Module):
         6
     """
 
+    TENSORS = ("weight", "out")
+    """The names of its parameters."""
+
     def __init__(
         self,
         d: int,

@@ -41,6 +41,9 @@ class MatrixFactorization(nn.Module):
         14
     """
 
+    TENSORS = ("A", "B")
+    """The names of its parameters."""
+
     def __init__(
         self,
         m: int,

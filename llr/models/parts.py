@@ -52,6 +52,9 @@ def departure_from(model: nn.Module, kind: type[nn.Module]) -> str | None:
             getattr(act, setting) != expected for setting, expected in settings.items()
         ):
             return f"{act} as its activation, not {named!r}"
+    lost = [name for name in getattr(kind, "TENSORS", ()) if name not in model._parameters]
+    if lost:
+        return f"{lost[0]!r}, which is no parameter any more"
     misfit = getattr(kind, "misfit", None)
     return (misfit(model) or None) if misfit else None
 

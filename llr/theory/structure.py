@@ -182,6 +182,9 @@ def read_structure(model: nn.Module) -> Structure:
             "the models of llr.models; llr.model_rank(model) finds the rank of any model numerically"
         ) from departure
     used = {id(t) for t in (*mlp.weights, *mlp.biases)}
+    own = {id(p) for p in model.parameters()}
+    if any(id(t) not in own for t in (*mlp.weights, *mlp.biases) if t is not None):
+        raise _other(model, "a weight or bias that is no parameter")
     for name, p in model.named_parameters():
         if id(p) not in used:
             raise ValueError(
@@ -271,6 +274,9 @@ def _polynomial(model: nn.Module) -> TwoLayerNet | None:
     if why := gate.parts_departure(model):
         raise _other(model, why)
     layers = cast(list[nn.Linear], [first, last])
+    for layer in layers:
+        if layer._parameters.get("weight") is None or "bias" not in layer._parameters:
+            raise _other(model, "a weight or bias that is no parameter")
     weights = [exact_matrix(layer.weight) for layer in layers]
     biases = [
         None if layer.bias is None else exact_row(cast(Tensor, layer.bias)) for layer in layers
