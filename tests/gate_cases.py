@@ -248,8 +248,6 @@ def class_attribute(model: nn.Module, rng: random.Random) -> Iterator[None]:
 _PATCHES = [
     *((F, name) for name in ("linear", "relu", "softplus", "gelu", "silu", "conv1d", "layer_norm")),
     *((torch, name) for name in ("tanh", "sigmoid", "relu", "erf", "sin", "einsum")),
-    (Tensor, "flatten"),
-    (Tensor, "__mul__"),
     (nn.Conv1d, "_conv_forward"),
 ]
 
