@@ -75,7 +75,7 @@ def mlp_departure(mlp: MLP, links: Sequence[Link], call: Call, x: Tensor) -> str
     with torch.enable_grad(), full_precision():
         try:
             own = call(values, x.clone())
-        except Exception as error:  # noqa: BLE001 - whatever the user's forward raises
+        except Exception as error:
             return f"evaluating it raises {type(error).__name__}"
         if not isinstance(own, Tensor) or own.numel() != len(x) * mlp.widths[-1]:
             return "its output is not that of its layers"
@@ -97,7 +97,9 @@ def mlp_departure(mlp: MLP, links: Sequence[Link], call: Call, x: Tensor) -> str
             J = _jacobian(mlp, tensors, samples)
             read = torch.einsum("nq,nqp->p", mix, J).split(sizes)
         for (name, _), numbers, off in zip(there, read, allowed, strict=True):
-            if name is not None and _differ(found[name].flatten(), numbers.flatten(), off.flatten()):
+            if name is not None and _differ(
+                found[name].flatten(), numbers.flatten(), off.flatten()
+            ):
                 return "its gradients are not those of its layers (torch.no_grad, a hook, ...)"
     return ""
 
@@ -143,7 +145,11 @@ def _backward(
         size, n = delta.abs(), len(mix) + mix.shape[1] + 4
         if b is not None:
             found.append((delta.sum(0), off.sum(0) + n * u * size.sum(0)))
-        steps = [(off, layer.a.abs() + layer.off_a), (size, layer.off_a), (n * u * size, layer.a.abs())]
+        steps = [
+            (off, layer.a.abs() + layer.off_a),
+            (size, layer.off_a),
+            (n * u * size, layer.a.abs()),
+        ]
         bound = sum((d.T @ a for d, a in steps), torch.zeros_like(W))
         found.append((delta.T @ layer.a, bound))
         if layer.slope is not None and layer.off_slope is not None:

@@ -36,7 +36,6 @@ class Arithmetic:
     matrix: Callable[[int, int, list[Number]], Any]
     number: Callable[[float], Number]
 
-
     def array(self, t: Tensor) -> Array:
         """The entries as exact numbers, in the tensor's shape."""
         values = t.detach().cpu().numpy()

@@ -3,8 +3,8 @@
 python-flint computes a determinant or a solution in one call, during which neither signals nor clocks are
 looked at. Here a matrix is taken apart into blocks that take about half a second at most.
 
-The inverse X of A is a product of exact block-triangular factors, so that det X is known without rounding but
-for that of small blocks. If the rows of I - X A have absolute sums of at most e < 1 in balls, then every matrix
+The inverse X of A is a product of exact block-triangular factors, so that det X is known without rounding
+but for that of small blocks. If the rows of I - X A have absolute sums of at most e < 1 in balls, then every matrix
 in the balls of A is nonsingular, and |det A| |det X| lies between (1 - e)^n and (1 + e)^n, since the
 eigenvalues of X A are within e of 1.
 
@@ -142,7 +142,10 @@ def defect(X: Inverse, A: Array) -> arb:
 
 
 def solved(A: Array, B: Array, piece: int) -> Array | None:
-    """The solution of A Y = B in balls, None if A is not shown to be nonsingular; arguments as for `inverse`."""
+    """The solution of A Y = B in balls, None if A is not shown to be nonsingular.
+
+    Arguments as for :func:`inverse`.
+    """
     try:
         X = inverse(A, piece)
     except ZeroDivisionError:
@@ -153,7 +156,9 @@ def solved(A: Array, B: Array, piece: int) -> Array | None:
     Y = _middle(X.apply(B))
     rest = each(abs, X.apply(B - BALLS.product(A, Y)))
     radii = [max((x.upper() for x in column), default=arb(0)) / (1 - off) for column in rest.T]
-    return Y + np.array([[arb(0, r.upper()) for r in radii]] * len(Y), dtype=object).reshape(Y.shape)
+    return Y + np.array([[arb(0, r.upper()) for r in radii]] * len(Y), dtype=object).reshape(
+        Y.shape
+    )
 
 
 def _unit(n: int) -> Array:

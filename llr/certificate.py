@@ -54,8 +54,8 @@ class Certificate:
         arithmetic: "balls" or "rationals".
         bits: the precision of the balls; None for rationals.
         stopped: "upper bound met", "stopped growing" (the rank did not grow when the precision doubled, while
-            what remained shrank around zero: evidence, no proof, that it is no larger), "precision cap" or "time
-            limit".
+            what remained shrank around zero: evidence, no proof, that it is no larger), "precision cap" or
+            "time limit".
         structure: the model's layers in words.
         model: SHA-256 of the layers, the parameters' exact values and names, and which of them are columns.
         samples: SHA-256 of the samples in their order.
@@ -234,8 +234,8 @@ def decimal_below(value: arb) -> str:
         digits = str((scaled >> max(-exp, 0)) // 10 ** max(power, 0))
         return f"{digits[0]}.{digits[1:12]}e{power + len(digits) - 1}"
     with precision(_DECIMAL_BITS):
-        power = int(((value.log() / arb(10).log()).lower() - 11).floor().unique_fmpz())
-        digits = str(int((value / _power_of_ten(power)).lower().floor().unique_fmpz()))
+        power = _floor((value.log() / arb(10).log()).lower() - 11)
+        digits = str(_floor((value / _power_of_ten(power)).lower()))
     return f"{digits[0]}.{digits[1:12]}e{power + len(digits) - 1}"
 
 
@@ -250,6 +250,12 @@ def at_most(bound: str, value: arb) -> bool:
     left = fmpz(digits) * fmpz(10) ** max(ten, 0) * fmpz(2) ** max(-int(exp), 0)
     right = man * fmpz(10) ** max(-ten, 0) * fmpz(2) ** max(int(exp), 0)
     return bool(left <= right)
+
+
+def _floor(x: arb) -> int:
+    """The floor of a ball, which is exact but for a rounding that does not matter here."""
+    man, exp = x.floor().lower().man_exp()
+    return int(man) << int(exp) if exp >= 0 else int(man) >> -int(exp)
 
 
 def _power_of_ten(exponent: int) -> arb:
@@ -269,6 +275,9 @@ def _shown(value: object) -> str:
         return f"an integer of {value.bit_length()} bits"
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # integers inside that are too long, structures without an end
+    except (
+        ValueError,
+        RecursionError,
+    ):  # integers inside that are too long, structures without an end
         return f"a {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:97]}..."

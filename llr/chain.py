@@ -239,7 +239,9 @@ def steps_of(module: nn.Module, shape: Shape, name: str = "") -> tuple[list[Step
         if not why and tensor is not None and (why := gate.tensor_departure(tensor)):
             why = f"{why} {key!r}"
     if why:
-        raise ValueError(f"{label} has {why}, so that it is not what its class says; undo that, {OTHERWISE}")
+        raise ValueError(
+            f"{label} has {why}, so that it is not what its class says; undo that, {OTHERWISE}"
+        )
     if chain and kind not in RULES:
         steps: list[Step] = []
         for key, child in module._modules.items():  # named_children leaves repetitions out

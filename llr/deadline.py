@@ -38,6 +38,7 @@ def poll() -> None:
 
 def check_timeout(timeout: object) -> None:
     """Refuse what is no number of seconds, nor None."""
-    number = isinstance(timeout, int | float) and not isinstance(timeout, bool)
-    if timeout is not None and not (number and timeout > 0):
+    if timeout is None:
+        return
+    if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:
         raise ValueError(f"timeout is {timeout!r}; expected a positive number of seconds, or None")

@@ -65,7 +65,8 @@ class Scaled:
         """Bounds of the absolute value of the determinant of the unscaled matrix at these places.
 
         Args:
-            rows, columns: in the order of elimination, if they are many.
+            rows: in the order of elimination, if they are many.
+            columns: as many, in that order.
 
         Returns:
             A lower and an upper bound, None if the precision shows nothing. The lower bound is 0 where the

@@ -1,4 +1,4 @@
-"""Whether a module computes the steps that it was read as: balls that must contain what it computes in float64.
+"""Whether a module computes the steps that it was read as: balls must contain what it computes in float64.
 
 The steps are evaluated in balls that are widened, after each operation, by what any order of operations in
 float64 may be off by. The module's own outputs, and one combination of its gradients by autograd, must then
@@ -44,7 +44,7 @@ class _Float64(Arithmetic):
         return _widened(exact, off * ((A.shape[1] + 3) * _ROUNDING))
 
     def apply(self, function: Any, x: Any) -> Any:
-        """A function of the table, and what its evaluation may be off by: of its value, and of the argument."""
+        """A function of the table, off by some roundings of its value and of the argument."""
         value = each(function, x)
         return _widened(value, (each(abs, value) + each(_at_most_one, x)) * _ROUNDING)
 
@@ -97,11 +97,11 @@ def network_departure(network: Network, *, discrete: bool) -> str:
     probe = replace(network, inputs=inputs)
     with precision(_BITS):
         over = _Float64(arb_mat, lambda v: arb(float(v)))
-        tape, out = probe._run(over, np.arange(len(inputs)))  # noqa: SLF001 - a friend
+        tape, out = probe._run(over, np.arange(len(inputs)))
         for ball, value in zip(out.ravel(), outputs.flatten().tolist(), strict=True):
             if not _contains(ball, value):
                 return f"it returns {value} where its layers give {ball.str(8)}"
-        J = probe._pulled_back(over, tape, over.array(mix), np.arange(len(inputs)))  # noqa: SLF001
+        J = probe._pulled_back(over, tape, over.array(mix), np.arange(len(inputs)))
         sizes = each(abs, J).sum(axis=0) * ((len(J) + 4) * _ROUNDING)
         for ball, value in zip(_widened(J.sum(axis=0), sizes), gradients.tolist(), strict=True):
             if not _contains(ball, value):
@@ -123,7 +123,7 @@ def _evaluated(network: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | s
     with torch.enable_grad(), full_precision(), torch.random.fork_rng(devices=[]):
         try:
             out = run(problem, leaves, x.clone())
-        except Exception as error:  # noqa: BLE001 - whatever the user's forward raises
+        except Exception as error:
             first = next(iter(str(error).splitlines()), "")
             return f"evaluating it raises {type(error).__name__} ({first})"
         if not isinstance(out, Tensor) or len(out) != len(x):
@@ -131,7 +131,9 @@ def _evaluated(network: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | s
         if out.dtype != torch.float64:
             return f"its output is {out.dtype}, although parameters and samples are float64"
         out = out.reshape(len(x), -1)
-        mix = torch.linspace(1, 2, out.numel(), dtype=out.dtype, device=out.device).cos().view_as(out)
+        mix = (
+            torch.linspace(1, 2, out.numel(), dtype=out.dtype, device=out.device).cos().view_as(out)
+        )
         flat = torch.zeros(problem.columns.count, dtype=torch.float64)
         if out.requires_grad:
             found = torch.autograd.grad((mix * out).sum(), [*leaves.values()], allow_unused=True)

@@ -36,7 +36,6 @@ from llr.mlp import MLP
 from llr.parameters import Selection
 from llr.problem import Model, Problem, read_problem
 
-
 # Rows of the Jacobian that are added up at a time: numpy does not look at signals inside of it.
 _ROWS = 64
 
@@ -204,9 +203,7 @@ class Network:
             out[:, step.write[g]] = z if bias is None else over.plus(z, bias.reshape(len(W), -1)[g])
         return out
 
-    def _backward(
-        self, over: Arithmetic, step: Affine, delta: Array, W: Array, size: int
-    ) -> Array:
+    def _backward(self, over: Arithmetic, step: Affine, delta: Array, W: Array, size: int) -> Array:
         back = over.zeros(len(delta), size + 1)  # one more, where padding goes
         for g, write in enumerate(step.write):
             rows = delta[:, write]

@@ -1,4 +1,4 @@
-"""Whether a module computes what its class says: the one gate of everything that reads modules by their class.
+"""Whether a module computes what its class says: the one gate of all that reads modules by their class.
 
 A ``nn.Linear`` is read as ``W x + b`` without running it. That holds only if nothing stands between the call
 and the class's own forward: no subclass or patch that changes ``__call__`` or what forward uses, no hooks, no
@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from operator import attrgetter
-from types import BuiltinFunctionType, CodeType, FunctionType, ModuleType
+from types import BuiltinFunctionType, CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -40,9 +40,7 @@ _machinery = attrgetter(*_CALL[1:4], *(f"{name}.__code__" for name in _CALL[:4])
 _registered: dict[type[nn.Module], CodeType | None] = {}
 
 
-def departure(
-    module: nn.Module, seen: set[type] | None = None, *, hooks: bool = False
-) -> str:
+def departure(module: nn.Module, seen: set[type] | None = None, *, hooks: bool = False) -> str:
     """Why a module may compute something else than its class's own forward; empty if it does not.
 
     Its children are not looked at.
@@ -71,7 +69,11 @@ def departure(
 
 def call_departure(module: nn.Module) -> str:
     """Why calling a module may do something else than its forward, whatever that is; empty if it does not."""
-    return process_departure() or _look(_calls, type(module)).why or _instance_departure(module.__dict__, module)
+    return (
+        process_departure()
+        or _look(_calls, type(module)).why
+        or _instance_departure(module.__dict__, module)
+    )
 
 
 def _instance_departure(own: dict[str, Any], module: nn.Module) -> str:
@@ -111,7 +113,9 @@ def process_departure() -> str:
         modes += torch.utils._python_dispatch._get_current_dispatch_mode_stack()
     for mode in modes:
         if type(mode).__module__.split(".")[0] not in _OURS:
-            return f"the mode {type(mode).__name__} is active, which may change what functions compute"
+            return (
+                f"the mode {type(mode).__name__} is active, which may change what functions compute"
+            )
     return ""
 
 
@@ -128,7 +132,8 @@ def computes_otherwise(tensor: Tensor) -> bool:
     if kind in _TENSORS or kind.__module__.split(".")[0] in _OURS:
         return False
     rule = getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
-    usual = (Tensor.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
+    plain: Any = Tensor
+    usual = (plain.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
     return rule not in usual or (
         kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
     )
@@ -246,7 +251,8 @@ def _examined(kind: type[nn.Module], *, forward: bool) -> _Kind:
 
 def _called(kind: type[nn.Module], same: _Same, methods: set[str]) -> str:
     """Note what a class's forward calls; why one of that is not the original, empty if all are."""
-    waiting, done = [(kind.forward, True, 0)], set()
+    waiting: list[tuple[Any, bool, int]] = [(kind.forward, True, 0)]
+    done: set[Any] = set()
     while waiting:
         function, is_method, depth = waiting.pop()
         if function in done or not _is_ours(function) or function.__name__ in _NOT_FOLLOWED:
@@ -348,7 +354,12 @@ def confirmed(model: nn.Module, check: Callable[[], str]) -> str:
     """
     key = id(model)
     fingerprint = [
-        (type(m), m.extra_repr(), m.training, [(id(p), p.shape) for p in m._parameters.values() if p is not None])
+        (
+            type(m),
+            m.extra_repr(),
+            m.training,
+            [(id(p), p.shape) for p in m._parameters.values() if p is not None],
+        )
         for m in model.modules()
     ]
     known = _confirmed.get(key)

@@ -13,7 +13,7 @@ from llr.balls import precision
 from llr.chain import Affine
 from llr.exact import Network
 
-# A preactivation of sums of float64 numbers has no more bits than this unless they are of very different sizes.
+# Sums of float64 numbers have no more bits than the last, unless they are of very different sizes.
 _BITS = (128, 512, 2048)
 
 

@@ -148,7 +148,7 @@ def _links_of_module(module: nn.Module, seen: set[type]) -> list[_Link] | None:
         raise NotAnMLP(f"a {kind.__name__} has {why}")
     if chain:
         links: list[_Link] = []
-        for child in cast(nn.Sequential, module)._modules.values():
+        for child in module._modules.values():
             inner = _links_of_module(cast(nn.Module, child), seen)
             if inner is None:
                 return None

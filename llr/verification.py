@@ -52,9 +52,9 @@ def verify(
 ) -> Verdict:
     """Whether a certificate is true of this model and these samples.
 
-    The check shares only the evaluation of the Jacobian with what made the certificate. The named rows are
-    evaluated at 128 bits, and more if that does not decide, up to four times the certificate's precision; that
-    the submatrix A is nonsingular follows from an approximate inverse X with ||I - X A|| < 1 in balls; the
+    The check shares only the evaluation of the Jacobian with what made the certificate, and for large
+    matrices the order of elimination. The named rows are evaluated at twice the certificate's precision, and
+    more if that does not decide, up to eight times; that the submatrix A is nonsingular follows from an approximate inverse X with ||I - X A|| < 1 in balls; the
     bound of the determinant is compared with a determinant at that precision. An exact rank is computed again
     modulo other primes. An upper bound from a caller cannot be checked; the reason says so.
 

@@ -20,7 +20,15 @@ from torch.nn.utils import parametrizations, parametrize
 import llr
 from llr import exact
 from llr.embedding import split
-from llr.models import Conv1dTwoLayer, DeepLinear, Erf, MatrixFactorization, Polynomial, Sine, TwoLayer
+from llr.models import (
+    Conv1dTwoLayer,
+    DeepLinear,
+    Erf,
+    MatrixFactorization,
+    Polynomial,
+    Sine,
+    TwoLayer,
+)
 from llr.recovery import Damping, levenberg_marquardt
 from llr.recovery.train.data import Data
 from llr.recovery.train.machines import machine_for
@@ -87,7 +95,9 @@ def _part(model: nn.Module, rng: random.Random) -> nn.Module:
 
 
 def _with_parameters(model: nn.Module, rng: random.Random) -> nn.Module:
-    return rng.choice([m for m in model.modules() if any(True for _ in m.parameters(recurse=False))])
+    return rng.choice(
+        [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    )
 
 
 def _twisted(function: Callable[..., Any], rng: random.Random) -> Callable[..., Any]:
@@ -126,7 +136,7 @@ def subclass(model: nn.Module, rng: random.Random) -> None:
     if name == "__iter__":
 
         def method(self: Any) -> Any:
-            return iter([*self._modules.values()] + [nn.Tanh()])
+            return iter([*self._modules.values(), nn.Tanh()])
     elif name == "__getattr__":
 
         def method(self: Any, key: str) -> Any:
@@ -222,7 +232,9 @@ def class_patch(model: nn.Module, rng: random.Random) -> Iterator[None]:
     kind = type(_part(model, rng))
     if rng.random() < 0.2:
         kind = nn.Module
-    name = rng.choice(["forward", "__call__", "_call_impl"] if kind is not nn.Module else ["_call_impl"])
+    name = rng.choice(
+        ["forward", "__call__", "_call_impl"] if kind is not nn.Module else ["_call_impl"]
+    )
     own = vars(kind).get(name)
     setattr(kind, name, _twisted(getattr(kind, name), rng))
     try:
@@ -235,7 +247,7 @@ def class_patch(model: nn.Module, rng: random.Random) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def class_attribute(model: nn.Module, rng: random.Random) -> Iterator[None]:
+def class_attribute(_: nn.Module, rng: random.Random) -> Iterator[None]:
     """A property that takes a parameter's place."""
     kind = rng.choice([nn.Linear, nn.Conv1d])
     kind.weight = property(lambda self: torch.sin(self._parameters["weight"]))  # type: ignore[assignment]
@@ -314,7 +326,9 @@ def another_part(model: nn.Module, rng: random.Random) -> None:
         return
     key = rng.choice(list(model._modules))
     if type(model._modules[key]) in (nn.Tanh, nn.ReLU, nn.Sigmoid):
-        model._modules[key] = rng.choice([nn.Hardtanh(), nn.ELU(), nn.Sequential(nn.Tanh(), nn.Tanh())])
+        model._modules[key] = rng.choice(
+            [nn.Hardtanh(), nn.ELU(), nn.Sequential(nn.Tanh(), nn.Tanh())]
+        )
 
 
 def reweighted(model: nn.Module, rng: random.Random) -> None:
@@ -382,7 +396,7 @@ def truth(model: nn.Module, x: Tensor) -> Tensor | None:
                     ).as_subclass(Tensor)
                 )
         return torch.stack(rows).detach()
-    except Exception:  # noqa: BLE001 - a mutation may leave a model that does not run
+    except Exception:
         return None
 
 
@@ -394,13 +408,17 @@ def wrong(model: nn.Module, x: Tensor, J: Tensor) -> list[str]:
     """What was said of another function than the one that runs; the entry points that refuse say nothing."""
     found = []
 
-    def compare(name: str, numbers: Callable[[], Tensor], expected: Tensor, tolerance: float) -> None:
+    def compare(
+        name: str, numbers: Callable[[], Tensor], expected: Tensor, tolerance: float
+    ) -> None:
         try:
             given = numbers()
         except REFUSALS:
             return
         if given.shape != expected.shape or not bool(
-            ((given - expected).abs() <= tolerance * float(expected.abs().max().clamp(min=1e-30))).all()
+            (
+                (given - expected).abs() <= tolerance * float(expected.abs().max().clamp(min=1e-30))
+            ).all()
         ):
             found.append(name)
 
@@ -409,8 +427,9 @@ def wrong(model: nn.Module, x: Tensor, J: Tensor) -> list[str]:
     compare("gram", lambda: llr.gram(model, x).reshape(len(J), len(J)), J @ J.T, 1e-9)
     compare(
         "exact",
-        lambda: torch.tensor([float(v) for v in exact.jacobian(model, x, bits=64).entries()], dtype=F64)
-        .reshape(J.shape),
+        lambda: torch.tensor(
+            [float(v) for v in exact.jacobian(model, x, bits=64).entries()], dtype=F64
+        ).reshape(J.shape),
         J,
         1e-9,
     )

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -37,7 +38,9 @@ def net(bias: float, act: nn.Module, weight: float = 0.0) -> nn.Sequential:
 
 
 class TestExponents:
-    @pytest.mark.parametrize("exponent", [0, 5, -5, 300, -19_990, 30_000, -70_000, 10**9, -(10**15)])
+    @pytest.mark.parametrize(
+        "exponent", [0, 5, -5, 300, -19_990, 30_000, -70_000, 10**9, -(10**15)]
+    )
     @pytest.mark.parametrize("mantissa", [1, 3, 2**70 + 1, 999_999_999_999])
     def test_decimals_are_just_below(self, mantissa: int, exponent: int) -> None:
         text = decimal_below(arb((mantissa, exponent)))
@@ -66,7 +69,10 @@ class TestExponents:
             model = net(1e300, act, 1e200)
             assert verify(certify(model, x), model, x)
         sine = TwoLayer.of(
-            torch.tensor([[1e300]], dtype=torch.float64), None, torch.ones(1, 1).double(), activation="sin"
+            torch.tensor([[1e300]], dtype=torch.float64),
+            None,
+            torch.ones(1, 1).double(),
+            activation="sin",
         )
         assert certify(sine, x, max_bits=256).rank >= 0
 
@@ -92,7 +98,9 @@ class TestForgedFiles:
         verify(replace(found, bits=4096, rows=rows, bound="9.0e99", checksum=""), model, x)
         assert time.monotonic() - began < 20
 
-    def test_a_certificate_of_higher_precision(self, case: tuple[nn.Module, Tensor, Certificate]) -> None:
+    def test_a_certificate_of_higher_precision(
+        self, case: tuple[nn.Module, Tensor, Certificate]
+    ) -> None:
         model, x, _ = case
         found = certify(model, x, bits=5000, max_bits=5000)
         assert not verify(found, model, x)
@@ -109,41 +117,43 @@ class TestForgedFiles:
         text = json.dumps(content)
         if rng.random() < 0.2:
             at = rng.randrange(len(text))
-            text = text[:at] + rng.choice(["", "x", "[" * 100_000, "1" * 5000, "\\ud800", "NaN"]) + text[at + 1 :]
+            text = (
+                text[:at]
+                + rng.choice(["", "x", "[" * 100_000, "1" * 5000, "\\ud800", "NaN"])
+                + text[at + 1 :]
+            )
         path.write_text(text)
         began = time.monotonic()
-        try:
-            loaded = Certificate.load(path)
-        except ValueError as error:
-            assert str(path) in str(error)
-            assert len(str(error)) < 1000
-        else:
-            assert loaded == found or json.loads(text) != found.to_dict()
-            assert loaded == found
-        assert time.monotonic() - began < 10
+        loaded, message = _or_refusal(lambda: Certificate.load(path))
+        assert loaded == found or str(path) in message
         # The same with a checksum that fits.
         if isinstance(content, dict) and "checksum" in content:
-            try:
-                forged = Certificate.from_dict(
+            forged, message = _or_refusal(
+                lambda: Certificate.from_dict(
                     {**content, "checksum": rechecked({**content, "checksum": ""})}
                 )
-            except ValueError as error:
-                assert len(str(error)) < 1000
-                return
-            verdict = verify(forged, model, x)
-            assert time.monotonic() - began < 10
-            if verdict:  # it is true all the same
-                assert (forged.model, forged.samples, forged.structure) == (
-                    found.model,
-                    found.samples,
-                    found.structure,
-                )
-                assert forged.rank <= found.rank
-                assert forged.upper >= found.rank
+            )
+            if forged is not None and verify(forged, model, x):  # it is true all the same
+                for name in ("model", "samples", "structure"):
+                    assert getattr(forged, name) == getattr(found, name)
+                assert forged.rank <= found.rank <= forged.upper
+        assert time.monotonic() - began < 10
+
+
+def _or_refusal(load: Callable[[], Certificate]) -> tuple[Certificate | None, str]:
+    """What is loaded, or the message of the refusal, which is no longer than a screen."""
+    try:
+        return load(), ""
+    except ValueError as error:
+        message = str(error)
+    assert len(message) < 1000
+    return None, message
 
 
 def rechecked(content: dict[str, Any]) -> str:
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items() if k != "format"}
+    values = {
+        k: tuple(v) if isinstance(v, list) else v for k, v in content.items() if k != "format"
+    }
     try:
         return Certificate(**values).checksum
     except TypeError as error:
@@ -155,15 +165,34 @@ def mutated(content: dict[str, Any], rng: random.Random) -> Any:
     for _ in range(rng.choice([1, 1, 2])):
         key = rng.choice(list(content))
         value = content[key]
-        odd: list[Any] = [None, True, -1, 0, 1 << 70, 10**5000, 0.5, "", "x", [], [1], {}, [[]], float("inf")]
+        odd: list[Any] = [
+            None,
+            True,
+            -1,
+            0,
+            1 << 70,
+            10**5000,
+            0.5,
+            "",
+            "x",
+            [],
+            [1],
+            {},
+            [[]],
+            float("inf"),
+        ]
         if isinstance(value, int) and rng.random() < 0.6:
             value = value + rng.choice([-1, 1, 100, 1 << 20])
         elif isinstance(value, list) and value and rng.random() < 0.7:
             value[rng.randrange(len(value))] += rng.choice([-1, 1, 3, -100])
         elif key == "bound" and rng.random() < 0.8:
-            value = rng.choice(["9.9e99", "1.0e-9999999", "1.0e-999999999999", "1.0e999999999999", "0.0e0"])
+            value = rng.choice(
+                ["9.9e99", "1.0e-9999999", "1.0e-999999999999", "1.0e999999999999", "0.0e0"]
+            )
         elif key in ("upper_from", "stopped", "arithmetic") and rng.random() < 0.7:
-            value = rng.choice(["shape", "theory", "caller", "exact rank", "time limit", "rationals", "balls"])
+            value = rng.choice(
+                ["shape", "theory", "caller", "exact rank", "time limit", "rationals", "balls"]
+            )
         else:
             value = rng.choice(odd)
         if rng.random() < 0.1:
@@ -181,9 +210,10 @@ class TestTimeLimits:
     def test_poll(self) -> None:
         with time_limit(None):
             poll()
-        with time_limit(1e-9), pytest.raises(TimeLimit):
+        with time_limit(1e-9):
             time.sleep(1e-3)
-            poll()
+            with pytest.raises(TimeLimit):
+                poll()
         poll()
 
     @pytest.mark.parametrize("timeout", [0, -1, "1", True, float("nan")])
@@ -192,9 +222,12 @@ class TestTimeLimits:
             certify(nn.Linear(1, 1), torch.ones(1, 1), timeout=timeout)
 
     def test_what_was_proved_until_then(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        model, x = TwoLayer(1, 12, generator=torch.Generator().manual_seed(0)).double(), torch.randn(40, 1).double()
+        model, x = (
+            TwoLayer(1, 12, generator=torch.Generator().manual_seed(0)).double(),
+            torch.randn(40, 1).double(),
+        )
 
-        def late(*args: Any) -> Any:
+        def late(*_: Any) -> Any:
             raise TimeLimit
 
         monkeypatch.setattr("llr.certify.remainder", late)
@@ -208,7 +241,7 @@ class TestTimeLimits:
     def test_rationals(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model, x = nn.Linear(2, 1), torch.eye(2)
 
-        def late(*args: Any) -> Any:
+        def late(*_: Any) -> Any:
             raise TimeLimit
 
         monkeypatch.setattr("llr.certify.rational_pivots", late)

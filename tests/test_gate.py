@@ -65,7 +65,10 @@ def test_nothing_is_said_of_another_function(seed):
 
 
 def test_a_mutation_that_is_undone_is_forgotten():
-    model, x = nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double(), torch.randn(4, 2).double()
+    model, x = (
+        nn.Sequential(nn.Linear(2, 3), nn.Tanh(), nn.Linear(3, 1)).double(),
+        torch.randn(4, 2).double(),
+    )
     assert llr.plan(model, x).backend == "native" or not llr.info()
     model[1].forward = torch.sin
     assert llr.plan(model, x).backend == "torch"

@@ -120,7 +120,10 @@ class Conv1dTwoLayer(nn.Module):
         """Which of its sizes were changed so that they are not those of its parameters; empty if none."""
         sizes = (self.d, self.kernel_size, self.channels, self.positions)
         own = (self.channels, *(() if self.shared else (self.positions,)), self.kernel_size)
-        fits = all(type(size) is int for size in sizes) and self.positions == self.d + 1 - self.kernel_size
+        fits = (
+            all(type(size) is int for size in sizes)
+            and self.positions == self.d + 1 - self.kernel_size
+        )
         if fits and (self.weight.shape, self.out.shape) == (own, (self.channels, self.positions)):
             return ""
         return (

@@ -208,7 +208,9 @@ def confirmed_mlp(model: nn.Module) -> MLP:
     device = mlp.weights[0].device
     if (torch.float64, device) in mlp.confirmed or device.type == "meta":
         return mlp
-    problem = read_problem(model, probes(mlp.weights[0].new_empty(0, mlp.widths[0])), None, torch.float64)
+    problem = read_problem(
+        model, probes(mlp.weights[0].new_empty(0, mlp.widths[0])), None, torch.float64
+    )
     if problem.mlp is None:
         raise NotAnMLP(problem.why_not_mlp)
     return mlp
