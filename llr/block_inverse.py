@@ -4,7 +4,9 @@ python-flint computes a determinant or a solution in one call, during which neit
 looked at. Here a matrix is taken apart into blocks that take about half a second at most.
 
 The inverse X of A is a product of exact block-triangular factors, so that det X is known without rounding
-but for that of small blocks. If the rows of I - X A have absolute sums of at most e < 1 in balls, then every matrix
+but for that of small blocks.
+
+If the rows of I - X A have absolute sums of at most e < 1 in balls, then every matrix
 in the balls of A is nonsingular, and |det A| |det X| lies between (1 - e)^n and (1 + e)^n, since the
 eigenvalues of X A are within e of 1.
 

@@ -52,7 +52,7 @@ class Scaled:
         self._columns, self._rows = -columns.astype(np.int64), -rows.astype(np.int64)
         powers = np.add.outer(self._rows, self._columns)
         with precision(bits):
-            self.entries = np.empty(entries.shape, dtype=object)
+            self.entries: Array = np.empty(entries.shape, dtype=object)
             for i, row in enumerate(powers.tolist()):
                 poll()
                 self.entries[i] = entries[i] * np.array([arb((1, e)) for e in row], dtype=object)

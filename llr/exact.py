@@ -175,6 +175,8 @@ class Network:
     ) -> Array:
         """Combinations (N, P) of the Jacobian's rows, each of one sample, with weights delta (N, q)."""
         J = over.zeros(len(delta), self.n_params)
+        if not len(delta):
+            return J
         for step, x, W in reversed(tape):
             if isinstance(step, Entrywise):
                 slope = over.apply(activation(step.activation)[1], x)

@@ -54,9 +54,10 @@ def verify(
 
     The check shares only the evaluation of the Jacobian with what made the certificate, and for large
     matrices the order of elimination. The named rows are evaluated at twice the certificate's precision, and
-    more if that does not decide, up to eight times; that the submatrix A is nonsingular follows from an approximate inverse X with ||I - X A|| < 1 in balls; the
-    bound of the determinant is compared with a determinant at that precision. An exact rank is computed again
-    modulo other primes. An upper bound from a caller cannot be checked; the reason says so.
+    more if that does not decide, up to eight times. That the submatrix A is nonsingular follows from an
+    approximate inverse X with ||I - X A|| < 1 in balls; the bound of the determinant is compared with a
+    determinant at that precision. An exact rank is computed again modulo other primes. An upper bound from a
+    caller cannot be checked; the reason says so.
 
     A certificate that someone else made costs no more work than one of :func:`certify` with the same
     `max_bits` would: one that claims more precision is not looked at.
