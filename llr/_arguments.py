@@ -1,4 +1,4 @@
-"""The checks of the operators' arguments for what runs without their kernels: shapes alone, and derivatives.
+"""Checks of the native operators' arguments for what runs without kernels: shapes alone, and derivatives.
 
 The same words as in csrc/mlp_arguments.cpp and its neighbours. Sizes may be symbols.
 """

@@ -59,7 +59,21 @@ def _softplus(z: arb) -> arb:
 
 
 def _gauss_cdf(z: arb) -> arb:
+    if z < -(2**16):
+        return _gauss_tail(-z)
     return (-z / arb(2).sqrt()).erfc() / 2
+
+
+def _gauss_tail(t: arb) -> arb:
+    """The share beyond t, for t above 2^16, where Arb's erfc has no correct digits at some precisions.
+
+    Its asymptotic series alternates, and is off by less than the first term left out.
+    """
+    u, term, total = 1 / (t * t), arb(1), arb(0)
+    for k in range(flint.ctx.prec // 16 + 2):
+        total += term
+        term *= -(2 * k + 1) * u
+    return (total + arb(0, abs(term).upper())) * _gauss_density(t) / t
 
 
 def _gauss_density(z: arb) -> arb:

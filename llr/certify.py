@@ -11,55 +11,36 @@ the caller brings, or, for models with rational derivatives, the exact rank.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from flint import arb, arb_mat
+from flint import arb
 from torch import Tensor
 
 from llr.accept import a_function, a_model, takes, valued
-from llr.balls import precision
 from llr.certificate import (
     HIGHEST_BITS,
     LOWEST_BITS,
+    MOST_BITS,
     Certificate,
-    at_most,
     check_int,
     decimal_below,
 )
-from llr.elimination import (
-    Pivots,
-    Scaled,
-    exact_rank,
-    find_pivots,
-    integer_rows,
-    prove,
-    rational_pivots,
-    remainder,
-)
+from llr.deadline import TimeLimit, check_timeout, time_limit
+from llr.elimination import Pivots, Scaled, find_pivots, prove, rational_pivots, remainder
 from llr.exact import Network, read_network
 from llr.parameters import Selection
 from llr.problem import Model
 from llr.theory.upper import upper_bound
+from llr.verification import Verdict, verify
 
 __all__ = ["Certificate", "Verdict", "certify", "verify"]
 
 # Float64 parameters that differ by one unit in the last place differ by 2^-52; where such a difference shows
 # only to third order it is 2^-156. A rank that has not grown at this precision is not limited by it.
 _ENOUGH_BITS = 256
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What :func:`verify` found; true or false as itself."""
-
-    valid: bool
-    reason: str
-
-    def __bool__(self) -> bool:
-        return self.valid
 
 
 Progress = Callable[[int | None, int, int], None]
@@ -73,7 +54,8 @@ def certify(
     params: Selection = None,
     upper: int | None = None,
     bits: int = 64,
-    max_bits: int = 4096,
+    max_bits: int = MOST_BITS,
+    timeout: float | None = None,
     progress: Progress | None = None,
 ) -> Certificate:
     """A proved lower bound of the rank of the model's Jacobian on these samples.
@@ -90,14 +72,18 @@ def certify(
             more than the shorter side of the matrix, nor than a closed form that :mod:`llr.theory` has.
         bits: the first precision.
         max_bits: the last.
+        timeout: seconds after which the search ends with what is proved then; None for no limit. Single steps
+            take about half a second at most, and longer only where the numbers have very many digits.
         progress: called as ``progress(bits, proved, upper)`` now and then; bits is None in rationals.
 
     Returns:
-        A `Certificate`. At the precision cap, or where the rank stops growing below the upper bound, its
-        ``rank`` is less than its ``upper`` and ``stopped`` says why.
+        A `Certificate`. At the precision cap, at the time limit, or where the rank stops growing below the
+        upper bound, its ``rank`` is less than its ``upper`` and ``stopped`` says why.
 
     Raises:
-        ValueError: `upper` is disproved; precisions out of range; what :func:`llr.exact.jacobian` refuses.
+        ValueError: `upper` is disproved; precisions or `timeout` out of range; what
+            :func:`llr.exact.jacobian` refuses.
+        TimeoutError: `timeout` was over before the model was read.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE
     Transactions on Computers 66 (2017), for the arithmetic.
@@ -115,53 +101,93 @@ def certify(
     check_int("max_bits", max_bits, bits, HIGHEST_BITS)
     if upper is not None:
         check_int("upper", upper, 0)
-    network = read_network(model, x, params)
-    goal, upper_from = _goal(network, params, upper)
-    report = progress or (lambda *_: None)
-    if network.rational:
-        report(None, 0, goal)
+    check_timeout(timeout)
+    with time_limit(timeout):
+        try:
+            network = read_network(model, x, params)
+            goal, upper_from = _goal(network, params, upper)
+        except TimeLimit:
+            raise TimeoutError(
+                f"timeout={timeout} seconds were over before the model was read; give more"
+            ) from None
+        report = progress or (lambda *_: None)
+        if network.rational:
+            return _in_rationals(network, goal, upper_from, upper, report)
+        return _in_balls(network, goal, upper_from, upper, bits, max_bits, report)
+
+
+def _in_rationals(
+    network: Network, goal: int, upper_from: str, upper: int | None, report: Progress
+) -> Certificate:
+    report(None, 0, goal)
+    rows: list[int] = []
+    columns: list[int] = []
+    exponent, stopped, limit = 0, "time limit", goal
+    try:
         rows, columns, exponent = rational_pivots(network.rational_jacobian())
-        _check_claim(len(rows), upper)
-        report(None, len(rows), len(rows))
-        return _certificate(
-            network,
-            rank=len(rows),
-            upper=len(rows),
-            upper_from="exact rank",
-            rows=tuple(rows),
-            columns=tuple(columns),
-            bound=decimal_below(arb((1, exponent))),
-            arithmetic="rationals",
-            bits=None,
-            stopped="upper bound met",
-        )
-    best, left = _Proof(bits), None
-    while True:
+        stopped, limit, upper_from = "upper bound met", len(rows), "exact rank"
+    except TimeLimit:
+        if not limit:
+            stopped = "upper bound met"
+    _check_claim(len(rows), upper)
+    report(None, len(rows), limit)
+    return _certificate(
+        network,
+        rank=len(rows),
+        upper=limit,
+        upper_from=upper_from,
+        rows=tuple(rows),
+        columns=tuple(columns),
+        bound=decimal_below(arb((1, exponent))),
+        arithmetic="rationals",
+        bits=None,
+        stopped=stopped,
+    )
+
+
+def _in_balls(
+    network: Network,
+    goal: int,
+    upper_from: str,
+    upper: int | None,
+    bits: int,
+    max_bits: int,
+    report: Progress,
+) -> Certificate:
+    best, left, stopped, count = _Proof(bits), None, "", -1
+    while not stopped:
         report(bits, best.rank, goal)
-        A = Scaled(network.jacobian(bits), bits)
-        pivots = find_pivots(A, lambda: report(bits, best.rank, goal))  # noqa: B023 - called at once
-        proved, bound = prove(A, pivots)
-        _check_claim(proved, upper)
-        if upper_from == "theory" and proved > goal:
+        try:
+            A = Scaled(network.jacobian(bits), bits)
+            pivots = find_pivots(A, lambda: report(bits, best.rank, goal))  # noqa: B023 - called at once
+            # While more precision shows more pivots, fewer of them are not worth a search.
+            last = len(pivots) <= count or bits >= max_bits
+            count = len(pivots)
+            proved, bound = prove(A, pivots, search=last)
+            grown = proved > best.rank
+            if grown:
+                best = _Proof(bits, pivots[:proved], bound)
+            left_before, left = left, None if best.rank >= goal else remainder(A, best.pivots)
+        except TimeLimit:
+            stopped = "time limit"
+            grown = False
+        _check_claim(best.rank, upper)
+        if upper_from == "theory" and best.rank > goal:
             raise RuntimeError(
-                f"the rank is at least {proved}, which is certain, but the closed form says at most {goal}: "
-                "this is a mistake in llr, please report it with the model; params='*' does without"
+                f"the rank is at least {best.rank}, which is certain, but the closed form says at most "
+                f"{goal}: this is a mistake in llr, please report it with the model; params='*' does without"
             )
-        grown = proved > best.rank
-        if grown:
-            best = _Proof(bits, pivots[:proved], bound)
         report(bits, best.rank, goal)
         if best.rank >= goal:
             stopped = "upper bound met"
+        elif stopped:
             break
-        left_before, left = left, remainder(A, best.pivots)
-        if left is not None and not grown and _settled(left, left_before, bits):
+        elif left is not None and not grown and _settled(left, left_before, bits):
             stopped = "stopped growing"
-            break
-        if bits >= max_bits:
+        elif bits >= max_bits:
             stopped = "precision cap"
-            break
-        bits = min(2 * bits, max_bits)
+        else:
+            bits = min(2 * bits, max_bits)
     return _certificate(
         network,
         rank=best.rank,
@@ -225,129 +251,3 @@ def _certificate(network: Network, **found: Any) -> Certificate:
         n_params=network.n_params,
         version=own,
     )
-
-
-@takes(model=a_model, x=valued)
-def verify(
-    certificate: Certificate, model: Model, x: Tensor, *, params: Selection = None
-) -> Verdict:
-    """Whether a certificate is true of this model and these samples.
-
-    The check shares only the evaluation of the Jacobian with what made the certificate. The named rows are
-    evaluated at twice the certificate's precision, and more if that does not decide; that the submatrix A is
-    nonsingular follows from an approximate inverse X with ||I - X A|| < 1 in balls; the bound of the
-    determinant is compared with a determinant at that precision. An exact rank is computed again modulo other
-    primes. An upper bound from a caller cannot be checked; the reason says so.
-
-    Args:
-        certificate: the claim.
-        model: the model that it is said to be of.
-        x: the samples.
-        params: as for :func:`certify`.
-
-    Returns:
-        A `Verdict`: true or false, with a reason that names what differs.
-
-    Raises:
-        TypeError: `certificate` is no `Certificate`.
-        ValueError: what :func:`llr.exact.jacobian` refuses of the model and the samples.
-
-    Source: S. M. Rump, "Verification methods: rigorous results using floating-point arithmetic", Acta
-    Numerica 19 (2010), section 10, for the inverse.
-
-    Example:
-        >>> import torch
-        >>> from llr.certify import certify, verify
-        >>> model, x = torch.nn.Linear(2, 1), torch.eye(2)
-        >>> certificate = certify(model, x)
-        >>> verify(certificate, model, x + 1).reason
-        'the samples differ from those of the certificate'
-    """
-    if not isinstance(certificate, Certificate):
-        raise TypeError(
-            f"certificate is {type(certificate).__name__}; expected a Certificate (Certificate.load)"
-        )
-    network = read_network(model, x, params)
-    reason = _difference(certificate, network) or _false_upper(certificate, network, params)
-    if reason:
-        return Verdict(False, reason)
-    if reason := _unproved(certificate, network):
-        return Verdict(False, reason)
-    above = "believed as the caller gave it" if certificate.upper_from == "caller" else "checked"
-    return Verdict(
-        True,
-        f"rank >= {certificate.rank} is proved again; the upper bound {certificate.upper} is {above}",
-    )
-
-
-def _difference(certificate: Certificate, network: Network) -> str:
-    """What shows without evaluating anything that the certificate is of something else."""
-    if not certificate.intact:
-        return "the checksum does not fit the other fields: the certificate was altered"
-    if certificate.structure != network.structure:
-        return f"the certificate is of {certificate.structure}, the model is {network.structure}"
-    if certificate.model != network.model_digest:
-        return "the parameters, or the choice of columns, differ from those of the certificate"
-    if certificate.samples != network.samples_digest:
-        return "the samples differ from those of the certificate"
-    for name in ("n_rows", "n_params"):
-        if getattr(certificate, name) != getattr(network, name):
-            return f"{name} is {getattr(network, name)}, not {getattr(certificate, name)}"
-    if (certificate.arithmetic == "rationals") != network.rational:
-        return f"a {network.structure} network is not certified in {certificate.arithmetic}"
-    return ""
-
-
-def _false_upper(certificate: Certificate, network: Network, params: Selection) -> str:
-    side = min(network.n_rows, network.n_params)
-    if certificate.upper_from == "shape" and certificate.upper != side:
-        return f"upper is {certificate.upper}; the shape of the Jacobian makes it {side}"
-    if certificate.upper_from == "theory":
-        closed = upper_bound(network.problem, params)
-        if closed is None or certificate.upper != closed.upper:
-            return f"upper is {certificate.upper}; the closed form is {closed and closed.upper}"
-    if certificate.upper_from == "exact rank":
-        # Other primes than those that made the certificate.
-        rank, _ = exact_rank(integer_rows(network.rational_jacobian())[0], below=2**61)
-        if rank != certificate.upper:
-            return f"upper is {certificate.upper}; the exact rank is {rank}"
-    return ""
-
-
-def _unproved(certificate: Certificate, network: Network) -> str:
-    """Why the submatrix is not shown to be nonsingular with such a determinant; empty if it is."""
-    everything = range(certificate.rank)
-    first = 2 * (certificate.bits or max(64, certificate.rank))
-    for bits in (first, 2 * first, 4 * first):
-        with precision(bits):
-            if network.rational:
-                rows = arb_mat(network.rational_jacobian(certificate.rows))
-            else:
-                rows = network.jacobian(bits, certificate.rows)
-            A = Scaled(_columns(rows, certificate.columns), bits)
-            det = A.determinant(everything, everything)
-            if not det.is_finite():  # the balls are too wide to say anything
-                continue
-            if not at_most(certificate.bound, abs(det).upper()):
-                return f"bound is {certificate.bound}, but the determinant is {det.str(10)}"
-            if _nonsingular(A.matrix(everything, everything)) and at_most(
-                certificate.bound, det.abs_lower()
-            ):
-                return ""
-    return f"these rows and columns could not be shown to be independent at {4 * first} bits"
-
-
-def _columns(M: arb_mat, columns: Sequence[int]) -> arb_mat:
-    return arb_mat(M.nrows(), len(columns), [row[j] for row in M.tolist() for j in columns])
-
-
-def _nonsingular(A: arb_mat) -> bool:
-    """Whether X A is near 1 for some X, so that every matrix in the balls of A is nonsingular."""
-    n = A.nrows()
-    one = arb_mat(n, n, [int(i == j) for i in range(n) for j in range(n)])
-    try:
-        X = A.mid().solve(one, algorithm="approx").mid()
-    except ZeroDivisionError:
-        return False
-    defect = (one - X * A).tolist()
-    return all(sum((abs(e) for e in row), arb(0)) < 1 for row in defect)

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from llr import gate
 from llr.activations import Erf, Polynomial, Sine
+from llr.mlp import SETTINGS
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -84,6 +85,7 @@ def dense(
 
 
 def _linear(module: nn.Linear, shape: Shape) -> tuple[Sequence[Step], Shape]:
+    _check_shapes(module, 2)
     h, w = module.weight.shape
     if not shape or shape[-1] != w:
         raise ValueError(f"takes samples of shape (..., {w}); what comes in has shape {shape}")
@@ -92,25 +94,53 @@ def _linear(module: nn.Linear, shape: Shape) -> tuple[Sequence[Step], Shape]:
     return [step], (*shape[:-1], h)
 
 
+def _check_shapes(module: Any, dimensions: int) -> None:
+    """Refuse a weight or a bias that was replaced by one of another kind of shape."""
+    weight, bias = module.weight, module.bias
+    if not isinstance(weight, Tensor) or weight.dim() != dimensions:
+        found = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
+        raise ValueError(f"has a weight {found}; expected {dimensions} dimensions")
+    if bias is not None and (not isinstance(bias, Tensor) or bias.shape != weight.shape[:1]):
+        found = tuple(bias.shape) if isinstance(bias, Tensor) else type(bias).__name__
+        raise ValueError(f"has a bias {found}; expected ({len(weight)},)")
+
+
+def _size(name: str, value: object, least: int) -> int:
+    """A setting of a 1-d convolution, which is an integer or one in a tuple."""
+    found = value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
+    if type(found) is not int or found < least:
+        raise ValueError(f"has {name}={value!r}; expected an integer of at least {least}")
+    return found
+
+
 def _conv1d(module: nn.Conv1d, shape: Shape) -> tuple[Sequence[Step], Shape]:
-    channels, kernel, groups = module.in_channels, module.kernel_size[0], module.groups
-    stride, dilation, padding = module.stride[0], module.dilation[0], module.padding
+    _check_shapes(module, 3)
+    # What torch goes by: the shape of the weight, whatever the attributes say that the layer was made with.
+    h, width, kernel = module.weight.shape
+    groups = _size("groups", module.groups, 1)
+    stride, dilation = _size("stride", module.stride, 1), _size("dilation", module.dilation, 1)
+    padding: Any = module.padding
+    channels = width * groups
+    if h % groups:
+        raise ValueError(f"has {h} filters in {groups} groups; expected a multiple")
     if len(shape) != 2 or shape[0] != channels:
         raise ValueError(f"takes samples of shape ({channels}, L); what comes in has shape {shape}")
     if module.padding_mode != "zeros":
         raise ValueError(f"has padding_mode={module.padding_mode!r}; expected 'zeros'")
+    if isinstance(padding, str) and (padding not in ("same", "valid") or stride != 1):
+        raise ValueError(f"has padding={padding!r} and stride={stride}; expected numbers")
     span = dilation * (kernel - 1) + 1
     if isinstance(padding, str):
         before = (span - 1) // 2 if padding == "same" else 0
         after = span - 1 - before if padding == "same" else 0
     else:
-        before = after = padding[0]
+        before = after = _size("padding", padding, 0)
     places = F.pad(torch.arange(channels * shape[1]).view(shape), (before, after), value=-1)
     if places.shape[1] < span:
         raise ValueError(f"has a kernel of span {span}; what comes in has shape {shape}")
     read = places.unfold(1, span, stride)[..., ::dilation]  # (channels, T, kernel)
-    positions, h = read.shape[1], module.out_channels
-    read = read.reshape(groups, channels // groups, positions, kernel).transpose(1, 2).flatten(2)
+    positions = read.shape[1]
+    read = read.reshape(groups, width, positions, kernel).transpose(1, 2).flatten(2)
     write = torch.arange(h * positions).view(groups, h // groups, positions).transpose(1, 2)
     label = (
         f"Conv1d({channels}, {h}, {kernel}, stride={stride}, padding={before}+{after}, "
@@ -136,10 +166,11 @@ def _dropout(module: nn.modules.dropout._DropoutNd, shape: Shape) -> tuple[Seque
     return [], shape
 
 
-def _activation(name: str, **settings: object) -> Rule:
+def _activation(name: str) -> Rule:
     def rule(module: nn.Module, shape: Shape) -> tuple[Sequence[Step], Shape]:
-        for setting, expected in settings.items():
-            if (found := getattr(module, setting)) != expected:
+        for setting, expected in SETTINGS.get(type(module), {}).items():
+            found = getattr(module, setting)
+            if isinstance(found, Tensor) or found != expected:
                 raise ValueError(f"has {setting}={found!r}; expected {expected!r}")
         return [Entrywise(name)], shape
 
@@ -158,8 +189,8 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Tanh: _activation("tanh"),
     nn.Sigmoid: _activation("sigmoid"),
     nn.ReLU: _activation("relu"),
-    nn.Softplus: _activation("softplus", beta=1, threshold=20),
-    nn.GELU: _activation("gelu", approximate="none"),
+    nn.Softplus: _activation("softplus"),
+    nn.GELU: _activation("gelu"),
     nn.SiLU: _activation("silu"),
     Erf: _activation("erf"),
     Sine: _activation("sin"),
@@ -177,7 +208,8 @@ def register(kind: type[nn.Module], rule: Rule, encode: Encoding | None = None) 
         kind: the class itself; its subclasses, which may have another forward, are not included.
         rule: given a module of the class and the shape of one sample that goes in, returns the steps
             (`Affine`, `Entrywise`, those of its parts by :func:`steps_of`) and the shape that comes out. The
-            class's ``forward`` must be just that chain: nothing checks it.
+            class's ``forward``, as it is now, must be just that chain. Models are evaluated at a few
+            samples before anything is said about them, and refused if outputs or gradients differ.
         encode: for a class whose samples are discrete, such as indices: given a model of the class and
             samples (n, ...), returns exact floating-point numbers (n, ...), such as one-hot vectors, that the
             steps start from.
@@ -190,6 +222,7 @@ def register(kind: type[nn.Module], rule: Rule, encode: Encoding | None = None) 
         ...         return torch.sin(x)
         >>> register(Sine, lambda module, shape: ([Entrywise("sin")], shape))
     """
+    gate.trust(kind)
     RULES[kind] = rule
     if encode is not None:
         ENCODINGS[kind] = encode
@@ -203,20 +236,16 @@ def steps_of(module: nn.Module, shape: Shape, name: str = "") -> tuple[list[Step
     """
     kind = type(module)
     label = f"{kind.__name__} {name!r}" if name else kind.__name__
-    if (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-        or "forward" in module.__dict__
-        or _has_any_global_hook()
-    ):
-        raise ValueError(f"{label} has hooks or a forward of its own; remove them, {OTHERWISE}")
-    if (
-        kind not in RULES
-        and isinstance(module, nn.Sequential)
-        and kind.forward is nn.Sequential.forward
-    ):
+    chain = isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
+    why = gate.departure(module) if chain or kind in RULES else gate.call_departure(module)
+    for key, tensor in module._parameters.items():
+        if not why and tensor is not None and (why := gate.tensor_departure(tensor)):
+            why = f"{why} {key!r}"
+    if why:
+        raise ValueError(
+            f"{label} has {why}, so that it is not what its class says; undo that, {OTHERWISE}"
+        )
+    if chain and kind not in RULES:
         steps: list[Step] = []
         for key, child in module._modules.items():  # named_children leaves repetitions out
             assert child is not None

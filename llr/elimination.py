@@ -13,8 +13,17 @@ from typing import Any, cast
 import numpy as np
 from flint import arb, arb_mat, fmpq_mat, fmpz, fmpz_mat, nmod_mat
 
+from llr.arithmetic import BALLS, each
 from llr.balls import precision
+from llr.block_inverse import (
+    approximate_solution,
+    determinant_bounds,
+    largest_piece,
+    solved,
+)
+from llr.certificate import EXPONENT_BITS
 from llr.chain import Array
+from llr.deadline import poll
 
 Pivots = list[tuple[int, int]]
 """(row, column), in the order of elimination."""
@@ -23,6 +32,8 @@ Indices = Sequence[int] | Array
 
 # Ratio of the pivots that one factorisation in float64 may find: with sixteen digits, nine are safe.
 _RANGE = 2.0**-30
+# Entries with larger exponents of two are not scaled: sums of them would not be exact.
+_MOST_POWER = 2**40
 
 
 class Scaled:
@@ -36,21 +47,54 @@ class Scaled:
         self.bits = bits
         entries = _array(A)
         exponents = _each(_exponent, entries).astype(np.float64)  # -inf for zeros
-        self._columns = -_finite(exponents.max(axis=0, initial=-np.inf))
-        self._rows = -_finite((exponents + self._columns).max(axis=1, initial=-np.inf))
-        powers = np.add.outer(self._rows, self._columns).astype(np.int64)
+        columns = _finite(exponents.max(axis=0, initial=-np.inf))
+        rows = _finite((exponents - columns).max(axis=1, initial=-np.inf))
+        self._columns, self._rows = -columns.astype(np.int64), -rows.astype(np.int64)
+        powers = np.add.outer(self._rows, self._columns)
         with precision(bits):
-            self.entries = entries * _each(lambda e: arb((1, e)), powers.astype(object))
+            self.entries: Array = np.empty(entries.shape, dtype=object)
+            for i, row in enumerate(powers.tolist()):
+                poll()
+                self.entries[i] = entries[i] * np.array([arb((1, e)) for e in row], dtype=object)
 
     def matrix(self, rows: Indices, columns: Indices) -> arb_mat:
         """The scaled matrix at these rows and columns."""
         return _matrix(self.entries[np.ix_(np.asarray(rows, int), np.asarray(columns, int))])
 
-    def determinant(self, rows: Indices, columns: Indices) -> arb:
-        """The determinant of the unscaled matrix at these rows and columns."""
+    def determinant_bounds(self, rows: Indices, columns: Indices) -> tuple[arb, arb] | None:
+        """Bounds of the absolute value of the determinant of the unscaled matrix at these places.
+
+        Args:
+            rows: in the order of elimination, if they are many.
+            columns: as many, in that order.
+
+        Returns:
+            A lower and an upper bound, None if the precision shows nothing. The lower bound is 0 where the
+            determinant may be 0, or is of a size that no certificate names.
+        """
         power = int(self._rows[list(rows)].sum() + self._columns[list(columns)].sum())
+        piece = largest_piece(self.bits)
         with precision(self.bits):
-            return self.matrix(rows, columns).det() * arb((1, -power))
+            if len(rows) <= piece:
+                poll()
+                det = abs(self.matrix(rows, columns).det())
+                found = (det.abs_lower(), det.abs_upper()) if det.is_finite() else None
+            else:
+                found = determinant_bounds(self.block(rows, columns), piece)
+            if found is None:
+                return None
+            low, high = (x * arb((1, -power)) for x in found)
+            return (arb(0) if _is_beyond(low) else low), high
+
+    def block(self, rows: Indices, columns: Indices) -> Array:
+        """The entries of the scaled matrix at these rows and columns."""
+        return cast(Array, self.entries[np.ix_(np.asarray(rows, int), np.asarray(columns, int))])
+
+
+def _is_beyond(x: arb) -> bool:
+    """Whether a positive number is of a size that no certificate names."""
+    man, exp = x.man_exp()
+    return bool(man <= 0) or int(exp).bit_length() > EXPONENT_BITS
 
 
 def _array(A: arb_mat) -> Array:
@@ -62,6 +106,10 @@ def _matrix(entries: Array) -> arb_mat:
     return arb_mat(m, n, entries.ravel().tolist())
 
 
+def _middle(entries: Array) -> Array:
+    return each(lambda x: x.mid(), entries)
+
+
 def _each(function: Callable[[Any], Any], entries: Array) -> Array:
     return cast(Array, np.frompyfunc(function, 1, 1)(entries))
 
@@ -71,7 +119,8 @@ def _exponent(x: arb) -> float:
     if not x.is_finite() or x.contains(0):
         return -np.inf
     man, exp = x.abs_upper().man_exp()
-    return float(man.bit_length() + exp)
+    power = int(man.bit_length() + exp)
+    return float(power) if abs(power) <= _MOST_POWER else -np.inf
 
 
 def _finite(exponents: Array) -> Array:
@@ -91,7 +140,7 @@ def find_pivots(A: Scaled, beat: Callable[[], None] = lambda: None) -> Pivots:
     pivots: Pivots = []
     with precision(A.bits):
         rows, columns = _narrow_rows(A), np.arange(A.entries.shape[1])
-        rest = _each(lambda x: x.mid(), A.entries[rows])
+        rest = _middle(A.entries[rows])
         radii = _each(lambda x: x.rad(), A.entries[rows]).ravel().tolist()
         noise = 16 * max([arb((1, -A.bits)), *radii])
         while rest.size:
@@ -105,17 +154,17 @@ def find_pivots(A: Scaled, beat: Callable[[], None] = lambda: None) -> Pivots:
             other_i = np.setdiff1d(np.arange(len(rows)), i)
             other_j = np.setdiff1d(np.arange(len(columns)), j)
             block, right, left, kept = (
-                _matrix(rest[np.ix_(a, b)])
+                rest[np.ix_(a, b)]
                 for a, b in ((i, j), (i, other_j), (other_i, j), (other_i, other_j))
             )
             rows, columns = rows[other_i], columns[other_j]
-            if not kept.nrows() or not kept.ncols():
+            if not kept.size:
                 break
             try:
-                solved = block.solve(right, algorithm="approx").mid()
+                solution = approximate_solution(block, right, largest_piece(A.bits))
             except ZeroDivisionError:  # so little precision that the pivots drown in it
                 break
-            rest = _array((kept - left * solved).mid())
+            rest = _middle(kept - BALLS.product(left, solution))
     return pivots
 
 
@@ -147,11 +196,16 @@ def _complete_pivots(A: Array, smallest: float) -> tuple[Array, Array]:
     return rows[:k], columns[:k]
 
 
-def prove(A: Scaled, pivots: Pivots) -> tuple[int, arb]:
+def prove(A: Scaled, pivots: Pivots, *, search: bool = True) -> tuple[int, arb]:
     """How many of the leading pivots are proved independent, and a lower bound of their determinant.
 
     The proof is a determinant in balls that does not contain zero. If that of all pivots does, the largest
     number that is proved is found by bisection.
+
+    Args:
+        A: the matrix.
+        pivots: in the order of elimination.
+        search: whether to look for a smaller number, if all pivots are not proved.
 
     Returns:
         r, and an exact positive number that the absolute value of the determinant of the first r rows and
@@ -160,9 +214,11 @@ def prove(A: Scaled, pivots: Pivots) -> tuple[int, arb]:
     proved, bound = 0, arb(1)
     high = k = len(pivots)
     while k > proved:
-        found = A.determinant(*zip(*pivots[:k], strict=True)).abs_lower()
-        if found > 0 and found.is_finite():
-            proved, bound = k, found
+        found = A.determinant_bounds(*zip(*pivots[:k], strict=True))
+        if found is not None and found[0] > 0:
+            proved, bound = k, found[0]
+        elif not search:
+            break
         else:
             high = k - 1
         k = (proved + high + 1) // 2
@@ -182,14 +238,14 @@ def remainder(A: Scaled, pivots: Pivots) -> arb | None:
         for size, chosen in zip(A.entries.shape, (rows, columns), strict=True)
     )
     with precision(A.bits):
-        left = A.matrix(other_rows, other_columns)
+        left = A.block(other_rows, other_columns)
         if pivots:
-            try:
-                X = A.matrix(rows, columns).solve(A.matrix(rows, other_columns))
-            except ZeroDivisionError:  # singular as far as these balls tell
+            chosen, right = A.block(rows, columns), A.block(rows, other_columns)
+            X = solved(chosen, right, largest_piece(A.bits))
+            if X is None:  # singular as far as these balls tell
                 return None
-            left = left - A.matrix(other_rows, columns) * X
-        entries = left.entries()
+            left = left - BALLS.product(A.block(other_rows, columns), X)
+        entries = left.ravel().tolist()
         if not all(x.is_finite() and x.contains(0) for x in entries):
             return None
         return max((x.abs_upper() for x in entries), default=arb(0))
@@ -237,6 +293,7 @@ def exact_rank(M: fmpz_mat, below: int = 2**62) -> tuple[int, int]:
     rank, known = -1, 0.0
     p = prime = below
     while rank < 0 or (rank < min(len(norms), M.ncols()) and known <= sum(norms[: rank + 1])):
+        poll()
         p = _prime_below(p)
         found = nmod_mat(M, p).rank()
         if found > rank:

@@ -16,46 +16,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from flint import arb, arb_mat, fmpq, fmpq_mat
+from flint import arb_mat, fmpq_mat
 from torch import Tensor, nn
 
 from llr.accept import a_model, sizes, takes, valued, whole
-from llr.balls import Number, activation, is_rational, precision
+from llr.arithmetic import BALLS, RATIONALS, Arithmetic
+from llr.balls import activation, is_rational, precision
 from llr.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
 from llr.chain import ENCODINGS, OTHERWISE, Affine, Array, Entrywise, Step, dense, steps_of
+from llr.deadline import poll
+from llr.enclosure import network_departure
 from llr.memory import fits, format_bytes, memory_budget
+from llr.mlp import MLP
 from llr.parameters import Selection
 from llr.problem import Model, Problem, read_problem
 
-
-@dataclass(frozen=True)
-class _Arithmetic:
-    number: Callable[[float], Number]
-    matrix: Callable[[int, int, list[Number]], Any]
-
-    def array(self, t: Tensor) -> Array:
-        """The entries as exact numbers, in the tensor's shape."""
-        values = t.detach().cpu().numpy()
-        return np.frompyfunc(self.number, 1, 1)(values).astype(object).reshape(values.shape)
-
-    def zeros(self, *shape: int) -> Array:
-        return np.full(shape, self.number(0.0), dtype=object)
-
-    def product(self, A: Array, B: Array) -> Array:
-        """A B of (m, k) and (k, n), in C."""
-        left, right = (self.matrix(len(M), M.shape[1], M.ravel().tolist()) for M in (A, B))
-        return np.array((left * right).entries(), dtype=object).reshape(A.shape[0], B.shape[1])
-
-
-_BALLS = _Arithmetic(lambda v: arb(float(v)), arb_mat)
-_RATIONALS = _Arithmetic(lambda v: fmpq(*float(v).as_integer_ratio()), fmpq_mat)
+# Rows of the Jacobian that are added up at a time: numpy does not look at signals inside of it.
+_ROWS = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +106,7 @@ class Network:
         """See :func:`jacobian`."""
         self._check_budget(bits)
         with precision(bits):
-            J = self._evaluate(_BALLS, rows)
+            J = self._evaluate(BALLS, rows)
             return arb_mat(len(J), self.n_params, J.ravel().tolist())
 
     def rational_jacobian(self, rows: Sequence[int] | None = None) -> fmpq_mat:
@@ -132,13 +116,13 @@ class Network:
                 f"the derivatives of {self.structure} are no rational numbers; take llr.exact.jacobian"
             )
         self._check_budget(64 * len(self.steps))
-        J = self._evaluate(_RATIONALS, rows)
+        J = self._evaluate(RATIONALS, rows)
         return fmpq_mat(len(J), self.n_params, J.ravel().tolist())
 
     def values(self, bits: int) -> arb_mat:
         """The outputs (n, q) in balls that contain the exact ones."""
         with precision(bits):
-            _, out = self._run(_BALLS, np.arange(len(self.inputs)))
+            _, out = self._run(BALLS, np.arange(len(self.inputs)))
             return arb_mat(len(out), self.outputs, out.ravel().tolist())
 
     def _check_budget(self, bits: int) -> None:
@@ -159,7 +143,7 @@ class Network:
         return name, problem.columns.values.get(name, problem.columns.fixed.get(name, tensor))
 
     def _run(
-        self, over: _Arithmetic, samples: Array
+        self, over: Arithmetic, samples: Array
     ) -> tuple[list[tuple[Step, Array, Array]], Array]:
         """For each step what goes in and its weights; and what comes out of the last one."""
         x = over.array(self.inputs[torch.as_tensor(samples)].flatten(1))
@@ -172,20 +156,33 @@ class Network:
                 x = self._forward(over, step, x, W)
             else:
                 tape.append((step, x, W))
-                x = _each(activation(step.activation)[0], x)
+                x = over.apply(activation(step.activation)[0], x)
         return tape, x
 
-    def _evaluate(self, over: _Arithmetic, rows: Sequence[int] | None) -> Array:
+    def _evaluate(self, over: Arithmetic, rows: Sequence[int] | None) -> Array:
         """The Jacobian (N, P), or those of its rows."""
         at = np.arange(self.n_rows) if rows is None else self._checked(rows)
         samples, sample_of = np.unique(at // self.outputs, return_inverse=True)
         tape, _ = self._run(over, samples)
         delta = over.zeros(len(at), self.outputs)
         delta[np.arange(len(at)), at % self.outputs] = over.number(1.0)
-        J = over.zeros(len(at), self.n_params)
+        return self._pulled_back(over, tape, delta, sample_of)
+
+    def _pulled_back(
+        self,
+        over: Arithmetic,
+        tape: Sequence[tuple[Step, Array, Array]],
+        delta: Array,
+        sample_of: Array,
+    ) -> Array:
+        """Combinations (N, P) of the Jacobian's rows, each of one sample, with weights delta (N, q)."""
+        J = over.zeros(len(delta), self.n_params)
+        if not len(delta):
+            return J
         for step, x, W in reversed(tape):
             if isinstance(step, Entrywise):
-                delta = delta * _each(activation(step.activation)[1], x)[sample_of]
+                slope = over.apply(activation(step.activation)[1], x)
+                delta = over.times(delta, slope[sample_of])
             else:
                 self._add_columns(over, step, x, sample_of, delta, J)
                 delta = self._backward(over, step, delta, W, x.shape[1])
@@ -197,33 +194,34 @@ class Network:
             raise ValueError(f"rows has {at.min()} to {at.max()}; expected 0 to {self.n_rows - 1}")
         return at
 
-    def _weight(self, over: _Arithmetic, step: Affine) -> Array:
+    def _weight(self, over: Arithmetic, step: Affine) -> Array:
         (groups, _, w), h = step.read.shape, step.write.shape[2]
         return over.array(self._value(step.weight)[1]).reshape(groups, h, w)
 
-    def _forward(self, over: _Arithmetic, step: Affine, x: Array, W: Array) -> Array:
+    def _forward(self, over: Arithmetic, step: Affine, x: Array, W: Array) -> Array:
         out = over.zeros(len(x), step.write.size)
         bias = None if step.bias is None else over.array(self._value(step.bias)[1])
         for g, patches in enumerate(_patches(over, step, x)):
             n, positions, w = patches.shape
             z = over.product(patches.reshape(-1, w), W[g].T).reshape(n, positions, len(W[g]))
-            out[:, step.write[g]] = z if bias is None else z + bias.reshape(len(W), -1)[g]
+            out[:, step.write[g]] = z if bias is None else over.plus(z, bias.reshape(len(W), -1)[g])
         return out
 
-    def _backward(
-        self, over: _Arithmetic, step: Affine, delta: Array, W: Array, size: int
-    ) -> Array:
+    def _backward(self, over: Arithmetic, step: Affine, delta: Array, W: Array, size: int) -> Array:
         back = over.zeros(len(delta), size + 1)  # one more, where padding goes
         for g, write in enumerate(step.write):
             rows = delta[:, write]
             found = over.product(rows.reshape(-1, rows.shape[2]), W[g])
             places: Any = (slice(None), step.read[g])
-            np.add.at(back, places, found.reshape(len(delta), *step.read[g].shape))
+            found = found.reshape(len(delta), *step.read[g].shape)
+            for i in range(0, len(delta), _ROWS):
+                poll()
+                np.add.at(back[i : i + _ROWS], places, found[i : i + _ROWS])
         return back[:, :size]
 
     def _add_columns(
         self,
-        over: _Arithmetic,
+        over: Arithmetic,
         step: Affine,
         x: Array,
         sample_of: Array,
@@ -239,7 +237,7 @@ class Network:
             for g, patches in enumerate(_patches(over, step, x)):
                 rows, inputs = delta[:, step.write[g]], patches[sample_of]
                 if inputs.shape[1] == 1:
-                    block = rows.swapaxes(1, 2) * inputs
+                    block = over.times(rows.swapaxes(1, 2), inputs)
                 else:
                     block = np.stack(
                         [over.product(r.T, a) for r, a in zip(rows, inputs, strict=True)]
@@ -251,15 +249,11 @@ class Network:
             J[:, bias] += np.concatenate(sums, axis=1)
 
 
-def _patches(over: _Arithmetic, step: Affine, x: Array) -> Iterator[Array]:
+def _patches(over: Arithmetic, step: Affine, x: Array) -> Iterator[Array]:
     """Per group, what each position reads: (n, T, w)."""
     padded = np.concatenate((x, over.zeros(len(x), 1)), axis=1)  # -1 reads the zero
     for read in step.read:
         yield padded[:, read]
-
-
-def _each(function: Callable[[Number], Number], x: Array) -> Array:
-    return np.frompyfunc(function, 1, 1)(x).reshape(x.shape)
 
 
 def _bytes(t: Tensor) -> bytes:
@@ -293,20 +287,32 @@ def read_network(model: Model, x: Tensor, params: Selection = None) -> Network:
             steps, shape = steps_of(model, tuple(inputs.shape[1:]))
         except ValueError as error:
             raise ValueError(f"{error} (it is no MLP either: {problem.why_not_mlp})") from error
-        return _not_hollow(Network(problem, inputs, steps, int(np.prod(shape))))
-    steps = []
-    for weight, bias in zip(problem.mlp.weights, problem.mlp.biases, strict=True):
-        steps += [Entrywise(problem.mlp.activation)] if steps else []
+        network = Network(problem, inputs, steps, int(np.prod(shape)))
+    else:
+        network = network_of_mlp(problem, problem.mlp)
+    _refuse_hollow(network)
+    if why := network_departure(network, discrete=encode is not None):
+        raise ValueError(
+            f"this {type(model).__name__} is not the function of its layers, {network.structure}: {why}; "
+            f"undo what changes it, {OTHERWISE}"
+        )
+    return network
+
+
+def network_of_mlp(problem: Problem, mlp: MLP) -> Network:
+    """The network of a problem that is an MLP."""
+    steps: list[Step] = []
+    for weight, bias in zip(mlp.weights, mlp.biases, strict=True):
+        steps += [Entrywise(mlp.activation)] if steps else []
         steps.append(dense("Linear({1}, {0})".format(*weight.shape), weight, bias))
-    return _not_hollow(Network(problem, problem.x, steps, problem.mlp.widths[-1]))
+    return Network(problem, problem.x, steps, mlp.widths[-1])
 
 
-def _not_hollow(network: Network) -> Network:
+def _refuse_hollow(network: Network) -> None:
     if network.n_rows == 0 or any(t.numel() == 0 for t in network.problem.columns.values.values()):
         raise ValueError(
             "the model has a layer of width 0; exact arithmetic takes layers of at least one neuron"
         )
-    return network
 
 
 @takes(model=a_model, x=valued, rows=sizes, bits=whole)

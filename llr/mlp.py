@@ -8,16 +8,17 @@ What does nothing to the numbers (``nn.Identity``, dropout in evaluation mode, a
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.modules.module import _has_any_global_hook
 
+from llr import gate
 from llr.activations import Erf, Sine
 from llr.probes import spared_buffers
 from llr.reference import ACTIVATIONS
@@ -38,6 +39,8 @@ class MLP:
     """Whether it flattens its input: samples may then have any shape of the right size."""
     traced: bool = False
     """Whether it was read off a trace, which does not show everything (``torch.no_grad``, for one)."""
+    confirmed: set[object] = field(default_factory=set, compare=False, repr=False)
+    """Where numbers have shown that the module computes this; see :mod:`llr.agreement`."""
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -72,22 +75,34 @@ _MODULES: dict[type[nn.Module], str] = {
     Erf: "erf",
     Sine: "sin",
 }
+SETTINGS: dict[type[nn.Module], dict[str, object]] = {
+    nn.Softplus: {"beta": 1, "threshold": 20},
+    nn.GELU: {"approximate": "none"},
+}
+
+"""What attributes of an activation must be for it to be that of the table."""
+_NO_SETTINGS: dict[str, object] = {}
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _FUNCTIONS: dict[Callable[..., Any], str] = {
-    torch.tanh: "tanh",
-    F.tanh: "tanh",
-    torch.sigmoid: "sigmoid",
-    F.sigmoid: "sigmoid",
-    torch.special.expit: "sigmoid",
-    torch.relu: "relu",
-    F.relu: "relu",
-    F.softplus: "softplus",
-    F.gelu: "gelu",
-    F.silu: "silu",
-    torch.erf: "erf",
-    torch.special.erf: "erf",
-    torch.sin: "sin",
+    function: name
+    for function, own, name in (
+        (torch.tanh, "tanh", "tanh"),
+        (F.tanh, "tanh", "tanh"),
+        (torch.sigmoid, "sigmoid", "sigmoid"),
+        (F.sigmoid, "sigmoid", "sigmoid"),
+        (torch.special.expit, "special_expit", "sigmoid"),
+        (torch.relu, "relu", "relu"),
+        (F.relu, "relu", "relu"),
+        (F.softplus, "softplus", "softplus"),
+        (F.gelu, "gelu", "gelu"),
+        (F.silu, "silu", "silu"),
+        (torch.erf, "erf", "erf"),
+        (torch.special.erf, "special_erf", "erf"),
+        (torch.sin, "sin", "sin"),
+    )
+    if gate.is_original(function, own)
 }
+_READ = frozenset({*_MODULES, *_DROPOUT, nn.Linear, nn.Identity, nn.Flatten})
 _METHODS = {"tanh", "sigmoid", "relu", "erf", "sin"}
 
 
@@ -97,30 +112,44 @@ def read_mlp(model: nn.Module) -> MLP:
     Raises:
         NotAnMLP: it is something else; the message names the first thing that is.
     """
-    if _has_any_global_hook():
-        raise NotAnMLP("there are hooks on all modules")
-    links = _links_of_module(model)
+    if why := gate.process_departure():
+        raise NotAnMLP(why)
+    links = _links_of_module(model, set())
     if links is not None:
-        return _assemble(links)
+        key = [_key(link) for link in links]
+        known = _assembled.get(id(model))
+        if known is not None and known[0]() is model and known[1] == key:
+            return known[2]
+        mlp, number = _assemble(links), id(model)
+        _assembled[number] = weakref.ref(model, lambda _: _assembled.pop(number, None)), key, mlp
+        return mlp
     return replace(_assemble(_links_of_trace(model)), traced=True)
 
 
-def _links_of_module(module: nn.Module) -> list[_Link] | None:
+_assembled: dict[int, tuple[weakref.ref[nn.Module], list[object], MLP]] = {}
+"""id of a model -> the model, the links that it was assembled from, and what came of it."""
+
+
+def _key(link: _Link) -> object:
+    """What shows that a link is the same, and of the same shape."""
+    if isinstance(link, str):
+        return link
+    weight, bias = link.weight, link.bias
+    return id(weight), weight.shape, id(bias), bias if bias is None else bias.shape
+
+
+def _links_of_module(module: nn.Module, seen: set[type]) -> list[_Link] | None:
     """The links that a well-known module stands for; None if its forward is its own."""
     kind = type(module)
-    if (
-        module._forward_hooks
-        or module._forward_pre_hooks
-        or module._backward_hooks
-        or module._backward_pre_hooks
-    ):
-        raise NotAnMLP(f"{kind.__name__} has hooks, which only the module itself runs")
-    if "forward" in module.__dict__:
-        raise NotAnMLP(f"a {kind.__name__} has a forward of its own")
-    if isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward:
+    chain = isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
+    known = chain or kind in _READ
+    why = gate.departure(module, seen) if known else gate.call_departure(module)
+    if why:
+        raise NotAnMLP(f"a {kind.__name__} has {why}")
+    if chain:
         links: list[_Link] = []
-        for child in module:
-            inner = _links_of_module(child)
+        for child in module._modules.values():
+            inner = _links_of_module(cast(nn.Module, child), seen)
             if inner is None:
                 return None
             links += inner
@@ -140,10 +169,10 @@ def _links_of_module(module: nn.Module) -> list[_Link] | None:
         if [module.start_dim, module.end_dim] != [1, -1]:
             raise NotAnMLP("nn.Flatten of other dimensions than (1, -1)")
         return [_FLATTEN]
-    if kind is nn.Softplus and [module.beta, module.threshold] != [1, 20]:
-        raise NotAnMLP(f"nn.Softplus with beta={module.beta}, threshold={module.threshold}")
-    if kind is nn.GELU and module.approximate != "none":
-        raise NotAnMLP(f"nn.GELU with approximate={module.approximate!r}")
+    for setting, expected in SETTINGS.get(kind, _NO_SETTINGS).items():
+        found = getattr(module, setting)
+        if isinstance(found, Tensor) or found != expected:
+            raise NotAnMLP(f"a {kind.__name__} with {setting}={found!r}, not {expected!r}")
     if kind in _MODULES:
         return [_MODULES[kind]]
     if kind.__module__.startswith("torch.nn.") and any(
@@ -172,8 +201,9 @@ def _links_of_trace(model: nn.Module) -> list[_Link]:
 
     The trace is made afresh at each call: what a forward does may hang on attributes that have changed.
     """
+    seen: set[type] = set()
     for module in model.modules():
-        _links_of_module(module)  # for what it refuses, before the cost of a trace
+        _links_of_module(module, seen)  # for what it refuses, before the cost of a trace
     try:
         # What does not depend on the input runs for real.
         with torch.random.fork_rng(devices=[]), spared_buffers(model) as changed:
@@ -213,7 +243,7 @@ def _links_of_node(model: nn.Module, node: fx.Node) -> list[_Link]:
     arguments = (*node.args[1:], *node.kwargs.values())
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
-        links = _links_of_module(module)
+        links = _links_of_module(module, set())
         if links is None:
             raise NotAnMLP(f"{type(module).__name__} is neither a linear layer nor in the table")
         return links
@@ -282,6 +312,8 @@ def _assemble(links: Sequence[_Link]) -> MLP:
         raise NotAnMLP(f"{activations[-1]} after the last layer")
     if _SQUEEZE in links and (links.count(_SQUEEZE) > 1 or linears[-1].weight.shape[0] != 1):
         raise NotAnMLP("squeeze of other than a single output")
+    for layer in linears:
+        _check_linear(layer.weight, layer.bias)
     hidden = {a or "identity" for a in activations[:-1]}
     if len(hidden) > 1:
         raise NotAnMLP(f"its layers have different activations ({', '.join(sorted(hidden))})")
@@ -299,3 +331,12 @@ def _assemble(links: Sequence[_Link]) -> MLP:
         activation=activation,
         flattens=links[0] == _FLATTEN,
     )
+
+
+def _check_linear(weight: Tensor, bias: Tensor | None) -> None:
+    for tensor in (weight, bias):
+        if tensor is not None and (why := gate.tensor_departure(tensor)):
+            raise NotAnMLP(why)
+    if weight.dim() != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+        shapes = f"{tuple(weight.shape)} and {None if bias is None else tuple(bias.shape)}"
+        raise NotAnMLP(f"a linear layer whose weight and bias have shapes {shapes}")

@@ -23,6 +23,7 @@ from llr.certificate import LOWEST_BITS, check_int
 from llr.chain import Affine, Entrywise
 from llr.elimination import Scaled, find_pivots, prove
 from llr.exact import Network, read_network
+from llr.kinks import off_analytic
 from llr.samplers import read_sampler
 from llr.theory.span import Function, Span
 from llr.theory.structure import exact_row
@@ -136,6 +137,9 @@ def independence(
     """
     check_int("bits", bits, LOWEST_BITS, _MOST_BITS)
     networks = _networks(neurons, x, layer, seed)
+    for network in networks:
+        if "softplus" in network.structure and (where := off_analytic(network)):
+            raise ValueError(f"{where}; take smaller samples x")
     symbols = Symbols()
     functions = [f for network in networks for f in _functions(network, symbols)]
     span, basis, relations = Span(symbols, constant), list[int](), list[str]()

@@ -12,18 +12,17 @@ from dataclasses import dataclass, field
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from llr import _ops, reference, scripted
+from llr import _ops, agreement, gate, scripted
 from llr.accept import a_model
 from llr.forward_errors import explained
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
 from llr.probes import refuse_layers, refuse_quantized, spared_buffers
 from llr.sparse_gradients import dense_gradients, has_sparse_gradients
-from llr.surroundings import full_precision, ordinary
+from llr.surroundings import ordinary
 from llr.tensors import as_tensor, is_plain, refuse_meta, wider
 
 Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
@@ -147,6 +146,7 @@ def read_problem(
             columns.points,
         )
         x = ordinary(x)
+    _check_kinds(columns, x)
     common = _common_dtype(columns, x)
     if shapes_only and any(v.is_meta for v in columns.values.values()):
         x = x.to("meta")
@@ -170,8 +170,8 @@ def read_problem(
         problem.x, problem.why_not_mlp = _samples_for(mlp, x, common)
         if hollow and not problem.why_not_mlp:
             problem.why_not_mlp = "a layer of width 0"
-        if mlp.traced and not problem.why_not_mlp and not x.is_meta:
-            problem.why_not_mlp = _mistaken(problem, x[:4].clone())
+        if not problem.why_not_mlp:
+            problem.why_not_mlp = _mistaken(problem, x)
         if problem.why_not_mlp:
             problem.x, problem.mlp = x, None
     if problem.mlp is None and isinstance(model, nn.Module):
@@ -218,6 +218,17 @@ def _refuse_complex(name: str, value: Tensor) -> None:
             "last dimension of 2 and take torch.view_as_complex of it in forward, so that real and "
             "imaginary parts are columns"
         )
+
+
+def _check_kinds(columns: Columns, x: Tensor) -> None:
+    """Refuse tensors of classes that change what functions do with them: transforms would not see that."""
+    parameters = ((f"parameter {n!r}", v) for n, v in (columns.values | columns.fixed).items())
+    for name, t in (("x", x), *parameters):
+        if gate.computes_otherwise(t):
+            raise TypeError(
+                f"{name} is a {type(t).__name__}, a kind of tensor with rules of its own; expected a plain "
+                "tensor (t.as_subclass(torch.Tensor))"
+            )
 
 
 def _check_devices(columns: Columns, x: Tensor) -> None:
@@ -270,45 +281,25 @@ def _samples_for(mlp: MLP, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
 
 
 def _mistaken(problem: Problem, x: Tensor) -> str:
-    """What a trace did not show: the model and the chain read off it, compared on a few samples.
+    """What reading a module did not show: the model and the chain read off it, compared on a few samples.
 
-    Returns:
-        Why the chain is not the model, or nothing. Outputs and one combination of their gradients are
-        compared; a forward that is random or changes its buffers has been refused before.
+    Once for each reading, except of a trace: what a forward does may hang on attributes that have changed.
     """
     mlp = cast(MLP, problem.mlp)
-    if _transformed([x, *problem.columns.values.values()]):
-        return "a traced module inside a transform of torch.func"
-    sigma = reference.ACTIVATIONS[mlp.activation][0]
-    values = {n: v.detach().requires_grad_() for n, v in problem.point().items()}
-    with torch.enable_grad():
-        with full_precision(), problem.spared_buffers():
-            own = problem.call(values, x.clone(), {})
-        if not isinstance(own, Tensor) or own.numel() != len(x) * mlp.widths[-1]:
-            return "its output is not that of its layers"
-        hidden = x.flatten(1) if mlp.flattens else x
-        links = [(values.get(name or ""), fixed) for name, fixed in problem.chain()]
-        tensors = [fixed if value is None else value for value, fixed in links]
-        for weight, bias in zip(tensors[::2], tensors[1::2], strict=True):
-            hidden = sigma(hidden) if weight is not tensors[0] else hidden
-            hidden = F.linear(hidden, cast(Tensor, weight), bias)
-        own, chained = own.flatten(), hidden.flatten()
-        mix = torch.linspace(1, 2, len(own), dtype=own.dtype, device=own.device).cos()
-        pairs = [(own.detach(), chained.detach())]
-        pairs += zip(_gradients(own @ mix, values), _gradients(chained @ mix, values), strict=True)
-    scale = max((float(b.abs().max()) for _, b in pairs if b.numel()), default=0.0)
-    for a, b in pairs:
-        if a.numel() and float((a - b).abs().max()) > torch.finfo(a.dtype).eps ** 0.5 * scale:
-            return "its gradients are not those of its layers (torch.no_grad, a hook, ...)"
-    return ""
+    point = problem.point()
+    if type(x) not in (Tensor, nn.Parameter) or x.is_meta or _transformed([x, *point.values()]):
+        # There are no numbers to compare.
+        return "a traced module inside a transform of torch.func" if mlp.traced else ""
+    where = (problem.dtype, x.device)
+    if where in mlp.confirmed:
+        return ""
+    links = [(name, point.get(name or "", tensor)) for name, tensor in problem.chain()]
 
+    def call(values: Mapping[str, Tensor], x: Tensor) -> object:
+        with problem.spared_buffers():
+            return problem.call(values, x, {})
 
-def _gradients(value: Tensor, parameters: Mapping[str, Tensor]) -> list[Tensor]:
-    tensors = list(parameters.values())
-    if not value.requires_grad:
-        return [torch.zeros_like(p) for p in tensors]
-    found = torch.autograd.grad(value, tensors, allow_unused=True)
-    return [
-        torch.zeros_like(p) if g is None else reference.dense(g)
-        for g, p in zip(found, tensors, strict=True)
-    ]
+    why = agreement.mlp_departure(mlp, links, call, agreement.probes(x))
+    if not why and not mlp.traced:
+        mlp.confirmed.add(where)
+    return why

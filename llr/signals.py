@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from llr import gate
 from llr.parameters import Columns
 from llr.problem import Problem
 from llr.reference import ACTIVATIONS, output_leaves
@@ -154,22 +155,41 @@ class _Kind(NamedTuple):
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
     """What each place of the filter sees: (samples, channels * kernel, places)."""
-    planar = len(module.kernel_size) == 2
-    kernel, dilation, stride = (
-        tuple(t) if planar else (1, *t)
-        for t in (module.kernel_size, module.dilation, module.stride)
-    )
-    margins = (
-        module._reversed_padding_repeated_twice
-    )  # as F.pad takes it, "same" and "valid" included
+    kernel = tuple(module.weight.shape[2:])
+    planar = len(kernel) == 2
+    stride, dilation = _sizes(module.stride, kernel), _sizes(module.dilation, kernel)
+    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if isinstance(module.padding, str):
+        totals = spans if module.padding == "same" else [0] * len(spans)
+        margins = [m for total in reversed(totals) for m in (total // 2, total - total // 2)]
+    else:
+        margins = [m for size in reversed(_sizes(module.padding, kernel)) for m in (size, size)]
     x = F.pad(x, margins) if any(margins) else x
-    return F.unfold(x if planar else x.unsqueeze(-2), kernel, dilation, 0, stride)
+    if planar:
+        return F.unfold(x, kernel, dilation, 0, stride)
+    return F.unfold(x.unsqueeze(-2), (1, *kernel), (1, *dilation), 0, (1, *stride))
+
+
+def _sizes(value: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """A setting for each dimension of the kernel."""
+    found = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return found * len(kernel) if len(found) == 1 else found
 
 
 def _filter_sizes(module: nn.Conv1d | nn.Conv2d) -> tuple[int, int, int]:
-    groups = module.groups
-    inputs = module.in_channels // groups * math.prod(module.kernel_size)
-    return groups, module.out_channels // groups, inputs
+    # What torch goes by: the shape of the weight, whatever the layer was made with.
+    h, *rest = module.weight.shape
+    return module.groups, h // module.groups, math.prod(rest)
+
+
+def _matrix_sizes(module: nn.Linear) -> tuple[int, int, int]:
+    h, w = module.weight.shape
+    return 1, h, w
+
+
+def _table_sizes(module: nn.Embedding) -> tuple[int, int, int]:
+    rows, h = module.weight.shape
+    return 1, h, rows
 
 
 def _normalised(module: Any, x: Tensor) -> Tensor:
@@ -191,13 +211,11 @@ _CHANNELS = _Kind(_scale_sizes, _normalised, first=True)
 _TRAILING = _Kind(_scale_sizes, _normalised, first=False)
 
 _KINDS: dict[Any, _Kind] = {
-    nn.Linear.forward: _Kind(
-        lambda m: (1, m.out_features, m.in_features), lambda _, x: x, first=False
-    ),
+    nn.Linear.forward: _Kind(_matrix_sizes, lambda _, x: x, first=False),
     nn.Conv1d.forward: _FILTER,
     nn.Conv2d.forward: _FILTER,
     nn.Embedding.forward: _Kind(
-        lambda m: (1, m.embedding_dim, m.num_embeddings),
+        _table_sizes,
         lambda m, x: x.long() if m.padding_idx is None else x.masked_fill(x == m.padding_idx, -1),
         first=False,
         vocabulary=True,
@@ -208,12 +226,24 @@ _KINDS: dict[Any, _Kind] = {
     nn.BatchNorm1d.forward: _CHANNELS,
 }
 """The forward that a class has -> what is known of it. One that overrides forward is another kind."""
+_DIMENSIONS: dict[Any, int] = {
+    nn.Linear.forward: 2,
+    nn.Conv1d.forward: 3,
+    nn.Conv2d.forward: 4,
+    nn.Embedding.forward: 2,
+}
+"""How many dimensions the weight has."""
 
 
 def _kind(module: nn.Module) -> _Kind | None:
-    if "forward" in module.__dict__:
-        return None
     kind = _KINDS.get(type(module).forward)
+    if kind is None or gate.departure(module, hooks=True):
+        return None
+    weight = module._parameters.get("weight")
+    if weight is None or gate.tensor_departure(weight):
+        return None
+    if weight.dim() != _DIMENSIONS.get(type(module).forward, weight.dim()):
+        return None  # replaced by one of another kind of shape
     if isinstance(module, nn.Conv1d | nn.Conv2d) and module.padding_mode != "zeros":
         return None
     return kind

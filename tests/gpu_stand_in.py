@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from llr import _ops
+from llr import _ops, gate
 
 GPU = torch.device("cuda", 0)
 NAME = "Stand-in GPU"
@@ -161,6 +161,9 @@ def stand_in(
         (torch.cuda, "mem_get_info", lambda _=None: (psutil.virtual_memory().available, 2**60)),
         (torch.cuda, "get_rng_state", lambda _=None: state),
         (torch.cuda, "set_rng_state", lambda *_: None),
+        # The tensors and the mode only pretend: what is computed is what torch computes.
+        (gate, "_TENSORS", (*gate._TENSORS, OnGPU)),
+        (gate, "_OURS", (*gate._OURS, __name__)),
     ]:
         monkeypatch.setattr(owner, name, value)
     forget()

@@ -330,7 +330,7 @@ class TestVerify:
     ) -> None:
         model, x, _ = case
         monkeypatch.setattr("llr.certify.find_pivots", lambda *_: [(i, i) for i in range(16)])
-        monkeypatch.setattr("llr.certify.prove", lambda _, pivots: (len(pivots), arb(1)))
+        monkeypatch.setattr("llr.certify.prove", lambda _, pivots, **__: (len(pivots), arb(1)))
         certificate = certify(model, x, params="*")
         assert certificate.rank == 16
         assert not verify(certificate, model, x)
@@ -344,7 +344,7 @@ class TestVerify:
         certificate = certify(model, x)
         assert (certificate.rank, certificate.upper_from) == (13, "theory")
         assert verify(certificate, model, x)
-        monkeypatch.setattr("llr.certify.upper_bound", lambda *_: None)
+        monkeypatch.setattr("llr.verification.upper_bound", lambda *_: None)
         assert "the closed form is None" in verify(certificate, model, x).reason
 
     def test_a_callers_upper_bound_is_flagged(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 from flint import arb, arb_mat, fmpq, fmpq_mat, fmpz_mat, nmod_mat
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llr.balls import precision
-from llr.certify import _nonsingular
+from llr.block_inverse import determinant_bounds, solved
 from llr.elimination import (
     Scaled,
     exact_rank,
@@ -18,6 +18,7 @@ from llr.elimination import (
     rational_pivots,
     remainder,
 )
+from llr.verification import _nonsingular
 
 
 def integers(m: int, n: int, r: int, seed: int, size: int = 9) -> fmpz_mat:
@@ -36,8 +37,26 @@ def integers(m: int, n: int, r: int, seed: int, size: int = 9) -> fmpz_mat:
 SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 8), st.integers(0, 10**9))
 
 
+@pytest.fixture(params=["whole", "in blocks"])
+def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How large blocks of matrices are that are treated in one call."""
+    if request.param == "in blocks":
+        monkeypatch.setattr("llr.elimination.largest_piece", lambda _: 2)
+        return 2
+    return 1000
+
+
+FIXTURES = settings(
+    max_examples=40,
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.mark.usefixtures("pieces")
 class TestBalls:
-    @settings(max_examples=60, derandomize=True, deadline=None)
+    @FIXTURES
     @given(SIZES, st.sampled_from([0.0, 1e-60, 1e-25]))
     def test_the_exact_rank_is_found_and_never_exceeded(
         self, size: tuple[int, int, int, int], radius: float
@@ -59,21 +78,24 @@ class TestBalls:
         assert left is not None
         assert left <= 1e-15
 
-    @settings(max_examples=40, derandomize=True, deadline=None)
+    @FIXTURES
     @given(SIZES)
-    def test_singular_matrices_are_not_proved(self, size: tuple[int, int, int, int]) -> None:
+    def test_singular_matrices_are_not_proved(
+        self, pieces: int, size: tuple[int, int, int, int]
+    ) -> None:
         n, _, r, seed = size
         M = integers(n, n, min(r, n - 1), seed)
         with precision(64):
             A = Scaled(arb_mat(M), 64)
             everything = [(i, i) for i in range(n)]
             assert prove(A, everything)[0] < n
-            assert not _nonsingular(A.matrix(range(n), range(n)))
+            assert not _nonsingular(A.block(range(n), range(n)), pieces)
 
     def test_balls_that_hold_a_singular_matrix(self) -> None:
-        wide = arb_mat(2, 2, [arb(1, 0.1), 1, 1, 1.05])
-        assert not _nonsingular(wide)
-        assert _nonsingular(arb_mat(2, 2, [arb(1, 0.01), 1, 1, 1.05]))
+        wide, narrow = (arb_mat(2, 2, [arb(1, r), 1, 1, 1.05]) for r in (0.1, 0.01))
+        for piece in (1, 2):
+            assert not _nonsingular(Scaled(wide, 64).entries, piece)
+            assert _nonsingular(Scaled(narrow, 64).entries, piece)
         assert prove(Scaled(wide, 64), [(0, 0), (1, 1)])[0] == 1
 
     def test_graded_far_beyond_float64(self) -> None:
@@ -96,6 +118,31 @@ class TestBalls:
         assert remainder(A, [(0, 0)]) is None
         assert remainder(A, [(0, 0), (1, 1)]) == 0
         assert remainder(A, []) is None
+
+
+@settings(max_examples=40, derandomize=True, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 10**9), st.integers(1, 9), st.sampled_from([0.0, 1e-30]))
+def test_determinants_in_blocks_enclose_the_exact_one(
+    n: int, seed: int, piece: int, radius: float
+) -> None:
+    M = integers(n, n, n, seed)
+    with precision(200):
+        A = Scaled(arb_mat(n, n, [arb(v) + arb(0, radius) for v in M.entries()]), 200)
+        order = find_pivots(A)
+        if len(order) < n:
+            assert M.det() == 0
+            return
+        rows, columns = ([p[side] for p in order] for side in (0, 1))
+        block = A.block(rows, columns)
+        found = determinant_bounds(block, piece)
+        assert found is not None
+        exact = abs(arb_mat(n, n, [v.mid() for v in block.ravel()]).det())
+        assert found[0] <= exact.upper()
+        assert exact.lower() <= found[1]
+        assert found[1] <= found[0] * (1 + arb((1, -60)))
+        Y = solved(block, block[:, :1], piece)
+        assert Y is not None
+        assert all(y.contains(int(i == 0)) and y.rad() < 1e-20 for i, y in enumerate(Y.ravel()))
 
 
 class TestIntegers:

@@ -363,7 +363,7 @@ class TestInput:
         assert flint.ctx.prec == before
 
         def interrupted(_: arb) -> arb:
-            assert flint.ctx.prec == 200
+            assert flint.ctx.prec != before
             raise KeyboardInterrupt
 
         monkeypatch.setitem(ACTIVATIONS, "tanh", (interrupted, interrupted))

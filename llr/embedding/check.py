@@ -20,6 +20,7 @@ from llr.embedding.network import Network, read
 from llr.embedding.rounding import before_rounding, rounding_of
 from llr.exact import read_network
 from llr.jacobian import jacobian
+from llr.kinks import off_analytic
 from llr.surroundings import outside_inference_mode
 from llr.theory.formal import Formal, formal
 from llr.theory.formal_span import contained, formal_rank
@@ -273,15 +274,9 @@ def _dimensions(
 def _certified(model: nn.Module, net: Formal, x: Tensor, upper: int) -> int:
     """A certified rank on the samples, which is at most dim T where the formulas hold."""
     piecewise = getattr(net.net, "activation", "") in _PIECEWISE
-    # An upper bound saves the search for more; it must not hide that there is more.
-    goal = None if piecewise else upper
-    lower = certify(model, x, upper=goal, max_bits=_MOST_BITS).rank
-    if lower > upper:
-        raise ValueError(
-            f"the rank on x is {lower}, more than dim T = {upper}: some sample is on a kink of ReLU, or "
-            "beyond 20 for softplus, where torch's function is another; take other samples"
-        )
-    return lower
+    if piecewise and (where := off_analytic(read_network(model, x))):
+        raise ValueError(f"{where}; take other samples")
+    return certify(model, x, upper=upper, max_bits=_MOST_BITS).rank
 
 
 def _written_out(net: Formal) -> bool:

@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import cast
 
 import torch
+from flint import arb
 from torch import Tensor, nn
 
 from llr.activations import Polynomial
@@ -90,7 +91,7 @@ def before_rounding(narrow: nn.Module, network: Network, above: Formal) -> Forma
     def is_rounding(gap: Vector, z: Vector, other: Vector) -> bool:
         numbers = [(m, c) for v in (z, other) for m, c in v.items() if symbols.is_constant({m: c})]
         with precision(_BITS):
-            size = sum(abs(float(symbols.value({m: c}).mid())) for m, c in numbers)
-            return abs(float(symbols.value(gap).mid())) <= _ROUNDINGS * eps * size
+            size = sum((abs(symbols.value({m: c})) for m, c in numbers), arb(0))
+            return bool(abs(symbols.value(gap)) <= size * (_ROUNDINGS * eps))
 
     return formal(narrow, symbols, adjust)

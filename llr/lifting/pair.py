@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from llr.chain import Affine
 from llr.exact import Network, read_network
+from llr.kinks import off_analytic
 from llr.samplers import read_sampler
 from llr.theory.formal import Formal, formal
 from llr.theory.formal_span import formal_rank
@@ -16,7 +16,6 @@ from llr.theory.structure import DeepNet, Factorization, Structure, TwoLayerNet,
 from llr.theory.symbols import Symbols
 from llr.theory.tangent import dimension_of
 
-_KINK_BITS = 128
 _SPARE_SAMPLES = 16
 
 
@@ -108,21 +107,5 @@ def _side_by_side(one: Structure, two: Structure) -> TwoLayerNet | None:
 
 def _refuse_kinks(name: str, network: Network) -> None:
     """Refuse samples on which torch's network is not the function that the tangent space is of."""
-    width = network.inputs[0].numel()
-    for k, step in enumerate(network.steps):
-        if isinstance(step, Affine):
-            width = step.write.size
-        elif step.activation in ("relu", "softplus"):
-            before = replace(network, steps=network.steps[:k], outputs=width)
-            for at, z in enumerate(before.values(_KINK_BITS).entries()):
-                where = f"on sample {at // width} neuron {at % width} of a layer of the {name} network has z"
-                if step.activation == "relu" and z.contains(0):
-                    raise ValueError(
-                        f"{where} = 0, the kink of ReLU, where it has no derivative; leave x away, or choose "
-                        "other samples"
-                    )
-                if step.activation == "softplus" and not z < 20:
-                    raise ValueError(
-                        f"{where} = {float(z):.4g}; torch's softplus is the identity beyond 20, and not the "
-                        "function that the theory is about; choose smaller samples x"
-                    )
+    if where := off_analytic(network, f"the {name} network"):
+        raise ValueError(f"{where}; leave x away, or choose other samples")

@@ -41,6 +41,9 @@ class Conv1dTwoLayer(nn.Module):
         6
     """
 
+    TENSORS = ("weight", "out")
+    """The names of its parameters."""
+
     @takes(dtype=a_float_dtype, generator=a_generator, shared=a_flag)
     def __init__(
         self,
@@ -115,6 +118,21 @@ class Conv1dTwoLayer(nn.Module):
         hidden = self.act(torch.einsum(kind, patches, self.weight))
         return torch.einsum("nmp,mp->n", hidden, self.out)[:, None]
 
+    def misfit(self) -> str:
+        """Which of its sizes were changed so that they are not those of its parameters; empty if none."""
+        sizes = (self.d, self.kernel_size, self.channels, self.positions)
+        own = (self.channels, *(() if self.shared else (self.positions,)), self.kernel_size)
+        fits = (
+            all(type(size) is int for size in sizes)
+            and self.positions == self.d + 1 - self.kernel_size
+        )
+        if fits and (self.weight.shape, self.out.shape) == (own, (self.channels, self.positions)):
+            return ""
+        return (
+            f"parameters of shapes {tuple(self.weight.shape)} and {tuple(self.out.shape)}, which are not "
+            f"those of {self.channels} kernels of size {self.kernel_size} at {self.positions} positions"
+        )
+
     def extra_repr(self) -> str:
         """The sizes, for printing."""
         shared = "" if self.shared else ", shared=False"
@@ -123,6 +141,8 @@ class Conv1dTwoLayer(nn.Module):
 
 def _convolution(module: Conv1dTwoLayer, shape: Shape) -> tuple[Sequence[Step], Shape]:
     d, s, m, p = module.d, module.kernel_size, module.channels, module.positions
+    if module.misfit():
+        raise ValueError(f"has {module.misfit()}")
     if shape != (d,):
         raise ValueError(f"takes samples of shape ({d},); what comes in has shape {shape}")
     patches = np.arange(p)[:, None] + np.arange(s)

@@ -42,6 +42,9 @@ class MatrixFactorization(nn.Module):
         14
     """
 
+    TENSORS = ("A", "B")
+    """The names of its parameters."""
+
     @takes(dtype=a_float_dtype, generator=a_generator)
     def __init__(
         self,
@@ -92,12 +95,20 @@ class MatrixFactorization(nn.Module):
             raise ValueError(f"index pairs have shape {tuple(pairs.shape)}; expected (N, 2)")
         return (self.A[pairs[:, 0]] * self.B[:, pairs[:, 1]].T).sum(-1, keepdim=True)
 
+    def misfit(self) -> str:
+        """Why its factors have no product; empty if they have."""
+        if self.A.dim() == self.B.dim() == 2 and self.A.shape[1] == self.B.shape[0]:
+            return ""
+        return f"factors of shapes {tuple(self.A.shape)} and {tuple(self.B.shape)}"
+
     def extra_repr(self) -> str:
         """The sizes, for printing."""
         return f"{len(self.A)}, {len(self.B)}, {self.B.shape[1]}"
 
 
 def _factorization(module: MatrixFactorization, shape: Shape) -> tuple[Sequence[Step], Shape]:
+    if module.misfit():
+        raise ValueError(f"has {module.misfit()}")
     (m, p), n = module.A.shape, module.B.shape[1]
     if shape != (m, n):
         raise ValueError(f"takes index pairs; what comes in has shape {shape}")

@@ -9,7 +9,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from llr import gate
 from llr.activations import activation_layer
+from llr.mlp import SETTINGS
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -38,18 +40,23 @@ def normal(
 
 def departure_from(model: nn.Module, kind: type[nn.Module]) -> str | None:
     """What makes a module compute something else than `kind`, which closed forms know; None if nothing."""
-    if type(model).forward is not kind.forward or "forward" in model.__dict__:
+    why = gate.parts_departure(model)
+    if why:
+        return why
+    if type(model).forward is not kind.forward:
         return "a forward of its own"
-    if any(m._forward_hooks or m._forward_pre_hooks for m in model.modules()):
-        return "hooks"
     act, named = getattr(model, "act", None), getattr(model, "activation", None)
-    if (
-        act is not None
-        and isinstance(named, str)
-        and type(act) is not type(activation_layer(named))
-    ):
-        return f"{type(act).__name__} as its activation, not {named!r}"
-    return None
+    if act is not None and isinstance(named, str):
+        settings = SETTINGS.get(type(act), {})
+        if type(act) is not type(activation_layer(named)) or any(
+            getattr(act, setting) != expected for setting, expected in settings.items()
+        ):
+            return f"{act} as its activation, not {named!r}"
+    lost = [name for name in getattr(kind, "TENSORS", ()) if name not in model._parameters]
+    if lost:
+        return f"{lost[0]!r}, which is no parameter any more"
+    misfit = getattr(kind, "misfit", None)
+    return (misfit(model) or None) if misfit else None
 
 
 def set_tensors(module: Module, **values: Tensor | None) -> Module:

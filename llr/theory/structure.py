@@ -13,11 +13,15 @@ import torch
 from flint import fmpz_mat
 from torch import Tensor, nn
 
+from llr import gate
 from llr.accept import a_module, takes
+from llr.agreement import probes
 from llr.elimination import exact_rank
-from llr.mlp import NotAnMLP, read_mlp
+from llr.exact import read_network
+from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 from llr.models.parts import departure_from
+from llr.problem import read_problem
 from llr.warned import stacklevel
 
 Row = tuple[Fraction, ...]
@@ -161,21 +165,20 @@ def read_structure(model: nn.Module) -> Structure:
         raise TypeError(f"model is {type(model).__name__}; expected an nn.Module")
     _check_parameters(model)
     for kind in (Conv1dTwoLayer, MatrixFactorization):
-        found = departure_from(model, kind) if isinstance(model, kind) else None
-        if found is not None:
-            raise ValueError(
-                f"this {type(model).__name__} has {found}: the theory goes by its class. "
-                "llr.model_rank(model) finds the rank of any model numerically"
-            )
+        if isinstance(model, kind) and (found := departure_from(model, kind)):
+            raise _other(model, found)
     if isinstance(model, Conv1dTwoLayer):
+        _confirm(model, (model.d,))
         return _convolution(model)
     if isinstance(model, MatrixFactorization):
+        _confirm(model, None)
         return Factorization(exact_matrix(model.A), exact_matrix(model.B))
     polynomial = _polynomial(model)
     if polynomial is not None:
+        _confirm(model, (polynomial.d,))
         return polynomial
     try:
-        mlp = read_mlp(model)
+        mlp = confirmed_mlp(model)
     except NotAnMLP as departure:
         raise ValueError(
             f"the theory has no closed form for this {type(model).__name__}: {departure}. It knows MLPs and "
@@ -186,6 +189,9 @@ def read_structure(model: nn.Module) -> Structure:
             f"the {mlp} has a layer of width 0; the theory is about layers of at least one neuron"
         )
     used = {id(t) for t in (*mlp.weights, *mlp.biases)}
+    own = {id(p) for p in model.parameters()}
+    if any(id(t) not in own for t in (*mlp.weights, *mlp.biases) if t is not None):
+        raise _other(model, "a weight or bias that is no parameter")
     for name, p in model.named_parameters():
         if id(p) not in used:
             raise ValueError(
@@ -201,6 +207,51 @@ def read_structure(model: nn.Module) -> Structure:
     if len(weights) == 2:
         return _two_layer(mlp.activation, weights, biases)
     return DeepNet(mlp.activation, weights, biases)
+
+
+def confirmed_mlp(model: nn.Module) -> MLP:
+    """The module as an MLP, and compared with it in numbers; NotAnMLP as for :func:`llr.mlp.read_mlp`."""
+    mlp = read_mlp(model)
+    device = mlp.weights[0].device
+    if (torch.float64, device) in mlp.confirmed or device.type == "meta":
+        return mlp
+    problem = read_problem(
+        model, probes(mlp.weights[0].new_empty(0, mlp.widths[0])), None, torch.float64
+    )
+    if problem.mlp is None:
+        raise NotAnMLP(problem.why_not_mlp)
+    return mlp
+
+
+def _other(model: nn.Module, found: str) -> ValueError:
+    return ValueError(
+        f"this {type(model).__name__} has {found}: the theory goes by its class. "
+        "llr.model_rank(model) finds the rank of any model numerically"
+    )
+
+
+def _confirm(model: nn.Module, shape: tuple[int, ...] | None) -> None:
+    """Compare a model with its steps in exact arithmetic, once while its parts stay what they are.
+
+    Args:
+        model: whose parts have been looked at.
+        shape: of a sample; None for a model of index pairs.
+    """
+
+    def check() -> str:
+        if isinstance(model, MatrixFactorization):
+            x = model.pairs()[:: max(1, len(model.pairs()) // 4)]
+        else:
+            p = next(model.parameters())
+            x = probes(p.new_empty(0, *(shape or ())))
+        try:
+            read_network(model, x)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    if why := gate.confirmed(model, check):
+        raise ValueError(why)
 
 
 def _two_layer(
@@ -224,12 +275,17 @@ def _two_layer(
 
 def _polynomial(model: nn.Module) -> TwoLayerNet | None:
     """An ``nn.Sequential`` of a linear layer, a polynomial and a linear layer, if it is one."""
-    if not isinstance(model, nn.Sequential) or len(model) != 3:
+    if not isinstance(model, nn.Sequential) or len(model._modules) != 3:
         return None
-    first, act, last = model
+    first, act, last = model._modules.values()
     if not (type(first) is nn.Linear and type(act) is Polynomial and type(last) is nn.Linear):
         return None
+    if why := gate.parts_departure(model):
+        raise _other(model, why)
     layers = cast(list[nn.Linear], [first, last])
+    for layer in layers:
+        if layer._parameters.get("weight") is None or "bias" not in layer._parameters:
+            raise _other(model, "a weight or bias that is no parameter")
     weights = [exact_matrix(layer.weight) for layer in layers]
     biases = [
         None if layer.bias is None else exact_row(cast(Tensor, layer.bias)) for layer in layers

@@ -243,11 +243,12 @@ def has_slope(activation: str, b: Fraction) -> bool:
     """Whether s'(b) differs from 0; ReLU's slope at 0 is 0, as torch has it.
 
     A zero of the slope of SiLU has e^b = -1 - b, and of sine's cos b = 0. By Lindemann no rational number is
-    either.
+    either. The slope of GELU, whose own slope is (2 - b^2) exp(-b^2 / 2) / sqrt(2 pi), falls from 0 to a
+    negative value, rises and falls to 1: it has one zero, between -1 and 0.
     """
     if activation == "relu":
         return b > 0
-    if activation != "gelu":
+    if activation != "gelu" or not -1 < b < 0:
         return True
     slope, bits = ACTIVATIONS["gelu"][1], 128
     while bits <= _HIGHEST_BITS:

@@ -1,0 +1,484 @@
+"""Models that compute something else than their classes say, and what may be said of them all the same.
+
+Whatever reads a module by its class must give the numbers of the module that runs, or refuse it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import random
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+import llr
+from llr import exact
+from llr.embedding import split
+from llr.models import (
+    Conv1dTwoLayer,
+    DeepLinear,
+    Erf,
+    MatrixFactorization,
+    Polynomial,
+    Sine,
+    TwoLayer,
+)
+from llr.recovery import Damping, levenberg_marquardt
+from llr.recovery.train.data import Data
+from llr.recovery.train.machines import machine_for
+from llr.theory import tangent_dimension
+
+F64 = torch.float64
+Mutation = Callable[[nn.Module, random.Random], Any]
+"""Changes a model for good, or as a context manager something that must be put back."""
+
+
+class Written(nn.Module):
+    """An MLP with a forward of its own, which is traced."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)))
+
+
+def _sequential(*layers: nn.Module) -> Callable[[], nn.Module]:
+    return lambda: nn.Sequential(*(copy.deepcopy(layer) for layer in layers))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "tanh": (_sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (3,)),
+    "sigmoid, flattened": (
+        _sequential(nn.Flatten(), nn.Linear(4, 3), nn.Sigmoid(), nn.Linear(3, 1)),
+        (2, 2),
+    ),
+    "relu": (_sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)), (3,)),
+    "softplus": (_sequential(nn.Linear(2, 3), nn.Softplus(), nn.Linear(3, 1)), (2,)),
+    "gelu, deep": (
+        _sequential(nn.Linear(2, 3), nn.GELU(), nn.Linear(3, 2), nn.GELU(), nn.Linear(2, 1)),
+        (2,),
+    ),
+    "silu": (_sequential(nn.Linear(2, 3), nn.SiLU(), nn.Dropout(0.0), nn.Linear(3, 1)), (2,)),
+    "sine": (_sequential(nn.Linear(2, 3), Sine(), nn.Linear(3, 1)), (2,)),
+    "erf": (_sequential(nn.Linear(2, 3), Erf(), nn.Linear(3, 1)), (2,)),
+    "polynomial": (_sequential(nn.Linear(2, 3), Polynomial([0, 1, 2]), nn.Linear(3, 1)), (2,)),
+    "linear": (lambda: DeepLinear([3, 2, 2]), (3,)),
+    "two layers": (lambda: TwoLayer(2, 3), (2,)),
+    "shared kernels": (lambda: Conv1dTwoLayer(5, 3, 2), (5,)),
+    "kernels": (lambda: Conv1dTwoLayer(4, 2, 2, shared=False, activation="sigmoid"), (4,)),
+    "factorization": (lambda: MatrixFactorization(3, 2, 3), ()),
+    "convolution": (
+        _sequential(nn.Conv1d(2, 2, 3, padding=1), nn.Tanh(), nn.Flatten(), nn.Linear(8, 1)),
+        (2, 4),
+    ),
+    "norm": (
+        _sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Tanh(), nn.Linear(4, 2)),
+        (3,),
+    ),
+    "written": (Written, (3,)),
+}
+
+
+# --- mutations -----------------------------------------------------------------------------------------
+
+
+def _part(model: nn.Module, rng: random.Random) -> nn.Module:
+    return rng.choice(list(model.modules()))
+
+
+def _with_parameters(model: nn.Module, rng: random.Random) -> nn.Module:
+    return rng.choice(
+        [m for m in model.modules() if any(True for _ in m.parameters(recurse=False))]
+    )
+
+
+def _twisted(function: Callable[..., Any], rng: random.Random) -> Callable[..., Any]:
+    """The function, and something after it."""
+    twist = rng.choice([lambda y: 2 * y, torch.sin, lambda y: y * 0, lambda y: y + y**2])
+
+    @functools.wraps(function)
+    def other(*args: Any, **kwargs: Any) -> Any:
+        return twist(function(*args, **kwargs))
+
+    return other
+
+
+def instance_forward(model: nn.Module, rng: random.Random) -> None:
+    part = _part(model, rng)
+    part.forward = _twisted(part.forward, rng)  # type: ignore[method-assign]
+
+
+def instance_call(model: nn.Module, rng: random.Random) -> None:
+    part = _part(model, rng)
+    part._call_impl = _twisted(part._call_impl, rng)  # type: ignore[method-assign]
+
+
+def compiled_call(model: nn.Module, rng: random.Random) -> None:
+    part = _part(model, rng)
+    part._compiled_call_impl = _twisted(part._call_impl, rng)
+
+
+def subclass(model: nn.Module, rng: random.Random) -> None:
+    """Another class for a part, which changes one of the methods between a call and its result."""
+    part = _part(model, rng)
+    kind = type(part)
+    name = rng.choice(["__call__", "_call_impl", "forward", "__getattr__"])
+    if isinstance(part, nn.Sequential):
+        name = rng.choice([name, "__iter__"])
+    if name == "__iter__":
+
+        def method(self: Any) -> Any:
+            return iter([*self._modules.values(), nn.Tanh()])
+    elif name == "__getattr__":
+
+        def method(self: Any, key: str) -> Any:
+            found = kind.__getattr__(self, key)
+            return 2 * found if isinstance(found, Tensor) else found
+    else:
+        method = _twisted(getattr(kind, name), rng)
+    part.__class__ = type(kind.__name__, (kind,), {name: method})
+
+
+def weight_of_another_shape(model: nn.Module, rng: random.Random) -> None:
+    """Surgery that leaves a model that runs."""
+    part = _with_parameters(model, rng)
+    if isinstance(part, nn.Linear):
+        if rng.random() < 0.5 and part.bias is not None:
+            part.bias = nn.Parameter(torch.randn(1))
+        else:
+            part.weight = nn.Parameter(torch.randn(1, part.weight.shape[1]))
+    elif isinstance(part, nn.Conv1d):
+        part.weight = nn.Parameter(torch.randn(2, 2, 1))
+        part.padding = (0,)
+
+
+def plain_tensor(model: nn.Module, rng: random.Random) -> None:
+    """A parameter that became an ordinary tensor, or is hidden by one."""
+    part = _with_parameters(model, rng)
+    name = rng.choice([n for n, _ in part.named_parameters(recurse=False)])
+    value = torch.randn_like(getattr(part, name))
+    if rng.random() < 0.5:
+        del part._parameters[name]
+        setattr(part, name, value)
+    else:
+        part.__dict__[name] = value
+
+
+class Doubled(Tensor):
+    """A tensor that is twice what it says."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def plain(a: Any) -> Any:
+            return 2 * a.as_subclass(Tensor) if isinstance(a, Doubled) else a
+
+        if func in (F.linear, torch.einsum, F.conv1d):
+            return func(*map(plain, args), **{k: plain(v) for k, v in (kwargs or {}).items()})
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def tensor_subclass(model: nn.Module, rng: random.Random) -> None:
+    part = _with_parameters(model, rng)
+    name = rng.choice([n for n, _ in part.named_parameters(recurse=False)])
+    part._parameters[name] = nn.Parameter(getattr(part, name).detach().as_subclass(Doubled))
+
+
+def hook(model: nn.Module, rng: random.Random) -> None:
+    part, change = _part(model, rng), rng.choice([torch.sin, lambda t: 2 * t])
+    if rng.random() < 0.5 and part is not model:
+        part.register_forward_pre_hook(lambda _, args: (change(args[0]), *args[1:]))
+    else:
+        part.register_forward_hook(lambda *args: change(args[-1]))
+
+
+@contextlib.contextmanager
+def global_hook(_: nn.Module, rng: random.Random) -> Iterator[None]:
+    kind = rng.choice([nn.Linear, nn.Tanh, nn.Sequential, nn.Conv1d])
+
+    def change(module: nn.Module, _: Any, out: Tensor) -> Tensor | None:
+        return torch.sin(out) if isinstance(module, kind) else None
+
+    handle = nn.modules.module.register_module_forward_hook(change)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def parametrized(model: nn.Module, rng: random.Random) -> None:
+    class Skew(nn.Module):
+        def forward(self, w: Tensor) -> Tensor:
+            return w - w.mean()
+
+    part = _with_parameters(model, rng)
+    name = rng.choice([n for n, _ in part.named_parameters(recurse=False)])
+    if rng.random() < 0.3 and getattr(part, name).dim() > 1 and name == "weight":
+        parametrizations.weight_norm(part)
+    else:
+        parametrize.register_parametrization(part, name, Skew())
+
+
+@contextlib.contextmanager
+def class_patch(model: nn.Module, rng: random.Random) -> Iterator[None]:
+    """A method replaced on a class, as libraries and notebooks do it."""
+    kind = type(_part(model, rng))
+    if rng.random() < 0.2:
+        kind = nn.Module
+    name = rng.choice(
+        ["forward", "__call__", "_call_impl"] if kind is not nn.Module else ["_call_impl"]
+    )
+    own = vars(kind).get(name)
+    setattr(kind, name, _twisted(getattr(kind, name), rng))
+    try:
+        yield
+    finally:
+        if own is None:
+            delattr(kind, name)
+        else:
+            setattr(kind, name, own)
+
+
+@contextlib.contextmanager
+def class_attribute(_: nn.Module, rng: random.Random) -> Iterator[None]:
+    """A property that takes a parameter's place."""
+    kind = rng.choice([nn.Linear, nn.Conv1d])
+    kind.weight = property(lambda self: torch.sin(self._parameters["weight"]))  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del kind.weight
+
+
+_PATCHES = [
+    *((F, name) for name in ("linear", "relu", "softplus", "gelu", "silu", "conv1d", "layer_norm")),
+    *((torch, name) for name in ("tanh", "sigmoid", "relu", "erf", "sin", "einsum")),
+    (nn.Conv1d, "_conv_forward"),
+]
+
+
+@contextlib.contextmanager
+def function_patch(_: nn.Module, rng: random.Random) -> Iterator[None]:
+    """A function that forwards call, replaced where they find it."""
+    space, name = rng.choice(_PATCHES)
+    own, inherited = getattr(space, name), name not in vars(space)
+    if rng.random() < 0.3 and space is torch and name in ("tanh", "sigmoid", "erf"):
+        other: Any = torch.sin  # another builtin
+    else:
+        other = _twisted(own, rng)
+    setattr(space, name, other)
+    try:
+        yield
+    finally:
+        if inherited:
+            delattr(space, name)
+        else:
+            setattr(space, name, own)
+
+
+def attribute(model: nn.Module, rng: random.Random) -> None:
+    """An attribute changed after construction: some decide what runs, others are only for printing."""
+    part = _part(model, rng)
+    choices: dict[type, list[tuple[str, Any]]] = {
+        nn.Linear: [("in_features", 7), ("out_features", 7)],
+        nn.Softplus: [("beta", 2.0), ("threshold", 0.1)],
+        nn.GELU: [("approximate", "tanh")],
+        nn.Conv1d: [
+            ("padding", (0,)),
+            ("padding", "same"),
+            ("padding", 1),
+            ("stride", (2,)),
+            ("stride", 2),
+            ("dilation", (2,)),
+            ("kernel_size", (2,)),
+            ("in_channels", 5),
+            ("out_channels", 5),
+            ("padding_mode", "circular"),
+        ],
+        nn.LayerNorm: [("eps", 0.5)],
+        nn.Dropout: [("p", 0.5), ("training", True)],
+        nn.Flatten: [("start_dim", 2), ("end_dim", 1)],
+        Polynomial: [("coefficients", (0.0, 0.5, 3.0))],
+        Conv1dTwoLayer: [
+            ("positions", 2),
+            ("channels", 1),
+            ("kernel_size", 2),
+            ("d", 6),
+            ("activation", "erf"),
+            ("act", nn.ReLU()),
+            ("shared", False),
+        ],
+    }
+    if type(part) in choices:
+        setattr(part, *rng.choice(choices[type(part)]))
+
+
+def another_part(model: nn.Module, rng: random.Random) -> None:
+    """A layer exchanged, tied or repeated."""
+    if not isinstance(model, nn.Sequential) or len(model._modules) < 3:
+        return
+    key = rng.choice(list(model._modules))
+    if type(model._modules[key]) in (nn.Tanh, nn.ReLU, nn.Sigmoid):
+        model._modules[key] = rng.choice(
+            [nn.Hardtanh(), nn.ELU(), nn.Sequential(nn.Tanh(), nn.Tanh())]
+        )
+
+
+def reweighted(model: nn.Module, rng: random.Random) -> None:
+    for p in model.parameters():
+        p.data = p.data * rng.choice([0.0, 1.0, -2.0])
+
+
+def dtype(model: nn.Module, rng: random.Random) -> None:
+    """A part that computes in float32 inside."""
+    part = _part(model, rng)
+    forward = part.forward
+
+    def rounded(x: Tensor) -> Tensor:
+        y = forward(x)
+        return y.float().to(y.dtype) if y.is_floating_point() else y
+
+    part.forward = rounded  # type: ignore[method-assign]
+
+
+MUTATIONS: dict[str, Mutation] = {
+    f.__name__: f
+    for f in (
+        instance_forward,
+        instance_call,
+        compiled_call,
+        subclass,
+        weight_of_another_shape,
+        plain_tensor,
+        tensor_subclass,
+        hook,
+        global_hook,
+        parametrized,
+        class_patch,
+        class_attribute,
+        function_patch,
+        attribute,
+        another_part,
+        reweighted,
+        dtype,
+    )
+}
+
+
+# --- what is said of them ------------------------------------------------------------------------------
+
+
+def truth(model: nn.Module, x: Tensor) -> Tensor | None:
+    """The Jacobian of what runs, one gradient at a time; None if it does not run."""
+    parameters = list(model.parameters())
+    try:
+        rows = []
+        for sample in x:
+            for y in model(sample[None]).reshape(-1):
+                found = (
+                    torch.autograd.grad(y, parameters, retain_graph=True, allow_unused=True)
+                    if y.requires_grad
+                    else [None] * len(parameters)
+                )
+                rows.append(
+                    torch.cat(
+                        [
+                            (torch.zeros_like(p) if g is None else g).reshape(-1)
+                            for g, p in zip(found, parameters, strict=True)
+                        ]
+                    ).as_subclass(Tensor)
+                )
+        return torch.stack(rows).detach()
+    except Exception:
+        return None
+
+
+_ONE_STEP = Damping(iterations=2)
+REFUSALS = (ValueError, TypeError, RuntimeError, NotImplementedError)
+
+
+def wrong(model: nn.Module, x: Tensor, J: Tensor) -> list[str]:
+    """What was said of another function than the one that runs; the entry points that refuse say nothing."""
+    found = []
+
+    def compare(
+        name: str, numbers: Callable[[], Tensor], expected: Tensor, tolerance: float
+    ) -> None:
+        try:
+            given = numbers()
+        except REFUSALS:
+            return
+        if given.shape != expected.shape or not bool(
+            (
+                (given - expected).abs() <= tolerance * float(expected.abs().max().clamp(min=1e-30))
+            ).all()
+        ):
+            found.append(name)
+
+    rank = int(torch.linalg.matrix_rank(J, rtol=1e-9))
+    compare("jacobian", lambda: llr.jacobian(model, x).flatten(0, 1), J, 1e-9)
+    compare("gram", lambda: llr.gram(model, x).reshape(len(J), len(J)), J @ J.T, 1e-9)
+    compare(
+        "exact",
+        lambda: torch.tensor(
+            [float(v) for v in exact.jacobian(model, x, bits=64).entries()], dtype=F64
+        ).reshape(J.shape),
+        J,
+        1e-9,
+    )
+
+    def bounds(name: str, upper: Callable[[], int]) -> None:
+        try:
+            most = upper()
+        except REFUSALS:
+            return
+        if most < rank:
+            found.append(name)
+
+    def certified() -> int:
+        certificate = llr.certify.certify(model, x)
+        tight = int(torch.linalg.matrix_rank(J, rtol=1e-15)) if J.any() else 0
+        if certificate.rank > tight or not llr.certify.verify(certificate, model, x):
+            found.append("certify")
+        return certificate.upper
+
+    bounds("certificate's upper bound", certified)
+    bounds("theory", lambda: tangent_dimension(model).upper)
+
+    def outputs(m: nn.Module) -> Tensor:
+        with torch.no_grad():
+            return m(x).reshape(len(x), -1).as_subclass(Tensor)
+
+    compare("embedding", lambda: outputs(split(model, 0, 0)[0]), outputs(model), 1e-6)
+    parameters = list(model.parameters())
+    theta = torch.cat([p.detach().reshape(-1) for p in parameters]).as_subclass(Tensor)
+    y = torch.ones_like(outputs(model))
+
+    def trained() -> Tensor:
+        machine = machine_for(model, Data.of(theta[None], x, y), theta[None])
+        return machine.forward(theta[None], machine.prepare(x[None]))[0][0]
+
+    compare("train", trained, outputs(model), 1e-9)
+    try:
+        fit = levenberg_marquardt(model, theta[None], x, y, damping=_ONE_STEP)
+    except REFUSALS:
+        return found
+    # The loss that is reported is that of the module at the parameters that are reported.
+    kept = [p.data for p in parameters]
+    at = 0
+    for p in parameters:
+        p.data = fit.theta[0, at : at + p.numel()].view(p.shape)
+        at += p.numel()
+    loss = (outputs(model) - y).square().mean()
+    for p, data in zip(parameters, kept, strict=True):
+        p.data = data
+    if abs(float(loss) - float(fit.loss)) > 1e-6 * max(float(loss), 1e-9):
+        found.append("levenberg_marquardt")
+    return found
