@@ -14,12 +14,12 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from llr import _ops, reference
+from llr.evaluation.probe import Probe, probe, refuse_interactions
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
 from llr.parameters import Selection
-from llr.probes import refuse_behaviour
 from llr.problem import Model, Problem, read_problem
-from llr.surroundings import full_precision, outside_inference_mode
+from llr.surroundings import closed, outside_inference_mode
 
 log = logging.getLogger("llr")
 
@@ -130,6 +130,8 @@ class Plan:
     """Samples at a time."""
     insisted: bool = False
     """Whether the backend was asked for by name, so that no other may take over."""
+    probe: Probe | None = None
+    """What the model did on a few samples; None for one that is known by its layers."""
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
@@ -179,7 +181,10 @@ def _plan(
         raise ValueError("out= and create_graph=True exclude each other; leave out= away")
     chosen, reason = _choose(problem, backend)
     n = problem.x.shape[0]
-    q = problem.mlp.widths[-1] if problem.mlp is not None else _count_outputs(problem)
+    found = None if problem.mlp is not None else _probed(problem)
+    q = problem.mlp.widths[-1] if found is None else found.outputs
+    if chosen == "torch" and found is not None and found.obstacle and backend == "auto":
+        chosen, reason = "loop", f"{reason}; vmap: {found.obstacle}"
     points = problem.columns.points
     shape = (*(() if points is None else (points,)), n, q, problem.columns.count)
     itemsize = problem.dtype.itemsize
@@ -192,9 +197,9 @@ def _plan(
         # jacrev holds a chunk's result, and about as much again while it makes it.
         per_sample = 3 * max(1, q * problem.columns.count) * itemsize
         chunk_size = max(1, n) if chosen == "native" else max(1, _WORKING_BYTES // per_sample)
-    return Plan(
-        chosen, reason, shape, problem.dtype, nbytes, max(1, min(chunk_size, n)), backend != "auto"
-    )
+    at_once = max(1, min(chunk_size, n))
+    insisted = backend != "auto"
+    return Plan(chosen, reason, shape, problem.dtype, nbytes, at_once, insisted, found)
 
 
 def _choose(problem: Problem, backend: str) -> tuple[str, str]:
@@ -213,18 +218,15 @@ def _choose(problem: Problem, backend: str) -> tuple[str, str]:
     return "torch", obstacle
 
 
-def _count_outputs(problem: Problem) -> int:
-    """q, by evaluating the model on a few samples; refuses models without a per-sample Jacobian."""
-    values = problem.point()
-    x = problem.x if problem.x.shape[0] > 0 else problem.x.new_zeros(1, *problem.x.shape[1:])
-    with full_precision(), problem.spared_buffers() as changed:
-        leaves = refuse_behaviour(lambda x: problem.call(values, x, {}), changed, x)
-    for leaf in leaves:
+def _probed(problem: Problem) -> Probe:
+    """A look at the model on a few samples; refuses models without a per-sample Jacobian."""
+    found = probe(problem)
+    for leaf in found.leaves:
         if leaf.dtype != problem.dtype:
             raise TypeError(
                 f"the model's output is {leaf.dtype} but its parameters are {problem.dtype}; expected one"
             )
-    return sum(leaf.numel() for leaf in leaves)
+    return found
 
 
 def _check_out(out: Tensor, shape: tuple[int, ...], problem: Problem) -> None:
@@ -278,12 +280,14 @@ def _execute(
             return _native(problem, out), "native"
         with torch.no_grad():
             return _native(problem, out), "native"
-    if not create_graph:
+    if create_graph:
+        problem = replace(problem, differentiable=True)
+    else:
         detached = {n: v.detach() for n, v in problem.columns.values.items()}
         problem = replace(
             problem, x=problem.x.detach(), columns=replace(problem.columns, values=detached)
         )
-    with full_precision(), contextlib.nullcontext() if create_graph else torch.no_grad():
+    with closed(), contextlib.nullcontext() if create_graph else torch.no_grad():
         if prepared.backend == "torch":
             try:
                 return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"
@@ -321,8 +325,8 @@ def _native(problem: Problem, out: Tensor | None) -> Tensor:
     return _ops.mlp_jacobian(*native_arguments(problem), out)
 
 
-_Rows = Callable[[Problem, dict[str, Tensor], Tensor, bool], dict[str, Tensor]]
-"""The derivatives for a few samples: name -> (samples, q, *shape of the parameter)."""
+_Rows = Callable[[Problem, dict[str, Tensor], Tensor, bool], tuple[dict[str, Tensor], Tensor]]
+"""The derivatives for a few samples, name -> (samples, q, *shape of the parameter); the outputs."""
 
 
 def _fill(
@@ -344,7 +348,9 @@ def _fill(
         for first in range(0, n, prepared.chunk_size):
             # A copy: a forward may work in place.
             chunk = problem.x[first : first + prepared.chunk_size].clone()
-            parts = rows(problem, values, chunk, create_graph)
+            parts, outputs = rows(problem, values, chunk, create_graph)
+            if prepared.probe is not None and index == 0:
+                prepared.probe.compare(outputs, first)
             flat = {name: d.reshape(chunk.shape[0], q, -1) for name, d in parts.items()}
             if result is None:
                 kept.append(torch.cat([flat[name] for name in values], dim=-1))
@@ -361,32 +367,40 @@ def _fill(
 
 def _torch_rows(
     problem: Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
-) -> dict[str, Tensor]:
-    def outputs(values: dict[str, Tensor], sample: Tensor) -> Tensor:
+) -> tuple[dict[str, Tensor], Tensor]:
+    def outputs(values: dict[str, Tensor], sample: Tensor) -> tuple[Tensor, Tensor]:
         leaves = reference.output_leaves(problem.call(values, sample[None]))
-        return torch.cat([leaf.reshape(-1) for leaf in leaves])
+        value = torch.cat([leaf.reshape(-1) for leaf in leaves])
+        return value, value
 
     if not create_graph:
-        return cast(dict[str, Tensor], vmap(jacrev(outputs), in_dims=(None, 0))(values, x))
+        derivative = vmap(jacrev(outputs, has_aux=True), in_dims=(None, 0))
+        return cast(tuple[dict[str, Tensor], Tensor], derivative(values, x))
     # Without vmap: torch differentiates its rule for layer_norm wrongly (the values are right, their
     # derivatives off by tens of percent; torch 2.13 and 2.14).
-    samples = [jacrev(outputs, chunk_size=1)(values, sample) for sample in x]
-    return {name: torch.stack([rows[name] for rows in samples]) for name in values}
+    each = jacrev(outputs, chunk_size=1, has_aux=True)
+    samples = [cast(tuple[dict[str, Tensor], Tensor], each(values, sample)) for sample in x]
+    rows = {name: torch.stack([rows[name] for rows, _ in samples]) for name in values}
+    return rows, torch.stack([value for _, value in samples])
 
 
 def _loop_rows(
     problem: Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
-) -> dict[str, Tensor]:
+) -> tuple[dict[str, Tensor], Tensor]:
     leaves = values
     if not create_graph:
         leaves = {name: v.clone().requires_grad_() for name, v in values.items()}
+    values_of: list[Tensor] = []
 
     def call(values: Mapping[str, Tensor], x: Tensor) -> Any:
-        return problem.call(values, x)
+        outputs = problem.call(values, x)
+        parts = [leaf.detach().flatten() for leaf in reference.output_leaves(outputs)]
+        values_of.append(torch.cat(parts))
+        return outputs
 
     samples = []
     for sample in x:
         rows = list(reference.sample_rows(call, leaves, sample, create_graph=create_graph))
         samples.append([torch.stack(column) for column in zip(*rows, strict=True)])
     stacked = [torch.stack(column) for column in zip(*samples, strict=True)]
-    return dict(zip(leaves, stacked, strict=True))
+    return dict(zip(leaves, stacked, strict=True)), torch.stack(values_of)

@@ -5,22 +5,22 @@ Every check here needs no evaluation of the model; :mod:`llr.probes` has those t
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from llr import _ops, reference
+from llr.evaluation.precision import Precision
+from llr.evaluation.private import Private, promoted
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
-from llr.probes import refuse_layers, spared_buffers
-from llr.surroundings import full_precision, ordinary
+from llr.probes import refuse_layers
+from llr.surroundings import closed, ordinary
 
 Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
 
@@ -40,27 +40,38 @@ class Problem:
     promotion: torch.dtype | None = None
     """The dtype that values and buffers are promoted to, if one was asked for."""
 
-    def call(
-        self, values: Mapping[str, Tensor], x: Tensor, buffers: Mapping[str, Tensor] | None = None
-    ) -> object:
-        """The model at these values, and its own buffers unless others are given."""
-        if isinstance(self.model, nn.Module):
-            buffers = self.buffers if buffers is None else buffers
-            return functional_call(self.model, {**self.columns.fixed, **values, **buffers}, (x,))
-        return self.model(values, x)
+    raised: bool = False
+    """Whether lower precision inside of the model is raised to the problem's dtype."""
+    differentiable: bool = False
+    """Whether results are to be differentiated further, by any parameter of the module."""
+    _privates: list[Private] = field(default_factory=list)
+    """The module's, once there is one; shared with problems made from this one."""
 
-    @functools.cached_property
-    def buffers(self) -> dict[str, Tensor]:
-        """The module's buffers, in the dtype of the problem."""
-        if not isinstance(self.model, nn.Module):
-            return {}
-        return {name: _promoted(b, self.promotion) for name, b in self.model.named_buffers()}
+    @property
+    def private(self) -> Private:
+        """Copies of the module, to be run in its place."""
+        if not self._privates:
+            self._privates.append(Private(cast(nn.Module, self.model), self.promotion))
+        return self._privates[0]
 
-    def spared_buffers(self) -> AbstractContextManager[Callable[[], str | None]]:
-        """Copies in place of the module's buffers; see :func:`llr.probes.spared_buffers`."""
+    def call(self, values: Mapping[str, Tensor], x: Tensor) -> object:
+        """The model at these values; a module on a copy of its own, its state being that of the module."""
+        precision = self._precision()
         if not isinstance(self.model, nn.Module):
-            return nullcontext(lambda: None)
-        return spared_buffers(self.model, self.promotion)
+            with precision:
+                return self.model(values, x)
+        given = {**self.columns.fixed, **values}
+        if not self.differentiable:
+            given = {name: self.private.own(value, name) for name, value in given.items()}
+        model = self.private.copy(given)
+        with precision:
+            return model(x)
+
+    def _precision(self) -> Precision | nullcontext[None]:
+        """Nothing, where a forward can do no harm without."""
+        if not self.raised and torch.get_default_dtype() == self.dtype:
+            return nullcontext()
+        return Precision(self.dtype, raised=self.raised)
 
     def point(self, index: int = 0) -> dict[str, Tensor]:
         """The values at one parameter point."""
@@ -81,7 +92,7 @@ class Problem:
                 name = None if tensor is None else self.names.get(id(tensor))
                 if tensor is None or name is None:
                     links.append(
-                        (None, None if tensor is None else _promoted(tensor, self.promotion))
+                        (None, None if tensor is None else promoted(tensor, self.promotion))
                     )
                 elif name in self.columns.values:
                     links.append((name, self.columns.values[name]))
@@ -91,9 +102,23 @@ class Problem:
 
 
 def read_problem(
-    model: Model, x: Tensor, params: Selection, dtype: torch.dtype | None = None
+    model: Model,
+    x: Tensor,
+    params: Selection,
+    dtype: torch.dtype | None = None,
+    *,
+    raised: bool | None = None,
 ) -> Problem:
-    """Every check that needs no evaluation of the model."""
+    """Every check that needs no evaluation of the model.
+
+    Args:
+        model: a module, or a callable.
+        x: samples.
+        params: as for :func:`llr.jacobian`.
+        dtype: what values are promoted to.
+        raised: whether lower precision inside of the model is raised to that of the problem; default:
+            where there is a dtype.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor(x))")
     if x.dim() == 0:
@@ -119,11 +144,11 @@ def read_problem(
         raise ValueError("params has no parameter points (leading size 0); expected at least one")
     if dtype is not None:
         columns = Columns(
-            {n: _promoted(v, dtype) for n, v in columns.values.items()},
-            {n: _promoted(v, dtype) for n, v in columns.fixed.items()},
+            {n: promoted(v, dtype) for n, v in columns.values.items()},
+            {n: promoted(v, dtype) for n, v in columns.fixed.items()},
             columns.points,
         )
-        x = _promoted(x, dtype)
+        x = promoted(x, dtype)
     if any(t.is_inference() for t in (x, *columns.values.values(), *columns.fixed.values())):
         columns = Columns(
             {n: ordinary(v) for n, v in columns.values.items()},
@@ -134,7 +159,8 @@ def read_problem(
     common = _common_dtype(columns, x)
     _check_devices(columns, x)
     _check_finite(columns, x)
-    problem = Problem(model, columns, x, common, mlp, why_not, names, dtype)
+    raised = dtype is not None if raised is None else raised
+    problem = Problem(model, columns, x, common, mlp, why_not, names, dtype, raised)
     if mlp is not None:
         for name, tensor in problem.chain():
             if tensor is not None and tensor.dtype != common:
@@ -150,10 +176,6 @@ def read_problem(
     if problem.mlp is None and isinstance(model, nn.Module):
         refuse_layers(model)
     return problem
-
-
-def _promoted(t: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return t.to(dtype) if dtype is not None and t.is_floating_point() else t
 
 
 def _unused(mlp: MLP, columns: Columns, names: Mapping[int, str]) -> str:
@@ -239,8 +261,8 @@ def _mistaken(problem: Problem, x: Tensor) -> str:
     sigma = reference.ACTIVATIONS[mlp.activation][0]
     values = {n: v.detach().requires_grad_() for n, v in problem.point().items()}
     with torch.enable_grad():
-        with full_precision(), problem.spared_buffers():
-            own = problem.call(values, x.clone(), {})
+        with closed():
+            own = problem.call(values, x.clone())
         if not isinstance(own, Tensor) or own.numel() != len(x) * mlp.widths[-1]:
             return "its output is not that of its layers"
         hidden = x.flatten(1) if mlp.flattens else x

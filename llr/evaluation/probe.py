@@ -1,0 +1,395 @@
+"""Runs a model on a few samples, and on all together, before its Jacobian is believed.
+
+Refused are forwards that are random, keep state, mix samples, lose precision or cut autograd's graph, and
+copies that do not stand for the module. Nothing of this is needed on the native path, which computes from the
+weights alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import vjp, vmap
+from torch.overrides import TorchFunctionMode
+
+from llr.evaluation.watch import Watch, place
+from llr.memory import memory_budget
+from llr.problem import Problem
+from llr.reference import output_leaves
+from llr.surroundings import closed
+
+_EVAL = "call model.eval() first"
+_PART = 8
+"""Of the memory budget, what a forward of all samples together may take: one part in so many."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model turned out to be."""
+
+    outputs: int
+    """q, numbers for each sample."""
+    leaves: list[Tensor]
+    """The tensors of the output for the first sample alone."""
+    obstacle: str
+    """Why vmap cannot take the model; empty if it can."""
+    together: Tensor | None
+    """(n, q): the outputs for all samples together, or for the first ones; None for fewer than three."""
+
+    def compare(self, alone: Tensor, first: int) -> None:
+        """Refuse outputs (m, q) of samples alone, from the sample `first` on, that differ from those together.
+
+        Raises:
+            ValueError: the samples interact.
+        """
+        if self.together is None or first >= len(self.together):
+            return
+        together = self.together[first : first + len(alone)]
+        alone = alone.detach()[: len(together)]
+        if not _close(together, alone, _loose(alone)):
+            raise ValueError(_interacting(_difference(together, alone), len(self.together)))
+
+
+def probe(problem: Problem) -> Probe:
+    """Run the model at its first parameter point.
+
+    The global random state is left as it was.
+
+    Raises:
+        ValueError: the model is random, changes its buffers or parameters, computes in lower precision than
+            it is to be, uses tensors of the module that its copy cannot replace, gives outputs that depend on
+            other samples or on none of the chosen parameters, that are NaN or infinite, or that have no
+            sample dimension.
+        TypeError: the output is not made of floating-point tensors.
+    """
+    examination = _Examination(problem)
+    drew = lambda: bool(examination.watch.draws)  # noqa: E731
+    with closed(), torch.enable_grad(), _random_state(problem.x.device, drew):
+        return examination.outcome()
+
+
+def alone(problem: Problem, found: Probe, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """(m, q): the outputs for samples one by one."""
+
+    def one(sample: Tensor) -> Tensor:
+        return _flat(problem.call(values, sample[None]))
+
+    with closed(), torch.enable_grad():
+        if not found.obstacle:
+            return vmap(one)(x)
+        return torch.stack([one(sample.clone()).detach() for sample in x])
+
+
+def refuse_interactions(problem: Problem, found: Probe, chunk_size: int) -> None:
+    """Compare all samples one by one with all together.
+
+    Raises:
+        ValueError: the samples interact.
+    """
+    if found.together is None:
+        return
+    values = {name: v.detach() for name, v in problem.point().items()}
+    for first in range(0, len(found.together), chunk_size):
+        chunk = problem.x.detach()[first : first + chunk_size]
+        found.compare(alone(problem, found, values, chunk), first)
+
+
+class _Examination:
+    """One model and its samples under examination."""
+
+    def __init__(self, problem: Problem) -> None:
+        x = problem.x.detach()
+        self.problem, self.x = problem, x if len(x) else x.new_zeros(1, *x.shape[1:])
+        self.values = {name: v.detach().clone() for name, v in problem.point().items()}
+        self.module = isinstance(problem.model, nn.Module)
+        self.watch = self._watch()
+        self.escapes = _Escapes(problem.private.path_of if self.module else lambda _: None)
+
+    def outcome(self) -> Probe:
+        few = self._few()
+        together = self._watched(few)
+        again = self._run(self.values, few)
+        for a, b in zip(together, again, strict=True):
+            if not _close(a, b, 1e3):
+                raise ValueError(
+                    "the model's forward is random: two evaluations at the same parameters and samples "
+                    f"differ by up to {_difference(a, b):.3g}. If it is dropout or another layer that is at "
+                    f"rest in evaluation mode, {_EVAL}; otherwise draw the randomness outside of forward"
+                )
+        if self.watch.draws:
+            raise ValueError(
+                f"the model's forward is random: it draws numbers by {self.watch.draws}. If it is dropout or "
+                f"another layer that is at rest in evaluation mode, {_EVAL}; otherwise draw the randomness "
+                "outside of forward"
+            )
+        single = [self._run(self.values, few[i : i + 1]) for i in range(len(few))]
+        for i, leaves_of_one in enumerate(single):
+            _compare_alone(together, leaves_of_one, i, len(few))
+        outputs = sum(leaf.numel() for leaf in single[0])
+        every = self._all(self.watch.nbytes // len(few), outputs)
+        return Probe(outputs, single[0], self._obstacle(few), every)
+
+    def _watched(self, few: Tensor) -> list[Tensor]:
+        """The outputs, after a look at every operation."""
+        leaves = {name: v.requires_grad_() for name, v in self.values.items()}
+        with self.escapes, self.watch:
+            outputs = self._run(leaves, few)
+        self._refuse_unfaithful()
+        self._refuse_independence(outputs, leaves)
+        self.values = {name: v.detach() for name, v in leaves.items()}
+        return [leaf.detach() for leaf in outputs]
+
+    def _few(self) -> Tensor:
+        few = _two_samples(self.x)
+        if len(self.x) == 1:
+            try:
+                self.problem.call(self.values, few.clone())
+            except Exception:  # a model of one sample at a time; what is wrong with one shows later
+                return self.x
+        return few
+
+    def _watch(self) -> Watch:
+        problem = self.problem
+        kept = problem.dtype if problem.raised else None
+        if not self.module:
+            return Watch({}, {}, kept, lambda _: None)
+        private = problem.private
+        private.copy(self.values)  # for the names of all tensors that it replaces
+        foreign = {number: name for number, (name, _) in private.originals.items()}
+        return Watch(foreign, private.stale, kept, private.path_of)
+
+    def _run(self, values: Mapping[str, Tensor], x: Tensor) -> list[Tensor]:
+        versions = {name: v._version for name, v in values.items()}
+        output = self.problem.call(values, x.clone())  # a forward may work in place
+        leaves = output_leaves(output)
+        if not leaves:
+            raise TypeError("the model's output holds no tensor; expected at least one")
+        for leaf in leaves:
+            if leaf.dim() == 0 and len(x) > 1:
+                raise ValueError(
+                    f"an output is a single number for {len(x)} samples; expected the number of samples "
+                    "as its first size (a loss has no per-sample Jacobian: return the values before the mean)"
+                )
+            if not bool(torch.isfinite(leaf).all()):
+                raise ValueError(
+                    "the model's output is NaN or infinite at the first samples; expected finite numbers (a "
+                    "Jacobian there would be NaN)"
+                )
+        name = self.problem.private.changed() if self.module else None
+        if name is not None:
+            raise ValueError(
+                f"the model's forward changes its buffer {name!r}, so that no two evaluations are of the "
+                f"same function; {_EVAL}, or keep state out of forward"
+            )
+        for name, value in values.items():
+            if value._version != versions[name]:
+                raise ValueError(
+                    f"the model's forward changes its parameter {name!r} in place, so that no two "
+                    "evaluations are of the same function; expected a forward that only reads it"
+                )
+        return leaves
+
+    def _refuse_unfaithful(self) -> None:
+        kind, watch = type(self.problem.model).__name__, self.watch
+        if watch.foreign:
+            raise ValueError(
+                f"{kind}'s forward reaches the tensor {watch.foreign} past the module, through a global "
+                "variable or an object that cannot be copied; expected it as an attribute of the module "
+                "that uses it, where other values can be put in its place"
+            )
+        if watch.stale:
+            raise ValueError(
+                f"{kind}'s forward uses {watch.stale}, a tensor kept from an earlier evaluation, whose "
+                "dependence on the parameters is lost; expected it to be computed in forward (set the "
+                "attribute to None, or delete it)"
+            )
+        if watch.lowered:
+            raise ValueError(
+                f"{kind}'s forward computes in lower precision: {watch.lowered}. Its rounding would be "
+                f"counted as rank; expected {self.problem.dtype} throughout (leave the conversion away, or "
+                "convert to the dtype of the input)"
+            )
+
+    def _refuse_independence(
+        self, outputs: Sequence[Tensor], leaves: Mapping[str, Tensor]
+    ) -> None:
+        tensors = list(leaves.values())
+        connected = [leaf.sum() for leaf in outputs if leaf.requires_grad]
+        if connected and any(
+            g is not None
+            for g in torch.autograd.grad(sum(connected[1:], connected[0]), tensors, allow_unused=True)
+        ):
+            return
+        if self.watch.in_inference:
+            reason = "it computes under torch.inference_mode"
+        elif self.watch.without_gradient:
+            reason = "it computes under torch.no_grad"
+        elif self.escapes.seen:
+            reason = self.escapes.seen
+        elif self.module:
+            reason = "it does not use them"
+        else:
+            reason = "it does not use the params that it is called with"
+        names = ", ".join(list(leaves)[:3]) + (", ..." if len(leaves) > 3 else "")
+        raise ValueError(
+            f"no output of {type(self.problem.model).__name__} depends on a chosen parameter ({names}), as "
+            f"autograd sees it: {reason}. Its Jacobian would be zero; expected a forward that can be "
+            "differentiated by them"
+        )
+
+    def _obstacle(self, few: Tensor) -> str:
+        """Why vmap cannot take the model."""
+
+        def pulled(sample: Tensor) -> tuple[Tensor, Any]:
+            def outputs(values: dict[str, Tensor]) -> Tensor:
+                return _flat(self.problem.call(values, sample[None]))
+
+            value, pull = vjp(outputs, self.values)
+            return value, pull(torch.ones_like(value))
+
+        try:
+            with torch.no_grad():
+                vmap(pulled)(few[:1].clone())
+        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            if "randomness" in line and not self.watch.draws_own:
+                raise ValueError(
+                    f"the model's forward is random: it draws numbers that differ from sample to sample; "
+                    f"{_EVAL}, or draw the randomness outside of forward"
+                ) from error
+            return line
+        return ""
+
+    def _all(self, nbytes: int, outputs: int) -> Tensor | None:
+        """The outputs for all samples together; for the first ones where all take too much memory."""
+        most = max(3, memory_budget(self.x.device) // _PART // max(1, nbytes))
+        x = self.x[:most]
+        if len(x) <= 2:
+            return None
+        parts = []
+        for leaf in output_leaves(self.problem.call(self.values, x.clone())):
+            if leaf.dim() == 0 or len(leaf) != len(x):
+                raise ValueError(
+                    f"an output has shape {tuple(leaf.shape)} for {len(x)} samples; expected the number of "
+                    "samples as its first size"
+                )
+            parts.append(leaf.detach().reshape(len(x), -1))
+        found = torch.cat(parts, 1)
+        if found.shape[1] != outputs:
+            raise ValueError(
+                f"the model's samples interact: there are {found.shape[1]} outputs for each of {len(x)} "
+                f"samples together, but {outputs} for the first one alone, so there is no per-sample "
+                "Jacobian"
+            )
+        return found
+
+
+class _Escapes(TorchFunctionMode):
+    """Notes the first step out of autograd's sight."""
+
+    def __init__(self, path_of: Callable[[object], str | None]) -> None:
+        super().__init__()
+        self.seen = ""
+        self._path_of = path_of
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None  # noqa: ARG002
+    ) -> Any:
+        how = _ESCAPES.get(getattr(func, "__name__", ""), "")
+        if func == _DATA:
+            how = "it takes .data"
+        if how and not self.seen:
+            self.seen = f"{how} ({place(sys._getframe(1), self._path_of)})"
+        return func(*args, **(kwargs or {}))
+
+
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
+_ESCAPES = {
+    "detach": "it detaches",
+    "detach_": "it detaches",
+    **dict.fromkeys(("numpy", "__array__", "tolist"), "it goes through numpy or lists"),
+    **dict.fromkeys(("item", "__float__"), "it goes through numbers of Python"),
+}
+
+
+def _two_samples(x: Tensor) -> Tensor:
+    """The first sample and one that differs from it: equal ones would hide how samples interact."""
+    some = x[:1000]
+    differs = (some != x[:1]).reshape(len(some), -1).any(1).nonzero()
+    return torch.cat([x[:1], x[int(differs[0]) :][:1] if len(differs) else x[-1:]])
+
+
+def _compare_alone(
+    together: Sequence[Tensor], alone: Sequence[Tensor], index: int, count: int
+) -> None:
+    """Refuse outputs of a sample alone that differ from those among others."""
+    shapes = (
+        f"{', '.join(str(tuple(t.shape)) for t in together)} for {count} samples and "
+        f"{', '.join(str(tuple(t.shape)) for t in alone)}"
+    )
+    wrong = len(together) != len(alone)
+    for a, b in zip(together, alone, strict=False):
+        wrong |= a.dim() == 0 or a.shape[0] != count or not _is_one_of(a, b)
+    if wrong:
+        what = "an output has" if len(together) == len(alone) == 1 else "outputs have"
+        raise ValueError(
+            f"{what} shape {shapes} for one; expected the number of samples as its first size"
+        )
+    for a, b in zip(together, alone, strict=True):
+        if not _close(a[index].flatten(), b.flatten(), _loose(a)):
+            raise ValueError(_interacting(_difference(a[index].flatten(), b.flatten()), count))
+
+
+def _is_one_of(several: Tensor, one: Tensor) -> bool:
+    """Whether one sample's output has the shape of an entry, with or without sizes of 1 (squeezed)."""
+    expected = (1, *several.shape[1:])
+    return one.shape in (expected, tuple(s for s in expected if s != 1))
+
+
+def _flat(output: object) -> Tensor:
+    return torch.cat([leaf.reshape(-1) for leaf in output_leaves(output)])
+
+
+def _interacting(difference: float, count: int) -> str:
+    return (
+        f"the model's samples interact: the output for a sample changes by up to {difference:.3g} when it is "
+        f"evaluated alone instead of among {count}, so there is no per-sample Jacobian. If batch statistics "
+        f"are the cause, {_EVAL}"
+    )
+
+
+def _loose(t: Tensor) -> float:
+    return torch.finfo(t.dtype).eps ** -0.5
+
+
+def _close(a: Tensor, b: Tensor, units: float) -> bool:
+    """Equal but for `units` roundings of the largest entry."""
+    if a.shape != b.shape:
+        return False
+    scale = float(a.abs().max()) if a.numel() else 0.0
+    return _difference(a, b) <= units * torch.finfo(a.dtype).eps * max(scale, 1e-30)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    same = (a == b) | (a.isnan() & b.isnan())
+    return float(torch.where(same, 0, a - b).abs().max()) if a.numel() else 0.0
+
+
+@contextlib.contextmanager
+def _random_state(device: torch.device, drew: Callable[[], bool]) -> Iterator[None]:
+    """Puts the global random state back if it was used, and only then: other threads may draw meanwhile."""
+    seed, before = torch.initial_seed(), torch.get_rng_state()
+    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    finally:
+        if drew() or torch.initial_seed() != seed:
+            torch.set_rng_state(before)
+            if of_device is not None:
+                torch.cuda.set_rng_state(of_device, device)
