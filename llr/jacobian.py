@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from llr import _ops, reference
-from llr.evaluation.probe import Probe, probe, refuse_interactions
+from llr.evaluation.probe import Probe, probe, ragged
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
-from llr.parameters import Selection
+from llr.parameters import Columns, Selection
 from llr.problem import Model, Problem, read_problem
 from llr.surroundings import closed, outside_inference_mode
 
@@ -302,6 +302,22 @@ def _execute(
         return _fill(problem, prepared, out, create_graph, _loop_rows), "loop"
 
 
+def columns_of(problem: Problem, names: Sequence[str], x: Tensor, chunk_size: int | None) -> Tensor:
+    """(m, q, columns): the derivatives by these parameters alone, of a problem that has been probed."""
+    columns = problem.columns
+    values = {name: columns.values[name] for name in names}
+    fixed = columns.fixed | {n: v for n, v in columns.values.items() if n not in values}
+    part = replace(problem, x=x, columns=Columns(values, fixed), mlp=None)
+    found = probe(problem)
+    shape = (len(x), found.outputs, part.columns.count)
+    backend = "loop" if found.obstacle else "torch"
+    per_sample = 3 * max(1, math.prod(shape[1:])) * problem.dtype.itemsize
+    at_once = chunk_size or max(1, min(len(x), _WORKING_BYTES // per_sample))
+    nbytes = math.prod(shape) * problem.dtype.itemsize
+    plan = Plan(backend, "", shape, problem.dtype, nbytes, at_once)
+    return _execute(part, plan, None, False)[0]
+
+
 def native_arguments(
     problem: Problem,
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None], str, list[int] | None]:
@@ -325,8 +341,8 @@ def _native(problem: Problem, out: Tensor | None) -> Tensor:
     return _ops.mlp_jacobian(*native_arguments(problem), out)
 
 
-_Rows = Callable[[Problem, dict[str, Tensor], Tensor, bool], tuple[dict[str, Tensor], Tensor]]
-"""The derivatives for a few samples, name -> (samples, q, *shape of the parameter); the outputs."""
+_Rows = Callable[[Problem, dict[str, Tensor], Tensor, int, bool], tuple[dict[str, Tensor], Tensor]]
+"""The derivatives for a few samples with q outputs, name -> (samples, q, *shape of the parameter); the outputs."""
 
 
 def _fill(
@@ -348,7 +364,7 @@ def _fill(
         for first in range(0, n, prepared.chunk_size):
             # A copy: a forward may work in place.
             chunk = problem.x[first : first + prepared.chunk_size].clone()
-            parts, outputs = rows(problem, values, chunk, create_graph)
+            parts, outputs = rows(problem, values, chunk, q, create_graph)
             if prepared.probe is not None and index == 0:
                 prepared.probe.compare(outputs, first)
             flat = {name: d.reshape(chunk.shape[0], q, -1) for name, d in parts.items()}
@@ -366,11 +382,13 @@ def _fill(
 
 
 def _torch_rows(
-    problem: Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
+    problem: Problem, values: dict[str, Tensor], x: Tensor, q: int, create_graph: bool
 ) -> tuple[dict[str, Tensor], Tensor]:
     def outputs(values: dict[str, Tensor], sample: Tensor) -> tuple[Tensor, Tensor]:
         leaves = reference.output_leaves(problem.call(values, sample[None]))
         value = torch.cat([leaf.reshape(-1) for leaf in leaves])
+        if len(value) != q:
+            raise ValueError(ragged(len(value), q))
         return value, value
 
     if not create_graph:
@@ -385,7 +403,7 @@ def _torch_rows(
 
 
 def _loop_rows(
-    problem: Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
+    problem: Problem, values: dict[str, Tensor], x: Tensor, q: int, create_graph: bool
 ) -> tuple[dict[str, Tensor], Tensor]:
     leaves = values
     if not create_graph:
@@ -401,6 +419,8 @@ def _loop_rows(
     samples = []
     for sample in x:
         rows = list(reference.sample_rows(call, leaves, sample, create_graph=create_graph))
+        if len(rows) != q:
+            raise ValueError(ragged(len(rows), q))
         samples.append([torch.stack(column) for column in zip(*rows, strict=True)])
     stacked = [torch.stack(column) for column in zip(*samples, strict=True)]
     return dict(zip(leaves, stacked, strict=True)), torch.stack(values_of)

@@ -161,8 +161,7 @@ def _links_of_trace(model: nn.Module) -> list[_Link]:
     for module in model.modules():
         _links_of_module(module)  # for what it refuses, before the cost of a trace
     try:
-        with torch.random.fork_rng(devices=[]):  # what does not depend on the input runs for real
-            graph = traced(model)
+        graph = traced(model)
     except UnknownTensor:
         raise NotAnMLP(
             "its forward uses a tensor that is neither parameter nor buffer"

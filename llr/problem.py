@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -44,28 +44,34 @@ class Problem:
     """Whether lower precision inside of the model is raised to the problem's dtype."""
     differentiable: bool = False
     """Whether results are to be differentiated further, by any parameter of the module."""
-    _privates: list[Private] = field(default_factory=list)
-    """The module's, once there is one; shared with problems made from this one."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What has been found out about the model; shared with problems made from this one."""
 
     @property
     def private(self) -> Private:
-        """Copies of the module, to be run in its place."""
-        if not self._privates:
-            self._privates.append(Private(cast(nn.Module, self.model), self.promotion))
-        return self._privates[0]
+        """What makes copies of the module."""
+        if "private" not in self.kept:
+            self.kept["private"] = Private(cast(nn.Module, self.model), self.promotion)
+        return cast(Private, self.kept["private"])
 
-    def call(self, values: Mapping[str, Tensor], x: Tensor) -> object:
-        """The model at these values; a module on a copy of its own, its state being that of the module."""
-        precision = self._precision()
-        if not isinstance(self.model, nn.Module):
-            with precision:
-                return self.model(values, x)
+    def copy(self, values: Mapping[str, Tensor]) -> nn.Module:
+        """A copy of the module at these values, its state being that of the module."""
         given = {**self.columns.fixed, **values}
         if not self.differentiable:
             given = {name: self.private.own(value, name) for name, value in given.items()}
-        model = self.private.copy(given)
-        with precision:
-            return model(x)
+        return self.private.copy(given)
+
+    def run(self, copy: nn.Module, x: Tensor) -> object:
+        """A copy of the module on samples."""
+        with self._precision():
+            return copy(x)
+
+    def call(self, values: Mapping[str, Tensor], x: Tensor) -> object:
+        """The model at these values; a module on a copy of its own."""
+        if isinstance(self.model, nn.Module):
+            return self.run(self.copy(values), x)
+        with self._precision():
+            return self.model(values, x)
 
     def _precision(self) -> Precision | nullcontext[None]:
         """Nothing, where a forward can do no harm without."""

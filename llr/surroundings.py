@@ -178,6 +178,20 @@ def closed() -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def random_state(device: torch.device, drew: Callable[[], bool]) -> Iterator[None]:
+    """Puts the global random state back if it was used, and only then: other threads may draw meanwhile."""
+    seed, before = torch.initial_seed(), torch.get_rng_state()
+    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+    try:
+        yield
+    finally:
+        if drew() or torch.initial_seed() != seed:
+            torch.set_rng_state(before)
+            if of_device is not None:
+                torch.cuda.set_rng_state(of_device, device)
+
+
+@contextlib.contextmanager
 def torch_threads(number: int) -> Iterator[None]:
     """So many threads: sums over threads round as they are cut up."""
     before = torch.get_num_threads()

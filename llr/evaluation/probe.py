@@ -7,11 +7,11 @@ weights alone.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,14 +22,14 @@ from llr.evaluation.watch import Watch, place
 from llr.memory import memory_budget
 from llr.problem import Problem
 from llr.reference import output_leaves
-from llr.surroundings import closed
+from llr.surroundings import closed, random_state
 
 _EVAL = "call model.eval() first"
 _PART = 8
 """Of the memory budget, what a forward of all samples together may take: one part in so many."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Probe:
     """What a model turned out to be."""
 
@@ -39,8 +39,15 @@ class Probe:
     """The tensors of the output for the first sample alone."""
     obstacle: str
     """Why vmap cannot take the model; empty if it can."""
-    together: Tensor | None
-    """(n, q): the outputs for all samples together, or for the first ones; None for fewer than three."""
+    run_together: Callable[[], Tensor | None]
+
+    @functools.cached_property
+    def together(self) -> Tensor | None:
+        """(m, q): the outputs for all samples together, or for as many as memory allows.
+
+        None for fewer than three, which have been looked at already. Whoever has them may set them.
+        """
+        return self.run_together()
 
     def compare(self, alone: Tensor, first: int) -> None:
         """Refuse outputs (m, q) of samples alone, from the sample `first` on, that differ from those together.
@@ -57,7 +64,7 @@ class Probe:
 
 
 def probe(problem: Problem) -> Probe:
-    """Run the model at its first parameter point.
+    """Run the model at its first parameter point, once for each problem.
 
     The global random state is left as it was.
 
@@ -68,36 +75,46 @@ def probe(problem: Problem) -> Probe:
             sample dimension.
         TypeError: the output is not made of floating-point tensors.
     """
-    examination = _Examination(problem)
-    drew = lambda: bool(examination.watch.draws)  # noqa: E731
-    with closed(), torch.enable_grad(), _random_state(problem.x.device, drew):
-        return examination.outcome()
+    if "probe" not in problem.kept:
+        examination = _Examination(problem)
+        drew = lambda: bool(examination.watch.draws)  # noqa: E731
+        with closed(), torch.enable_grad(), random_state(problem.x.device, drew):
+            problem.kept["probe"] = examination.outcome()
+    return cast(Probe, problem.kept["probe"])
 
 
-def alone(problem: Problem, found: Probe, values: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """(m, q): the outputs for samples one by one."""
-
-    def one(sample: Tensor) -> Tensor:
-        return _flat(problem.call(values, sample[None]))
-
-    with closed(), torch.enable_grad():
-        if not found.obstacle:
-            return vmap(one)(x)
-        return torch.stack([one(sample.clone()).detach() for sample in x])
-
-
-def refuse_interactions(problem: Problem, found: Probe, chunk_size: int) -> None:
-    """Compare all samples one by one with all together.
+def refuse_interactions(problem: Problem) -> None:
+    """Compare the outputs for all samples one by one with those for all together.
 
     Raises:
-        ValueError: the samples interact.
+        ValueError: the samples interact; and what :func:`probe` refuses.
     """
+    found = probe(problem)
     if found.together is None:
         return
     values = {name: v.detach() for name, v in problem.point().items()}
-    for first in range(0, len(found.together), chunk_size):
-        chunk = problem.x.detach()[first : first + chunk_size]
-        found.compare(alone(problem, found, values, chunk), first)
+    x = problem.x.detach()[: len(found.together)]
+
+    def one(sample: Tensor) -> Tensor:
+        outputs = _flat(problem.call(values, sample[None]))
+        if len(outputs) != found.outputs:
+            raise ValueError(ragged(len(outputs), found.outputs))
+        return outputs
+
+    with closed(), torch.enable_grad():
+        if found.obstacle:
+            alone = torch.stack([one(sample.clone()).detach() for sample in x])
+        else:
+            alone = vmap(one)(x.clone())
+    found.compare(alone, 0)
+
+
+def ragged(outputs: int, first: int) -> str:
+    """What to say of a sample with another number of outputs than the first one."""
+    return (
+        f"a sample has {outputs} outputs alone, but the first one has {first}; expected the same number for "
+        "every sample"
+    )
 
 
 class _Examination:
@@ -132,8 +149,10 @@ class _Examination:
         for i, leaves_of_one in enumerate(single):
             _compare_alone(together, leaves_of_one, i, len(few))
         outputs = sum(leaf.numel() for leaf in single[0])
-        every = self._all(self.watch.nbytes // len(few), outputs)
-        return Probe(outputs, single[0], self._obstacle(few), every)
+        nbytes = self.watch.nbytes // len(few)
+        return Probe(
+            outputs, single[0], self._obstacle(few), functools.partial(self._all, nbytes, outputs)
+        )
 
     def _watched(self, few: Tensor) -> list[Tensor]:
         """The outputs, after a look at every operation."""
@@ -272,8 +291,10 @@ class _Examination:
         x = self.x[:most]
         if len(x) <= 2:
             return None
+        with closed(), torch.enable_grad():
+            leaves = output_leaves(self.problem.call(self.values, x.clone()))
         parts = []
-        for leaf in output_leaves(self.problem.call(self.values, x.clone())):
+        for leaf in leaves:
             if leaf.dim() == 0 or len(leaf) != len(x):
                 raise ValueError(
                     f"an output has shape {tuple(leaf.shape)} for {len(x)} samples; expected the number of "
@@ -379,17 +400,3 @@ def _close(a: Tensor, b: Tensor, units: float) -> bool:
 def _difference(a: Tensor, b: Tensor) -> float:
     same = (a == b) | (a.isnan() & b.isnan())
     return float(torch.where(same, 0, a - b).abs().max()) if a.numel() else 0.0
-
-
-@contextlib.contextmanager
-def _random_state(device: torch.device, drew: Callable[[], bool]) -> Iterator[None]:
-    """Puts the global random state back if it was used, and only then: other threads may draw meanwhile."""
-    seed, before = torch.initial_seed(), torch.get_rng_state()
-    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-    try:
-        yield
-    finally:
-        if drew() or torch.initial_seed() != seed:
-            torch.set_rng_state(before)
-            if of_device is not None:
-                torch.cuda.set_rng_state(of_device, device)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from llr.evaluation.private import Private
+from llr.evaluation.watch import Watch
+from llr.surroundings import random_state
 
 
 class UnknownTensor(Exception):
@@ -36,8 +39,10 @@ def traced(model: nn.Module) -> fx.Graph:
             for name, p in model.named_parameters()
         }
     )
-    tracer = _Tracer(copy)
-    graph = tracer.run()
+    tracer, watch = _Tracer(copy), Watch({}, {}, None, private.path_of)
+    # What does not depend on the input runs for real.
+    with random_state(torch.device("cpu"), lambda: bool(watch.draws)), watch:
+        graph = tracer.run()
     name = private.changed()
     if name is not None:
         raise ChangedBuffer(name)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from llr.parameters import Columns, Selection
-from llr.probes import refuse_behaviour
+from llr.evaluation.probe import refuse_interactions
 from llr.problem import Model, Problem, read_problem
 
 _COLUMNS_AT_ONCE = 64  # of a Hessian
@@ -65,8 +65,7 @@ class Surface:
         values = {name: v.detach() for name, v in problem.columns.values.items()}
         fixed = {name: v.detach() for name, v in problem.columns.fixed.items()}
         problem = replace(problem, columns=Columns(values, fixed))
-        with problem.spared_buffers() as changed:
-            refuse_behaviour(lambda x: problem.call(values, x, {}), changed, problem.x)
+        refuse_interactions(problem)
         given = (
             params
             if isinstance(params, Mapping)
