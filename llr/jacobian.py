@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 from llr import _ops, reference
@@ -181,10 +181,14 @@ def _plan(
         raise ValueError("out= and create_graph=True exclude each other; leave out= away")
     chosen, reason = _choose(problem, backend)
     n = problem.x.shape[0]
-    found = None if problem.mlp is not None else _probed(problem)
-    q = problem.mlp.widths[-1] if found is None else found.outputs
-    if chosen == "torch" and found is not None and found.obstacle and backend == "auto":
-        chosen, reason = "loop", f"{reason}; vmap: {found.obstacle}"
+    found = None
+    if problem.mlp is not None:
+        q = problem.mlp.widths[-1]
+    else:
+        found = _probed(problem)
+        q = found.outputs
+        if found.obstacle and backend == "auto":
+            chosen, reason = "loop", f"{reason}; vmap cannot take it: {found.obstacle}"
     points = problem.columns.points
     shape = (*(() if points is None else (points,)), n, q, problem.columns.count)
     itemsize = problem.dtype.itemsize
@@ -288,6 +292,8 @@ def _execute(
             problem, x=problem.x.detach(), columns=replace(problem.columns, values=detached)
         )
     with closed(), contextlib.nullcontext() if create_graph else torch.no_grad():
+        if prepared.backend == "loop" and prepared.probe is not None and not prepared.insisted:
+            _log_loop(prepared.probe.obstacle)
         if prepared.backend == "torch":
             try:
                 return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"
@@ -296,10 +302,12 @@ def _execute(
                 if prepared.insisted:
                     raise
                 first_line = next(iter(str(error).splitlines()), type(error).__name__)
-                log.info(
-                    "torch.func.vmap cannot take this model (%s); looping over samples", first_line
-                )
+                _log_loop(first_line)
         return _fill(problem, prepared, out, create_graph, _loop_rows), "loop"
+
+
+def _log_loop(reason: str) -> None:
+    log.info("torch.func.vmap cannot take this model (%s); looping over samples", reason)
 
 
 def columns_of(problem: Problem, names: Sequence[str], x: Tensor, chunk_size: int | None) -> Tensor:
@@ -308,6 +316,8 @@ def columns_of(problem: Problem, names: Sequence[str], x: Tensor, chunk_size: in
     values = {name: columns.values[name] for name in names}
     fixed = columns.fixed | {n: v for n, v in columns.values.items() if n not in values}
     part = replace(problem, x=x, columns=Columns(values, fixed), mlp=None)
+    if not isinstance(problem.model, nn.Module):
+        part.model = lambda some, x: problem.call({**columns.values, **some}, x)
     found = probe(problem)
     shape = (len(x), found.outputs, part.columns.count)
     backend = "loop" if found.obstacle else "torch"
@@ -342,7 +352,7 @@ def _native(problem: Problem, out: Tensor | None) -> Tensor:
 
 
 _Rows = Callable[[Problem, dict[str, Tensor], Tensor, int, bool], tuple[dict[str, Tensor], Tensor]]
-"""The derivatives for a few samples with q outputs, name -> (samples, q, *shape of the parameter); the outputs."""
+"""For a few samples with q outputs: name -> derivatives (samples, q, *parameter); and the outputs."""
 
 
 def _fill(

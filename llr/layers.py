@@ -100,9 +100,9 @@ def stream(layers: Layers, room: int, chunk_size: int | None = None) -> Iterator
     itemsize = layers.problem.dtype.itemsize
     pieces = [p for layer in layers.known for p in _pieces(layer, n, q, room // itemsize)]
     others = list(layers.others)
-    held, wrong = _held(layers, room, chunk_size)
-    others += _apart(wrong)
-    pieces = [p for p in pieces if p.layer not in wrong]
+    held, different = _held(layers, room, chunk_size)
+    others += _apart(different)
+    pieces = [p for p in pieces if p.layer not in different]
     while pieces:
         some, used = 0, 0
         while some < len(pieces) and (some == 0 or used + pieces[some].numel * itemsize <= room):
@@ -128,9 +128,7 @@ _Held = dict[Layer, Signal]
 """The signals of all samples."""
 
 
-def _held(
-    layers: Layers, room: int, chunk_size: int | None
-) -> tuple[_Held | None, list[Layer]]:
+def _held(layers: Layers, room: int, chunk_size: int | None) -> tuple[_Held | None, list[Layer]]:
     """All signals of all layers, if they fit; and the layers that turned out to be something else."""
     x, q, itemsize = layers.problem.x, layers.outputs, layers.problem.dtype.itemsize
     per_sample = sum(_numel(it, q) for it in layers.known) * itemsize
@@ -145,7 +143,9 @@ def _held(
     held = {}
     for layer, signals in parts.items():
         if len({(s.delta.shape[1:], s.a.shape[1:]) for s in signals}) == 1:
-            held[layer] = Signal(*(torch.cat(t) if len(t) > 1 else t[0] for t in zip(*signals, strict=True)))
+            held[layer] = Signal(
+                *(torch.cat(t) if len(t) > 1 else t[0] for t in zip(*signals, strict=True))
+            )
     return held, [layer for layer in layers.known if layer not in held]
 
 

@@ -163,9 +163,7 @@ def _links_of_trace(model: nn.Module) -> list[_Link]:
     try:
         graph = traced(model)
     except UnknownTensor:
-        raise NotAnMLP(
-            "its forward uses a tensor that is neither parameter nor buffer"
-        ) from None
+        raise NotAnMLP("its forward uses a tensor that is neither parameter nor buffer") from None
     except ChangedBuffer as change:
         raise NotAnMLP(f"its forward changes the buffer {str(change)!r}") from None
     except Exception as error:  # whatever the user's forward raises when it is handed a symbol

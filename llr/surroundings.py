@@ -2,7 +2,8 @@
 
 Most switches belong to a thread: inference mode, autocast, a default device. The default dtype, the precision
 of float32 products and the warnings filters belong to the process, and other threads may be at work: the
-default dtype is not touched at all, the others by the first that needs them otherwise and put back by the last.
+default dtype is not touched at all; the others are changed by the first that needs it and put back by the
+last.
 """
 
 from __future__ import annotations
@@ -74,9 +75,7 @@ _AUTOCAST = ("cpu", "cuda", "xpu", "mps", "hpu", "xla", "ipu", "maia", "mtia", "
 class _OnCpu(TorchFunctionMode):
     """Tensors made without a device are on the CPU, as if there were no default device."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None  # noqa: ARG002
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = dict(kwargs) if kwargs else {}
         if func in _device_constructors() and named.get("device") is None:
             named["device"] = torch.device("cpu")

@@ -33,7 +33,7 @@ _PERHAPS_FLOATING: set[Callable[..., Any]] = {
     *(torch.full, torch.arange, torch.range, torch.tensor, torch.as_tensor, torch.asarray),
     *(torch.scalar_tensor, torch.normal),
 }
-_FROM_OUTSIDE: set[Callable[..., Any]] = {torch.from_numpy, torch.frombuffer, torch.from_dlpack}
+_FROM_OUTSIDE: set[Callable[..., Any]] = {torch.from_numpy, torch.frombuffer}
 _FACTORIES = _FLOATING | _PERHAPS_FLOATING
 
 
@@ -60,7 +60,7 @@ class Precision(TorchFunctionMode):
     def __torch_function__(
         self,
         func: Callable[..., Any],
-        types: Sequence[type],  # noqa: ARG002
+        types: Sequence[type],
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
@@ -97,7 +97,7 @@ class Precision(TorchFunctionMode):
     def _checked(
         self, result: Tensor, func: Callable[..., Any], args: Sequence[Any], named: dict[str, Any]
     ) -> Tensor:
-        """A result of another floating-point dtype, made anew where that came from nowhere but the default."""
+        """A result of another floating-point dtype, made anew where only the default dtype says so."""
         if func in _FROM_OUTSIDE:
             return result.to(self._instead.get(result.dtype, result.dtype))
         given = list(_tensors((*args, *named.values())))

@@ -23,9 +23,10 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 _LARGEST = 4096
-"""Objects beside modules, tensors and containers that are copied; a module that reaches more shares them all."""
+"""Objects beside modules, tensors and containers that are copied; where there are more, all are shared."""
 
 _SHARED: set[type] = {
     *(type(None), bool, int, float, complex, str, bytes, range, slice, type, property),
@@ -88,11 +89,13 @@ class Private:
         known = self._clones.get(id(t))
         if known is not None:
             return known[0]
-        with torch.no_grad(), torch.inference_mode(False):
+        # Perhaps inside of a transform of torch.func, but not for it alone.
+        with torch.no_grad(), torch.inference_mode(False), temporarily_clear_interpreter_stack():
             plain = t.detach()
             found = promoted(plain, self._dtype)
             found = found.clone() if found is plain else found
-        found.requires_grad_(t.requires_grad and t.is_leaf and id(t) not in self._parameters)
+            if t.requires_grad and t.is_leaf and id(t) not in self._parameters:
+                found.requires_grad_()
         self.originals[id(t)] = (name, t)
         self._clones[id(t)] = (found, found._version)
         if t.grad_fn is not None:
@@ -113,7 +116,8 @@ class Private:
 
     def path_of(self, module: object) -> str | None:
         """The name of a module of the last copy, None for another."""
-        return next((path for (path, _), s in zip(self._modules, self._shells, strict=True) if s is module), None)
+        pairs = zip(self._modules, self._shells, strict=True)
+        return next((path for (path, _), shell in pairs if shell is module), None)
 
 
 def promoted(t: Tensor, dtype: torch.dtype | None) -> Tensor:
@@ -211,7 +215,7 @@ class _Copier:
         return new
 
     def _deque(self, value: deque[Any]) -> deque[Any]:
-        new: deque[Any] = deque((), value.maxlen)
+        new: deque[Any] = deque(maxlen=value.maxlen)
         self.memo[id(value)] = new
         new.extend(map(self.copied, value))
         return new
@@ -293,7 +297,7 @@ class _Copier:
             return value
         if self.objects > _LARGEST:
             raise _TooMany
-        kind = type(value)
+        kind: Any = type(value)
         if _is_plain(kind):
             new = object.__new__(kind)
             self.memo[id(value)] = new
@@ -352,7 +356,7 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 @functools.cache
-def _is_plain(kind: type) -> bool:
+def _is_plain(kind: Any) -> bool:
     """Whether objects of the class are their ``__dict__`` and nothing else."""
     if not kind.__flags__ & _HEAP_TYPE or kind.__dictoffset__ == 0:
         return False

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import vjp, vmap
 from torch.overrides import TorchFunctionMode
 
@@ -50,7 +51,7 @@ class Probe:
         return self.run_together()
 
     def compare(self, alone: Tensor, first: int) -> None:
-        """Refuse outputs (m, q) of samples alone, from the sample `first` on, that differ from those together.
+        """Refuse outputs (m, q) of samples alone, from sample `first` on, that differ from those together.
 
         Raises:
             ValueError: the samples interact.
@@ -58,7 +59,7 @@ class Probe:
         if self.together is None or first >= len(self.together):
             return
         together = self.together[first : first + len(alone)]
-        alone = alone.detach()[: len(together)]
+        alone = alone.detach()[: len(together)].to(together.device)
         if not _close(together, alone, _loose(alone)):
             raise ValueError(_interacting(_difference(together, alone), len(self.together)))
 
@@ -124,6 +125,8 @@ class _Examination:
         x = problem.x.detach()
         self.problem, self.x = problem, x if len(x) else x.new_zeros(1, *x.shape[1:])
         self.values = {name: v.detach().clone() for name, v in problem.point().items()}
+        self.transformed = any(map(is_functorch_wrapped_tensor, (x, *self.values.values())))
+        """Whether this happens inside of somebody's grad or jvp."""
         self.module = isinstance(problem.model, nn.Module)
         self.watch = self._watch()
         self.escapes = _Escapes(problem.private.path_of if self.module else lambda _: None)
@@ -131,7 +134,7 @@ class _Examination:
     def outcome(self) -> Probe:
         few = self._few()
         together = self._watched(few)
-        again = self._run(self.values, few)
+        again = self._detached(few)
         for a, b in zip(together, again, strict=True):
             if not _close(a, b, 1e3):
                 raise ValueError(
@@ -145,7 +148,7 @@ class _Examination:
                 f"another layer that is at rest in evaluation mode, {_EVAL}; otherwise draw the randomness "
                 "outside of forward"
             )
-        single = [self._run(self.values, few[i : i + 1]) for i in range(len(few))]
+        single = [self._detached(few[i : i + 1]) for i in range(len(few))]
         for i, leaves_of_one in enumerate(single):
             _compare_alone(together, leaves_of_one, i, len(few))
         outputs = sum(leaf.numel() for leaf in single[0])
@@ -156,11 +159,14 @@ class _Examination:
 
     def _watched(self, few: Tensor) -> list[Tensor]:
         """The outputs, after a look at every operation."""
-        leaves = {name: v.requires_grad_() for name, v in self.values.items()}
+        leaves = self.values
+        if not self.transformed:
+            leaves = {name: v.requires_grad_() for name, v in leaves.items()}
         with self.escapes, self.watch:
             outputs = self._run(leaves, few)
         self._refuse_unfaithful()
-        self._refuse_independence(outputs, leaves)
+        if not self.transformed:
+            self._refuse_independence(outputs, leaves)
         self.values = {name: v.detach() for name, v in leaves.items()}
         return [leaf.detach() for leaf in outputs]
 
@@ -182,6 +188,9 @@ class _Examination:
         private.copy(self.values)  # for the names of all tensors that it replaces
         foreign = {number: name for number, (name, _) in private.originals.items()}
         return Watch(foreign, private.stale, kept, private.path_of)
+
+    def _detached(self, x: Tensor) -> list[Tensor]:
+        return [leaf.detach() for leaf in self._run(self.values, x)]
 
     def _run(self, values: Mapping[str, Tensor], x: Tensor) -> list[Tensor]:
         versions = {name: v._version for name, v in values.items()}
@@ -235,14 +244,14 @@ class _Examination:
                 "convert to the dtype of the input)"
             )
 
-    def _refuse_independence(
-        self, outputs: Sequence[Tensor], leaves: Mapping[str, Tensor]
-    ) -> None:
+    def _refuse_independence(self, outputs: Sequence[Tensor], leaves: Mapping[str, Tensor]) -> None:
         tensors = list(leaves.values())
         connected = [leaf.sum() for leaf in outputs if leaf.requires_grad]
         if connected and any(
             g is not None
-            for g in torch.autograd.grad(sum(connected[1:], connected[0]), tensors, allow_unused=True)
+            for g in torch.autograd.grad(
+                sum(connected[1:], connected[0]), tensors, allow_unused=True
+            )
         ):
             return
         if self.watch.in_inference:
@@ -264,12 +273,14 @@ class _Examination:
 
     def _obstacle(self, few: Tensor) -> str:
         """Why vmap cannot take the model."""
+        if self.transformed:
+            return ""
 
         def pulled(sample: Tensor) -> tuple[Tensor, Any]:
             def outputs(values: dict[str, Tensor]) -> Tensor:
                 return _flat(self.problem.call(values, sample[None]))
 
-            value, pull = vjp(outputs, self.values)
+            value, pull = cast(Any, vjp(outputs, self.values))
             return value, pull(torch.ones_like(value))
 
         try:
@@ -319,9 +330,7 @@ class _Escapes(TorchFunctionMode):
         self.seen = ""
         self._path_of = path_of
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None  # noqa: ARG002
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         how = _ESCAPES.get(getattr(func, "__name__", ""), "")
         if func == _DATA:
             how = "it takes .data"

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
-from llr.parameters import Columns, Selection
 from llr.evaluation.probe import refuse_interactions
+from llr.parameters import Columns, Selection
 from llr.problem import Model, Problem, read_problem
 
 _COLUMNS_AT_ONCE = 64  # of a Hessian
