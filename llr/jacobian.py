@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 from llr import _ops, reference
-from llr.evaluation.probe import Probe, probe, ragged
+from llr.evaluation.probe import UNSUPPORTED, Probe, probe, ragged, why_unsupported
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
 from llr.parameters import Columns, Selection
@@ -153,7 +153,7 @@ def plan(
     """What :func:`jacobian` would compute, with what and in how many bytes, without computing it.
 
     Args and errors as for :func:`jacobian`, but for a result larger than the memory budget, which is no
-    error here. Whether ``vmap`` can take the model is only found out by doing it.
+    error here. Whether ``vmap`` can take the model is tried with one sample.
 
     Example:
         >>> import llr, torch
@@ -162,6 +162,10 @@ def plan(
     """
     problem = read_problem(model, x, params)
     prepared = prepare(problem, chunk_size, backend)
+    obstacle = "" if prepared.probe is None or backend != "auto" else prepared.probe.obstacle
+    if obstacle:
+        reason = f"{prepared.reason}; vmap cannot take it: {obstacle}"
+        return replace(prepared, backend="loop", reason=reason)
     return replace(prepared, reason=prepared.reason or str(problem.mlp))
 
 
@@ -187,8 +191,6 @@ def _plan(
     else:
         found = _probed(problem)
         q = found.outputs
-        if found.obstacle and backend == "auto":
-            chosen, reason = "loop", f"{reason}; vmap cannot take it: {found.obstacle}"
     points = problem.columns.points
     shape = (*(() if points is None else (points,)), n, q, problem.columns.count)
     itemsize = problem.dtype.itemsize
@@ -292,22 +294,19 @@ def _execute(
             problem, x=problem.x.detach(), columns=replace(problem.columns, values=detached)
         )
     with closed(), contextlib.nullcontext() if create_graph else torch.no_grad():
-        if prepared.backend == "loop" and prepared.probe is not None and not prepared.insisted:
-            _log_loop(prepared.probe.obstacle)
         if prepared.backend == "torch":
             try:
                 return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"
-            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            except UNSUPPORTED as error:
                 # What vmap cannot take, the loop may; what is really wrong, the loop will say itself.
+                own = prepared.probe is not None and prepared.probe.draws_own
+                reason = why_unsupported(error, own)
                 if prepared.insisted:
                     raise
-                first_line = next(iter(str(error).splitlines()), type(error).__name__)
-                _log_loop(first_line)
+                log.info(
+                    "torch.func.vmap cannot take this model (%s); looping over samples", reason
+                )
         return _fill(problem, prepared, out, create_graph, _loop_rows), "loop"
-
-
-def _log_loop(reason: str) -> None:
-    log.info("torch.func.vmap cannot take this model (%s); looping over samples", reason)
 
 
 def columns_of(problem: Problem, names: Sequence[str], x: Tensor, chunk_size: int | None) -> Tensor:

@@ -151,8 +151,11 @@ class _Copier:
         """Give a shell its attributes."""
         attributes, outer = self.memo[id(module)].__dict__, self.path
         for name, value in tuple(module.__dict__.items()):
-            if type(value) in _SHARED:
+            kind = type(value)
+            if kind in _SHARED:
                 attributes[name] = value
+            elif not value and (kind is OrderedDict or kind is dict):  # most are hooks
+                attributes[name] = self.memo[id(value)] = kind()
             else:
                 self.path = f"{path}.{name}" if path else name
                 attributes[name] = self.copied(value)

@@ -8,6 +8,7 @@ weights alone.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,8 +27,10 @@ from llr.reference import output_leaves
 from llr.surroundings import closed, random_state
 
 _EVAL = "call model.eval() first"
-_PART = 8
-"""Of the memory budget, what a forward of all samples together may take: one part in so many."""
+_LITTLE = 8 << 20
+"""Bytes of results in a forward up to which all samples are run together, whatever that costs beside J."""
+_SHARE = 0.05
+"""Beyond: what that may cost, as a part of J, which takes a forward and two for each output."""
 
 
 @dataclass
@@ -38,9 +41,17 @@ class Probe:
     """q, numbers for each sample."""
     leaves: list[Tensor]
     """The tensors of the output for the first sample alone."""
-    obstacle: str
-    """Why vmap cannot take the model; empty if it can."""
+    draws_own: bool
+    """Whether it draws random numbers from a generator of its own."""
+    count: int
+    """How many samples may be run once more without much cost."""
     run_together: Callable[[], Tensor | None]
+    try_vmap: Callable[[], str]
+
+    @functools.cached_property
+    def obstacle(self) -> str:
+        """Why vmap cannot take the model; empty if it can."""
+        return self.try_vmap()
 
     @functools.cached_property
     def together(self) -> Tensor | None:
@@ -59,9 +70,18 @@ class Probe:
         if self.together is None or first >= len(self.together):
             return
         together = self.together[first : first + len(alone)]
-        alone = alone.detach()[: len(together)].to(together.device)
+        self._compare(together, alone.detach()[: len(together)])
+
+    def compare_some(self, alone: Tensor, which: Tensor) -> None:
+        """The same for these samples."""
+        if self.together is not None:
+            self._compare(self.together[which], alone.detach())
+
+    def _compare(self, together: Tensor, alone: Tensor) -> None:
+        alone = alone.to(together.device)
         if not _close(together, alone, _loose(alone)):
-            raise ValueError(_interacting(_difference(together, alone), len(self.together)))
+            count = len(cast(Tensor, self.together))
+            raise ValueError(_interacting(_difference(together, alone), count))
 
 
 def probe(problem: Problem) -> Probe:
@@ -94,7 +114,12 @@ def refuse_interactions(problem: Problem) -> None:
     if found.together is None:
         return
     values = {name: v.detach() for name, v in problem.point().items()}
-    x = problem.x.detach()[: len(found.together)]
+    step = math.ceil(len(found.together) / max(1, found.count))
+    last = len(found.together) - 1
+    some = torch.arange(
+        last, -1, -step, device=problem.x.device
+    )  # with the last one, often cut off
+    x = problem.x.detach()[some]
 
     def one(sample: Tensor) -> Tensor:
         outputs = _flat(problem.call(values, sample[None]))
@@ -107,7 +132,26 @@ def refuse_interactions(problem: Problem) -> None:
             alone = torch.stack([one(sample.clone()).detach() for sample in x])
         else:
             alone = vmap(one)(x.clone())
-    found.compare(alone, 0)
+    found.compare_some(alone, some)
+
+
+UNSUPPORTED = (RuntimeError, NotImplementedError, ValueError, TypeError)
+"""What is raised where vmap cannot take a model; also by much that is wrong with a model."""
+
+
+def why_unsupported(error: Exception, draws_own: bool) -> str:
+    """The first line of an error of vmap.
+
+    Raises:
+        ValueError: the error says that the model is random.
+    """
+    line = next(iter(str(error).splitlines()), type(error).__name__)
+    if "randomness" in line and not draws_own:
+        raise ValueError(
+            "the model's forward is random: it draws numbers that differ from sample to sample; "
+            f"{_EVAL}, or draw the randomness outside of forward"
+        ) from error
+    return line
 
 
 def ragged(outputs: int, first: int) -> str:
@@ -152,9 +196,14 @@ class _Examination:
         for i, leaves_of_one in enumerate(single):
             _compare_alone(together, leaves_of_one, i, len(few))
         outputs = sum(leaf.numel() for leaf in single[0])
-        nbytes = self.watch.nbytes // len(few)
+        count = _affordable(len(self.x), outputs, max(1, self.watch.nbytes // len(few)), few.device)
         return Probe(
-            outputs, single[0], self._obstacle(few), functools.partial(self._all, nbytes, outputs)
+            outputs,
+            single[0],
+            self.watch.draws_own,
+            count,
+            functools.partial(self._all, count, outputs),
+            functools.partial(self._obstacle, few[:1]),
         )
 
     def _watched(self, few: Tensor) -> list[Tensor]:
@@ -271,8 +320,8 @@ class _Examination:
             "differentiated by them"
         )
 
-    def _obstacle(self, few: Tensor) -> str:
-        """Why vmap cannot take the model."""
+    def _obstacle(self, x: Tensor) -> str:
+        """Why vmap cannot take the model, by one sample and one of its derivatives."""
         if self.transformed:
             return ""
 
@@ -284,22 +333,15 @@ class _Examination:
             return value, pull(torch.ones_like(value))
 
         try:
-            with torch.no_grad():
-                vmap(pulled)(few[:1].clone())
-        except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
-            line = next(iter(str(error).splitlines()), type(error).__name__)
-            if "randomness" in line and not self.watch.draws_own:
-                raise ValueError(
-                    f"the model's forward is random: it draws numbers that differ from sample to sample; "
-                    f"{_EVAL}, or draw the randomness outside of forward"
-                ) from error
-            return line
+            with closed(), torch.no_grad():
+                vmap(pulled)(x.clone())
+        except UNSUPPORTED as error:
+            return why_unsupported(error, self.watch.draws_own)
         return ""
 
-    def _all(self, nbytes: int, outputs: int) -> Tensor | None:
-        """The outputs for all samples together; for the first ones where all take too much memory."""
-        most = max(3, memory_budget(self.x.device) // _PART // max(1, nbytes))
-        x = self.x[:most]
+    def _all(self, count: int, outputs: int) -> Tensor | None:
+        """The outputs for so many samples together."""
+        x = self.x[:count]
         if len(x) <= 2:
             return None
         with closed(), torch.enable_grad():
@@ -320,6 +362,17 @@ class _Examination:
                 "Jacobian"
             )
         return found
+
+
+def _affordable(n: int, outputs: int, nbytes: int, device: torch.device) -> int:
+    """How many of n samples may be run together, at so many bytes each."""
+    if n * nbytes <= _LITTLE:
+        return n
+    most = max(8, _LITTLE // nbytes, min(n, int(_SHARE * (1 + 2 * outputs) * n)))
+    most = min(most, max(8, memory_budget(device) // 8 // nbytes))
+    return (
+        n if most >= n else n // math.ceil(n / most)
+    )  # a whole part, for samples that go in groups
 
 
 class _Escapes(TorchFunctionMode):

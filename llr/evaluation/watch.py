@@ -63,29 +63,24 @@ class Watch(TorchDispatchMode):
         result = func(*args, **named)
         given = list(_tensors((*args, *named.values())))
         for t in given:
-            if not self.foreign and id(t) in self._foreign:
+            if id(t) in self._foreign and not self.foreign:
                 self.foreign = f"{self._foreign[id(t)]!r} ({self._where()})"
-            if not self.stale and id(t) in self._stale:
+            if id(t) in self._stale and not self.stale:
                 self.stale = f"{self._stale[id(t)]!r} ({self._where()})"
         made = list(_tensors((result,)))
-        self.nbytes += sum(t.nbytes for t in made)
+        self.nbytes += sum([t.nbytes for t in made])
         self.without_gradient |= not torch.is_grad_enabled()
         self.in_inference |= torch.is_inference_mode_enabled()
-        name = str(func)
-        if (
-            self._lower
-            and not self.lowered
-            and any(t.dtype in self._lower for t in made)
-            and any(t.dtype == self._dtype for t in given)
-            and not any(word in name for word in _STATISTICS)
-        ):
-            low = next(t.dtype for t in made if t.dtype in self._lower)
-            self.lowered = f"{name.removesuffix('.default')} returns {low} ({self._where()})"
+        low = [t.dtype for t in made if t.dtype in self._lower]
+        if low and not self.lowered and any(t.dtype == self._dtype for t in given):
+            name = str(func).removesuffix(".default")
+            if not any(word in name for word in _STATISTICS):
+                self.lowered = f"{name} returns {low[0]} ({self._where()})"
         if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, named):
             if any(isinstance(a, torch.Generator) for a in (*args, *named.values())):
                 self.draws_own = True
             elif not self.draws:
-                self.draws = f"{name.removesuffix('.default')} ({self._where()})"
+                self.draws = f"{str(func).removesuffix('.default')} ({self._where()})"
         return result
 
     def _where(self) -> str:
