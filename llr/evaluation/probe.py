@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -27,10 +27,10 @@ from llr.reference import output_leaves
 from llr.surroundings import closed, random_state
 
 _EVAL = "call model.eval() first"
-_LITTLE = 8 << 20
+_LITTLE = 4 << 20
 """Bytes of results in a forward up to which all samples are run together, whatever that costs beside J."""
-_SHARE = 0.05
-"""Beyond: what that may cost, as a part of J, which takes a forward and two for each output."""
+_SHARE = 0.06
+"""Beyond: samples run together, as a part of all, for each of 1 + 2 q: J takes at least so many forwards."""
 
 
 @dataclass
@@ -40,7 +40,7 @@ class Probe:
     outputs: int
     """q, numbers for each sample."""
     leaves: list[Tensor]
-    """The tensors of the output for the first sample alone."""
+    """The tensors of the output for one sample alone."""
     draws_own: bool
     """Whether it draws random numbers from a generator of its own."""
     count: int
@@ -178,33 +178,40 @@ class _Examination:
     def outcome(self) -> Probe:
         few = self._few()
         together = self._watched(few)
-        again = self._detached(few)
-        for a, b in zip(together, again, strict=True):
-            if not _close(a, b, 1e3):
-                raise ValueError(
-                    "the model's forward is random: two evaluations at the same parameters and samples "
-                    f"differ by up to {_difference(a, b):.3g}. If it is dropout or another layer that is at "
-                    f"rest in evaluation mode, {_EVAL}; otherwise draw the randomness outside of forward"
-                )
         if self.watch.draws:
-            raise ValueError(
-                f"the model's forward is random: it draws numbers by {self.watch.draws}. If it is dropout or "
-                f"another layer that is at rest in evaluation mode, {_EVAL}; otherwise draw the randomness "
-                "outside of forward"
-            )
-        single = [self._detached(few[i : i + 1]) for i in range(len(few))]
-        for i, leaves_of_one in enumerate(single):
-            _compare_alone(together, leaves_of_one, i, len(few))
-        outputs = sum(leaf.numel() for leaf in single[0])
+            self._refuse_randomness(together, few)
+        # The second one alone: where one sample hangs on another, it mostly hangs on an earlier one.
+        single = self._detached(few[-1:])
+        try:
+            _compare_alone(together, single, len(few))
+        except ValueError:
+            self._refuse_randomness(together, few)
+            raise
+        outputs = sum(leaf.numel() for leaf in single)
         count = _affordable(len(self.x), outputs, max(1, self.watch.nbytes // len(few)), few.device)
         return Probe(
             outputs,
-            single[0],
+            single,
             self.watch.draws_own,
             count,
             functools.partial(self._all, count, outputs),
             functools.partial(self._obstacle, few[:1]),
         )
+
+    def _refuse_randomness(self, together: Sequence[Tensor], few: Tensor) -> None:
+        """Refuse a forward that drew random numbers, or that gives other outputs for the same samples."""
+        how = f"it draws numbers by {self.watch.draws}" if self.watch.draws else ""
+        for a, b in zip(together, self._detached(few), strict=True):
+            if not _close(a, b, 1e3):
+                how = (
+                    "two evaluations at the same parameters and samples differ by up to "
+                    f"{_difference(a, b):.3g}"
+                )
+        if how:
+            raise ValueError(
+                f"the model's forward is random: {how}. If it is dropout or another layer that is at rest in "
+                f"evaluation mode, {_EVAL}; otherwise draw the randomness outside of forward"
+            )
 
     def _watched(self, few: Tensor) -> list[Tensor]:
         """The outputs, after a look at every operation."""
@@ -234,9 +241,7 @@ class _Examination:
         if not self.module:
             return Watch({}, {}, kept, lambda _: None)
         private = problem.private
-        private.copy(self.values)  # for the names of all tensors that it replaces
-        foreign = {number: name for number, (name, _) in private.originals.items()}
-        return Watch(foreign, private.stale, kept, private.path_of)
+        return Watch(private.originals, private.stale, kept, private.path_of)
 
     def _detached(self, x: Tensor) -> list[Tensor]:
         return [leaf.detach() for leaf in self._run(self.values, x)]
@@ -294,14 +299,7 @@ class _Examination:
             )
 
     def _refuse_independence(self, outputs: Sequence[Tensor], leaves: Mapping[str, Tensor]) -> None:
-        tensors = list(leaves.values())
-        connected = [leaf.sum() for leaf in outputs if leaf.requires_grad]
-        if connected and any(
-            g is not None
-            for g in torch.autograd.grad(
-                sum(connected[1:], connected[0]), tensors, allow_unused=True
-            )
-        ):
+        if _depends(outputs, {id(v) for v in leaves.values()}):
             return
         if self.watch.in_inference:
             reason = "it computes under torch.inference_mode"
@@ -364,6 +362,20 @@ class _Examination:
         return found
 
 
+def _depends(outputs: Sequence[Tensor], leaves: Container[int]) -> bool:
+    """Whether autograd's graph leads from an output to one of these leaves, given by their ids."""
+    waiting = [leaf.grad_fn for leaf in outputs if leaf.grad_fn is not None]
+    seen = set(waiting)
+    while waiting:
+        node: Any = waiting.pop()
+        if id(getattr(node, "variable", None)) in leaves:
+            return True
+        following = [n for n, _ in node.next_functions if n is not None and n not in seen]
+        seen.update(following)
+        waiting += following
+    return any(id(leaf) in leaves for leaf in outputs)
+
+
 def _affordable(n: int, outputs: int, nbytes: int, device: torch.device) -> int:
     """How many of n samples may be run together, at so many bytes each."""
     if n * nbytes <= _LITTLE:
@@ -408,10 +420,8 @@ def _two_samples(x: Tensor) -> Tensor:
     return torch.cat([x[:1], x[int(differs[0]) :][:1] if len(differs) else x[-1:]])
 
 
-def _compare_alone(
-    together: Sequence[Tensor], alone: Sequence[Tensor], index: int, count: int
-) -> None:
-    """Refuse outputs of a sample alone that differ from those among others."""
+def _compare_alone(together: Sequence[Tensor], alone: Sequence[Tensor], count: int) -> None:
+    """Refuse outputs of a sample alone that differ from those as the last one of so many."""
     shapes = (
         f"{', '.join(str(tuple(t.shape)) for t in together)} for {count} samples and "
         f"{', '.join(str(tuple(t.shape)) for t in alone)}"
@@ -425,8 +435,8 @@ def _compare_alone(
             f"{what} shape {shapes} for one; expected the number of samples as its first size"
         )
     for a, b in zip(together, alone, strict=True):
-        if not _close(a[index].flatten(), b.flatten(), _loose(a)):
-            raise ValueError(_interacting(_difference(a[index].flatten(), b.flatten()), count))
+        if not _close(a[-1].flatten(), b.flatten(), _loose(a)):
+            raise ValueError(_interacting(_difference(a[-1].flatten(), b.flatten()), count))
 
 
 def _is_one_of(several: Tensor, one: Tensor) -> bool:

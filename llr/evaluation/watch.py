@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -27,7 +28,7 @@ class Watch(TorchDispatchMode):
 
     def __init__(
         self,
-        foreign: Mapping[int, str],
+        foreign: Mapping[int, tuple[str, Tensor]],
         stale: Mapping[int, str],
         dtype: torch.dtype | None,
         path_of: Callable[[object], str | None],
@@ -35,7 +36,7 @@ class Watch(TorchDispatchMode):
         """Take what to look for.
 
         Args:
-            foreign: id -> name of the tensors of the user's module, which its copy must not use.
+            foreign: id -> name and tensor, of the user's module, which its copy must not use.
             stale: id -> name of tensors that were computed from others earlier.
             dtype: the precision that is to be kept; None for any.
             path_of: the name of a module of the model.
@@ -59,29 +60,32 @@ class Watch(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         """Do it, and note what it was."""
-        named = dict(kwargs) if kwargs else {}
+        named = kwargs or {}
         result = func(*args, **named)
-        given = list(_tensors((*args, *named.values())))
+        given = _tensors((*args, *named.values()) if named else args)
         for t in given:
             if id(t) in self._foreign and not self.foreign:
-                self.foreign = f"{self._foreign[id(t)]!r} ({self._where()})"
+                self.foreign = f"{self._foreign[id(t)][0]!r} ({self._where()})"
             if id(t) in self._stale and not self.stale:
                 self.stale = f"{self._stale[id(t)]!r} ({self._where()})"
-        made = list(_tensors((result,)))
-        self.nbytes += sum([t.nbytes for t in made])
+        made = _tensors(result if isinstance(result, tuple | list) else (result,))
+        for t in made:
+            self.nbytes += t.numel() * t.itemsize
+            if t.dtype in self._lower and not self.lowered:
+                self._note_lower(func, given, t.dtype)
         self.without_gradient |= not torch.is_grad_enabled()
         self.in_inference |= torch.is_inference_mode_enabled()
-        low = [t.dtype for t in made if t.dtype in self._lower]
-        if low and not self.lowered and any(t.dtype == self._dtype for t in given):
-            name = str(func).removesuffix(".default")
-            if not any(word in name for word in _STATISTICS):
-                self.lowered = f"{name} returns {low[0]} ({self._where()})"
-        if torch.Tag.nondeterministic_seeded in func.tags and _draws(func, args, named):
+        if _may_draw(func) and _draws(func, args, named):
             if any(isinstance(a, torch.Generator) for a in (*args, *named.values())):
                 self.draws_own = True
             elif not self.draws:
-                self.draws = f"{str(func).removesuffix('.default')} ({self._where()})"
+                self.draws = f"{_name(func)} ({self._where()})"
         return result
+
+    def _note_lower(self, func: Any, given: Sequence[Tensor], dtype: torch.dtype) -> None:
+        name = _name(func)
+        if any(t.dtype == self._dtype for t in given) and not any(w in name for w in _STATISTICS):
+            self.lowered = f"{name} returns {dtype} ({place(sys._getframe(2), self._path_of)})"
 
     def _where(self) -> str:
         return place(sys._getframe(2), self._path_of)
@@ -99,12 +103,23 @@ def _draws(func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
     return True
 
 
-def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
+@functools.cache
+def _may_draw(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in func.tags
+
+
+def _name(func: Any) -> str:
+    return str(func).removesuffix(".default")
+
+
+def _tensors(values: Sequence[Any]) -> list[Tensor]:
+    found = []
     for value in values:
         if isinstance(value, Tensor):
-            yield value
+            found.append(value)
         elif isinstance(value, list | tuple):
-            yield from _tensors(value)
+            found += _tensors(value)
+    return found
 
 
 def place(frame: FrameType | None, path_of: Callable[[object], str | None]) -> str:

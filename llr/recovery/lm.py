@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llr import _ops
+from llr.evaluation.probe import refuse_interactions
 from llr.memory import fits, format_bytes, memory_budget
 from llr.models import MatrixFactorization
 from llr.parameters import layout
@@ -147,6 +148,8 @@ def levenberg_marquardt(
         )
     samples = problem.x.unflatten(0, x.shape[:2])
     known = lm_native.read(problem)
+    if known is None:
+        refuse_interactions(problem)
     if isinstance(model, MatrixFactorization):
         _check_pairs(model, problem.x)
     _check_outputs(problem, known, samples, y, starts)
