@@ -5,6 +5,7 @@ Every check here needs no evaluation of the model; :mod:`llr.probes` has those t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -61,17 +62,21 @@ class Problem:
             given = {name: self.private.own(value, name) for name, value in given.items()}
         return self.private.copy(given)
 
-    def run(self, copy: nn.Module, x: Tensor) -> object:
-        """A copy of the module on samples."""
+    def run(self, model: Callable[[Tensor], object], x: Tensor) -> object:
+        """A copy of the module, or what stands for it, on samples."""
         with self._precision():
-            return copy(x)
+            return model(x)
+
+    def at(self, values: Mapping[str, Tensor]) -> Callable[[Tensor], object]:
+        """The model at these values, a function of samples; it is to be called once."""
+        model = self.model
+        if isinstance(model, nn.Module):
+            return functools.partial(self.run, self.copy(values))
+        return functools.partial(self.run, functools.partial(model, values))
 
     def call(self, values: Mapping[str, Tensor], x: Tensor) -> object:
         """The model at these values; a module on a copy of its own."""
-        if isinstance(self.model, nn.Module):
-            return self.run(self.copy(values), x)
-        with self._precision():
-            return self.model(values, x)
+        return self.at(values)(x)
 
     def _precision(self) -> Precision | nullcontext[None]:
         """Nothing, where a forward can do no harm without."""

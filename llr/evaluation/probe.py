@@ -7,6 +7,7 @@ weights alone.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import sys
@@ -218,8 +219,7 @@ class _Examination:
         leaves = self.values
         if not self.transformed:
             leaves = {name: v.requires_grad_() for name, v in leaves.items()}
-        with self.escapes, self.watch:
-            outputs = self._run(leaves, few)
+        outputs = self._run(leaves, few, watched=True)
         self._refuse_unfaithful()
         if not self.transformed:
             self._refuse_independence(outputs, leaves)
@@ -246,9 +246,17 @@ class _Examination:
     def _detached(self, x: Tensor) -> list[Tensor]:
         return [leaf.detach() for leaf in self._run(self.values, x)]
 
-    def _run(self, values: Mapping[str, Tensor], x: Tensor) -> list[Tensor]:
+    def _run(
+        self, values: Mapping[str, Tensor], x: Tensor, *, watched: bool = False
+    ) -> list[Tensor]:
         versions = {name: v._version for name, v in values.items()}
-        output = self.problem.call(values, x.clone())  # a forward may work in place
+        model = self.problem.at(values)
+        x = x.clone()  # a forward may work in place
+        with contextlib.ExitStack() as stack:
+            if watched:
+                stack.enter_context(self.escapes)
+                stack.enter_context(self.watch)
+            output = model(x)
         leaves = output_leaves(output)
         if not leaves:
             raise TypeError("the model's output holds no tensor; expected at least one")
