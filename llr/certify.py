@@ -41,6 +41,7 @@ from llr.elimination import (
 from llr.exact import Network, read_network
 from llr.parameters import Selection
 from llr.problem import Model
+from llr.surroundings import outside_inference_mode
 from llr.theory.upper import upper_bound
 
 __all__ = ["Certificate", "Verdict", "certify", "verify"]
@@ -64,6 +65,7 @@ class Verdict:
 Progress = Callable[[int | None, int, int], None]
 
 
+@outside_inference_mode
 def certify(
     model: Model,
     x: Tensor,
@@ -225,6 +227,7 @@ def _certificate(network: Network, **found: Any) -> Certificate:
     )
 
 
+@outside_inference_mode
 def verify(
     certificate: Certificate, model: Model, x: Tensor, *, params: Selection = None
 ) -> Verdict:

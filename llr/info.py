@@ -14,7 +14,7 @@ from torch import Tensor
 from llr import _ops, double_double, reference
 from llr.memory import format_bytes, memory_budget
 from llr.spectrum import svdvals
-from llr.surroundings import full_precision
+from llr.surroundings import full_precision, outside_inference_mode
 
 
 @dataclass(frozen=True)
@@ -116,6 +116,7 @@ class SelfTest:
 _ALLOWED = {torch.float64: 1e-13, torch.float32: 1e-5}
 
 
+@outside_inference_mode
 def selftest(device: torch.device | str | None = None) -> SelfTest:
     """Compare every native operator with plain torch on this machine, in seconds.
 

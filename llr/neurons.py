@@ -23,6 +23,7 @@ from llr.chain import Affine, Entrywise
 from llr.elimination import Scaled, find_pivots, prove
 from llr.exact import Network, read_network
 from llr.samplers import read_sampler
+from llr.surroundings import outside_inference_mode
 from llr.theory.span import Function, Span
 from llr.theory.structure import exact_row
 from llr.theory.symbols import ONE, Symbols, Vector, combined
@@ -85,6 +86,7 @@ class Independence:
         return {**asdict(self), **lists, "independent": self.independent, "proved": self.proved}
 
 
+@outside_inference_mode
 def independence(
     neurons: nn.Module | Sequence[nn.Module],
     x: Tensor | None = None,

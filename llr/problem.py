@@ -79,8 +79,8 @@ class Problem:
         return self.at(values)(x)
 
     def _precision(self) -> Precision | nullcontext[None]:
-        """Nothing, where a forward can do no harm without."""
-        if not self.raised and torch.get_default_dtype() == self.dtype:
+        """What a forward runs under; nothing where it would change nothing."""
+        if not self.raised and self.dtype == torch.get_default_dtype() == torch.float32:
             return nullcontext()
         return Precision(self.dtype, raised=self.raised)
 

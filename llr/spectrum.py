@@ -14,6 +14,7 @@ from torch import Tensor
 
 from llr import _ops
 from llr.result import CLEAR_GAP, RankResult
+from llr.surroundings import outside_inference_mode
 
 __all__ = ["RankResult", "check_finite", "count", "numerical_rank", "svdvals", "tolerance"]
 
@@ -57,6 +58,7 @@ def _check_matrix(A: Tensor) -> None:
         )
 
 
+@outside_inference_mode
 def svdvals(A: Tensor) -> Tensor:
     """The singular values of a matrix or a batch of matrices, largest first.
 
@@ -216,6 +218,7 @@ def tolerance(
     return (rtol * largest).clamp(min=atol or 0.0)
 
 
+@outside_inference_mode
 def numerical_rank(
     A: Tensor, *, rtol: float | None = None, atol: float | None = None
 ) -> RankResult:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llr.embedding.moves import PLAIN_SHARES, Numbers, pick, vector_of, wanted_hidden
 from llr.embedding.network import Network, Spread, embed, read
 from llr.embedding.record import Embedding
+from llr.surroundings import outside_inference_mode
 
 # Sums of weights may miss their value by so many roundings of their terms.
 _ROUNDINGS = 8
@@ -36,6 +37,7 @@ class _Copies(NamedTuple):
         return cls(torch.arange(n), one, one)
 
 
+@outside_inference_mode
 def compatible(
     model: nn.Module,
     origins: Sequence[Sequence[int]],
@@ -135,6 +137,7 @@ def compatible(
     return replace(wide, weights=exact).model(), embedding
 
 
+@outside_inference_mode
 def random_compatible(
     model: nn.Module, widths: Sequence[int] | int, generator: torch.Generator | None = None
 ) -> tuple[nn.Module, Embedding]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from llr.embedding.network import Network, Spread, embed, read, spread_columns, spread_rows
 from llr.embedding.record import Embedding
 from llr.models import Conv1dTwoLayer
+from llr.surroundings import outside_inference_mode
 
 Numbers = Sequence[float] | Tensor
 Choice = TypeVar("Choice")
@@ -24,6 +25,7 @@ PLAIN_SHARES = (0.5, -1.0, 2.0)
 _NULL_BIASES = (0.0, 0.5, -0.75, 1.0, -1.25)
 
 
+@outside_inference_mode
 def split(
     model: nn.Module, layer: int, neuron: int, share: float | Numbers = 0.5, sign: int = 1
 ) -> tuple[nn.Module, Embedding]:
@@ -79,6 +81,7 @@ def split(
     return wide.model(), embedding
 
 
+@outside_inference_mode
 def null(
     model: nn.Module,
     layer: int,
@@ -150,6 +153,7 @@ def null(
     return wide.model(), embedding
 
 
+@outside_inference_mode
 def widen(
     model: nn.Module, widths: Sequence[int] | int, generator: torch.Generator | None = None
 ) -> tuple[nn.Module, Embedding]:

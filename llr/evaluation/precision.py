@@ -85,14 +85,14 @@ class Precision(TorchFunctionMode):
         if any(type(a) is torch.dtype for a in args) or named.get("out") is not None:
             return func(*args, **named)
         if func in _FLOATING:
-            return func(*args, **named, dtype=self.dtype)
+            return func(*args, **{**named, "dtype": self.dtype})
         source = named.get("data", named.get("obj", args[0] if args else None))
         result = func(*args, **named)
         if not _is_floating(result.dtype) or result.dtype == self.dtype:
             return result
         if isinstance(source, Tensor) or hasattr(source, "__array__"):  # it has a dtype of its own
             return result.to(self._instead.get(result.dtype, result.dtype))
-        return func(*args, **named, dtype=self.dtype)
+        return func(*args, **{**named, "dtype": self.dtype})
 
     def _checked(
         self, result: Tensor, func: Callable[..., Any], args: Sequence[Any], named: dict[str, Any]
@@ -105,7 +105,7 @@ class Precision(TorchFunctionMode):
             return result
         if any(t.is_floating_point() or t.is_complex() for t in given) or "dtype" in named:
             return result
-        if any(type(a) is torch.dtype for a in args) or func.__name__.endswith("_"):
+        if any(type(a) is torch.dtype for a in args) or named.get("out") is not None:
             return result
         try:  # integers divided, their square root, ...
             return func(*(self._cast(a) for a in args), **named)

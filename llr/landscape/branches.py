@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from llr.landscape.target import Target, read_target
+from llr.surroundings import outside_inference_mode
 
 Role = Literal["", "free", "centred", "balanced"]
 Isolation = Literal["not isolated", "undecided", "isolated"]
@@ -168,6 +169,7 @@ class Branches:
         return {**asdict(self), "rows": [b.to_dict() for b in self.rows]}
 
 
+@outside_inference_mode
 def branches(target: nn.Module, width: int) -> Branches:
     """The branches of global minima of zero generalisation error: every way to represent a function.
 

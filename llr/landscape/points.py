@@ -13,6 +13,7 @@ from torch import nn
 from llr.landscape.branches import Branch
 from llr.landscape.target import Target, read_target
 from llr.models import TwoLayer
+from llr.surroundings import outside_inference_mode
 from llr.theory.structure import Row
 
 _ACTIVATIONS = {"tanh": math.tanh, "erf": math.erf}
@@ -22,6 +23,7 @@ _BITS = 53
 _Neuron = tuple[Row, Fraction, Row]  # w, b, a
 
 
+@outside_inference_mode
 def random_point(
     target: nn.Module, branch: Branch, generator: torch.Generator | None = None
 ) -> TwoLayer:

@@ -17,6 +17,7 @@ from llr.balls import precision
 from llr.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
 from llr.lifting.pair import Pair
 from llr.lifting.ranks import RankBounds, rank_bounds
+from llr.surroundings import outside_inference_mode
 from llr.theory.formal import Formal
 from llr.theory.formal_span import combination
 from llr.theory.symbols import Vector, primitive
@@ -106,6 +107,7 @@ class LiftStatus:
         }
 
 
+@outside_inference_mode
 def lift_status(
     narrow: nn.Module,
     wide: nn.Module,

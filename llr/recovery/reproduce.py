@@ -11,6 +11,7 @@ from typing import Any
 
 from llr.named import named_object
 from llr.recovery.sweep import Row, Spec, Tally, export, read_store, run
+from llr.surroundings import outside_inference_mode
 
 Document = Mapping[str, Any]
 """A sweep's specification, as a TOML file would say it."""
@@ -203,6 +204,7 @@ class Reproduction:
     figure: Path
 
 
+@outside_inference_mode
 def reproduce(
     name: str,
     out: str | os.PathLike[str] = "runs/reproduce",

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import layout
+from llr.surroundings import outside_inference_mode
 
 KINDS = ("normal", "fan-in", "torch")
 
 
+@outside_inference_mode
 def initial(
     model: nn.Module,
     count: int,

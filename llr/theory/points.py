@@ -14,6 +14,7 @@ from torch import nn
 
 from llr import exact
 from llr.elimination import Scaled, find_pivots, prove
+from llr.surroundings import outside_inference_mode
 from llr.theory.groups import group_neurons
 from llr.theory.linear import surrounding_ranks
 from llr.theory.result import Dimension
@@ -79,6 +80,7 @@ class Points:
         return asdict(self)
 
 
+@outside_inference_mode
 def points_needed(model: nn.Module) -> Points:
     """The fewest sample points with which a model has the LLR guarantee at its parameters.
 

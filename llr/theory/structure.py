@@ -17,6 +17,7 @@ from llr.elimination import exact_rank
 from llr.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 from llr.models.parts import departure_from
+from llr.surroundings import outside_inference_mode
 
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
@@ -138,6 +139,7 @@ class DeepNet:
 Structure = TwoLayerNet | ConvNet | Factorization | LinearNet | DeepNet
 
 
+@outside_inference_mode
 def read_structure(model: nn.Module) -> Structure:
     """The structure of the theory that the model has, at its parameters.
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from llr.surroundings import outside_inference_mode
 from llr.theory.convolution import convolution_tangent
 from llr.theory.formal import formal_tangent
 from llr.theory.groups import PARITY
@@ -25,6 +26,7 @@ from llr.theory.structure import (
 from llr.theory.two_layer import two_layer_tangent
 
 
+@outside_inference_mode
 def tangent_dimension(model: nn.Module) -> Dimension:
     """dim T at a model's parameters, however degenerate: how many samples pin its function down, near them.
 

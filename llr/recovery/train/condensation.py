@@ -131,6 +131,7 @@ def condensation(
     )
 
 
+@outside_inference_mode
 def merge(
     model: nn.Module,
     theta: Tensor | None = None,
