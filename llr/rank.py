@@ -136,7 +136,8 @@ def rank(
             certificate=proof,
             reason="asked for",
         )
-    problem = read_problem(model, x, params, torch.float64 if dtype == "auto" else dtype)
+    wanted = torch.float64 if dtype == "auto" else dtype
+    problem = read_problem(model, x, params, wanted, raised=True)
     prepared = prepare(problem, chunk_size, backend)
     cost, reason = choose(method, problem, prepared, problem.dtype)
     try:

@@ -233,12 +233,14 @@ def _candidates(problem: Problem, model: nn.Module) -> list[Layer]:
     layers = []
     for path, module in model.named_modules():
         kind = _kind(module)
+        if kind is None:
+            continue
         own = [module._parameters.get(name) for name in ("weight", "bias")]
         weight, bias = (
             problem.names.get(id(p)) if p is not None and owners[id(p)] == 1 else None for p in own
         )
         weight, bias = (_selected(name, problem.columns.values) for name in (weight, bias))
-        if kind is None or own[0] is None or (weight is None and bias is None):
+        if own[0] is None or (weight is None and bias is None):
             continue
         groups, outputs, inputs = kind.sizes(module)
         layers.append(Layer(path, weight, bias, groups, 1, outputs, inputs, kind.vocabulary))

@@ -55,7 +55,7 @@ class Private:
         self._dtype = dtype
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._clones: dict[int, tuple[Tensor, int]] = {}  # with its version
-        self._modules = list(model.named_modules())
+        self._modules = _outside_of_scripts(model)
         self._shells: list[nn.Module] = []  # of the last copy
         for name, p in model.named_parameters():
             self.originals[id(p)] = (name, p)
@@ -105,6 +105,8 @@ class Private:
     def changed(self) -> str | None:
         """The buffer or constant that the last copy's forward has written to or replaced, by name."""
         for (path, original), shell in zip(self._modules, self._shells, strict=True):
+            if isinstance(original, torch.jit.ScriptModule):
+                continue
             for name, buffer in original._buffers.items():
                 known = None if buffer is None else self._clones.get(id(buffer))
                 if known is not None and shell._buffers.get(name) is not known[0]:
@@ -129,6 +131,19 @@ def promoted(t: Tensor, dtype: torch.dtype | None) -> Tensor:
     return t.to(dtype.to_complex()) if t.is_complex() else t
 
 
+def _outside_of_scripts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules of a tree by name, without those inside of compiled code."""
+    found: list[tuple[str, nn.Module]] = []
+    scripts: list[str] = []
+    for path, module in model.named_modules():
+        if any(not outer or path.startswith(f"{outer}.") for outer in scripts):
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            scripts.append(path)
+        found.append((path, module))
+    return found
+
+
 class _TooMany(Exception):
     pass
 
@@ -142,19 +157,35 @@ class _Copier:
         self.path = ""
 
     def shell(self, module: nn.Module) -> nn.Module:
-        """A module of the same class, without attributes yet."""
-        new = cast(nn.Module, object.__new__(_uncached(module)))
+        """A module of the same class, without attributes yet; of compiled code one with its tensors."""
+        compiled = isinstance(module, torch.jit.ScriptModule)
+        new = copy.deepcopy(module) if compiled else object.__new__(_uncached(module))
         self.memo[id(module)] = new
-        return new
+        return cast(nn.Module, new)
+
+    def _fill_script(self, module: torch.jit.ScriptModule, path: str) -> None:
+        new = self.memo[id(module)]
+        for name, t in (*module.named_parameters(), *module.named_buffers()):
+            value = self.memo.get(id(t))
+            if value is None:
+                value = self.private.clone(t, f"{path}.{name}" if path else name)
+            *owners, last = name.split(".")
+            owner = new._c
+            for part in owners:
+                owner = owner.getattr(part)
+            owner.setattr(last, value)
 
     def fill(self, module: nn.Module, path: str) -> None:
         """Give a shell its attributes."""
+        if isinstance(module, torch.jit.ScriptModule):
+            self._fill_script(module, path)
+            return
         attributes, outer = self.memo[id(module)].__dict__, self.path
         for name, value in tuple(module.__dict__.items()):
             kind = type(value)
             if kind in _SHARED:
                 attributes[name] = value
-            elif not value and (kind is OrderedDict or kind is dict):  # most are hooks
+            elif (kind is OrderedDict or kind is dict) and not value:  # most are hooks
                 attributes[name] = self.memo[id(value)] = kind()
             else:
                 self.path = f"{path}.{name}" if path else name

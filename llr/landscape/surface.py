@@ -90,11 +90,14 @@ class Surface:
             name: theta[s].view(self.problem.columns.values[name].shape)
             for name, s in self.problem.columns.slices().items()
         }
-        outputs = self.problem.call(values, self.problem.x.clone())  # a forward may work in place
+        x = self.problem.x.clone()  # a forward may work in place
+        outputs = self.problem.call(values, x)
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"the model's output is {type(outputs).__name__}; expected one tensor (n, ...)"
             )
+        if len(x) == 1 and outputs.shape[:1] != (1,):  # squeezed
+            return outputs[None]
         return outputs
 
     def __call__(self, theta: Tensor) -> Tensor:
