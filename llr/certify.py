@@ -33,6 +33,7 @@ from llr.elimination import Pivots, Scaled, find_pivots, prove, rational_pivots,
 from llr.exact import Network, read_network
 from llr.parameters import Selection
 from llr.problem import Model
+from llr.surroundings import outside_inference_mode
 from llr.theory.upper import upper_bound
 from llr.verification import Verdict, verify
 
@@ -47,6 +48,7 @@ Progress = Callable[[int | None, int, int], None]
 
 
 @takes(model=a_model, x=valued, progress=a_function)
+@outside_inference_mode
 def certify(
     model: Model,
     x: Tensor,

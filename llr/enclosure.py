@@ -21,7 +21,7 @@ from torch import Tensor
 from llr.agreement import probes
 from llr.arithmetic import Arithmetic, each
 from llr.balls import Number, precision
-from llr.surroundings import full_precision
+from llr.surroundings import closed, full_precision
 
 if TYPE_CHECKING:
     from llr.exact import Network
@@ -144,6 +144,6 @@ def _evaluated(network: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | s
 
 
 def run(problem: Any, values: Mapping[str, Tensor], x: Tensor) -> object:
-    """The user's module at these values, with what it writes to its buffers undone."""
-    with problem.spared_buffers():
-        return problem.call(values, x, {})
+    """The user's module at these values, on a copy of its own."""
+    with closed():
+        return problem.call(values, x)

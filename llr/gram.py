@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
 
 from llr import _ops
 from llr.accept import a_model, takes, valued, word
+from llr.evaluation.probe import refuse_interactions
 from llr.jacobian import native_arguments, prepare
 from llr.layers import Factor, stream
 from llr.memory import fits, format_bytes, memory_budget
@@ -176,12 +177,13 @@ def evaluate_triangle(
 
 def _parts(
     problem: Problem, point: int, q: int, chosen: str, room: int, chunk_size: int | None
-) -> Iterable[Factor | Tensor]:
+) -> Iterator[Factor | Tensor]:
     if len(problem.x) * q == 0:
-        return ()
-    return stream(
-        read_layers(at_point(problem, point), q, every=chosen == "layers"), room, chunk_size
-    )
+        return
+    layers = read_layers(at_point(problem, point), q, every=chosen == "layers")
+    yield from stream(layers, room, chunk_size)
+    if problem.mlp is None and point == 0:
+        refuse_interactions(problem)
 
 
 def _reduce(R: Tensor, parts: Iterable[Factor | Tensor], columns: int) -> Tensor:

@@ -15,7 +15,7 @@ from llr import _ops, double_double, reference
 from llr.accept import a_device, takes
 from llr.memory import format_bytes, memory_budget
 from llr.spectrum import svdvals
-from llr.surroundings import full_precision
+from llr.surroundings import full_precision, outside_inference_mode
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ _ALLOWED = {torch.float64: 1e-13, torch.float32: 1e-5}
 
 
 @takes(device=a_device)
+@outside_inference_mode
 def selftest(device: torch.device | str | None = None) -> SelfTest:
     """Compare every native operator with plain torch on this machine, in seconds.
 

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 from llr import _ops, reference
 from llr.accept import a_model, a_tensor, as_given, takes, word
+from llr.evaluation.probe import UNSUPPORTED, Probe, probe, ragged, why_unsupported
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
-from llr.parameters import Selection
-from llr.probes import count_on_meta, refuse_behaviour
+from llr.parameters import Columns, Selection
+from llr.probes import count_on_meta
 from llr.problem import Model, Problem, read_problem
-from llr.surroundings import full_precision, outside_inference_mode
+from llr.surroundings import closed, outside_inference_mode
 
 log = logging.getLogger("llr")
 
@@ -144,6 +146,8 @@ class Plan:
     """Samples at a time."""
     insisted: bool = False
     """Whether the backend was asked for by name, so that no other may take over."""
+    probe: Probe | None = None
+    """What the model did on a few samples; None for one that is known by its layers."""
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
@@ -166,7 +170,7 @@ def plan(
     """What :func:`jacobian` would compute, with what and in how many bytes, without computing it.
 
     Args and errors as for :func:`jacobian`, but for a result larger than the memory budget, which is no
-    error here. Whether ``vmap`` can take the model is only found out by doing it.
+    error here. Whether ``vmap`` can take the model is tried with one sample.
 
     Example:
         >>> import llr, torch
@@ -175,6 +179,10 @@ def plan(
     """
     problem = read_problem(model, x, params, shapes_only=True)
     prepared = prepare(problem, chunk_size, backend)
+    obstacle = "" if prepared.probe is None or backend != "auto" else prepared.probe.obstacle
+    if obstacle:
+        reason = f"{prepared.reason}; vmap cannot take it: {obstacle}"
+        return replace(prepared, backend="loop", reason=reason)
     return replace(prepared, reason=prepared.reason or str(problem.mlp))
 
 
@@ -194,7 +202,14 @@ def _plan(
         raise ValueError("out= and create_graph=True exclude each other; leave out= away")
     chosen, reason = _choose(problem, backend)
     n = problem.x.shape[0]
-    q = problem.mlp.widths[-1] if problem.mlp is not None else _count_outputs(problem)
+    found = None
+    if problem.mlp is not None:
+        q = problem.mlp.widths[-1]
+    elif problem.x.is_meta:
+        q = _count_on_meta(problem)
+    else:
+        found = _probed(problem)
+        q = found.outputs
     points = problem.columns.points
     shape = (*(() if points is None else (points,)), n, q, problem.columns.count)
     itemsize = problem.dtype.itemsize
@@ -207,9 +222,9 @@ def _plan(
         # jacrev holds a chunk's result, and about as much again while it makes it.
         per_sample = 3 * max(1, q * problem.columns.count) * itemsize
         chunk_size = max(1, n) if chosen == "native" else max(1, _WORKING_BYTES // per_sample)
-    return Plan(
-        chosen, reason, shape, problem.dtype, nbytes, max(1, min(chunk_size, n)), backend != "auto"
-    )
+    at_once = max(1, min(chunk_size, n))
+    insisted = backend != "auto"
+    return Plan(chosen, reason, shape, problem.dtype, nbytes, at_once, insisted, found)
 
 
 def _choose(problem: Problem, backend: str) -> tuple[str, str]:
@@ -228,20 +243,20 @@ def _choose(problem: Problem, backend: str) -> tuple[str, str]:
     return "torch", obstacle
 
 
-def _count_outputs(problem: Problem) -> int:
-    """q, by evaluating the model on a few samples; refuses models without a per-sample Jacobian."""
-    values = problem.point()
-    x = problem.x if problem.x.shape[0] > 0 else problem.x.new_zeros(1, *problem.x.shape[1:])
-    if x.is_meta:
-        return count_on_meta(lambda x: problem.call(values, x), x[:1])
-    with full_precision(), problem.spared_buffers() as changed:
-        leaves = refuse_behaviour(lambda x: problem.call(values, x, {}), changed, x)
-    for leaf in leaves:
+def _count_on_meta(problem: Problem) -> int:
+    x = problem.x if len(problem.x) else problem.x.new_zeros(1, *problem.x.shape[1:])
+    return count_on_meta(functools.partial(problem.call, problem.point()), x[:1])
+
+
+def _probed(problem: Problem) -> Probe:
+    """A look at the model on a few samples; refuses models without a per-sample Jacobian."""
+    found = probe(problem)
+    for leaf in found.leaves:
         if leaf.dtype != problem.dtype:
             raise TypeError(
                 f"the model's output is {leaf.dtype} but its parameters are {problem.dtype}; expected one"
             )
-    return sum(leaf.numel() for leaf in leaves)
+    return found
 
 
 def _check_out(out: Tensor, shape: tuple[int, ...], problem: Problem) -> None:
@@ -295,24 +310,45 @@ def _execute(
             return _native(problem, out), "native"
         with torch.no_grad():
             return _native(problem, out), "native"
-    if not create_graph:
+    if create_graph:
+        problem = replace(problem, differentiable=True)
+    else:
         detached = {n: v.detach() for n, v in problem.columns.values.items()}
         problem = replace(
             problem, x=problem.x.detach(), columns=replace(problem.columns, values=detached)
         )
-    with full_precision(), contextlib.nullcontext() if create_graph else torch.no_grad():
+    with closed(), contextlib.nullcontext() if create_graph else torch.no_grad():
         if prepared.backend == "torch":
             try:
                 return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"
-            except (RuntimeError, NotImplementedError, ValueError, TypeError) as error:
+            except UNSUPPORTED as error:
                 # What vmap cannot take, the loop may; what is really wrong, the loop will say itself.
+                own = prepared.probe is not None and prepared.probe.draws_own
+                reason = why_unsupported(error, own)
                 if prepared.insisted:
                     raise
-                first_line = next(iter(str(error).splitlines()), type(error).__name__)
                 log.info(
-                    "torch.func.vmap cannot take this model (%s); looping over samples", first_line
+                    "torch.func.vmap cannot take this model (%s); looping over samples", reason
                 )
         return _fill(problem, prepared, out, create_graph, _loop_rows), "loop"
+
+
+def columns_of(problem: Problem, names: Sequence[str], x: Tensor, chunk_size: int | None) -> Tensor:
+    """(m, q, columns): the derivatives by these parameters alone, of a problem that has been probed."""
+    columns = problem.columns
+    values = {name: columns.values[name] for name in names}
+    fixed = columns.fixed | {n: v for n, v in columns.values.items() if n not in values}
+    part = replace(problem, x=x, columns=Columns(values, fixed), mlp=None)
+    if not isinstance(problem.model, nn.Module):
+        part.model = lambda some, x: problem.call({**columns.values, **some}, x)
+    found = probe(problem)
+    shape = (len(x), found.outputs, part.columns.count)
+    backend = "loop" if found.obstacle else "torch"
+    per_sample = 3 * max(1, math.prod(shape[1:])) * problem.dtype.itemsize
+    at_once = chunk_size or max(1, min(len(x), _WORKING_BYTES // per_sample))
+    nbytes = math.prod(shape) * problem.dtype.itemsize
+    plan = Plan(backend, "", shape, problem.dtype, nbytes, at_once)
+    return _execute(part, plan, None, False)[0]
 
 
 def native_arguments(
@@ -338,8 +374,8 @@ def _native(problem: Problem, out: Tensor | None) -> Tensor:
     return _ops.mlp_jacobian(*native_arguments(problem), out)
 
 
-_Rows = Callable[[Problem, dict[str, Tensor], Tensor, bool], dict[str, Tensor]]
-"""The derivatives for a few samples: name -> (samples, q, *shape of the parameter)."""
+_Rows = Callable[[Problem, dict[str, Tensor], Tensor, int, bool], tuple[dict[str, Tensor], Tensor]]
+"""For a few samples with q outputs: name -> derivatives (samples, q, *parameter); and the outputs."""
 
 
 def _fill(
@@ -363,7 +399,9 @@ def _fill(
         for first in range(0, n, prepared.chunk_size):
             # A copy: a forward may work in place.
             chunk = problem.x[first : first + prepared.chunk_size].clone()
-            parts = rows(problem, values, chunk, create_graph)
+            parts, outputs = rows(problem, values, chunk, q, create_graph)
+            if prepared.probe is not None and index == 0:
+                prepared.probe.compare(outputs, first)
             flat = {
                 name: reference.dense(d).reshape(chunk.shape[0], q, problem.columns.size(name))
                 for name, d in parts.items()
@@ -382,33 +420,45 @@ def _fill(
 
 
 def _torch_rows(
-    problem: Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
-) -> dict[str, Tensor]:
-    def outputs(values: dict[str, Tensor], sample: Tensor) -> Tensor:
+    problem: Problem, values: dict[str, Tensor], x: Tensor, q: int, create_graph: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    def outputs(values: dict[str, Tensor], sample: Tensor) -> tuple[Tensor, Tensor]:
         leaves = reference.output_leaves(problem.call(values, sample[None]))
-        return torch.cat([leaf.reshape(-1) for leaf in leaves])
+        value = torch.cat([leaf.reshape(-1) for leaf in leaves])
+        if len(value) != q:
+            raise ValueError(ragged(len(value), q))
+        return value, value
 
     if not create_graph:
-        return cast(dict[str, Tensor], vmap(jacrev(outputs), in_dims=(None, 0))(values, x))
+        derivative = vmap(jacrev(outputs, has_aux=True), in_dims=(None, 0))
+        return cast(tuple[dict[str, Tensor], Tensor], derivative(values, x))
     # Without vmap: torch differentiates its rule for layer_norm wrongly (the values are right, their
     # derivatives off by tens of percent; torch 2.13 and 2.14).
-    samples = [jacrev(outputs, chunk_size=1)(values, sample) for sample in x]
-    return {name: torch.stack([rows[name] for rows in samples]) for name in values}
+    each = jacrev(outputs, chunk_size=1, has_aux=True)
+    samples = [cast(tuple[dict[str, Tensor], Tensor], each(values, sample)) for sample in x]
+    rows = {name: torch.stack([rows[name] for rows, _ in samples]) for name in values}
+    return rows, torch.stack([value for _, value in samples])
 
 
 def _loop_rows(
-    problem: Problem, values: dict[str, Tensor], x: Tensor, create_graph: bool
-) -> dict[str, Tensor]:
+    problem: Problem, values: dict[str, Tensor], x: Tensor, q: int, create_graph: bool
+) -> tuple[dict[str, Tensor], Tensor]:
     leaves = values
     if not create_graph:
         leaves = {name: v.clone().requires_grad_() for name, v in values.items()}
+    values_of: list[Tensor] = []
 
     def call(values: Mapping[str, Tensor], x: Tensor) -> Any:
-        return problem.call(values, x)
+        outputs = problem.call(values, x)
+        parts = [leaf.detach().flatten() for leaf in reference.output_leaves(outputs)]
+        values_of.append(torch.cat(parts))
+        return outputs
 
     samples = []
     for sample in x:
         rows = list(reference.sample_rows(call, leaves, sample, create_graph=create_graph))
+        if len(rows) != q:
+            raise ValueError(ragged(len(rows), q))
         samples.append([torch.stack(column) for column in zip(*rows, strict=True)])
     stacked = [torch.stack(column) for column in zip(*samples, strict=True)]
-    return dict(zip(leaves, stacked, strict=True))
+    return dict(zip(leaves, stacked, strict=True)), torch.stack(values_of)

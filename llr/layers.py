@@ -2,24 +2,28 @@
 
 A part is a :class:`Factor`, which stands for the columns of a layer's weight without holding them, or a block
 of columns. Layers come from :mod:`llr.signals`, parameters that are in none from :mod:`llr.jacobian`. What is
-held at a time is limited: the parameters are gone through in groups that fit, and the model is run on all
-samples, a chunk at a time, for each group.
+held at a time is limited. Where the signals of all layers fit beside the parts, the model is run once on all
+samples, a chunk at a time; otherwise the parameters are gone through in groups, and it is run for each group.
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llr.jacobian import evaluate
+from llr.jacobian import columns_of
+from llr.memory import memory_budget
 from llr.signals import Layer, Layers, Signal
 
 log = logging.getLogger("llr")
+
+_HELD_BYTES = 1 << 30
+"""What the signals of all layers may take, and no more than a quarter of the memory budget."""
 
 
 @dataclass
@@ -96,22 +100,59 @@ def stream(layers: Layers, room: int, chunk_size: int | None = None) -> Iterator
     itemsize = layers.problem.dtype.itemsize
     pieces = [p for layer in layers.known for p in _pieces(layer, n, q, room // itemsize)]
     others = list(layers.others)
+    held, different = _held(layers, room, chunk_size)
+    others += _apart(different)
+    pieces = [p for p in pieces if p.layer not in different]
     while pieces:
         some, used = 0, 0
         while some < len(pieces) and (some == 0 or used + pieces[some].numel * itemsize <= room):
             used += pieces[some].numel * itemsize
             some += 1
-        stores, wrong = _run(layers, pieces[:some], room, chunk_size)
-        for layer in wrong:
-            log.info(
-                "layer %r is not what its hooks say; its columns are computed apart", layer.path
-            )
-            others += layer.names
+        stores, wrong = _run(layers, pieces[:some], room, chunk_size, held)
+        others += _apart(wrong)
         pieces = [p for p in pieces[some:] if p.layer not in wrong]
         for store in stores:
             yield store.part()
         del stores
     yield from _columns(layers, others, room, chunk_size)
+
+
+def _apart(wrong: Iterable[Layer]) -> list[str]:
+    """The parameters of layers whose hooks do not tell their columns."""
+    for layer in wrong:
+        log.info("layer %r is not what its hooks say; its columns are computed apart", layer.path)
+    return [name for layer in wrong for name in layer.names]
+
+
+_Held = dict[Layer, Signal]
+"""The signals of all samples."""
+
+
+def _held(layers: Layers, room: int, chunk_size: int | None) -> tuple[_Held | None, list[Layer]]:
+    """All signals of all layers, if they fit; and the layers that turned out to be something else."""
+    x, q, itemsize = layers.problem.x, layers.outputs, layers.problem.dtype.itemsize
+    per_sample = sum(_numel(it, q) for it in layers.known) * itemsize
+    most = min(_HELD_BYTES, memory_budget(x.device) // 4)
+    if not layers.known or len(x) * per_sample > most:
+        return None, []
+    at_once = chunk_size or max(1, room // (2 * per_sample))
+    parts: dict[Layer, list[Signal]] = {layer: [] for layer in layers.known}
+    for first in range(0, len(x), at_once):
+        found = layers.signals(x[first : first + at_once], list(parts))
+        parts = {layer: [*kept, found[layer]] for layer, kept in parts.items() if layer in found}
+    held = {}
+    for layer, signals in parts.items():
+        if len({(s.delta.shape[1:], s.a.shape[1:]) for s in signals}) == 1:
+            held[layer] = Signal(
+                *(torch.cat(t) if len(t) > 1 else t[0] for t in zip(*signals, strict=True))
+            )
+    return held, [layer for layer in layers.known if layer not in held]
+
+
+def _numel(layer: Layer, q: int) -> int:
+    """Numbers in a layer's signals for one sample."""
+    inputs = 1 if layer.vocabulary else layer.inputs
+    return layer.groups * layer.positions * (q * layer.outputs + inputs)
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,20 +254,25 @@ class _Store:
 
 
 def _run(
-    layers: Layers, pieces: Sequence[_Piece], room: int, chunk_size: int | None
+    layers: Layers,
+    pieces: Sequence[_Piece],
+    room: int,
+    chunk_size: int | None,
+    held: _Held | None,
 ) -> tuple[list[_Store], set[Layer]]:
     """The stores of these pieces, filled; and the layers that turned out to be something else."""
     x, itemsize = layers.problem.x, layers.problem.dtype.itemsize
     wanted = list(dict.fromkeys(piece.layer for piece in pieces))
     if chunk_size is None:
-        per_sample = sum(
-            2 * it.groups * it.positions * (layers.outputs * it.outputs + it.inputs)
-            for it in wanted
-        )
+        per_sample = 2 * sum(_numel(it, layers.outputs) for it in wanted)
         chunk_size = max(1, room // (itemsize * per_sample))
     stores = {piece: _Store(piece, layers) for piece in pieces}
     for first in range(0, len(x), chunk_size):
-        signals = layers.signals(x[first : first + chunk_size], wanted)
+        some = slice(first, first + chunk_size)
+        if held is None:
+            signals = layers.signals(x[some], wanted)
+        else:
+            signals = {it: Signal(held[it].delta[some], held[it].a[some]) for it in wanted}
         for piece, store in list(stores.items()):
             signal = signals.get(piece.layer)
             if signal is None or not store.write(first, signal):
@@ -244,9 +290,6 @@ def _columns(
     values = problem.columns.values
     width = max(1, room // (itemsize * n * q))
 
-    def restricted(some: Mapping[str, Tensor], x: Tensor) -> object:
-        return problem.call({**values, **some}, x)
-
     groups: list[list[str]] = []
     for name in names:
         if groups and sum(values[other].numel() for other in (*groups[-1], name)) <= width:
@@ -254,13 +297,11 @@ def _columns(
         else:
             groups.append([name])
     for group in groups:
-        some = {name: values[name] for name in group}
-        size = sum(v.numel() for v in some.values())
+        size = sum(values[name].numel() for name in group)
         at_once = max(1, min(n, room // (itemsize * q * size)))
         for columns in _split(size, width):
             block = problem.x.new_empty(n, q, _length(columns), dtype=problem.dtype)
             for first in range(0, n, at_once):
-                x = problem.x[first : first + at_once]
-                J, _ = evaluate(restricted, x, params=some, chunk_size=chunk_size)
+                J = columns_of(problem, group, problem.x[first : first + at_once], chunk_size)
                 block[first : first + at_once] = J[..., columns]
             yield block.flatten(0, 1)

@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from llr import gate
 from llr.activations import Erf, Sine
-from llr.probes import spared_buffers
+from llr.evaluation.trace import ChangedBuffer, UnknownTensor, traced
 from llr.reference import ACTIVATIONS
 
 
@@ -182,20 +182,6 @@ def _links_of_module(module: nn.Module, seen: set[type]) -> list[_Link] | None:
     return None
 
 
-class _Tracer(fx.Tracer):
-    """A tracer that leaves the model alone: fx stores tensors it does not know as new attributes."""
-
-    def create_arg(self, a: Any) -> Any:
-        if isinstance(a, Tensor):
-            known = (
-                *self.root.parameters(),
-                *self.root.buffers(),
-            )
-            if not any(a is tensor for tensor in known):
-                raise NotAnMLP("its forward uses a tensor that is neither parameter nor buffer")
-        return super().create_arg(a)
-
-
 def _links_of_trace(model: nn.Module) -> list[_Link]:
     """The links of the module's torch.fx trace.
 
@@ -205,14 +191,11 @@ def _links_of_trace(model: nn.Module) -> list[_Link]:
     for module in model.modules():
         _links_of_module(module, seen)  # for what it refuses, before the cost of a trace
     try:
-        # What does not depend on the input runs for real.
-        with torch.random.fork_rng(devices=[]), spared_buffers(model) as changed:
-            graph = _Tracer().trace(model)
-            name = changed()
-        if name is not None:
-            raise NotAnMLP(f"its forward changes the buffer {name!r}")
-    except NotAnMLP:
-        raise
+        graph = traced(model)
+    except UnknownTensor:
+        raise NotAnMLP("its forward uses a tensor that is neither parameter nor buffer") from None
+    except ChangedBuffer as change:
+        raise NotAnMLP(f"its forward changes the buffer {str(change)!r}") from None
     except Exception as error:  # whatever the user's forward raises when it is handed a symbol
         raise NotAnMLP(f"torch.fx cannot trace it ({type(error).__name__}: {error})") from error
     nodes = list(graph.nodes)

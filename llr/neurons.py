@@ -25,6 +25,7 @@ from llr.elimination import Scaled, find_pivots, prove
 from llr.exact import Network, read_network
 from llr.kinks import off_analytic
 from llr.samplers import read_sampler
+from llr.surroundings import outside_inference_mode
 from llr.theory.span import Function, Span
 from llr.theory.structure import exact_row
 from llr.theory.symbols import ONE, Symbols, Vector, combined
@@ -88,6 +89,7 @@ class Independence:
 
 
 @takes(neurons=modules, x=valued, layer=maybe(whole), constant=a_flag, seed=a_seed)
+@outside_inference_mode
 def independence(
     neurons: nn.Module | Sequence[nn.Module],
     x: Tensor | None = None,

@@ -7,22 +7,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from llr import _ops, agreement, gate, scripted
 from llr.accept import a_model
+from llr.evaluation.precision import Precision
+from llr.evaluation.private import Private
 from llr.forward_errors import explained
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import Columns, Selection, columns_of_callable, columns_of_module
-from llr.probes import refuse_layers, refuse_quantized, spared_buffers
+from llr.probes import refuse_layers, refuse_quantized
 from llr.sparse_gradients import dense_gradients, has_sparse_gradients
-from llr.surroundings import ordinary
+from llr.surroundings import closed, ordinary
 from llr.tensors import as_tensor, is_plain, refuse_meta, wider
 
 Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
@@ -43,33 +44,52 @@ class Problem:
     promotion: torch.dtype | None = None
     """The dtype that values and buffers are promoted to, if one was asked for."""
 
-    def call(
-        self, values: Mapping[str, Tensor], x: Tensor, buffers: Mapping[str, Tensor] | None = None
-    ) -> object:
-        """The model at these values, and its own buffers unless others are given."""
-        with explained(x), dense_gradients(self._sparse):
-            if isinstance(self.model, nn.Module):
-                buffers = self.buffers if buffers is None else buffers
-                tensors = {**self.columns.fixed, **values, **buffers}
-                return functional_call(self.model, tensors, (x,))
-            return self.model(values, x)
+    raised: bool = False
+    """Whether lower precision inside of the model is raised to the problem's dtype."""
+    differentiable: bool = False
+    """Whether results are to be differentiated further, by any parameter of the module."""
+    kept: dict[str, Any] = field(default_factory=dict)
+    """What has been found out about the model; shared with problems made from this one."""
+
+    @property
+    def private(self) -> Private:
+        """What makes copies of the module."""
+        if "private" not in self.kept:
+            self.kept["private"] = Private(cast(nn.Module, self.model), self.promotion)
+        return cast(Private, self.kept["private"])
+
+    def copy(self, values: Mapping[str, Tensor]) -> nn.Module:
+        """A copy of the module at these values, its state being that of the module."""
+        given = {**self.columns.fixed, **values}
+        if not self.differentiable:
+            given = {name: self.private.own(value, name) for name, value in given.items()}
+        return self.private.copy(given)
+
+    def run(self, model: Callable[[Tensor], object], x: Tensor) -> object:
+        """A copy of the module, or what stands for it, on samples."""
+        with explained(x), dense_gradients(self._sparse), self._precision():
+            return model(x)
+
+    def at(self, values: Mapping[str, Tensor]) -> Callable[[Tensor], object]:
+        """The model at these values, a function of samples; it is to be called once."""
+        model = self.model
+        if isinstance(model, nn.Module):
+            return functools.partial(self.run, self.copy(values))
+        return functools.partial(self.run, functools.partial(model, values))
+
+    def call(self, values: Mapping[str, Tensor], x: Tensor) -> object:
+        """The model at these values; a module on a copy of its own."""
+        return self.at(values)(x)
 
     @functools.cached_property
     def _sparse(self) -> bool:
         return has_sparse_gradients(self.model)
 
-    @functools.cached_property
-    def buffers(self) -> dict[str, Tensor]:
-        """The module's buffers, in the dtype of the problem."""
-        if not isinstance(self.model, nn.Module):
-            return {}
-        return {name: wider(b, self.promotion) for name, b in self.model.named_buffers()}
-
-    def spared_buffers(self) -> AbstractContextManager[Callable[[], str | None]]:
-        """Copies in place of the module's buffers; see :func:`llr.probes.spared_buffers`."""
-        if not isinstance(self.model, nn.Module):
-            return nullcontext(lambda: None)
-        return spared_buffers(self.model, self.promotion)
+    def _precision(self) -> Precision | nullcontext[None]:
+        """What a forward runs under; nothing where it would change nothing."""
+        if not self.raised and self.dtype == torch.get_default_dtype() == torch.float32:
+            return nullcontext()
+        return Precision(self.dtype, raised=self.raised)
 
     def point(self, index: int = 0) -> dict[str, Tensor]:
         """The values at one parameter point."""
@@ -103,11 +123,19 @@ def read_problem(
     params: Selection,
     dtype: torch.dtype | None = None,
     *,
+    raised: bool | None = None,
     shapes_only: bool = False,
 ) -> Problem:
     """Every check that needs no evaluation of the model.
 
-    With `shapes_only`, the model may be on the meta device; samples then go there, too.
+    Args:
+        model: a module, or a callable.
+        x: samples.
+        params: as for :func:`llr.jacobian`.
+        dtype: what values are promoted to.
+        raised: whether lower precision inside of the model is raised to that of the problem; default:
+            where there is a dtype.
+        shapes_only: let the model be on the meta device; samples then go there, too.
     """
     model = a_model("model", model)
     mlp, why_not, names = None, "a callable", {}
@@ -155,7 +183,8 @@ def read_problem(
         _check_values(columns, x)
     if isinstance(model, torch.jit.ScriptModule):
         model = scripted.functional(model, columns, dtype)
-    problem = Problem(model, columns, x, common, mlp, why_not, names, dtype)
+    raised = dtype is not None if raised is None else raised
+    problem = Problem(model, columns, x, common, mlp, why_not, names, dtype, raised)
     if mlp is not None:
         hollow = False
         for name, tensor in problem.chain():
@@ -296,8 +325,8 @@ def _mistaken(problem: Problem, x: Tensor) -> str:
     links = [(name, point.get(name or "", tensor)) for name, tensor in problem.chain()]
 
     def call(values: Mapping[str, Tensor], x: Tensor) -> object:
-        with problem.spared_buffers():
-            return problem.call(values, x, {})
+        with closed():
+            return problem.call(values, x)
 
     why = agreement.mlp_departure(mlp, links, call, agreement.probes(x))
     if not why and not mlp.traced:

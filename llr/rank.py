@@ -164,9 +164,8 @@ def rank(
         for bound in bounds_of_model(problem, prepared.shape[-2]):
             result = result.at_most(*bound)
         return replace(result, reason="asked for")
-    problem = read_problem(
-        model, x, params, torch.float64 if dtype == "auto" else cast(torch.dtype | None, dtype)
-    )
+    wanted = torch.float64 if dtype == "auto" else cast(torch.dtype | None, dtype)
+    problem = read_problem(model, x, params, wanted, raised=True)
     prepared = prepare(problem, chunk_size, backend)
     cost, reason = choose(method, problem, prepared, problem.dtype)
     try:

@@ -15,9 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Model = nn.Module | Callable[[Mapping[str, Tensor], Tensor], object]
+from llr.evaluation.precision import Precision
+from llr.evaluation.private import Private
+from llr.surroundings import outside_inference_mode
+
+Function = Callable[[Mapping[str, Tensor], Tensor], object]
+Model = nn.Module | Function
 
 
+@outside_inference_mode
 def jacobian(model: Model, x: Tensor, params: Mapping[str, Tensor] | None = None) -> Tensor:
     """Derivatives of each output of each sample with respect to each parameter, one gradient at a time.
 
@@ -39,11 +45,11 @@ def jacobian(model: Model, x: Tensor, params: Mapping[str, Tensor] | None = None
     if params is None:
         assert isinstance(model, nn.Module), "a callable needs params"
         params = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with torch.inference_mode(False):
-        leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
+    leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
+    call = _on_copies(model) if isinstance(model, nn.Module) else model
     rows = [
         torch.stack(
-            [torch.cat([g.flatten() for g in row]) for row in sample_rows(model, leaves, xi)]
+            [torch.cat([g.flatten() for g in row]) for row in sample_rows(call, leaves, xi)]
         )
         for xi in x
     ]
@@ -53,26 +59,33 @@ def jacobian(model: Model, x: Tensor, params: Mapping[str, Tensor] | None = None
     return first.new_zeros(0, 0, sum(p.numel() for p in leaves.values()))
 
 
+def _on_copies(model: nn.Module) -> Function:
+    private = Private(model, None)
+
+    def call(params: Mapping[str, Tensor], x: Tensor) -> object:
+        copy = private.copy(params)
+        with Precision(next(iter(params.values())).dtype, raised=False):
+            return copy(x)
+
+    return call
+
+
 def sample_rows(
-    model: Model, params: Mapping[str, Tensor], sample: Tensor, *, create_graph: bool = False
+    model: Function, params: Mapping[str, Tensor], sample: Tensor, *, create_graph: bool = False
 ) -> Iterator[list[Tensor]]:
     """For one sample (without batch dimension), the gradients of its outputs in order, per parameter."""
-    with torch.inference_mode(False), torch.enable_grad():
+    with torch.enable_grad():
         sample = sample.clone()  # a forward may work in place
-        if isinstance(model, nn.Module):
-            output = torch.func.functional_call(model, dict(params), (sample[None],))
-        else:
-            output = model(params, sample[None])
+        output = model(params, sample[None])
         values = torch.cat([leaf.flatten() for leaf in output_leaves(output)]).unbind()
     tensors = list(params.values())
     for value in values:
         if not value.requires_grad:
             yield [torch.zeros_like(p) for p in tensors]
             continue
-        with torch.inference_mode(False):
-            gradients = torch.autograd.grad(
-                value, tensors, retain_graph=True, create_graph=create_graph, allow_unused=True
-            )
+        gradients = torch.autograd.grad(
+            value, tensors, retain_graph=True, create_graph=create_graph, allow_unused=True
+        )
         yield [
             torch.zeros_like(p) if g is None else dense(g)
             for g, p in zip(gradients, tensors, strict=True)

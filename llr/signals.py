@@ -22,12 +22,14 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from llr import gate
+from llr.evaluation.probe import probe
 from llr.parameters import Columns
 from llr.problem import Problem
 from llr.reference import ACTIVATIONS, output_leaves
-from llr.surroundings import full_precision
+from llr.surroundings import closed
 
 
 class Signal(NamedTuple):
@@ -122,7 +124,7 @@ def _chain(problem: Problem, x: Tensor, layers: Sequence[Layer]) -> dict[Layer, 
     weights, biases = cast(list[Tensor], tensors[::2]), tensors[1::2]
     inputs, slopes = [x.detach()], []
     found: dict[Layer, Signal] = {}
-    with torch.no_grad(), full_precision():
+    with torch.no_grad(), closed():
         for w, b in zip(weights[:-1], biases[:-1], strict=True):
             z = F.linear(inputs[-1], w, b)
             inputs.append(sigma(z))
@@ -257,12 +259,14 @@ def _candidates(problem: Problem, model: nn.Module) -> list[Layer]:
     layers = []
     for path, module in model.named_modules():
         kind = _kind(module)
+        if kind is None:
+            continue
         own = [module._parameters.get(name) for name in ("weight", "bias")]
         weight, bias = (
             problem.names.get(id(p)) if p is not None and owners[id(p)] == 1 else None for p in own
         )
         weight, bias = (_selected(name, problem.columns.values) for name in (weight, bias))
-        if kind is None or own[0] is None or (weight is None and bias is None):
+        if own[0] is None or (weight is None and bias is None):
             continue
         groups, outputs, inputs = kind.sizes(module)
         layers.append(Layer(path, weight, bias, groups, 1, outputs, inputs, kind.vocabulary))
@@ -273,11 +277,19 @@ def _candidates(problem: Problem, model: nn.Module) -> list[Layer]:
 def _recording(
     model: nn.Module, layers: Sequence[Layer]
 ) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
-    """While it lasts, notes (what meets the weight, output) of each call of the layers' modules."""
+    """While it lasts, notes (what meets the weight, output) of each call of the layers' modules.
+
+    A layer that is called inside of a transform of torch.func is left out in the end: its tensors mean
+    nothing outside.
+    """
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {layer.path: [] for layer in layers}
+    transformed: set[str] = set()
 
     def hook(path: str, kind: _Kind) -> Callable[..., Tensor]:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            if any(map(is_functorch_wrapped_tensor, (output, *args))):
+                transformed.add(path)
+                return output
             with torch.no_grad():
                 calls[path].append((kind.read(module, [*args, *kwargs.values()][0]), output))
             return output.clone()  # what follows may work in place, on a tensor that is not noted
@@ -297,17 +309,22 @@ def _recording(
     finally:
         for handle in handles:
             handle.remove()
+        for path in transformed:
+            del calls[path]
 
 
 def _hooked(problem: Problem, x: Tensor, layers: Sequence[Layer]) -> dict[Layer, Signal]:
     if not layers:
         return {}
     leaves = {name: v.detach().requires_grad_() for name, v in problem.columns.values.items()}
-    model = cast(nn.Module, problem.model)
-    with torch.enable_grad(), full_precision():
+    with torch.enable_grad(), closed():
+        model = problem.copy(leaves)
         with _recording(model, layers) as calls:
-            parts = output_leaves(problem.call(leaves, x.detach().clone()))
+            parts = output_leaves(problem.run(model, x.detach().clone()))
+        layers = [layer for layer in layers if layer.path in calls]
         y = torch.cat([part.reshape(len(x), -1) for part in parts], 1)
+        if len(x) == len(problem.x) > 2:
+            probe(problem).together = y.detach()
         mix = torch.linspace(0, 1, y.numel(), dtype=y.dtype, device=y.device).cos().view_as(y)
         names = [name for layer in layers for name in layer.names]
         truth = dict(

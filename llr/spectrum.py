@@ -18,6 +18,7 @@ from llr.different import bounds_of_matrix
 from llr.equilibrate import scaled, scales
 from llr.error_bound import svd_error
 from llr.result import CLEAR_GAP, RankResult
+from llr.surroundings import outside_inference_mode
 from llr.tensors import as_matrix
 
 __all__ = ["RankResult", "check_finite", "count", "numerical_rank", "svdvals", "tolerance"]
@@ -63,6 +64,7 @@ def _check_matrix(A: Tensor) -> None:
 
 
 @takes(A=as_matrix)
+@outside_inference_mode
 def svdvals(A: Tensor) -> Tensor:
     """The singular values of a matrix or a batch of matrices, largest first.
 
@@ -229,6 +231,7 @@ def tolerance(
 
 
 @takes(A=as_matrix, rtol=real, atol=real)
+@outside_inference_mode
 def numerical_rank(
     A: Tensor, *, rtol: float | None = None, atol: float | None = None
 ) -> RankResult:

@@ -1,30 +1,85 @@
-"""What the caller may have switched on around a computation, and what it has to be for the numbers' sake."""
+"""What the caller may have switched on around a computation, and what it has to be for the numbers' sake.
+
+Most switches belong to a thread: inference mode, autocast, a default device. The default dtype, the precision
+of float32 products and the warnings filters belong to the process, and other threads may be at work: the
+default dtype is not touched at all; the others are changed by the first that needs it and put back by the
+last.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._device import _device_constructors
+
+from llr.evaluation.precision import Precision
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
 def outside_inference_mode(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run a function outside of ``torch.inference_mode``, in which nothing can be differentiated."""
+    """Run a function in neutral surroundings, whatever the caller's are.
+
+    Outside of ``torch.inference_mode``, in which nothing can be differentiated, and of ``torch.autocast``;
+    with tensors on the CPU and in float32 where no device and no dtype are given.
+    """
 
     @functools.wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
-        if not torch.is_inference_mode_enabled():
+        if _is_neutral():
             return function(*args, **kwargs)
-        with torch.inference_mode(False):
+        with neutral():
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def _is_neutral() -> bool:
+    return not (
+        torch.is_inference_mode_enabled()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._len_torch_function_stack()
+        or torch.get_default_dtype() != torch.float32
+    )
+
+
+@contextlib.contextmanager
+def neutral() -> Iterator[None]:
+    """What :func:`outside_inference_mode` gives a function."""
+    with contextlib.ExitStack() as stack:
+        if torch.is_inference_mode_enabled():
+            stack.enter_context(torch.inference_mode(False))
+        if torch._C._is_any_autocast_enabled():
+            for kind in _AUTOCAST:
+                if torch.is_autocast_enabled(kind):
+                    stack.enter_context(torch.autocast(kind, enabled=False))
+        if torch._C._len_torch_function_stack():
+            stack.enter_context(_OnCpu())
+        if torch.get_default_dtype() != torch.float32:
+            stack.enter_context(Precision(torch.float32, raised=False))
+        yield
+
+
+_AUTOCAST = ("cpu", "cuda", "xpu", "mps", "hpu", "xla", "ipu", "maia", "mtia", "privateuseone")
+
+
+class _OnCpu(TorchFunctionMode):
+    """Tensors made without a device are on the CPU, as if there were no default device."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        named = dict(kwargs) if kwargs else {}
+        if func in _device_constructors() and named.get("device") is None:
+            named["device"] = torch.device("cpu")
+        return func(*args, **named)
 
 
 def ordinary(t: Tensor) -> Tensor:
@@ -32,20 +87,107 @@ def ordinary(t: Tensor) -> Tensor:
     return t.clone() if t.is_inference() else t
 
 
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """float32 products in float32: TF32 and bfloat16 would show up as rank."""
+class _Shared:
+    """A change to the whole process, made by the first who enters and undone by the last who leaves."""
+
+    def __init__(self, change: Callable[[], Callable[[], None]]) -> None:
+        """Take what makes the change and returns what undoes it."""
+        self._change, self._undo = change, list[Callable[[], None]]()
+        self._lock, self._inside = threading.Lock(), 0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[None]:
+        entered = False
+        try:
+            with self._lock:
+                if not self._inside:
+                    self._undo.append(self._change())
+                self._inside += 1
+                entered = True
+            yield
+        finally:
+            if entered:
+                with self._lock:
+                    self._inside -= 1
+                    if not self._inside:
+                        self._undo.pop()()
+
+
+def _ieee() -> Callable[[], None]:
     cpu: Any = torch.backends.mkldnn
     cudnn: Any = torch.backends.cudnn
     backends = [cpu.matmul, cpu.conv, cpu.rnn, torch.backends.cuda.matmul, cudnn.conv, cudnn.rnn]
     before = [backend.fp32_precision for backend in backends]
-    for backend in backends:
+    changed = [pair for pair in zip(backends, before, strict=True) if pair[1] != "ieee"]
+    for backend, _ in changed:
         backend.fp32_precision = "ieee"
+
+    def undo() -> None:
+        for backend, precision in changed:
+            if backend.fp32_precision == "ieee":  # nobody has set it since
+                backend.fp32_precision = precision
+
+    return undo
+
+
+_full_precision = _Shared(_ieee)
+
+
+def full_precision() -> contextlib.AbstractContextManager[None]:
+    """float32 products in float32: TF32 and bfloat16 would show up as rank."""
+    return _full_precision()
+
+
+def _without_errors() -> Callable[[], None]:
+    # In place: lists of filters are swapped by whoever enters catch_warnings, in any thread.
+    filters: Any = warnings.filters
+    changed = [(f, ("default", *f[1:])) for f in filters if f[0] == "error"]
+    for strict, mild in changed:
+        filters[filters.index(strict)] = mild
+    _filters_have_changed()
+
+    def undo() -> None:
+        for strict, mild in changed:
+            for index, f in enumerate(filters):
+                if f is mild:
+                    filters[index] = strict
+        _filters_have_changed()
+
+    return undo
+
+
+def _filters_have_changed() -> None:
+    """Tell :mod:`warnings`, which remembers what it has shown."""
+    with warnings.catch_warnings():
+        pass
+
+
+_mild_warnings = _Shared(_without_errors)
+
+
+@contextlib.contextmanager
+def closed() -> Iterator[None]:
+    """Around every evaluation of a user's model: full precision, and warnings that are no errors.
+
+    A warning that is raised would look as if ``vmap`` could not take the model.
+    """
+    strict = any(f[0] == "error" for f in warnings.filters)
+    with full_precision(), _mild_warnings() if strict else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def random_state(device: torch.device, drew: Callable[[], bool]) -> Iterator[None]:
+    """Puts the global random state back if it was used, and only then: other threads may draw meanwhile."""
+    seed, before = torch.initial_seed(), torch.get_rng_state()
+    of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     try:
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        if drew() or torch.initial_seed() != seed:
+            torch.set_rng_state(before)
+            if of_device is not None:
+                torch.cuda.set_rng_state(of_device, device)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from llr.elimination import Scaled, exact_rank, find_pivots, integer_rows
 from llr.exact import Network, read_network
 from llr.parameters import Selection
 from llr.problem import Model
+from llr.surroundings import outside_inference_mode
 from llr.theory.upper import upper_bound
 
 # The precision at which the check begins.
@@ -43,6 +44,7 @@ class Verdict:
 
 
 @takes(model=a_model, x=valued)
+@outside_inference_mode
 def verify(
     certificate: Certificate,
     model: Model,

@@ -16,6 +16,7 @@ from llr.accept import a_generator, a_module, a_sequence, maybe, sizes, takes
 from llr.embedding.moves import PLAIN_SHARES, Numbers, pick, vector_of, wanted_hidden
 from llr.embedding.network import Network, Spread, embed, read
 from llr.embedding.record import Embedding
+from llr.surroundings import outside_inference_mode
 
 # Sums of weights may miss their value by so many roundings of their terms.
 _ROUNDINGS = 8
@@ -44,6 +45,7 @@ class _Copies(NamedTuple):
     signs=maybe(a_sequence),
     weights=maybe(a_sequence),
 )
+@outside_inference_mode
 def compatible(
     model: nn.Module,
     origins: Sequence[Sequence[int]],
@@ -144,6 +146,7 @@ def compatible(
 
 
 @takes(model=a_module, widths=sizes, generator=a_generator)
+@outside_inference_mode
 def random_compatible(
     model: nn.Module, widths: Sequence[int] | int, generator: torch.Generator | None = None
 ) -> tuple[nn.Module, Embedding]:

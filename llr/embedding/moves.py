@@ -14,6 +14,7 @@ from llr.accept import a_generator, a_module, numbers_or_one, sizes, takes
 from llr.embedding.network import Network, Spread, embed, read, spread_columns, spread_rows
 from llr.embedding.record import Embedding
 from llr.models import Conv1dTwoLayer
+from llr.surroundings import outside_inference_mode
 
 Numbers = Sequence[float] | Tensor
 Choice = TypeVar("Choice")
@@ -26,6 +27,7 @@ _NULL_BIASES = (0.0, 0.5, -0.75, 1.0, -1.25)
 
 
 @takes(model=a_module, share=numbers_or_one)
+@outside_inference_mode
 def split(
     model: nn.Module, layer: int, neuron: int, share: float | Numbers = 0.5, sign: int = 1
 ) -> tuple[nn.Module, Embedding]:
@@ -82,6 +84,7 @@ def split(
 
 
 @takes(model=a_module, incoming=numbers_or_one, outgoing=numbers_or_one)
+@outside_inference_mode
 def null(
     model: nn.Module,
     layer: int,
@@ -154,6 +157,7 @@ def null(
 
 
 @takes(model=a_module, widths=sizes, generator=a_generator)
+@outside_inference_mode
 def widen(
     model: nn.Module, widths: Sequence[int] | int, generator: torch.Generator | None = None
 ) -> tuple[nn.Module, Embedding]:

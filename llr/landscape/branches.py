@@ -12,6 +12,7 @@ from torch import nn
 
 from llr.accept import a_module, takes
 from llr.landscape.target import Target, read_target
+from llr.surroundings import outside_inference_mode
 
 Role = Literal["", "free", "centred", "balanced"]
 Isolation = Literal["not isolated", "undecided", "isolated"]
@@ -170,6 +171,7 @@ class Branches:
 
 
 @takes(target=a_module)
+@outside_inference_mode
 def branches(target: nn.Module, width: int) -> Branches:
     """The branches of global minima of zero generalisation error: every way to represent a function.
 

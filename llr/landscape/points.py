@@ -14,6 +14,7 @@ from llr.accept import a_generator, a_module, an_instance, takes
 from llr.landscape.branches import Branch
 from llr.landscape.target import Target, read_target
 from llr.models import TwoLayer
+from llr.surroundings import outside_inference_mode
 from llr.theory.structure import Row
 
 _ACTIVATIONS = {"tanh": math.tanh, "erf": math.erf}
@@ -24,6 +25,7 @@ _Neuron = tuple[Row, Fraction, Row]  # w, b, a
 
 
 @takes(target=a_module, generator=a_generator, branch=an_instance(Branch))
+@outside_inference_mode
 def random_point(
     target: nn.Module, branch: Branch, generator: torch.Generator | None = None
 ) -> TwoLayer:

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
+from llr.evaluation.probe import refuse_interactions
 from llr.forward_errors import explained
 from llr.parameters import Columns, Selection
-from llr.probes import refuse_behaviour
 from llr.problem import Model, Problem, read_problem
 
 _COLUMNS_AT_ONCE = 64  # of a Hessian
@@ -66,8 +66,7 @@ class Surface:
         values = {name: v.detach() for name, v in problem.columns.values.items()}
         fixed = {name: v.detach() for name, v in problem.columns.fixed.items()}
         problem = replace(problem, columns=Columns(values, fixed))
-        with problem.spared_buffers() as changed:
-            refuse_behaviour(lambda x: problem.call(values, x, {}), changed, problem.x)
+        refuse_interactions(problem)
         given = (
             params
             if isinstance(params, Mapping)
@@ -98,11 +97,14 @@ class Surface:
             name: theta[s].view(self.problem.columns.values[name].shape)
             for name, s in self.problem.columns.slices().items()
         }
-        outputs = self.problem.call(values, self.problem.x.clone())  # a forward may work in place
+        x = self.problem.x.clone()  # a forward may work in place
+        outputs = self.problem.call(values, x)
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"the model's output is {type(outputs).__name__}; expected one tensor (n, ...)"
             )
+        if len(x) == 1 and outputs.shape[:1] != (1,):  # squeezed
+            return outputs[None]
         return outputs
 
     def __call__(self, theta: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from llr.accept import a_module, takes
 from llr.chain import Array
 from llr.lifting.chain import Chain, chain_of, check_index, read_chain
+from llr.surroundings import outside_inference_mode
 
 Real = float | Fraction
 _WHY = "a neuron is duplicated in each of two that follow each other"
@@ -91,6 +92,7 @@ class Lift:
 
 
 @takes(narrow=a_module)
+@outside_inference_mode
 def lifted_family(
     narrow: nn.Module,
     *,

@@ -18,6 +18,7 @@ from llr.balls import precision
 from llr.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
 from llr.lifting.pair import Pair
 from llr.lifting.ranks import RankBounds, rank_bounds
+from llr.surroundings import outside_inference_mode
 from llr.theory.formal import Formal
 from llr.theory.formal_span import combination
 from llr.theory.symbols import Vector, primitive
@@ -108,6 +109,7 @@ class LiftStatus:
 
 
 @takes(narrow=a_module, wide=a_module, x=valued, seed=a_seed)
+@outside_inference_mode
 def lift_status(
     narrow: nn.Module,
     wide: nn.Module,

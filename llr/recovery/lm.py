@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from llr import _ops
 from llr.accept import a_flag, a_module, takes, valued
+from llr.evaluation.probe import refuse_interactions
 from llr.memory import fits, format_bytes, memory_budget
 from llr.models import MatrixFactorization
 from llr.parameters import layout
 from llr.problem import Problem, read_problem
 from llr.recovery import lm_native, lm_reference
 from llr.recovery.damping import CONVERGED, STATUS, Damping
-from llr.surroundings import full_precision, ordinary, outside_inference_mode
+from llr.surroundings import closed, ordinary, outside_inference_mode
 
 _POOL_BYTES = 2**28  # of Jacobians and normal matrices that the torch path holds at a time
 _LARGEST_POOL = 1024
@@ -149,6 +150,8 @@ def levenberg_marquardt(
         )
     samples = problem.x.unflatten(0, x.shape[:2])
     known = lm_native.read(problem)
+    if known is None:
+        refuse_interactions(problem)
     if isinstance(model, MatrixFactorization):
         _check_pairs(model, problem.x)
     _check_outputs(problem, known, samples, y, starts)
@@ -188,7 +191,7 @@ def _in_torch(
     else:
         order = torch.arange(P, device=starts.device)
         functions = lm_reference.of_problem(problem)
-    with full_precision(), torch.no_grad():
+    with closed(), torch.no_grad():
         found = lm_reference.solve(
             functions, starts, x, y, which, damping, tol, first=first, batch=batch
         )
@@ -203,7 +206,7 @@ def _check_outputs(
     if known is not None:
         outputs = known.outputs
     else:
-        with torch.no_grad(), problem.spared_buffers():
+        with torch.no_grad(), closed():
             point = starts[:1] if len(starts) else starts.new_zeros(1, starts.shape[1])
             found = lm_reference.of_problem(problem).outputs(point, x[:1, :1])
         outputs = found.shape[2]

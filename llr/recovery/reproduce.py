@@ -12,6 +12,7 @@ from typing import Any
 from llr.accept import takes, word
 from llr.named import named_object
 from llr.recovery.sweep import Row, Spec, Tally, export, read_store, run
+from llr.surroundings import outside_inference_mode
 
 Document = Mapping[str, Any]
 """A sweep's specification, as a TOML file would say it."""
@@ -205,6 +206,7 @@ class Reproduction:
 
 
 @takes(name=word, suffix=word)
+@outside_inference_mode
 def reproduce(
     name: str,
     out: str | os.PathLike[str] = "runs/reproduce",

@@ -18,6 +18,7 @@ from llr.accept import (
 )
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import layout
+from llr.surroundings import outside_inference_mode
 
 KINDS = ("normal", "fan-in", "torch")
 
@@ -30,6 +31,7 @@ KINDS = ("normal", "fan-in", "torch")
     dtype=a_float_dtype,
     device=a_device,
 )
+@outside_inference_mode
 def initial(
     model: nn.Module,
     count: int,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from llr.accept import a_module, takes
+from llr.surroundings import outside_inference_mode
 from llr.theory.convolution_function import as_two_layer, convolution_model_rank
 from llr.theory.deep_function import deep_model_rank
 from llr.theory.groups import PARITY
@@ -25,6 +26,7 @@ from llr.theory.two_layer_function import two_layer_model_rank
 
 
 @takes(model=a_module)
+@outside_inference_mode
 def model_rank_of_function(model: nn.Module) -> Dimension:
     """O(f): how many samples can pin the model's function down, in the best case.
 
@@ -65,6 +67,7 @@ def model_rank_of_function(model: nn.Module) -> Dimension:
 
 
 @takes(architecture=a_module, target=a_module)
+@outside_inference_mode
 def optimistic_sample_size(architecture: nn.Module, target: nn.Module) -> Dimension:
     """O(f) of a target's function in another architecture: what that architecture makes of it.
 

@@ -15,6 +15,7 @@ from torch import nn
 from llr import exact
 from llr.accept import a_module, takes
 from llr.elimination import Scaled, find_pivots, prove
+from llr.surroundings import outside_inference_mode
 from llr.theory.groups import group_neurons
 from llr.theory.linear import surrounding_ranks
 from llr.theory.result import Dimension
@@ -81,6 +82,7 @@ class Points:
 
 
 @takes(model=a_module)
+@outside_inference_mode
 def points_needed(model: nn.Module) -> Points:
     """The fewest sample points with which a model has the LLR guarantee at its parameters.
 

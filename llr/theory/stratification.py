@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from llr.accept import a_module, takes
+from llr.surroundings import outside_inference_mode
 from llr.theory.groups import PARITY
 from llr.theory.hinge_function import affine_size
 from llr.theory.linear import matrix_rank_cost
@@ -78,6 +79,7 @@ class Stratification:
 
 
 @takes(architecture=a_module)
+@outside_inference_mode
 def rank_stratification(architecture: nn.Module) -> Stratification:
     """The classes of functions that an architecture represents, and their model ranks.
 

@@ -22,6 +22,7 @@ from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 from llr.models.parts import departure_from
 from llr.problem import read_problem
+from llr.surroundings import outside_inference_mode
 from llr.warned import stacklevel
 
 Row = tuple[Fraction, ...]
@@ -145,6 +146,7 @@ Structure = TwoLayerNet | ConvNet | Factorization | LinearNet | DeepNet
 
 
 @takes(model=a_module)
+@outside_inference_mode
 def read_structure(model: nn.Module) -> Structure:
     """The structure of the theory that the model has, at its parameters.
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from llr.accept import a_module, takes
+from llr.surroundings import outside_inference_mode
 from llr.theory.convolution import convolution_tangent
 from llr.theory.formal import formal_tangent
 from llr.theory.groups import PARITY
@@ -27,6 +28,7 @@ from llr.theory.two_layer import two_layer_tangent
 
 
 @takes(model=a_module)
+@outside_inference_mode
 def tangent_dimension(model: nn.Module) -> Dimension:
     """dim T at a model's parameters, however degenerate: how many samples pin its function down, near them.
 

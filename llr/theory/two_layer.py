@@ -10,6 +10,7 @@ from flint import arb, fmpq, fmpq_mat
 from torch import nn
 
 from llr.balls import ACTIVATIONS, precision
+from llr.surroundings import outside_inference_mode
 from llr.theory.groups import PARITY as PARITY
 from llr.theory.groups import Group as Group
 from llr.theory.groups import Grouping as Grouping
@@ -95,6 +96,7 @@ def two_layer_tangent(net: TwoLayerNet) -> Dimension:
     )
 
 
+@outside_inference_mode
 def generic_rank(architecture: nn.Module | TwoLayerNet) -> Dimension:
     """dim T at almost all parameters of a two-layer architecture.
 

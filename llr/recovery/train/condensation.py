@@ -134,6 +134,7 @@ def condensation(
 
 
 @takes(model=a_module, theta=valued, angle=number, share=number)
+@outside_inference_mode
 def merge(
     model: nn.Module,
     theta: Tensor | None = None,

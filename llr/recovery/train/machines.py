@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 
 from llr.landscape.surface import Surface
 from llr.mlp import MLP
@@ -256,12 +256,11 @@ class General:
     """Any other model, by ``torch.func``."""
 
     def __init__(self, model: nn.Module, problem: Problem) -> None:
-        self.model = model
+        self.problem = replace(problem, model=model)
         self.places = {
             name: _Place(s, tuple(problem.columns.values[name].shape))
             for name, s in problem.columns.slices().items()
         }
-        self.others = {**problem.columns.fixed, **problem.buffers}
 
     def prepare(self, x: Tensor) -> Tensor:
         """As they are."""
@@ -276,7 +275,7 @@ class General:
             values = {
                 name: row[place.columns].view(place.shape) for name, place in self.places.items()
             }
-            outputs = functional_call(self.model, {**self.others, **values}, (sample,))
+            outputs = cast(Tensor, self.problem.call(values, sample))
             return outputs.reshape(len(sample), -1)
 
         def every(rows: Tensor) -> Tensor:

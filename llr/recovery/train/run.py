@@ -13,7 +13,7 @@ from llr.recovery.train.data import Data
 from llr.recovery.train.descent import GD
 from llr.recovery.train.machines import Ensemble, Machine, machine_for
 from llr.recovery.train.result import Method, Plan, Progress, Record, Task, Training, joined
-from llr.surroundings import full_precision, outside_inference_mode
+from llr.surroundings import closed, outside_inference_mode
 
 # Members in training stay in the cache of a core, group after group; fewer at a time would pay more for the
 # launches than for the numbers.
@@ -100,7 +100,7 @@ def train(
     _check(starts, steps, tol, record)
     machine = machine_for(model, data, starts)
     parts = []
-    with full_precision(), torch.no_grad():
+    with closed(), torch.no_grad():
         for rows in _groups(machine, data, starts):
             later = len(starts) - rows.stop
             plan = Plan(steps, tol, record, _with_later(progress, later))
