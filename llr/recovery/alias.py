@@ -1,7 +1,7 @@
 """Frequencies that samples cannot see: sines that agree on a grid.
 
-Source: A. K. Lenstra, H. W. Lenstra, L. Lovasz, "Factoring polynomials with rational coefficients", Math. Annalen
-261 (1982), as simultaneous Diophantine approximation.
+Source: A. K. Lenstra, H. W. Lenstra, L. Lovasz, "Factoring polynomials with rational coefficients",
+Math. Annalen 261 (1982), as simultaneous Diophantine approximation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _WHOLE = 1e-8
 
 
 def aliases(x: Tensor) -> Tensor | None:
-    """Frequencies omega with omega . (x_i - x_0) a multiple of 2 pi for every i, (m, d); None if none is found.
+    """(m, d) frequencies with omega . (x_i - x_0) a multiple of 2 pi for every i; None if none is found.
 
     With d independent differences B, omega = 2 pi B^-1 m for integers m, and R m is nearly integer for
     R = D B^-1, D all differences. Those of more than 1e7 periods are not looked for.

@@ -12,7 +12,7 @@ from torch import Tensor
 from llr.rank import rank
 from llr.recovery import noisy, words
 from llr.recovery.hunt import Hit, Hunt
-from llr.recovery.judge import Judgement, judged
+from llr.recovery.judge import judged
 from llr.recovery.net import Net
 from llr.recovery.oracle import tested
 from llr.recovery.outcome import (
@@ -27,7 +27,6 @@ from llr.recovery.search import NEAR
 from llr.theory import model_rank_of_function
 
 _AMBIGUOUS_SHARE = 8  # of the budget goes to networks with as many parameters as samples
-_NEARLY = 1e3  # roundings: a fit this close, with samples to spare, says more than one without
 
 Points = tuple[Tensor, Tensor, str]
 """x, y, and how they were drawn."""
@@ -58,7 +57,7 @@ class Case:
             if hit is not None:
                 return self._judged(hit, ask)
         near = min(hunt.closest.values(), key=lambda fit: fit.ratio, default=None)
-        if near is None or near.ratio > _NEARLY:
+        if near is None or near.ratio > words.NEARLY:
             found = hunt.interpolants(others)
             if found:
                 reason = words.interpolants(found, distinct, kind)
@@ -66,7 +65,7 @@ class Case:
                 return replace(result, reasons=(reason,))
         fits = self._fits()
         best = fits[near.form.k] if near is not None else min(fits.values(), key=lambda f: f.error)
-        net = Net.of(best.model, kind.activation)
+        net = best.net
         if best.error < NEAR:
             claim, advice = words.approximate(hunt, net, best.error, best.roundings)
             return self._recovery("approximate", claim, [net], advice)
@@ -77,6 +76,8 @@ class Case:
         hunt, data = self.hunt, self.hunt.real
         found = judged(hit.fit, data, hunt.spent.starts)
         reasons, nets, tried = list(found.reasons), [found.fit.net], 0
+        less = words.narrower(hunt, hit.width) if reasons else None
+        reasons += [less] if less is not None else []
         if not reasons:
             rivals, tried = hunt.rivals(found)
             nets += rivals
@@ -145,9 +146,8 @@ class Case:
             net = hunt.network(j, hunt.best[j][1]) if close is None else close.net
             error = float((net(hunt.real.x) - hunt.real.y).square().mean() / size)
             roundings = hunt.roundings(net) if close is None else close.ratio
-            fits[j] = WidthFit(
-                j, net.model(), error if math.isfinite(error) else math.inf, roundings, False
-            )
+            error = error if math.isfinite(error) else math.inf
+            fits[j] = WidthFit(j, error, roundings, False, net)
         return fits
 
     def _recovery(
@@ -165,8 +165,9 @@ class Case:
         error = (net(hunt.real.x) - hunt.real.y).square().mean() / hunt.real.y.square().mean()
         fits = self._fits()
         consistent = status in ("recovered", "ambiguous")
+        fitting = consistent or status == "accepted"
         roundings = hunt.roundings(net)
-        fits[net.width] = WidthFit(net.width, model, float(error), roundings, consistent)
+        fits[net.width] = WidthFit(net.width, float(error), roundings, consistent, net)
         return Recovery(
             status=status,
             claim=claim,
@@ -180,7 +181,7 @@ class Case:
             model=model,
             width=net.width,
             rank=int(rank(model, hunt.real.x).rank) if seen is None else seen,
-            size=model_rank_of_function(model),
+            size=model_rank_of_function(model) if fitting else None,
             train_error=float(error),
             interpolants=tuple(nets),
             tests=tuple(tests),

@@ -84,7 +84,9 @@ class Domain:
 
 
 def errors(fit: Polished, inverse: arb_mat, x: Tensor) -> Tensor:
-    """(m, q): how far the function may be off at points if every target is off by its rounding, to first order.
+    """(m, q), how far the function may be off at points if every target is off by its rounding.
+
+    To first order.
 
     python-flint's precision must be set.
     """

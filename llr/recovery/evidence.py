@@ -1,8 +1,8 @@
 """How surprising it is that a network fits: what its samples would show of functions that it is not.
 
-Random neurons, as large and as steep as those found, are compared with what a change of the parameters can do. What
-is left of them, in units of the rounding, is by how much the targets would have missed had they not been of the
-class.
+Random neurons, as large and as steep as those found, are compared with what a change of the parameters can
+do. What is left of them, in units of the rounding, is by how much the targets would have missed had they not
+been of the class.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Evidence:
     """What the samples are worth.
 
     Attributes:
-        decades: log10 of one over the chance, by a measure and not by a theorem, that the fit is a coincidence;
-            the starts that were tried are taken off.
+        decades: log10 of one over the chance that the fit is a coincidence, by a measure and not by a
+            theorem; the starts that were tried are taken off.
         n_effective: how many independent observations the samples are of a network of this kind; with
             several outputs, those of the output that has the fewest to spare.
         needed: more than so many are needed: the parameters of one output.
@@ -69,7 +69,9 @@ def evidence(fit: Polished, x: Tensor, y: Tensor, starts: int) -> Evidence:
     for o in range(q):
         columns = form.one_output(o)
         entries = M.entries()
-        own = arb_mat(n, len(columns), [entries[(i * q + o) * P + c] for i in range(n) for c in columns])
+        own = arb_mat(
+            n, len(columns), [entries[(i * q + o) * P + c] for i in range(n) for c in columns]
+        )
         delta = fit.delta[:, o : o + 1]
         alone, left = _left(own, [sizes[c] for c in columns], values / delta, noise / delta)
         counts.append(alone + int((left > _SEEN).sum()))
@@ -113,12 +115,12 @@ def _random_neurons(fit: Polished, x: Tensor, count: int) -> tuple[Tensor, Tenso
 def _left(M: arb_mat, sizes: list[arb], values: Tensor, noise: Tensor) -> tuple[int, Tensor]:
     """How many directions M's columns have above rounding, and the singular values of what lies outside them.
 
-    Both are in units of the rounding. A column is taken times the size of its parameter: what is left of it below 1
-    cannot be seen at all. Rounding of the values can only lower the result.
+    Both are in units of the rounding. A column is taken times the size of its parameter: what is left of it
+    below 1 cannot be seen at all. Rounding of the values can only lower the result.
     """
     rows = M.nrows()
     kept, factor = _pivots(M, sizes)
-    if kept:
+    if factor is not None:
         picked = M.entries()
         P = M.ncols()
         columns = arb_mat(rows, len(kept), [picked[i * P + j] for i in range(rows) for j in kept])
@@ -165,5 +167,7 @@ def _pivots(M: arb_mat, sizes: list[arb]) -> tuple[list[int], arb_mat | None]:
     R = arb_mat(m, m, [row[j] for row in rows for j in kept])
     eye = arb_mat(m, m, [sizes[kept[i]] * int(i == j) for i in range(m) for j in range(m)])
     # columns D = Q R, so columns (D R^-1) = Q.
-    inverse = R.solve(arb_mat(m, m, [int(i == j) for i in range(m) for j in range(m)]), algorithm="approx")
+    inverse = R.solve(
+        arb_mat(m, m, [int(i == j) for i in range(m) for j in range(m)]), algorithm="approx"
+    )
     return kept, (eye * inverse.mid()).mid()

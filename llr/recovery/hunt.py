@@ -35,7 +35,7 @@ _CLOSE = 1e-16  # relative squared error from which a fit is polished in 256 bit
 _CANDIDATES = 3  # of a round
 _SAME_LOSS = 1e-6  # of a fit that was polished before, to no avail
 _HOPELESS = 10.0  # roundings: such a minimum is another one, and no unfinished fit
-_RIVAL_SETS, _RIVAL_STARTS, _RIVAL_SEED = 24, 256, 7919
+_RIVAL_SETS, _RIVAL_STARTS, _RIVAL_SEED = 16, 384, 7919
 _APART = 1e-3  # on the doubled box, for two fits that polishing would not bring together
 _MOST_INTERPOLANTS = 16
 _SAME = 1e-6  # interpolants that differ by less, relative to their size, are one function
@@ -109,6 +109,7 @@ class Hunt:
         return fits
 
     def note(self, width: int, fits: Fits) -> None:
+        """Remember the best fit of a width."""
         errors = fits.relative.nan_to_num(math.inf)
         at = int(errors.argmin())
         if width not in self.best or float(errors[at]) < self.best[width][0]:
@@ -191,7 +192,9 @@ class Hunt:
             net = self.network(width, theta)
             values = net(far)
             # Polishing would bring it to one of those that are known.
-            if any(_apart(values, known(far)) < _APART * size for known in (found.fit.net, *others)):
+            if any(
+                _apart(values, known(far)) < _APART * size for known in (found.fit.net, *others)
+            ):
                 continue
             fit = examined(net, self.real)
             gaps = [_apart(fit.net(far), known(far)) / size for known in (found.fit.net, *others)]
@@ -240,6 +243,7 @@ class Hunt:
         return self.scaling.outside(self.kind.net(width, theta))
 
     def template(self, width: int) -> TwoLayer:
+        """A network of this width; its parameters do not matter."""
         if width not in self.templates:
             self.templates[width] = self.kind.template(width)
         return self.templates[width]

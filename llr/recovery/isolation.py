@@ -1,6 +1,6 @@
-"""Proofs about all networks near one that fits: how far another that fits can be, in parameters and in function.
+"""Proofs about all networks near one that fits: how far off another can be, in parameters and in function.
 
-Everything here is computed in balls, with bounds rounded outwards. docs/recovery.md, section 3, has the proof.
+Everything here is computed in balls, with bounds rounded outwards. docs/recovery.md has the proof.
 """
 
 from __future__ import annotations
@@ -20,7 +20,15 @@ _SHARE = 0.4  # of the largest box that the curvature seen so far allows
 _LARGEST = 4.0  # relative size of a box beyond which none is tried
 _BOXES = 6
 
-_SLOPE = {"tanh": 1, "sigmoid": 0.25, "softplus": 1, "gelu": 1.13, "silu": 1.1, "erf": 1.13, "sin": 1}
+_SLOPE = {
+    "tanh": 1,
+    "sigmoid": 0.25,
+    "softplus": 1,
+    "gelu": 1.13,
+    "silu": 1.1,
+    "erf": 1.13,
+    "sin": 1,
+}
 """Bounds of sup |sigma'|."""
 _BOUNDED = {"tanh", "sigmoid", "erf", "sin"}
 _SWITCH = 20  # torch's softplus is the identity beyond it
@@ -107,8 +115,8 @@ def _largest_box(fit: Polished, C: arb_mat, rho: list[arb], kappa: arb) -> float
 
 
 def _kappa(fit: Polished, C: arb_mat, rho: list[arb], factor: float) -> arb | None:
-    """An upper bound of max_l sum_k |E_lk| rho_k / rho_l in the box; None if the network is not smooth in it."""
-    P, rows = C.nrows(), C.ncols()
+    """An upper bound of max_l sum_k |E_lk| rho_k / rho_l in the box; None where the network is not smooth."""
+    P = C.nrows()
     box = [arb(t, factor * r) for t, r in zip(fit.theta, rho, strict=True)]
     point = fit.inputs.at(box)
     if not _smooth(point):
@@ -145,7 +153,7 @@ def _eps(fit: Polished, rho: Sequence[arb], corner: Tensor) -> arb:
     k, d = form.k, form.d
     x = [arb(v) for v in corner.tolist()]
     slope = arb(_SLOPE[form.activation])
-    W, b, A, c = form.split([t.abs_upper() for t in fit.theta])
+    W, b, A, _ = form.split([t.abs_upper() for t in fit.theta])
     rW, rb, rA, rc = form.split(rho)
     worst = arb(0)
     for o in range(form.q):
@@ -168,4 +176,8 @@ def _eps(fit: Polished, rho: Sequence[arb], corner: Tensor) -> arb:
 def _above(bound: arb) -> float:
     """A float64 that is not below."""
     value = float(bound)
-    return value if not math.isfinite(value) or arb(value) >= bound else math.nextafter(value, math.inf)
+    return (
+        value
+        if not math.isfinite(value) or arb(value) >= bound
+        else math.nextafter(value, math.inf)
+    )

@@ -146,7 +146,7 @@ def _observations(found: Evidence) -> list[Reason]:
             "effective samples",
             found.n_effective,
             found.needed + 1,
-            f"the samples are worth {found.n_effective} independent ones, and more than {found.needed} are needed",
+            f"the samples are worth {found.n_effective} independent ones, of more than {found.needed} needed",
             "samples in general position: neither repeated nor mirrored nor nearly equal",
         )
     ]
@@ -160,15 +160,13 @@ def _surprise(found: Evidence, starts: int) -> list[Reason]:
             "evidence",
             found.decades,
             DECADES,
-            f"after {starts:,} starts, that it fits is worth {found.decades:.1f} decades of evidence of {DECADES:g}",
+            f"after {starts:,} starts the fit is worth {found.decades:.1f} of {DECADES:g} decades of evidence",
             "more samples, or samples over a wider range",
         )
     ]
 
 
-def _uniqueness(
-    found: Isolation, weight: Evidence, fit: Polished, activation: str
-) -> list[Reason]:
+def _uniqueness(found: Isolation, weight: Evidence, fit: Polished, activation: str) -> list[Reason]:
     if found.isolated:
         return []
     P = fit.form.count
@@ -176,8 +174,8 @@ def _uniqueness(
         text = "two ReLU networks may agree on all samples and differ elsewhere"
     elif weight.seen < P:
         text = (
-            f"not isolated: on these samples the Jacobian shows {weight.seen} of {P} directions above rounding, "
-            "so that parameters can change unseen"
+            f"not isolated: on these samples the Jacobian shows {weight.seen} of {P} directions above "
+            "rounding, so that parameters can change unseen"
         )
     else:
         text = (

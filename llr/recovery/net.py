@@ -1,4 +1,4 @@
-"""Two-layer networks as plain tensors: what a search handles by the thousand, where modules would take its time."""
+"""Two-layer networks as plain tensors: a search handles many, and modules would take its time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Net:
 
     @property
     def width(self) -> int:
-        """k"""
+        """k."""
         return len(self.w)
 
     @property
@@ -64,4 +64,6 @@ class Net:
 
     def model(self) -> TwoLayer:
         """As a module."""
-        return TwoLayer.of(self.w, self.b, self.a.T.contiguous(), self.c, activation=self.activation)
+        return TwoLayer.of(
+            self.w, self.b, self.a.T.contiguous(), self.c, activation=self.activation
+        )

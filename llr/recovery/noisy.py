@@ -18,7 +18,9 @@ LEVEL = 0.01
 _NEARLY = 10.0  # times the noise: a narrower width whose residuals are smaller deserves a look
 
 
-def tested_widths(hunt: Hunt, max_width: int, noise_std: float) -> dict[int, tuple[NoiseTest, Tensor]]:
+def tested_widths(
+    hunt: Hunt, max_width: int, noise_std: float
+) -> dict[int, tuple[NoiseTest, Tensor]]:
     """The best fit of every width and its test; the widths beyond the first that passes get as many rounds.
 
     Raises:
@@ -79,7 +81,8 @@ def advice(best: dict[int, tuple[NoiseTest, Tensor]], width: int, noise_std: flo
         times = math.sqrt(test.statistic / test.dof)
         if j < width and times <= _NEARLY:
             doubts.append(
-                f"a better noise_std, since width {j} leaves residuals of {times:.2g} times {noise_std:g} only"
+                f"a better noise_std, since width {j} leaves residuals of only {times:.2g} times "
+                f"{noise_std:g}"
             )
             break
     if width == max(best):

@@ -26,7 +26,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def largest_share(beyond: int, points: int, confidence: float = CONFIDENCE) -> float:
-    """At most this share of inputs is like the `beyond` of `points` that were drawn independently of the network.
+    """At most this share of inputs is like the `beyond` of `points` drawn independently of the network.
 
     The Clopper-Pearson bound: whatever the distribution and the function are, a larger share would have shown
     more of them with at least the given probability. For none beyond it is 1 - (1 - confidence)^(1 / points).

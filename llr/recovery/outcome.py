@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 from torch import nn
 
 from llr.models import TwoLayer
+from llr.recovery.net import Net
 from llr.theory import Dimension
 
 Status = Literal["recovered", "ambiguous", "approximate", "not_found", "accepted"]
@@ -39,18 +41,23 @@ class WidthFit:
 
     Attributes:
         width: hidden neurons.
-        model: the network.
         error: its squared residuals, relative to the targets' mean square.
-        roundings: root mean square of the residuals, each over what rounding leaves open in its target. Values
-            of a network that were rounded have at most 1 at the minimum.
+        roundings: root mean square of the residuals, each over what rounding leaves open in its target.
+            Rounded values of a network have at most 1 at the minimum.
         consistent: whether rounding explains the residuals.
+        net: the network as tensors; `model` has it as a module.
     """
 
     width: int
-    model: TwoLayer
     error: float
     roundings: float
     consistent: bool
+    net: Net = field(repr=False)
+
+    @cached_property
+    def model(self) -> TwoLayer:
+        """The network."""
+        return self.net.model()
 
 
 @dataclass(frozen=True)
@@ -76,12 +83,12 @@ class Evidence:
     """What speaks for the network without proving it.
 
     Attributes:
-        decades: by a measure, the fit would otherwise be a coincidence of about 10^-decades. The starts that were
-            tried are taken off.
+        decades: by a measure, the fit would otherwise be a coincidence of about 10^-decades. The starts
+            that were tried are taken off.
         n_effective: how many independent observations the samples are; of the output with the fewest.
         needed: the parameters of one output; `n_effective` has to be larger.
-        eps: how far rounding leaves the function open on the domain, relative to the targets' root mean square:
-            to first order, and twice the maximum over a few points.
+        eps: how far rounding leaves the function open on the domain, relative to the targets' root mean
+            square: to first order, and twice the maximum over a few points.
         eps_doubled: the same on the box of the samples doubled about its centre.
         rivals_tried: starts that were made to find another network that fits.
     """
@@ -103,7 +110,7 @@ class Tested:
         confidence: of that statement.
         points: that were compared.
         beyond: of these, how many differ by more.
-        tolerance: absolute: twice what rounding and conditioning leave open, at the point where it is largest.
+        tolerance: absolute: what rounding and conditioning leave open, at the point where it is largest.
         where: how the points were drawn.
     """
 
@@ -120,8 +127,8 @@ class Reason:
     """A condition of the status "recovered" that fails.
 
     Attributes:
-        gate: its name: "effective samples", "evidence", "isolation", "conditioning", "alias", "frequency", "rivals",
-            "test" or "width".
+        gate: its name: "effective samples", "evidence", "isolation", "conditioning", "alias", "frequency",
+            "rivals", "test" or "width".
         value: what was found.
         limit: what was expected.
         text: both in words.
@@ -153,7 +160,7 @@ class Recovery:
         model: the network found, of the least width that fits; else the best fit of all.
         width: its hidden neurons.
         rank: of its Jacobian on the samples: proved, or the directions that show above rounding.
-        size: O, the optimistic sample size of its function.
+        size: O, the optimistic sample size of its function; None if it does not fit.
         train_error: its squared residuals, relative to the targets' mean square.
         interpolants: networks of different functions that fit as well, where the data do not decide; the
             narrowest first, `model` among them.
@@ -175,7 +182,7 @@ class Recovery:
     model: TwoLayer
     width: int
     rank: int
-    size: Dimension
+    size: Dimension | None
     train_error: float
     interpolants: tuple[TwoLayer, ...]
     tests: tuple[NoiseTest, ...]
@@ -190,10 +197,11 @@ class Recovery:
         """The verdict, what to try, and the numbers; with noise, or where nothing fits, of every width."""
         lines = [f"{self.status}: {self.claim}"]
         lines += [f"  try: {self.advice}"] if self.advice else []
-        lines += [
-            f"  width {self.width}, O = {self.size.upper}, rank {self.rank}, relative training error "
-            f"{self.train_error:.1e}; {self.n} samples, {self.starts} starts, {self.seconds:.2g} s"
-        ]
+        lines.append(
+            f"  width {self.width}, O = {'?' if self.size is None else self.size.upper}, rank {self.rank}, "
+            f"relative training error {self.train_error:.1e}; {self.n} samples, {self.starts} starts, "
+            f"{self.seconds:.2g} s"
+        )
         for test in sorted(self.tests, key=lambda t: t.width):
             lines.append(
                 f"  width {test.width}: chi-squared {test.statistic:.4g} with {test.dof} degrees of freedom, "
@@ -202,8 +210,8 @@ class Recovery:
         if not self.tests and self.status in ("approximate", "not_found"):
             for fit in self.fits.values():
                 lines.append(
-                    f"  width {fit.width}: relative error {math.sqrt(fit.error):.2g}, {fit.roundings:.3g} times "
-                    "what rounding leaves"
+                    f"  width {fit.width}: relative error {math.sqrt(fit.error):.2g}, {fit.roundings:.3g} "
+                    "times what rounding leaves"
                 )
         return "\n".join(lines)
 
@@ -230,7 +238,7 @@ class Recovery:
             ],
             "width": self.width,
             "rank": self.rank,
-            "optimistic_sample_size": self.size.to_dict(),
+            "optimistic_sample_size": None if self.size is None else self.size.to_dict(),
             "train_error": _finite(self.train_error),
             "model": _numbers(self.model),
             "interpolants": [_numbers(net) for net in self.interpolants],

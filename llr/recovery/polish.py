@@ -1,4 +1,4 @@
-"""Least squares in 256 bits: a fit in float64 brought to its minimum, whatever the condition of its Jacobian."""
+"""Least squares in 256 bits: a fit in float64 brought to its minimum, however ill-conditioned it is."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Polished:
     residuals: list[arb]
     """(n q) balls, weighted."""
     ratio: float
-    """Root mean square of the weighted residuals: at most 1 if the targets are rounded values of this network."""
+    """Root mean square of the weighted residuals: at most 1 for rounded values of this network."""
     worst: float
     """The largest of them."""
     net: Net
@@ -56,7 +56,9 @@ class Polished:
 
 
 def polished(net: Net, x: Tensor, y: Tensor, rounding: Rounding) -> Polished:
-    """Minimise the weighted residuals by Levenberg-Marquardt in 256 bits (python-flint's precision must be set).
+    """Minimise the weighted residuals by Levenberg-Marquardt in 256 bits.
+
+    python-flint's precision must be set.
 
     Args:
         net: where to start, in float64.
@@ -76,9 +78,7 @@ def polished(net: Net, x: Tensor, y: Tensor, rounding: Rounding) -> Polished:
     sizes = [abs(float(r)) for r in residuals]
     ratio = math.sqrt(sum(r * r for r in sizes) / len(sizes))
     ratio, worst = (ratio, max(sizes)) if math.isfinite(ratio) else (math.inf, math.inf)
-    return Polished(
-        form, theta, inputs, point, weights, delta, residuals, ratio, worst, rounded
-    )
+    return Polished(form, theta, inputs, point, weights, delta, residuals, ratio, worst, rounded)
 
 
 def _weights(delta: Tensor) -> list[arb]:
@@ -90,7 +90,7 @@ def _weights(delta: Tensor) -> list[arb]:
 def _minimum(
     inputs: Inputs, Y: list[arb], weights: list[arb], theta: list[arb]
 ) -> tuple[list[arb], Point]:
-    P, rows = inputs.form.count, len(Y)
+    rows = len(Y)
 
     def residuals(point: Point) -> tuple[list[arb], arb]:
         r = [((t - v) * w).mid() for t, v, w in zip(Y, point.values(), weights, strict=True)]

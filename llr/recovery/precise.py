@@ -1,4 +1,4 @@
-"""Two-layer networks with parameters of 256 bits: values, Jacobians on samples, and steps of least squares."""
+"""Two-layer networks with parameters of 256 bits: their values and Jacobians on samples."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Form:
 
     @property
     def count(self) -> int:
-        """P"""
+        """P."""
         return self.k * (self.d + self.bias + self.q) + self.q * self.output_bias
 
     def parameters(self, net: Net) -> list[arb]:

@@ -1,4 +1,4 @@
-"""Find the two-layer network that made the data: ``llr.recovery.recover``. docs/recovery.md has the theorems."""
+"""Find the two-layer network that made the data: ``llr.recovery.recover``."""
 
 from __future__ import annotations
 
@@ -46,25 +46,26 @@ def recover(
     """Find the two-layer network that made the data.
 
     Networks of width 1, 2, ... are fitted by Levenberg-Marquardt from many small random starts, narrow ones
-    first, in rounds that double. A fit counts if its residuals are what rounding leaves: y computed in float64
-    or float32, or stored to some decimals, is recognised. The status says what is known of it:
+    first, in rounds that double. A fit counts if its residuals are what rounding leaves: y computed in
+    float64 or float32, or stored to some decimals, is recognised. The status says what is known of it:
 
     * "recovered": if the samples are rounded values of a network of at most this width and kind, it is this
       one, to ``evidence.eps`` of its size on the box of the samples. That is no theorem: ``proved`` says what
       is proved, ``assumed`` what else it rests on, and ``evidence`` how surprising the fit is otherwise.
     * "ambiguous": this network fits to rounding, but the data do not decide for it; ``reasons`` says why.
-    * "approximate": this network comes close, but not as close as rounding would leave it: it is not where the
-      samples come from. They may be noisy, or stored less exactly than they look.
+    * "approximate": this network comes close, but not as close as rounding would leave it: it is not where
+      the samples come from. They may be noisy, or stored less exactly than they look.
     * "not_found": nothing came close within the budget.
-    * "accepted", only with ``noise_std``: the narrowest width that the residuals do not reject at the level of
-      one percent. A statistical test, no proof; ``tests`` has its numbers.
+    * "accepted", only with ``noise_std``: the narrowest width that the residuals do not reject at the level
+      of one percent. A statistical test, no proof; ``tests`` has its numbers.
 
-    A function that can be asked (a callable y), or samples that are held out, give more: ``tested`` bounds the
-    share of inputs at which the network is wrong, without any assumption about the function.
+    A function that can be asked (a callable y), or samples that are held out, give more: ``tested`` bounds
+    the share of inputs at which the network is wrong, without any assumption about the function.
 
     Args:
         x: (n, d) samples.
-        y: (n,) or (n, q) targets; or a callable that gives them for x, and is asked at fresh points afterwards.
+        y: (n,) or (n, q) targets; or a callable that gives them for x, and is asked at fresh points
+            afterwards.
         max_width: hidden neurons at most.
         activation: a name of :data:`llr.models.ACTIVATIONS`. ReLU networks are ambiguous at best: two
             of them may agree on whole regions.
@@ -76,8 +77,8 @@ def recover(
             computed in that format. Default: read off dtype and values.
         x_error: how far each x may be off, if inputs were rounded after y was computed; 0 if they are exact.
             Default: exact, unless x and y are both decimals, as in a table that was rounded.
-        domain: (low, high), the box of inputs that the claim is about, each a number or (d,). Default: the box
-            of the samples.
+        domain: (low, high), the box of inputs that the claim is about, each a number or (d,). Default: the
+            box of the samples.
         max_frequency: of a sine network, the largest norm that the weights of a neuron may have. On a lattice
             of samples, other frequencies look the same.
         held_out: (x, y), samples that are not fitted, and tested instead; drawn independently of each other.
@@ -103,8 +104,11 @@ def recover(
         >>> found = recover(x, y, max_width=4, bias=False)
         >>> found.status, found.width, int(found.size), target.error(found.model) < 1e-8
         ('recovered', 2, 6, True)
-        >>> found.proved.isolated, found.evidence.eps < 1e-10, recover(x, target, max_width=4, bias=False).tested.beyond
-        (True, True, 0)
+        >>> found.proved.isolated, found.evidence.eps < 1e-10
+        (True, True)
+        >>> asked = recover(x, target, max_width=4, bias=False)  # a function, and 1000 fresh points
+        >>> asked.tested.beyond, asked.tested.share < 0.003
+        (0, True)
     """
     check_sizes(max_width=max_width, fresh_points=fresh_points)
     function = None if isinstance(y, Tensor) or not callable(y) else y
@@ -114,9 +118,12 @@ def recover(
         y = asked(function, x)
     elif sampler is not None:
         raise ValueError("sampler= draws points to ask a callable y at, and y is a tensor")
-    if noise_std is not None and (y_error is not None or function is not None or held_out is not None):
+    if noise_std is not None and (
+        y_error is not None or function is not None or held_out is not None
+    ):
         raise ValueError(
-            "noise_std= goes with neither y_error= nor a callable y nor held_out=: with noise, residuals are tested"
+            "noise_std= goes with neither y_error= nor a callable y nor held_out=: with noise, residuals "
+            "are tested"
         )
     assert isinstance(y, Tensor) or function is None
     given, dtypes = x, (getattr(x, "dtype", torch.float64), getattr(y, "dtype", torch.float64))
@@ -135,7 +142,9 @@ def recover(
         return case.with_noise(noise_std)
     if held_out is not None:
         if function is not None:
-            raise ValueError("held_out= goes with a tensor y; a callable y is asked at fresh points")
+            raise ValueError(
+                "held_out= goes with a tensor y; a callable y is asked at fresh points"
+            )
         test = _held_out(held_out, kind)
         return case.without_noise(lambda: test)
     if function is None:
@@ -143,7 +152,7 @@ def recover(
 
     def ask() -> Points:
         points = fresh(sampler, fresh_points, real.domain, given, seed)
-        values = asked(function, points, kind.q)  # type: ignore[arg-type]
+        values = asked(function, points, kind.q)
         return (*read(points, values), words.where(real.domain, sampler is not None))
 
     return case.without_noise(ask)
@@ -155,6 +164,7 @@ def _held_out(pair: object, kind: Kind) -> Points:
     x, y = read(pair[0], pair[1])
     if x.shape[1] != kind.d or y.shape[1] != kind.q:
         raise ValueError(
-            f"held_out has shapes {tuple(x.shape)} and {tuple(y.shape)}; expected (m, {kind.d}) and (m, {kind.q})"
+            f"held_out has shapes {tuple(x.shape)} and {tuple(y.shape)}; expected (m, {kind.d}) and "
+            f"(m, {kind.q})"
         )
     return x, y, "samples held out"

@@ -19,7 +19,9 @@ UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16
 
 _DECIMALS = range(13)
 _DIGITS = range(3, 13)
-_CHANCE = -6.0  # log10 of the chance that ordinary numbers look rounded, below which they are taken as rounded
+_CHANCE = (
+    -6.0
+)  # log10 of the chance that ordinary numbers look rounded, below which they are taken as rounded
 _FINE = 1e-4  # a step of inputs above this part of their spread is a grid that was chosen
 _FLOOR = 1e-6  # of the median: a target without any rounding would have an infinite weight
 _BY_ARGUMENT = {"gelu", "silu"}  # evaluated as z times something
@@ -122,7 +124,10 @@ class Rounding:
                 words += f", every x by at most {_size(moved)}, as x_error= says"
         elif y_error is None and all(float(c.error.max()) > 0 for c in columns):
             # Rows of a table, rounded as they were written: inputs as well as targets.
-            fine = [c.error.max() <= 0.5 * _FINE * v.std() for c, v in zip(inputs, x.T.numpy(), strict=True)]
+            fine = [
+                c.error.max() <= 0.5 * _FINE * v.std()
+                for c, v in zip(inputs, x.T.numpy(), strict=True)
+            ]
             if any(fine) and any(float(c.error.max()) > 0 for c in inputs):
                 moved = _stacked(inputs) * torch.tensor(fine)
                 words += f", x to {x_stored}"
@@ -131,7 +136,7 @@ class Rounding:
         return cls(unit, errors, moved, words, looks if rounded else None, x_stored)
 
     def noise(self, x: Tensor, y: Tensor) -> float:
-        """A typical error of the targets, relative to their root mean square, for networks of ordinary slopes."""
+        """A typical error of the targets, relative to their root mean square, for ordinary slopes."""
         size = float(y.square().mean().sqrt())
         total = float(self.y.square().mean().sqrt()) / size
         if self.unit > UNIT["float64"]:
@@ -249,4 +254,3 @@ def _last_place(v: np.ndarray, digits: int) -> np.ndarray:
     size = np.abs(v)
     exponent = np.floor(np.log10(np.where(size > 0, size, 1.0)))
     return np.where(size > 0, 10.0 ** (exponent + 1 - digits), 0.0)
-

@@ -182,10 +182,11 @@ def many_first(
     ]
     return replace(
         fits[0],
-        **{
-            name: torch.cat([getattr(f, name) for f in fits])
-            for name in ("theta", "loss", "relative", "iterations", "codes")
-        },
+        theta=torch.cat([f.theta for f in fits]),
+        loss=torch.cat([f.loss for f in fits]),
+        relative=torch.cat([f.relative for f in fits]),
+        iterations=torch.cat([f.iterations for f in fits]),
+        codes=torch.cat([f.codes for f in fits]),
     )
 
 

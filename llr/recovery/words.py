@@ -12,6 +12,9 @@ from llr.recovery.net import Net
 from llr.recovery.outcome import Reason, Tested
 from llr.recovery.samples import Kind
 
+NEARLY = 1e3
+"""Roundings: a fit this close, with samples to spare, says more than one without."""
+
 
 def kind_in_words(kind: Kind, width: int) -> str:
     """The class of networks of at most this width."""
@@ -34,12 +37,13 @@ def assumptions(kind: Kind, width: int, data: Data64) -> tuple[str, ...]:
 
 def recovered(found: Judgement, data: Data64, kind: Kind, tests: Tested | None) -> str:
     """One sentence: what is assumed, what follows, and how surprising it is."""
-    n, width = len(data.x), found.fit.form.k
+    width = found.fit.form.k
     sentence = (
-        f"width {width} fits {n} samples to rounding; if they are values of a {kind_in_words(kind, width)} "
-        f"({data.rounding.words}), it is this one, to {found.eps:.1e} of its size on {data.domain.name}; else "
-        f"their agreement is a coincidence of about 10^-{found.evidence.decades:.0f}. Proved: no other such "
-        f"network that fits lies within {found.isolation.radius:.1e} of its parameters, relatively"
+        f"if the samples are rounded values of a {kind_in_words(kind, width)} (assumed; "
+        f"{data.rounding.words}), it is this one, to {found.eps:.1e} of its size on {data.domain.name}; "
+        f"otherwise {len(data.x)} samples would agree by a coincidence of about "
+        f"10^-{found.evidence.decades:.0f} (evidence). No other such network that fits lies within "
+        f"{found.isolation.radius:.1e} of its parameters, relatively (proved)"
     )
     return sentence + _test(tests)
 
@@ -48,8 +52,8 @@ def _test(tests: Tested | None) -> str:
     if tests is None:
         return ""
     return (
-        f". Tested on {tests.points} {tests.where}: at most {tests.share:.2%} of such inputs differ by more than "
-        f"{tests.tolerance:.1e}, at a confidence of {tests.confidence:.0%}"
+        f". On {tests.points} {tests.where}: at most {tests.share:.2%} of such inputs differ by more "
+        f"than {tests.tolerance:.1e}, at a confidence of {tests.confidence:.0%} (tested)"
     )
 
 
@@ -65,12 +69,23 @@ def beyond(tests: Tested) -> Reason:
     return Reason("test", tests.beyond, 0, text, "those points as samples, or a larger max_width")
 
 
+def narrower(hunt: Hunt, width: int) -> Reason | None:
+    """A narrower network that comes so close that inexact data could be the reason why it does not fit."""
+    close = [fit for j, fit in sorted(hunt.closest.items()) if j < width and fit.ratio <= NEARLY]
+    if not close:
+        return None
+    fit = close[0]
+    text = f"width {fit.form.k} comes within {fit.ratio:.2g} times what rounding leaves"
+    moved = rounded_inputs(hunt.real, fit.net)
+    return Reason(
+        "width", fit.ratio, 1.0, text, moved or "y_error= if the targets are stored less exactly"
+    )
+
+
 def ambiguous(found: Judgement, reasons: tuple[Reason, ...], n: int) -> str:
     """One sentence with every condition that fails."""
     why = "; ".join(reason.text for reason in reasons)
-    return (
-        f"width {found.fit.form.k} fits {n} samples to rounding, but the data do not decide for it: {why}"
-    )
+    return f"width {found.fit.form.k} fits {n} samples to rounding, but the data do not decide for it: {why}"
 
 
 def advice(reasons: tuple[Reason, ...]) -> str:
@@ -106,9 +121,9 @@ def approximate(hunt: Hunt, net: Net, error: float, roundings: float) -> tuple[s
     data = hunt.real
     off = math.sqrt(error) * data.size
     claim = (
-        f"width {net.width} comes within {off:.2g} of the samples (root mean square, {math.sqrt(error):.1e} of "
-        f"their size), {roundings:.2g} times what rounding leaves ({data.rounding.words}): it is not where they "
-        f"come from. {stopped(hunt)}"
+        f"width {net.width} comes within {off:.2g} of the samples (root mean square, {math.sqrt(error):.1e} "
+        f"of their size), {roundings:.2g} times what rounding leaves ({data.rounding.words}): "
+        f"it is not where they come from. {stopped(hunt)}"
     )
     spare = data.y.numel() - hunt.kind.parameters(net.width)
     std = off * math.sqrt(data.y.numel() / spare) if spare > 0 else off
@@ -116,7 +131,9 @@ def approximate(hunt: Hunt, net: Net, error: float, roundings: float) -> tuple[s
     moved = rounded_inputs(data, net)
     if moved:
         hints.append(moved)
-    hints.append(f"noise_std={std:.2g} if the targets are noisy; y_error= if they are stored less exactly")
+    hints.append(
+        f"noise_std={std:.2g} if the targets are noisy; y_error= if they are stored less exactly"
+    )
     hints.append("a larger max_width or another activation if they are not")
     return claim, "; ".join(hints)
 
@@ -131,8 +148,8 @@ def rounded_inputs(data: Data64, net: Net) -> str:
     if float(((net(data.x) - data.y) / delta).square().mean().sqrt()) > 1:
         return ""
     return (
-        f"x_error={worst:.2g}, since x looks like {data.rounding.x_stored}: inputs rounded after y was computed "
-        "would explain it"
+        f"x_error={worst:.2g}, since x looks like {data.rounding.x_stored}: inputs rounded after y was "
+        "computed would explain it"
     )
 
 
