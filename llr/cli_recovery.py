@@ -57,7 +57,7 @@ class _Error(click.ParamType):
 @click.option(
     "--y-error",
     type=_Error(),
-    help="Of every target at most, or the format it was computed in, such as float32.  [default: as it looks]",
+    help="Of every target at most, or the format it was computed in.  [default: as it looks]",
 )
 @click.option("--x-error", type=float, help="Of every input, if rounded after y was computed.")
 @click.option(
@@ -92,8 +92,8 @@ def recover_command(
 ) -> None:
     """Find the two-layer network that made DATA: rows of inputs and, in the last columns, outputs.
 
-    DATA is a .csv, .npy or .pt file. Exit code 0 if the network is recovered (or, with noise, accepted), 1 if it is
-    not: nothing fits to rounding, or the data do not decide. The closest network is written all the same.
+    DATA is a .csv, .npy or .pt file. Exit code 0 if the network is recovered (or, with noise, accepted), 1 if
+    nothing fits to rounding, or the data do not decide. The closest network is written all the same.
     """
     if out is not None:
         require_weights(out)

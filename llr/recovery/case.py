@@ -54,9 +54,12 @@ class Case:
         if decided:
             with spent.capped(1 - 1 / _AMBIGUOUS_SHARE if others else 1.0):
                 hit = hunt.first(decided)
+            near = hunt.nearest
+            if hit is None and near is not None and near.ratio <= words.NEARLY:
+                hit = hunt.first(decided)  # what is left of the budget too
             if hit is not None:
                 return self._judged(hit, ask)
-        near = min(hunt.closest.values(), key=lambda fit: fit.ratio, default=None)
+        near = hunt.nearest
         if near is None or near.ratio > words.NEARLY:
             found = hunt.interpolants(others)
             if found:
@@ -68,9 +71,9 @@ class Case:
         net = best.net
         if best.error < NEAR:
             claim, advice = words.approximate(hunt, net, best.error, best.roundings)
-            return self._recovery("approximate", claim, [net], advice)
+            return self._recovery("approximate", claim, [net], advice, sized=False)
         claim, advice = words.not_found(hunt, self._widths, net, best.error)
-        return self._recovery("not_found", claim, [net], advice)
+        return self._recovery("not_found", claim, [net], advice, sized=False)
 
     def _judged(self, hit: Hit, ask: Callable[[], Points] | None) -> Recovery:
         hunt, data = self.hunt, self.hunt.real
@@ -98,7 +101,15 @@ class Case:
             status, claim = "ambiguous", words.ambiguous(found, tuple(reasons), len(data.x))
             advice = words.advice(tuple(reasons))
         return replace(
-            self._recovery(status, claim, nets, advice, seen=proved.rank or weight.seen),
+            self._recovery(
+                status,
+                claim,
+                nets,
+                advice,
+                seen=proved.rank or weight.seen,
+                # Of neurons that are the same to rounding the theory, which is exact, says nothing.
+                sized=alone.isolated,
+            ),
             proved=proved,
             assumed=words.assumptions(hunt.kind, hit.width, data),
             evidence=Evidence(
@@ -135,7 +146,7 @@ class Case:
             "max_width, or another activation"
         )
         net = hunt.network(closest.width, best[closest.width][1])
-        return self._recovery("not_found", claim, [net], advice, tests)
+        return self._recovery("not_found", claim, [net], advice, tests, sized=False)
 
     def _fits(self) -> dict[int, WidthFit]:
         """The best fit of every width."""
@@ -157,7 +168,9 @@ class Case:
         found: Sequence[Net],
         advice: str,
         tests: Sequence[NoiseTest] = (),
+        *,
         seen: int | None = None,
+        sized: bool = True,
     ) -> Recovery:
         """A result of which nothing is proved, the first of the networks found."""
         hunt, nets = self.hunt, [net.model() for net in found]
@@ -165,7 +178,6 @@ class Case:
         error = (net(hunt.real.x) - hunt.real.y).square().mean() / hunt.real.y.square().mean()
         fits = self._fits()
         consistent = status in ("recovered", "ambiguous")
-        fitting = consistent or status == "accepted"
         roundings = hunt.roundings(net)
         fits[net.width] = WidthFit(net.width, float(error), roundings, consistent, net)
         return Recovery(
@@ -181,7 +193,7 @@ class Case:
             model=model,
             width=net.width,
             rank=int(rank(model, hunt.real.x).rank) if seen is None else seen,
-            size=model_rank_of_function(model) if fitting else None,
+            size=model_rank_of_function(model) if sized else None,
             train_error=float(error),
             interpolants=tuple(nets),
             tests=tuple(tests),

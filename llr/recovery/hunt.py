@@ -85,6 +85,11 @@ class Hunt:
         """Relative squared error below which a fit may be consistent."""
         return max(_CLOSE, (30 * self.noise) ** 2)
 
+    @property
+    def nearest(self) -> Polished | None:
+        """Of the fits that were polished and are not consistent, the closest."""
+        return min(self.closest.values(), key=lambda fit: fit.ratio, default=None)
+
     def first(self, widths: Sequence[int]) -> Hit | None:
         """The first width with a consistent fit; narrow ones first in every round."""
         while True:

@@ -23,6 +23,7 @@ from llr.recovery.rounding import Rounding
 
 DIGITS = 1e-4
 """Of the function on the domain: what is determined less well than this, relatively, is not recovered."""
+_OUTSIDE = 3.0  # times that on the box doubled, where nothing is claimed
 DECADES = 4.0
 """Of surprise, beyond the number of starts, that the agreement must have."""
 
@@ -132,7 +133,7 @@ def judged(fit: Polished, data: Data64, starts: int) -> Judgement:
         *_observations(weight),
         *_surprise(weight, starts),
         *_uniqueness(alone, weight, fit, data.activation),
-        *_condition(alone, eps_doubled, near),
+        *_condition(alone, eps, eps_doubled, near),
         *_unseen(frequencies, fit, data),
     ]
     return Judgement(fit, alone, weight, eps, eps_doubled, frequencies, tuple(reasons))
@@ -160,7 +161,7 @@ def _surprise(found: Evidence, starts: int) -> list[Reason]:
             "evidence",
             found.decades,
             DECADES,
-            f"after {starts:,} starts the fit is worth {found.decades:.1f} of {DECADES:g} decades of evidence",
+            f"after {starts:,} starts the fit is worth {found.decades:.1f} decades, of {DECADES:g}",
             "more samples, or samples over a wider range",
         )
     ]
@@ -193,18 +194,23 @@ def _uniqueness(found: Isolation, weight: Evidence, fit: Polished, activation: s
     ]
 
 
-def _condition(found: Isolation, eps: float, near: Domain) -> list[Reason]:
-    limit = _SAFETY * DIGITS
-    if eps <= limit or not found.isolated:  # without isolation the number means nothing
+def _condition(found: Isolation, eps: float, doubled: float, near: Domain) -> list[Reason]:
+    if not found.isolated:  # the numbers mean nothing
         return []
-    where = near.name if near.given else "twice the box of the samples"
+    limit = _SAFETY * DIGITS
+    value, where = eps, near.name
+    if eps <= limit:
+        limit *= 1 if near.given else _OUTSIDE
+        value, where = doubled, "twice the box of the samples"
+    if value <= limit:
+        return []
     return [
         Reason(
             "conditioning",
-            eps,
+            value,
             limit,
-            f"rounding leaves the function open by {eps:.1e} of its size on {where}, more than {limit:.0e}",
-            "more samples, targets with more digits, or a smaller domain=",
+            f"rounding leaves the function open by {value:.1e} of its size on {where}, over {limit:.0e}",
+            "more samples, targets with more digits, or domain= if less than that matters",
         )
     ]
 

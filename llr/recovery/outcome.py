@@ -160,7 +160,7 @@ class Recovery:
         model: the network found, of the least width that fits; else the best fit of all.
         width: its hidden neurons.
         rank: of its Jacobian on the samples: proved, or the directions that show above rounding.
-        size: O, the optimistic sample size of its function; None if it does not fit.
+        size: O, the optimistic sample size of its function; None if it does not fit, or is not isolated.
         train_error: its squared residuals, relative to the targets' mean square.
         interpolants: networks of different functions that fit as well, where the data do not decide; the
             narrowest first, `model` among them.

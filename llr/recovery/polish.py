@@ -113,7 +113,7 @@ def _minimum(
                 if damping == 0 and _gain(step, toward) < total * _SETTLED:
                     break  # at the minimum
                 trial = [(t + s).mid() for t, s in zip(theta, step, strict=True)]
-                at = inputs.at(trial)
+                trial, at = _with_best_outer(inputs.at(trial), trial, Y, weights)
                 left, squares = residuals(at)
                 if squares.is_finite() and squares < total:
                     taken = trial, at, left, squares
@@ -127,6 +127,37 @@ def _minimum(
         if slow > _PATIENCE:
             break
     return theta, point
+
+
+def _with_best_outer(
+    point: Point, theta: list[arb], Y: list[arb], weights: list[arb]
+) -> tuple[list[arb], Point]:
+    """The outer weights that fit best; the others as they are.
+
+    Where a neuron is nearly linear, a large outer weight can stand for a large inner one: a bent valley, along
+    which plain steps are tiny.
+    """
+    form, n = point.form, len(point.inputs)
+    k, q = form.k, form.q
+    width = k + form.output_bias
+    outer, constants = list[arb](), list[arb]()
+    for o in range(q):
+        own = [weights[i * q + o] for i in range(n)]
+        entries = list[arb]()
+        for i, w in enumerate(own):
+            entries += [(h * w).mid() for h in point.h[i * k : (i + 1) * k]]
+            entries += [w] if form.output_bias else []
+        H = arb_mat(n, width, entries)
+        T = H.transpose()
+        targets = arb_mat(n, 1, [(Y[i * q + o] * w).mid() for i, w in enumerate(own)])
+        solution = _step((T * H).mid(), (T * targets).mid(), arb(0))
+        if solution is None:
+            return theta, point
+        outer += solution[:k]
+        constants += solution[k:]
+    first = k * (form.d + form.bias)
+    point.A, point.c = outer, constants
+    return [*theta[:first], *outer, *constants], point
 
 
 def _squares(r: list[arb]) -> arb:

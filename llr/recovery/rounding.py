@@ -162,8 +162,7 @@ class Rounding:
         if net.b is not None:
             size = size + net.b.abs()
         h, g = sigma(z), slope(z).abs()
-        # Inputs in a narrow format are off by a unit themselves, like one more product.
-        ez = (W.shape[1] + 1 + (u > UNIT["float64"])) * u * size
+        ez = (W.shape[1] + 1) * u * size
         if self.x is not None and y is not None:
             ez = ez + self.x @ W.abs().T
         eh = g * ez + ez.square() + 4 * u * h.abs()
