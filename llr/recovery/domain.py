@@ -8,11 +8,13 @@ import torch
 from flint import arb_mat
 from torch import Tensor
 
+from llr.balls import precision
 from llr.recovery.polish import Polished
 from llr.recovery.precise import Inputs, floats
 
 _POINTS = 48
 _CORNERS = 16  # of these points
+_BITS = 160  # what cancels between J and its inverse is below 2^100
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +46,7 @@ class Domain:
         for bound in domain:
             if isinstance(bound, bool) or not isinstance(bound, int | float | Tensor):
                 raise TypeError(f"domain has a bound of type {type(bound).__name__}; {expected}")
-            t = torch.as_tensor(bound).detach().double().cpu()
+            t = torch.as_tensor(bound, dtype=torch.float64).detach().cpu()
             if t.dim() > 1 or (t.dim() == 1 and t.shape[0] not in (1, x.shape[1])):
                 raise ValueError(
                     f"domain has a bound of shape {tuple(t.shape)}; expected a number or {x.shape[1]} numbers"
@@ -88,7 +90,7 @@ def errors(fit: Polished, inverse: arb_mat, x: Tensor) -> Tensor:
 
     To first order.
 
-    python-flint's precision must be set.
     """
-    J = Inputs(x, fit.form).at(fit.theta).jacobian().mid()
-    return floats(J * inverse).abs().sum(1).reshape(len(x), fit.form.q)
+    with precision(_BITS):
+        J = Inputs(x, fit.form).at(fit.theta).jacobian().mid()
+        return floats(J * inverse).abs().sum(1).reshape(len(x), fit.form.q)

@@ -35,7 +35,9 @@ _CLOSE = 1e-16  # relative squared error from which a fit is polished in 256 bit
 _CANDIDATES = 3  # of a round
 _SAME_LOSS = 1e-6  # of a fit that was polished before, to no avail
 _HOPELESS = 10.0  # roundings: such a minimum is another one, and no unfinished fit
-_RIVAL_SETS, _RIVAL_STARTS, _RIVAL_SEED = 16, 384, 7919
+_RIVAL_SETS, _RIVAL_STARTS, _RIVAL_SEED = 12, 512, 7919
+_RIVAL_WORK = 8000  # n P^2 up to which there are so many; a start of a larger problem takes longer
+_LEAST_RIVAL_STARTS = 32
 _APART = 1e-3  # on the doubled box, for two fits that polishing would not bring together
 _MOST_INTERPOLANTS = 16
 _SAME = 1e-6  # interpolants that differ by less, relative to their size, are one function
@@ -186,10 +188,12 @@ class Hunt:
         far = self.real.domain.doubled.points()
         own = found.fit.net(far)
         size, others = float(own.abs().max()), list[Net]()
+        work = self.data.y.numel() * self.kind.parameters(width) ** 2
+        each = max(_LEAST_RIVAL_STARTS, min(_RIVAL_STARTS, _RIVAL_STARTS * _RIVAL_WORK // work))
         fits = many_first(
             self.template(width),
             self.data,
-            (_RIVAL_SETS, _RIVAL_STARTS),
+            (_RIVAL_SETS, each),
             seed=self.seed + _RIVAL_SEED,
             tol=self.tolerance,
         )

@@ -12,11 +12,9 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor
 
-from llr.balls import precision
 from llr.recovery.domain import Domain, errors
 from llr.recovery.judge import Data64, Judgement
 from llr.recovery.outcome import Tested
-from llr.recovery.precise import BITS
 
 CONFIDENCE = 0.95
 FRESH = 1000
@@ -99,8 +97,7 @@ def tested(found: Judgement, data: Data64, x: Tensor, y: Tensor, where: str) -> 
     fit = found.fit
     allowed = data.rounding.delta(fit.net, x, None) + data.rounding.unit * y.abs()
     if found.isolation.isolated and found.isolation.inverse is not None:
-        with precision(BITS):
-            allowed = allowed + 2 * errors(fit, found.isolation.inverse, x)
+        allowed = allowed + 2 * errors(fit, found.isolation.inverse, x)
     off = (fit.net(x) - y).abs()
     beyond = int((~(off <= allowed)).any(1).sum())
     share = largest_share(beyond, len(x))

@@ -134,8 +134,8 @@ def _with_best_outer(
 ) -> tuple[list[arb], Point]:
     """The outer weights that fit best; the others as they are.
 
-    Where a neuron is nearly linear, a large outer weight can stand for a large inner one: a bent valley, along
-    which plain steps are tiny.
+    Where a neuron is nearly linear, a large outer weight can stand for a large inner one: a bent valley,
+    along which plain steps are tiny.
     """
     form, n = point.form, len(point.inputs)
     k, q = form.k, form.q

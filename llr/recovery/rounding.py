@@ -200,7 +200,7 @@ def _checked(name: str, error: float | Tensor, like: Tensor) -> Tensor:
     """The error of every entry."""
     if isinstance(error, bool) or not isinstance(error, int | float | Tensor):
         raise TypeError(f"{name} is {type(error).__name__}; expected a number or a tensor")
-    t = torch.as_tensor(error).detach().double().cpu()
+    t = torch.as_tensor(error, dtype=torch.float64).detach().cpu()
     if name == "y_error" and t.dim() == 1 and t.shape[0] == len(like) and like.shape[1] == 1:
         t = t[:, None]
     try:
