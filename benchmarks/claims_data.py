@@ -205,8 +205,8 @@ def far_from_zero(seed, g):
 @kind()
 def sine_on_a_grid(seed, g):
     step = (1.0, 0.1, 0.03, 1 / 7, 0.002, 2.5)[seed % 6]
-    x = step / 4 + step * torch.randperm(60, generator=g)[:12, None].double()
-    w = (seed % 2) * 2 * math.pi / step + 0.9 + 0.2 * seed
+    x = step / 4 + step * torch.randperm(14, generator=g)[:12, None].double()
+    w = (0.9 + 0.75 * (seed // 6 % 7)) / step
     return Set(x, lambda x: torch.sin(w * x + 0.3), options(2, "sin", bias=True))
 
 

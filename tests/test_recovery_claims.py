@@ -101,7 +101,7 @@ class TestEveryConditionIsNeeded:
             (("effective samples", "evidence"), "mirrored", range(12)),
             (("isolation",), "saturated", range(3, 7)),
             (("isolation", "effective samples", "evidence"), "step labels", range(2)),
-            (("alias",), "sine on a grid", range(5, 18, 6)),
+            (("alias",), "sine on a grid", range(24, 42, 6)),
             (("alias",), "sine on a lattice", range(4)),
         ],
     )

@@ -26,6 +26,7 @@ from llr.recovery.outcome import (
 from llr.recovery.search import NEAR
 from llr.theory import model_rank_of_function
 
+_AS_CLOSE = 2.0  # times the smallest residuals, root mean square
 _AMBIGUOUS_SHARE = 8  # of the budget goes to networks with as many parameters as samples
 
 Points = tuple[Tensor, Tensor, str]
@@ -67,7 +68,9 @@ class Case:
                 result = self._recovery("ambiguous", reason.text, found, reason.advice)
                 return replace(result, reasons=(reason,))
         fits = self._fits()
-        best = fits[near.form.k] if near is not None else min(fits.values(), key=lambda f: f.error)
+        least = min(fit.error for fit in fits.values())
+        # The narrowest that is about as close as any.
+        best = next(fit for fit in fits.values() if fit.error <= _AS_CLOSE**2 * least)
         net = best.net
         if best.error < NEAR:
             claim, advice = words.approximate(hunt, net, best.error, best.roundings)

@@ -34,6 +34,8 @@ LEAST_ROUNDS = 4
 _CLOSE = 1e-16  # relative squared error from which a fit is polished in 256 bits
 _CANDIDATES = 3  # of a round
 _SAME_LOSS = 1e-6  # of a fit that was polished before, to no avail
+_FAILURES = 4  # at a width: after so many only better fits are polished
+_BETTER = 0.25  # times the smallest squared error of those
 _HOPELESS = 10.0  # roundings: such a minimum is another one, and no unfinished fit
 _RIVAL_SETS, _RIVAL_STARTS, _RIVAL_SEED = 12, 512, 7919
 _RIVAL_WORK = 8000  # n P^2 up to which there are so many; a start of a larger problem takes longer
@@ -74,7 +76,8 @@ class Hunt:
     """width -> the smallest relative squared error, and its parameters."""
     closest: dict[int, Polished] = field(default_factory=dict)
     """width -> of the fits that were polished and are not consistent, the closest."""
-    rejected: list[tuple[int, float]] = field(default_factory=list)
+    rejected: dict[int, list[float]] = field(default_factory=dict)
+    """width -> relative squared errors of fits that were polished to no avail."""
     templates: dict[int, TwoLayer] = field(default_factory=dict)
 
     @property
@@ -122,35 +125,35 @@ class Hunt:
         if width not in self.best or float(errors[at]) < self.best[width][0]:
             self.best[width] = float(errors[at]), fits.theta[at]
 
-    def _candidates(self, width: int, fits: Fits) -> Iterator[Tensor]:
+    def _candidates(self, width: int, fits: Fits) -> Iterator[tuple[Tensor, float]]:
         near = max(NEAR, self.close)
         if not float(fits.relative.nan_to_num(math.inf).min()) < near:
             return
         better = polished(self.template(width), self.data, fits, near=near)
         self.note(width, better)
-        for theta, error in list(zip(better.theta, better.relative.tolist(), strict=True))[
-            :_CANDIDATES
-        ]:
-            if error < self.close and not any(
-                w == width and abs(error - e) <= _SAME_LOSS * e for w, e in self.rejected
-            ):
-                yield theta
+        order = zip(better.theta[:_CANDIDATES], better.relative.tolist(), strict=False)
+        for theta, error in order:
+            if error < self.close and self._promises(width, error):
+                yield theta, error
+
+    def _promises(self, width: int, error: float) -> bool:
+        """Whether a fit is another one than those that were polished to no avail, or they were few."""
+        known = self.rejected.get(width, [])
+        if any(abs(error - e) <= _SAME_LOSS * e for e in known):
+            return False
+        return len(known) < _FAILURES or error < _BETTER * min(known)
 
     def _consistent(self, width: int, fits: Fits) -> Hit | None:
-        for theta in self._candidates(width, fits):
+        for theta, error in self._candidates(width, fits):
             fit = examined(self.network(width, theta), self.real)
             if fit.consistent:
                 return Hit(width, theta, fit)
-            if width not in self.closest or fit.ratio < self.closest[width].ratio:
+            least = self.closest[width].ratio if width in self.closest else math.inf
+            if fit.ratio < least:
                 self.closest[width] = fit
             if fit.ratio > _HOPELESS:
-                error = self._error(width, theta)
-                self.rejected.append((width, error))
+                self.rejected.setdefault(width, []).append(error)
         return None
-
-    def _error(self, width: int, theta: Tensor) -> float:
-        off = self.kind.net(width, theta)(self.data.x) - self.data.y
-        return float(off.square().mean() / self.data.y.square().mean())
 
     def _least(self, hit: Hit, widths: Sequence[int]) -> Hit:
         """The narrowest: every narrower width gets its rounds, then neurons are taken out."""

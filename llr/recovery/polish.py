@@ -14,6 +14,7 @@ from llr.recovery.precise import Form, Inputs, Point, middle
 from llr.recovery.rounding import Rounding
 
 _STEPS, _PATIENCE, _TRIES = 200, 12, 16
+_FAR = 1e6  # a sum of squares per target from which there is half the patience
 _SLOW = 0.9  # a step that leaves more than this of the sum of squares
 _SETTLED = 1e-6  # a step that would lower the sum of squares by less than this part is not taken
 _NOTHING = 1e-12  # a sum of squares, in squared roundings
@@ -68,16 +69,20 @@ def polished(net: Net, x: Tensor, y: Tensor, rounding: Rounding) -> Polished:
     """
     form = Form.of(net)
     inputs, Y = Inputs(x, form), [arb(v) for v in y.flatten().tolist()]
-    theta = form.parameters(net)
-    weights = _weights(rounding.delta(net, x, y))
-    theta, point = _minimum(inputs, Y, weights, theta)
+    start = form.parameters(net)
+    theta, point = _minimum(inputs, Y, _weights(rounding.delta(net, x, y)), start)
     rounded = form.network(theta)
     delta = rounding.delta(rounded, x, y)
+    if not rounding.usable(delta, x, y):
+        # Neurons that cancel run away from each other: their own rounding would explain anything.
+        theta, point, rounded, delta = start, inputs.at(start), net, rounding.delta(net, x, y)
     weights = _weights(delta)
     residuals = [(t - v) * w for t, v, w in zip(Y, point.values(), weights, strict=True)]
     sizes = [abs(float(r)) for r in residuals]
     ratio = math.sqrt(sum(r * r for r in sizes) / len(sizes))
-    ratio, worst = (ratio, max(sizes)) if math.isfinite(ratio) else (math.inf, math.inf)
+    worst = max(sizes)
+    if not (math.isfinite(ratio) and rounding.usable(delta, x, y)):
+        ratio = worst = math.inf
     return Polished(form, theta, inputs, point, weights, delta, residuals, ratio, worst, rounded)
 
 
@@ -124,7 +129,7 @@ def _minimum(
         slow = slow + 1 if taken[3] > total * _SLOW else 0
         theta, point, r, total = taken
         damping = arb(0) if damping < arb(2) ** -60 else (damping / 1024).mid()
-        if slow > _PATIENCE:
+        if slow > (_PATIENCE if total < rows * _FAR else _PATIENCE // 2):
             break
     return theta, point
 

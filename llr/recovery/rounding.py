@@ -24,6 +24,10 @@ _CHANCE = (
 )  # log10 of the chance that ordinary numbers look rounded, below which they are taken as rounded
 _FINE = 1e-4  # a step of inputs above this part of their spread is a grid that was chosen
 _FLOOR = 1e-6  # of the median: a target without any rounding would have an infinite weight
+_HALF = (
+    1e8,
+    1e4,
+)  # units of float64, and of narrower formats, that a network may lose to cancellation
 _BY_ARGUMENT = {"gelu", "silu"}  # evaluated as z times something
 
 
@@ -145,6 +149,13 @@ class Rounding:
             spread = (x - x.mean(0)).square().mean(0).sqrt().clamp_min(1e-300)
             total += float((self.x / spread).square().mean().sqrt())
         return total
+
+    def usable(self, delta: Tensor, x: Tensor, y: Tensor) -> bool:
+        """Whether a network with this rounding can be evaluated to about half of the digits there are."""
+        limit = _HALF[0] * UNIT["float64"] + 30 * self.noise(x, y)
+        if self.unit > UNIT["float64"]:
+            limit += _HALF[1] * self.unit
+        return float(delta.square().mean().sqrt()) <= limit * float(y.square().mean().sqrt())
 
     def delta(self, net: Net, x: Tensor, y: Tensor | None) -> Tensor:
         """(n, q): what a forward pass in this arithmetic, and storing, can be off by at most.
