@@ -14,27 +14,15 @@ from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from llr.activations import ACTIVATIONS
 from llr.files import load_inputs
 from llr.recovery import EXPERIMENTS, Budget, Report, recover, reproduce
-from llr.recovery.rounding import UNIT
 from llr.recovery.sweep.cli import progress_bar
 from llr.shell import console_beside, reported, require_weights, save_weights, write_json
 
 
-class _Error(click.ParamType):
-    """A number, or the name of a floating-point format."""
-
-    name = "NUMBER|FORMAT"
-
-    def convert(
-        self, value: object, param: click.Parameter | None, ctx: click.Context | None
-    ) -> float | str:
-        """A number where it is one."""
-        text = str(value)
-        if text in UNIT:
-            return text
-        try:
-            return float(text)
-        except ValueError:
-            self.fail(f"{text!r} is no number, nor one of {', '.join(UNIT)}", param, ctx)
+def _number_or_name(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
 
 
 @click.command("recover")
@@ -56,7 +44,7 @@ class _Error(click.ParamType):
 @click.option("--noise-std", type=float, help="Of the noise on the targets.  [default: no noise]")
 @click.option(
     "--y-error",
-    type=_Error(),
+    metavar="NUMBER|FORMAT",
     help="Of every target at most, or the format it was computed in.  [default: as it looks]",
 )
 @click.option("--x-error", type=float, help="Of every input, if rounded after y was computed.")
@@ -81,7 +69,7 @@ def recover_command(
     starts: int | None,
     seconds: float | None,
     noise_std: float | None,
-    y_error: float | str | None,
+    y_error: str | None,
     x_error: float | None,
     domain: tuple[float, float] | None,
     max_frequency: float | None,
@@ -120,7 +108,7 @@ def recover_command(
             output_bias=output_bias,
             budget=budget,
             noise_std=noise_std,
-            y_error=y_error,
+            y_error=_number_or_name(y_error),
             x_error=x_error,
             domain=domain,
             max_frequency=max_frequency,

@@ -237,6 +237,21 @@ class TestCommands:
         assert json.loads(out.stdout)["status"] == "recovered"
         assert "recovered" in out.stderr
 
+    def test_recover_options(self, table: Path) -> None:
+        x, y = Target.separated(TwoLayer(2, 2), seed=0).sample(40, seed=1)
+        rows = torch.cat((x, y.float().double()), 1).numpy()
+        np.savetxt("short.csv", rows, delimiter=",", fmt="%.17g")
+        options = ["--y-error", "float32", "--domain", -1, 1, "--held-out", 10, "--json", "-"]
+        found = json.loads(run("recover", "short.csv", "--max-width", 3, *options).stdout)
+        assert (found["status"], found["samples"], found["width"]) == ("recovered", 30, 2)
+        assert (found["tested"]["points"], found["tested"]["beyond"]) == (10, 0)
+        assert "y computed in float32" in found["assumed"]
+        assert "the domain given" in found["claim"]
+        assert "y_error is 'single'; expected a number" in refusal(
+            "recover", table, "--max-width", 1, "--y-error", "single"
+        )
+        assert "expected fewer" in refusal("recover", table, "--max-width", 1, "--held-out", 9)
+
     def test_recover_what_does_not_fit(self, table: Path) -> None:
         out = run("recover", table, "--max-width", 1, "--starts", 50, code=1)
         assert "not_found: no network of width 1 fits; 50 starts" in out.stdout

@@ -289,7 +289,7 @@ class TestIsolation:
 
     def test_a_rank_below_the_parameters_is_not_isolated(self) -> None:
         net = Net(
-            torch.tensor([[1.0, 2.0]], dtype=F64), None, torch.ones(1, 1, dtype=F64), None, "tanh"
+            torch.tensor([[1.0, 1.0]], dtype=F64), None, torch.ones(1, 1, dtype=F64), None, "tanh"
         )
         x = normal(0, 10, 1) * torch.tensor([[1.0, -0.5]], dtype=F64)
         fit = examined(net, data_of(x, net(x)))
