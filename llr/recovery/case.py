@@ -14,7 +14,7 @@ from llr.recovery import noisy, words
 from llr.recovery.hunt import Hit, Hunt
 from llr.recovery.judge import judged
 from llr.recovery.net import Net
-from llr.recovery.oracle import tested
+from llr.recovery.oracle import compared
 from llr.recovery.outcome import (
     Evidence,
     NoiseTest,
@@ -91,7 +91,7 @@ class Case:
                 reasons.append(words.rivals(len(rivals)))
         tests = None
         if ask is not None:
-            tests = tested(found, data, *ask())
+            tests = compared(found, data, *ask())
             if tests.beyond:
                 reasons.append(words.beyond(tests))
         alone, weight = found.isolation, found.evidence

@@ -43,7 +43,8 @@ class Isolation:
         isolated: whether anything is.
         radius: relative size of a box of parameters (the smallest of its sides): every network in it that
             fits to rounding has parameters within 2 rho, and the Jacobian has full column rank in all of it.
-        eps: such a network differs by at most this on the domain, relative to the targets' root mean square.
+        eps: such a network differs from the fit, rounded to float64, by at most this on the domain, relative
+            to the targets' root mean square.
         kappa: of the smallest box; proved where it is at most 1/2. Infinite where no bound was found.
         inverse: (P, n q), a left inverse of the weighted Jacobian, approximately; None if it is singular.
     """
@@ -78,7 +79,9 @@ def isolation(fit: Polished, corner: Tensor, size: float) -> Isolation:
     box = _largest_box(fit, C, rho, first)
     sides = [box * r / t.abs_lower() for r, t in zip(rho, fit.theta, strict=True) if t != 0]
     radius = min((float(s.lower()) for s in sides), default=math.inf)
-    bound = (_eps(fit, [2 * r for r in rho], corner) / arb(size)).upper()
+    # The network that is returned has these parameters rounded to float64.
+    apart = [2 * r + arb(2) ** -53 * abs(t) for r, t in zip(rho, fit.theta, strict=True)]
+    bound = (_eps(fit, apart, corner) / arb(size)).upper()
     return Isolation(True, radius, _above(bound), float(first), C)
 
 

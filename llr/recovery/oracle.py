@@ -14,7 +14,7 @@ from torch import Tensor
 
 from llr.recovery.domain import Domain, errors
 from llr.recovery.judge import Data64, Judgement
-from llr.recovery.outcome import Tested
+from llr.recovery.outcome import Checked
 
 CONFIDENCE = 0.95
 FRESH = 1000
@@ -81,7 +81,7 @@ def fresh(
     return points.detach()
 
 
-def tested(found: Judgement, data: Data64, x: Tensor, y: Tensor, where: str) -> Tested:
+def compared(found: Judgement, data: Data64, x: Tensor, y: Tensor, where: str) -> Checked:
     """Compare a network with values that it was not fitted to.
 
     A point is beyond if the values differ by more than twice what conditioning leaves open there, to first
@@ -101,4 +101,4 @@ def tested(found: Judgement, data: Data64, x: Tensor, y: Tensor, where: str) -> 
     off = (fit.net(x) - y).abs()
     beyond = int((~(off <= allowed)).any(1).sum())
     share = largest_share(beyond, len(x))
-    return Tested(share, CONFIDENCE, len(x), beyond, float(allowed.max()), where)
+    return Checked(share, CONFIDENCE, len(x), beyond, float(allowed.max()), where)

@@ -102,7 +102,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Tested:
+class Checked:
     """What points that were not fitted show, whatever the function is.
 
     Attributes:
@@ -176,7 +176,7 @@ class Recovery:
     proved: Proved
     assumed: tuple[str, ...]
     evidence: Evidence | None
-    tested: Tested | None
+    tested: Checked | None
     reasons: tuple[Reason, ...]
     fits: Mapping[int, WidthFit]
     model: TwoLayer

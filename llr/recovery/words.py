@@ -9,7 +9,7 @@ from llr.recovery.domain import Domain
 from llr.recovery.hunt import LEAST_ROUNDS, Hunt
 from llr.recovery.judge import Data64, Judgement
 from llr.recovery.net import Net
-from llr.recovery.outcome import Reason, Tested
+from llr.recovery.outcome import Checked, Reason
 from llr.recovery.samples import Kind
 
 NEARLY = 1e3
@@ -35,7 +35,7 @@ def assumptions(kind: Kind, width: int, data: Data64) -> tuple[str, ...]:
     return tuple(said)
 
 
-def recovered(found: Judgement, data: Data64, kind: Kind, tests: Tested | None) -> str:
+def recovered(found: Judgement, data: Data64, kind: Kind, tests: Checked | None) -> str:
     """One sentence: what is assumed, what follows, and how surprising it is."""
     width = found.fit.form.k
     sentence = (
@@ -48,7 +48,7 @@ def recovered(found: Judgement, data: Data64, kind: Kind, tests: Tested | None) 
     return sentence + _test(tests)
 
 
-def _test(tests: Tested | None) -> str:
+def _test(tests: Checked | None) -> str:
     if tests is None:
         return ""
     return (
@@ -63,7 +63,7 @@ def rivals(count: int) -> Reason:
     return Reason("rivals", count, 0, text, "more samples")
 
 
-def beyond(tests: Tested) -> Reason:
+def beyond(tests: Checked) -> Reason:
     """Why points that were not fitted are."""
     text = f"{tests.beyond} of {tests.points} {tests.where} differ from it beyond rounding"
     return Reason("test", tests.beyond, 0, text, "those points as samples, or a larger max_width")
