@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from benchmark_modules import imported
+from sweep_cases import columns, grid
 from torch import Tensor, nn
 
 from llr.models import TwoLayer
 from llr.recovery import Target, judge, recover
+from llr.recovery.experiment import run_cell
 from llr.recovery.hunt import Hunt
 from llr.recovery.polish import Polished
+from llr.recovery.sweep import run
+from llr.recovery.sweep.spec import Value
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:llr runs without its native library:RuntimeWarning", "ignore:neurons .* differ by"
@@ -418,3 +423,16 @@ class TestOptions:
             recover(normal(0, 12, 2), lambda _: torch.zeros(3), max_width=1)
         with pytest.raises(TypeError, match="domain is 3; expected"):
             recover(normal(0, 12, 2), normal(1, 12, 1), max_width=1, domain=3)  # type: ignore[arg-type]
+
+
+def with_status(values: Mapping[str, Value]) -> dict[str, Value]:
+    """A cell as a runner of one's own may have stored it, with the words of before."""
+    return {"recovered": True, "status": "certified" if values["n"] == 5 else "ambiguous"}
+
+
+def test_sweeps_with_the_words_of_before_can_be_read(tmp_path: Path) -> None:
+    """Sweeps of llr store no status; those of other runners stay what they are."""
+    run(grid(4), tmp_path / "old.sqlite", runner="test_recovery_claims:with_status")
+    found = columns(tmp_path / "old.sqlite")
+    assert sorted(set(found["status"])) == ["ambiguous", "certified"]
+    assert "status" not in run_cell({"d": 2, "k": 1, "n": 4, "strategy": "recover"})
