@@ -425,14 +425,15 @@ class TestOptions:
             recover(normal(0, 12, 2), normal(1, 12, 1), max_width=1, domain=3)  # type: ignore[arg-type]
 
 
-def with_status(values: Mapping[str, Value]) -> dict[str, Value]:
+def with_verdict(values: Mapping[str, Value]) -> dict[str, Value]:
     """A cell as a runner of one's own may have stored it, with the words of before."""
-    return {"recovered": True, "status": "certified" if values["n"] == 5 else "ambiguous"}
+    return {"recovered": True, "verdict": "certified" if values["n"] == 5 else "ambiguous"}
 
 
 def test_sweeps_with_the_words_of_before_can_be_read(tmp_path: Path) -> None:
     """Sweeps of llr store no status; those of other runners stay what they are."""
-    run(grid(4), tmp_path / "old.sqlite", runner="test_recovery_claims:with_status")
+    run(grid(4), tmp_path / "old.sqlite", runner="test_recovery_claims:with_verdict")
     found = columns(tmp_path / "old.sqlite")
-    assert sorted(set(found["status"])) == ["ambiguous", "certified"]
-    assert "status" not in run_cell({"d": 2, "k": 1, "n": 4, "strategy": "recover"})
+    assert sorted(set(found["verdict"])) == ["ambiguous", "certified"]
+    cell = run_cell({"d": 2, "k": 1, "n": 4, "strategy": "recover"})
+    assert "certified" not in cell.values()
