@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -437,3 +438,16 @@ def test_sweeps_with_the_words_of_before_can_be_read(tmp_path: Path) -> None:
     assert sorted(set(found["verdict"])) == ["ambiguous", "certified"]
     cell = run_cell({"d": 2, "k": 1, "n": 4, "strategy": "recover"})
     assert "certified" not in cell.values()
+
+
+def test_threads_get_what_they_get_alone() -> None:
+    """The precision of ball arithmetic is one number for the whole process."""
+
+    def found(seed: int) -> dict[str, object]:
+        target = Target.separated(TwoLayer(2, 2, bias=False), seed=seed)
+        x, y = target.sample(7 + seed, seed=seed)
+        return recover(x, y, max_width=3, bias=False).to_dict() | {"seconds": 0}
+
+    alone = [found(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(found, range(8))) == alone
