@@ -53,7 +53,7 @@ Strategy = Callable[[Sequence[Target], int, bool], list[bool]]
 
 
 def by_search(targets: Sequence[Target], n: int, quick: bool) -> list[bool]:
-    """``recover``, of which only what it certifies counts."""
+    """``recover``, of which only what it calls recovered counts."""
     found = []
     for seed, target in enumerate(targets):
         x, y = target.sample(n, seed=seed)

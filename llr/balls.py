@@ -10,6 +10,7 @@ Transactions on Computers 66 (2017).
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from fractions import Fraction
@@ -22,16 +23,22 @@ Number = Any
 """A ball (``flint.arb``) or a rational (``flint.fmpq``)."""
 Function = Callable[[Number], Number]
 
+_PRECISION = threading.RLock()
+
 
 @contextmanager
 def precision(bits: int) -> Iterator[None]:
-    """python-flint's working precision for a block, restored whatever happens in it."""
-    before = flint.ctx.prec
-    flint.ctx.prec = bits
-    try:
-        yield
-    finally:
-        flint.ctx.prec = before
+    """python-flint's working precision for a block, restored whatever happens in it.
+
+    All threads share it, so that one block is at work at a time.
+    """
+    with _PRECISION:
+        before = flint.ctx.prec
+        flint.ctx.prec = bits
+        try:
+            yield
+        finally:
+            flint.ctx.prec = before
 
 
 def _cases(

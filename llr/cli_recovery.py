@@ -27,6 +27,13 @@ from llr.shell import (
 from llr.source import table_options
 
 
+def _number_or_name(text: str | None) -> float | str | None:
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return text
+
+
 @click.command("recover")
 @click.argument("data", type=click.Path(path_type=Path))
 @table_options
@@ -46,6 +53,19 @@ from llr.source import table_options
 @click.option("--starts", type=click.IntRange(min=1), help="Give up after so many.")
 @click.option("--seconds", type=float, help="Give up after so long.")
 @click.option("--noise-std", type=float, help="Of the noise on the targets.  [default: no noise]")
+@click.option(
+    "--y-error",
+    metavar="NUMBER|FORMAT",
+    help="Of every target at most, or the format it was computed in.  [default: as it looks]",
+)
+@click.option("--x-error", type=float, help="Of every input, if rounded after y was computed.")
+@click.option(
+    "--domain", type=float, nargs=2, help="The box of inputs the claim is about: LOW HIGH."
+)
+@click.option(
+    "--max-frequency", type=float, help="Of a sine network: of a neuron's weights, the norm."
+)
+@click.option("--held-out", type=click.IntRange(min=1), help="Last rows to test instead of to fit.")
 @click.option("--seed", default=0, show_default=True, help="Of the starts.")
 @click.option("--out", type=click.Path(path_type=Path), help="The network: a .safetensors file.")
 @click.option("--json", "json_out", metavar="FILE", help="As JSON; '-' for standard output.")
@@ -60,6 +80,11 @@ def recover_command(
     starts: int | None,
     seconds: float | None,
     noise_std: float | None,
+    y_error: str | None,
+    x_error: float | None,
+    domain: tuple[float, float] | None,
+    max_frequency: float | None,
+    held_out: int | None,
     seed: int,
     out: Path | None,
     json_out: str | None,
@@ -69,7 +94,8 @@ def recover_command(
     """Find the two-layer network that made DATA: rows of inputs and, in the last columns, outputs.
 
     DATA is a .csv, .tsv, .txt, .npy, .npz, .pt or .safetensors file, or - for text on standard input. Exit
-    code 1 if nothing fits, or several things do.
+    code 0 if the network is recovered (or, with noise, accepted), 1 if nothing fits to rounding, or the data
+    do not decide. The closest network is written all the same.
     """
     if out is not None:
         require_weights(out)
@@ -80,25 +106,36 @@ def recover_command(
             f"{outputs} columns, outputs"
         )
     budget = None if starts is None and seconds is None else Budget(starts, seconds)
+    rows = len(table) - (held_out or 0)
+    if rows < 1:
+        raise ValueError(
+            f"--held-out is {held_out}, but the table has {len(table)} rows; expected fewer"
+        )
+    x, y = table[:, :-outputs], table[:, -outputs:]
     with _reporting() as report:
         found = recover(
-            table[:, :-outputs],
-            table[:, -outputs:],
+            x[:rows],
+            y[:rows],
             max_width=max_width,
             activation=activation,
             bias=bias,
             output_bias=output_bias,
             budget=budget,
             noise_std=noise_std,
+            y_error=_number_or_name(y_error),
+            x_error=x_error,
+            domain=domain,
+            max_frequency=max_frequency,
+            held_out=None if held_out is None else (x[rows:], y[rows:]),
             seed=seed,
             progress=report,
         )
-    if out is not None and found.model is not None:
+    if out is not None:
         save_weights(found.model, out)
     write_json(json_out, {"data": str(data), **found.to_dict()})
     console = console_beside(json_out)
     console.print(str(found), markup=False)
-    for path in (out if found.model is not None else None, json_out):
+    for path in (out, json_out):
         if path not in (None, "-"):
             console.print(f"wrote  {path}", markup=False)
     if not found:

@@ -222,7 +222,7 @@ class TestCommands:
             "--json",
             "found.json",
         )
-        assert "certified: width 2 fits 9 different samples" in out.stdout
+        assert "recovered: if the samples are rounded values of a tanh network" in out.stdout
         found = json.loads(Path("found.json").read_text())
         weights = safetensors.torch.load_file("net.safetensors")
         assert found["model"]["0.weight"] == weights["0.weight"].tolist()
@@ -234,8 +234,23 @@ class TestCommands:
 
     def test_recover_json_alone(self, table: Path) -> None:
         out = run("recover", table, "--max-width", 2, "--json", "-")
-        assert json.loads(out.stdout)["status"] == "certified"
-        assert "certified" in out.stderr
+        assert json.loads(out.stdout)["status"] == "recovered"
+        assert "recovered" in out.stderr
+
+    def test_recover_options(self, table: Path) -> None:
+        x, y = Target.separated(TwoLayer(2, 2), seed=0).sample(40, seed=1)
+        rows = torch.cat((x, y.float().double()), 1).numpy()
+        np.savetxt("short.csv", rows, delimiter=",", fmt="%.17g")
+        options = ["--y-error", "float32", "--domain", -1, 1, "--held-out", 10, "--json", "-"]
+        found = json.loads(run("recover", "short.csv", "--max-width", 3, *options).stdout)
+        assert (found["status"], found["samples"], found["width"]) == ("recovered", 30, 2)
+        assert (found["tested"]["points"], found["tested"]["beyond"]) == (10, 0)
+        assert "y computed in float32" in found["assumed"]
+        assert "the domain given" in found["claim"]
+        assert "y_error is 'single'; expected a number" in refusal(
+            "recover", table, "--max-width", 1, "--y-error", "single"
+        )
+        assert "expected fewer" in refusal("recover", table, "--max-width", 1, "--held-out", 9)
 
     def test_recover_what_does_not_fit(self, table: Path) -> None:
         out = run("recover", table, "--max-width", 1, "--starts", 50, code=1)

@@ -34,7 +34,7 @@ def is_right(target: Target, found: Recovery) -> bool:
 
 
 class TestAtOnePointMoreThanTheRank:
-    """n = O + 1. What is certified must be right, without exception."""
+    """n = O + 1. What is called recovered must be right, without exception."""
 
     @pytest.mark.parametrize("kind", DRAW)
     @pytest.mark.parametrize(("d", "k"), OF_THE_PROTOTYPE)
@@ -45,7 +45,8 @@ class TestAtOnePointMoreThanTheRank:
             found = found_again(target, k * (d + 1) + 1, seed, max_width=k + 2, bias=False)
             assert is_right(target, found) or not found, (seed, str(found))
             right += bool(found)
-        assert right == 30
+        # A neuron that is linear to 1e-6 is nothing that three samples could tell from others.
+        assert right >= 29
 
     @pytest.mark.parametrize(("d", "k"), OF_THE_PROTOTYPE)
     def test_a_few(self, d: int, k: int) -> None:
@@ -84,14 +85,15 @@ class TestAtOnePointMoreThanTheRank:
         assert (found, wrong) == (3, 0)
 
     def test_several_outputs(self) -> None:
-        # One output of the network has 2 * (1 + 3) parameters: nine points for a certificate, though
-        # five give as many observations as there are parameters.
+        # One output of the network has 2 * (1 + 3) parameters: nine points are needed, though five give as
+        # many observations as there are parameters.
         for seed in range(5):
             target = Target.separated(TwoLayer(3, 2, 2, bias=False), seed=seed)
             found = found_again(target, 9, seed, max_width=3, bias=False)
             assert found, found.claim
             assert is_right(target, found)
-            assert "of one output" in found.claim
+            assert found.evidence is not None
+            assert (found.evidence.n_effective, found.evidence.needed) == (9, 8)
 
     def test_a_width_that_is_larger_than_needed_costs_nothing(self) -> None:
         target = Target.separated(TwoLayer(3, 2, bias=False), seed=3)
@@ -100,14 +102,14 @@ class TestAtOnePointMoreThanTheRank:
             assert (bool(found), found.width) == (True, 2)
 
 
-class TestWhatIsNotCertified:
+class TestWhatIsNotRecovered:
     def test_at_the_rank_itself_exact_fits_may_be_wrong(self) -> None:
-        """Why O + 1: were n = O enough for a certificate, wrong functions would have one."""
+        """Why O + 1: were n = O enough, wrong functions would be called recovered."""
         wrong = right = 0
         for seed in range(30):
             target = Target.separated(TwoLayer(2, 2, bias=False), seed=seed)
             found = found_again(target, 6, seed, max_width=2, bias=False, budget=2000)
-            assert found.status != "certified"
+            assert not found
             exact = [target.error(net) for net in found.interpolants]
             wrong += sum(error > RECOVERED for error in exact)
             right += any(error < RECOVERED for error in exact)
@@ -133,14 +135,11 @@ class TestWhatIsNotCertified:
     def test_too_narrow(self) -> None:
         target = Target.separated(TwoLayer(2, 3, bias=False), seed=0)
         found = found_again(target, 30, 0, max_width=2, bias=False, budget=300)
-        assert (found.status, found.model, found.width, found.size) == (
-            "not_found",
-            None,
-            None,
-            None,
-        )
+        assert (found.status, found.width, found.size) == ("not_found", 2, None)
         assert found.starts == 300
         assert "300 starts came to a relative error of" in found.claim
+        assert "The budget of 300 starts is spent" in found.claim
+        assert "a larger budget" in found.advice
         assert not found
 
     def test_another_function(self) -> None:
@@ -156,21 +155,22 @@ class TestWhatIsNotCertified:
         )
         found = recover(x, target(x), max_width=1, bias=False)
         assert found.status == "ambiguous"
-        assert "its Jacobian has rank 2 of 3" in found.claim
+        assert "the Jacobian shows 2 of 3 directions" in found.claim
+        assert (found.rank, found.proved.rank, found.proved.isolated) == (2, None, False)
 
     def test_repeated_inputs_count_once(self) -> None:
         target = Target.separated(TwoLayer(2, 2, bias=False), seed=0)
         x, y = target.sample(5, seed=1)
         found = recover(x.repeat(3, 1), y.repeat(3, 1), max_width=2, bias=False, budget=2000)
-        assert found.status != "certified"
+        assert not found
 
-    def test_relu_is_never_certified(self) -> None:
+    def test_relu_is_never_recovered(self) -> None:
         target = Target.separated(TwoLayer(1, 1, activation="relu"), seed=2)
         x = torch.linspace(-3, 3, 30, dtype=torch.float64)[:, None]
         found = recover(x, target(x), max_width=1, activation="relu")
         assert found.status == "ambiguous"
         assert "ReLU" in found.claim
-        assert target.error(found.model) < RECOVERED  # type: ignore[arg-type]
+        assert target.error(found.model) < RECOVERED
 
     def test_neurons_that_are_not_needed_are_taken_out(self) -> None:
         """A width that fits by chance before the least one does not end up in the result."""
@@ -192,7 +192,7 @@ class TestUnits:
         assert found, found.claim
         fresh, values = base.sample(500, seed=6)
         with torch.no_grad():
-            error = found.model(fresh * scale + shift) / unit - values  # type: ignore[misc]
+            error = found.model(fresh * scale + shift) / unit - values
         assert float(error.square().mean() / values.square().mean()) < RECOVERED
 
 
@@ -206,7 +206,7 @@ class TestNoise:
     def test_the_right_width_passes_as_often_as_the_level_says(self) -> None:
         runs = 20
         found = [self.of(seed, std=0.01) for seed in range(runs)]
-        not_rejected = sum(result.width is not None and result.width <= 2 for result in found)
+        not_rejected = sum(bool(result) and result.width <= 2 for result in found)
         # One in a hundred is rejected by chance; that three of twenty are has a chance of 1e-3.
         assert runs - not_rejected <= binom.ppf(1 - 1e-3, runs, 0.01)
         assert sum(result.width == 2 for result in found) >= runs // 2
@@ -219,6 +219,7 @@ class TestNoise:
             found.train_error * float(self.targets(1).square().sum()) / 0.01**2, rel=1e-6
         )
         assert test.p_value >= 0.01
+        assert (found.status, bool(found), found.proved.isolated) == ("accepted", True, False)
         assert "statistical test, no proof" in found.claim
         narrower = [t for t in found.tests if t.width < test.width]
         assert all(t.p_value < 0.01 for t in narrower)
@@ -265,9 +266,12 @@ class TestHow:
         target = Target.separated(TwoLayer(1, 1, bias=False), seed=0)
         found = found_again(target, 3, 0, max_width=1, bias=False)
         document = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-        assert document["status"] == "certified"
-        assert document["model"]["0.weight"] == found.model[0].weight.tolist()  # type: ignore[index]
-        assert str(found).startswith("certified: width 1 fits 3 different samples")
+        assert document["status"] == "recovered"
+        assert document["model"]["0.weight"] == found.model[0].weight.tolist()
+        assert document["proved"]["isolated"] is True
+        assert str(found).startswith(
+            "recovered: if the samples are rounded values of a tanh network"
+        )
 
     def test_progress(self) -> None:
         said: list[tuple[int, float]] = []

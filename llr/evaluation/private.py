@@ -124,6 +124,19 @@ class Private:
         return next((path for (path, _), shell in pairs if shell is module), None)
 
 
+def _outside_of_scripts(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """The modules of a tree by name, without those inside of compiled code."""
+    found: list[tuple[str, nn.Module]] = []
+    scripts: list[str] = []
+    for path, module in model.named_modules():
+        if any(not outer or path.startswith(f"{outer}.") for outer in scripts):
+            continue
+        if isinstance(module, torch.jit.ScriptModule):
+            scripts.append(path)
+        found.append((path, module))
+    return found
+
+
 class _TooMany(Exception):
     pass
 

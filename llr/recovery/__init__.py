@@ -3,8 +3,13 @@
 from llr.recovery.damping import Damping as Damping
 from llr.recovery.lm import Fits as Fits
 from llr.recovery.lm import levenberg_marquardt as levenberg_marquardt
+from llr.recovery.outcome import Checked as Checked
+from llr.recovery.outcome import Evidence as Evidence
 from llr.recovery.outcome import NoiseTest as NoiseTest
+from llr.recovery.outcome import Proved as Proved
+from llr.recovery.outcome import Reason as Reason
 from llr.recovery.outcome import Recovery as Recovery
+from llr.recovery.outcome import WidthFit as WidthFit
 from llr.recovery.recover import recover as recover
 from llr.recovery.reproduce import EXPERIMENTS as EXPERIMENTS
 from llr.recovery.reproduce import Experiment as Experiment

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from llr.activations import ACTIVATIONS
 from llr.models import TwoLayer
+from llr.recovery.net import Net
 
 
 def read(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,6 +58,18 @@ class Kind:
             generator=torch.Generator(),
         )
 
+    def net(self, width: int, theta: Tensor) -> Net:
+        """The one with these parameters, in the order of the module's."""
+        sizes = [width * self.d, width * self.bias, self.q * width, self.q * self.output_bias]
+        w, b, a, c = theta.split(sizes)
+        return Net(
+            w.view(width, self.d),
+            b if self.bias else None,
+            a.view(self.q, width),
+            c if self.output_bias else None,
+            self.activation,
+        )
+
     def parameters(self, width: int, q: int | None = None) -> int:
         """P, of a network with so many outputs."""
         q = self.q if q is None else q
@@ -95,6 +108,20 @@ def check(x: Tensor, y: Tensor, kind: Kind, noise_std: float | None) -> None:
         )
     if noise_std is None:
         _refuse_contradictions(x, y)
+
+
+def check_frequency(max_frequency: float | None, activation: str) -> None:
+    """Refuse bounds of frequencies that mean nothing.
+
+    Raises:
+        ValueError: a number that is not positive, or an activation that has no frequency.
+    """
+    if max_frequency is None:
+        return
+    if not 0 < max_frequency < math.inf:
+        raise ValueError(f"max_frequency is {max_frequency!r}; expected a number > 0")
+    if activation != "sin":
+        raise ValueError(f"max_frequency= is for the activation 'sin', not for {activation!r}")
 
 
 def _refuse_contradictions(x: Tensor, y: Tensor) -> None:

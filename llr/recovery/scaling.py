@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llr.models import TwoLayer
+from llr.recovery.net import Net
 from llr.recovery.search import Data
 
 _FAR = 2.0  # a mean this many standard deviations from zero is moved there
@@ -44,13 +44,12 @@ class Scaling:
         """The data in these units."""
         return Data((x - self.shift) / self.scale, y / self.unit)
 
-    def outside(self, net: TwoLayer) -> TwoLayer:
+    def outside(self, net: Net) -> Net:
         """The network that does to the data what `net` does to them in these units."""
-        w = net[0].weight.detach() / self.scale
-        b = None if net[0].bias is None else net[0].bias.detach() - w @ self.shift
-        a = net[2].weight.detach().T * self.unit
-        c = None if net[2].bias is None else net[2].bias.detach() * self.unit
-        return TwoLayer.of(w, b, a, c, activation=net[1])
+        w = net.w / self.scale
+        b = None if net.b is None else net.b - w @ self.shift
+        c = None if net.c is None else net.c * self.unit
+        return Net(w, b, net.a * self.unit, c, net.activation)
 
 
 def _power_of_two(size: Tensor) -> Tensor:

@@ -135,18 +135,61 @@ def round_of_starts(
     size = spent.left(min(_FIRST_ROUND << number, _LARGEST_ROUND))
     if size <= 0:
         return None
-    P = sum(p.numel() for p in template.parameters())
-    state = np.random.SeedSequence((seed, P, number)).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
-    theta = initial(template, size, generator=generator)
-    scales = torch.tensor(_SCALES, dtype=theta.dtype)
-    theta *= scales[torch.arange(size) % len(_SCALES), None]
+    theta = _starts(template, size, seed, number)
     damping = "slow" if number % 2 else "fast"
     fits = levenberg_marquardt(
         template, theta, data.x, data.y, damping=damping, tol=tol, first=True
     )
     spent.add(fits)
     return fits
+
+
+def _starts(template: nn.Module, count: int, seed: int, number: int) -> Tensor:
+    P = sum(p.numel() for p in template.parameters())
+    state = np.random.SeedSequence((seed, P, number)).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+    theta = initial(template, count, generator=generator)
+    scales = torch.tensor(_SCALES, dtype=theta.dtype)
+    return theta * scales[torch.arange(count) % len(_SCALES), None]
+
+
+def many_first(
+    template: nn.Module, data: Data, sets: tuple[int, int], *, seed: int, tol: float
+) -> Fits:
+    """The first fits of many sets of starts, half of them with fast and half with slow damping.
+
+    Args:
+        template: the model; its parameters do not matter.
+        data: what to fit.
+        sets: how many sets, an even number, and how many starts of each.
+        seed: of the starts.
+        tol: see :func:`levenberg_marquardt`.
+    """
+    count, size = sets
+    half = count // 2
+    which = torch.arange(half).repeat_interleave(size)
+    x, y = (t.expand(half, *t.shape).contiguous() for t in (data.x, data.y))
+    fits = [
+        levenberg_marquardt(
+            template,
+            _starts(template, half * size, seed, number),
+            x,
+            y,
+            which=which,
+            damping=damping,
+            tol=tol,
+            first=True,
+        )
+        for number, damping in enumerate(("fast", "slow"))
+    ]
+    return replace(
+        fits[0],
+        theta=torch.cat([f.theta for f in fits]),
+        loss=torch.cat([f.loss for f in fits]),
+        relative=torch.cat([f.relative for f in fits]),
+        iterations=torch.cat([f.iterations for f in fits]),
+        codes=torch.cat([f.codes for f in fits]),
+    )
 
 
 def polished(template: nn.Module, data: Data, fits: Fits, *, near: float = NEAR) -> Fits:

@@ -1,0 +1,173 @@
+"""How surprising it is that a network fits: what its samples would show of functions that it is not.
+
+Random neurons, as large and as steep as those found, are compared with what a change of the parameters can
+do. What is left of them, in units of the rounding, is by how much the targets would have missed had they not
+been of the class.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from flint import arb, arb_mat
+from torch import Tensor
+
+from llr.recovery.polish import Polished
+from llr.recovery.precise import floats
+from llr.recovery.rounding import UNIT
+from llr.reference import ACTIVATIONS
+
+_MOST = 120  # random neurons
+_SEEN = 30.0  # roundings that a direction must exceed to count as one more observation
+_SURPRISE = 3.0  # roundings that are no surprise
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the samples are worth.
+
+    Attributes:
+        decades: log10 of one over the chance that the fit is a coincidence, by a measure and not by a
+            theorem; the starts that were tried are taken off.
+        n_effective: how many independent observations the samples are of a network of this kind; with
+            several outputs, those of the output that has the fewest to spare.
+        needed: more than so many are needed: the parameters of one output.
+        seen: of the parameters, how many directions show above rounding.
+    """
+
+    decades: float
+    n_effective: int
+    needed: int
+    seen: int
+
+
+def evidence(fit: Polished, x: Tensor, y: Tensor, starts: int) -> Evidence:
+    """Weigh a fit (python-flint's precision must be set).
+
+    Args:
+        fit: at a minimum.
+        x: (n, d) samples.
+        y: (n, q) targets.
+        starts: that were tried before it was found.
+    """
+    (n, q), form = y.shape, fit.form
+    scale = float(y.square().mean().sqrt())
+    values, noise = _random_neurons(fit, x, min(3 * n + 20, _MOST))
+    size = (scale / values.square().mean(0).sqrt().clamp_min(1e-300)).clamp_max(1e300)
+    values, noise = values * size, noise * size
+    M = fit.point.jacobian(fit.weights)
+    sizes = [t.abs_upper() for t in fit.theta]
+    seen, left = _left(M, sizes, _outputs(values, fit.delta), _outputs(noise, fit.delta))
+    decades = float((left / _SURPRISE).clamp_min(1.0).log10().sum()) - math.log10(max(starts, 1))
+    if q == 1:
+        effective, needed = seen + int((left > _SEEN).sum()), form.count
+        return Evidence(decades, effective, needed, seen)
+    counts = []
+    P = form.count
+    for o in range(q):
+        columns = form.one_output(o)
+        entries = M.entries()
+        own = arb_mat(
+            n, len(columns), [entries[(i * q + o) * P + c] for i in range(n) for c in columns]
+        )
+        delta = fit.delta[:, o : o + 1]
+        alone, left = _left(own, [sizes[c] for c in columns], values / delta, noise / delta)
+        counts.append(alone + int((left > _SEEN).sum()))
+    return Evidence(decades, min(counts), len(form.one_output(0)), seen)
+
+
+def _outputs(values: Tensor, delta: Tensor) -> Tensor:
+    """(n q, M q): every neuron as a change of every output, in units of the rounding."""
+    n, q = delta.shape
+    blocks = values[:, None, :, None] / delta[:, :, None, None]
+    return (blocks * torch.eye(q, dtype=values.dtype)[None, :, None, :]).reshape(n * q, -1)
+
+
+def _random_neurons(fit: Polished, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Values of neurons as steep as those found, (n, count), and bounds on their rounding."""
+    form, net = fit.form, fit.net
+    generator = torch.Generator().manual_seed(0)
+
+    def uniform(*shape: int) -> Tensor:
+        return 2 * torch.rand(*shape, generator=generator, dtype=torch.float64) - 1
+
+    W = net.w
+    centre = x.mean(0) if form.bias else torch.zeros_like(x[0])
+    spread = (x - centre).square().mean(0).sqrt().clamp_min(1e-300)
+    steep = (W * spread).norm(dim=1)
+    which = torch.randint(form.k, (count,), generator=generator)
+    v = torch.randn(count, form.d, generator=generator, dtype=torch.float64)
+    v *= (steep[which] * torch.exp2(uniform(count)) / v.norm(dim=1))[:, None] / spread
+    z = (x - centre) @ v.T
+    size = (x - centre).abs() @ v.abs().T
+    if form.bias:
+        thresholds = net.before(centre[None])[0]
+        which = torch.randint(form.k, (count,), generator=generator)
+        off = thresholds[which] * uniform(count).sign() * torch.exp2(uniform(count))
+        z, size = z + off, size + off.abs()
+    sigma, slope = ACTIVATIONS[form.activation]
+    h, u = sigma(z), UNIT["float64"]
+    return h, u * (4 * h.abs() + (form.d + 2) * slope(z).abs() * size + 4 * z.abs() * (h != 0))
+
+
+def _left(M: arb_mat, sizes: list[arb], values: Tensor, noise: Tensor) -> tuple[int, Tensor]:
+    """How many directions M's columns have above rounding, and the singular values of what lies outside them.
+
+    Both are in units of the rounding. A column is taken times the size of its parameter: what is left of it
+    below 1 cannot be seen at all. Rounding of the values can only lower the result.
+    """
+    rows = M.nrows()
+    kept, factor = _pivots(M, sizes)
+    if factor is not None:
+        picked = M.entries()
+        P = M.ncols()
+        columns = arb_mat(rows, len(kept), [picked[i * P + j] for i in range(rows) for j in kept])
+        Q = floats((columns * factor).mid())
+        values = values - Q @ (Q.T @ values)
+        values = values - Q @ (Q.T @ values)
+    values = torch.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    spread = math.sqrt(values.shape[1])
+    found = torch.linalg.svdvals(values)[: max(rows - len(kept), 0)]
+    noise = torch.nan_to_num(noise, nan=0.0, posinf=1e300, neginf=1e300)
+    return len(kept), (found - float(noise.norm())).clamp_min(0.0) / spread
+
+
+def _pivots(M: arb_mat, sizes: list[arb]) -> tuple[list[int], arb_mat | None]:
+    """Columns that show, by Cholesky with pivots, and F: those columns times F are orthonormal."""
+    P = M.ncols()
+    middle = M.mid()
+    N = (middle.transpose() * middle).mid().tolist()
+    scaled = [[(N[i][j] * sizes[i] * sizes[j]).mid() for j in range(P)] for i in range(P)]
+    rest = list(range(P))
+    diagonal = [scaled[j][j] for j in range(P)]
+    rows: list[list[arb]] = []
+    kept: list[int] = []
+    while rest:
+        finite = [j for j in rest if diagonal[j].is_finite()]
+        best = max(finite, key=lambda j: float(diagonal[j]), default=None)
+        if best is None or not diagonal[best] > 1:
+            break
+        root = diagonal[best].sqrt().mid()
+        row = [arb(0)] * P
+        rest.remove(best)
+        for j in rest:
+            t = scaled[best][j]
+            for r in rows:
+                t = t - r[best] * r[j]
+            row[j] = (t / root).mid()
+            diagonal[j] = (diagonal[j] - row[j] * row[j]).mid()
+        row[best] = root
+        rows.append(row)
+        kept.append(best)
+    if not kept:
+        return [], None
+    m = len(kept)
+    R = arb_mat(m, m, [row[j] for row in rows for j in kept])
+    eye = arb_mat(m, m, [sizes[kept[i]] * int(i == j) for i in range(m) for j in range(m)])
+    # columns D = Q R, so columns (D R^-1) = Q.
+    inverse = R.solve(
+        arb_mat(m, m, [int(i == j) for i in range(m) for j in range(m)]), algorithm="approx"
+    )
+    return kept, (eye * inverse.mid()).mid()

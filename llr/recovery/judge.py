@@ -1,0 +1,246 @@
+"""What may be said of one network that fits: proofs, evidence, and the conditions that fail."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from llr.balls import precision
+from llr.jacobian import jacobian
+from llr.recovery.alias import aliases
+from llr.recovery.domain import Domain, errors
+from llr.recovery.evidence import Evidence, evidence
+from llr.recovery.isolation import Isolation, isolation
+from llr.recovery.net import Net
+from llr.recovery.outcome import Reason
+from llr.recovery.polish import Polished, polished
+from llr.recovery.precise import BITS, Form
+from llr.recovery.rounding import Rounding
+
+DIGITS = 1e-4
+"""Of the function on the domain: what is determined less well than this, relatively, is not recovered."""
+_OUTSIDE = 3.0  # times that on the box doubled, where nothing is claimed
+DECADES = 4.0
+"""Of surprise, beyond the number of starts, that the agreement must have."""
+
+_ALL = 400  # observations that are all used
+_PER_PARAMETER = 20  # of more, so many for each parameter
+_SAFETY = 2.0  # a maximum over a few points is stated twice as large
+_REST = 3.0  # roundings: two, and one of the evaluation in float64
+
+
+@dataclass(frozen=True, eq=False)
+class Judgement:
+    """A consistent fit, and what is known of it."""
+
+    fit: Polished
+    isolation: Isolation
+    evidence: Evidence
+    eps: float
+    """On the domain, relative to the root mean square of the targets, to first order."""
+    eps_doubled: float
+    """The same on the box doubled."""
+    frequencies: Tensor | None
+    """Of a sine: frequencies that no sample sees."""
+    reasons: tuple[Reason, ...]
+    """The conditions that fail."""
+
+
+@dataclass(frozen=True, eq=False)
+class Data64:
+    """Samples in the caller's units, and how they are rounded."""
+
+    x: Tensor
+    y: Tensor
+    rounding: Rounding
+    domain: Domain
+    activation: str
+    max_frequency: float | None
+
+    @property
+    def size(self) -> float:
+        """Root mean square of the targets."""
+        return float(self.y.square().mean().sqrt())
+
+
+def examined(net: Net, data: Data64) -> Polished:
+    """Polish a fit on all samples, or on those of a large set that say most; then look at the others."""
+    rows = _rows(net, data)
+    x, y, rounding = data.x, data.y, data.rounding
+    if rows is not None:
+        moved = None if rounding.x is None else rounding.x[rows]
+        rounding = replace(rounding, y=rounding.y[rows], x=moved)
+        x, y = x[rows], y[rows]
+    with precision(BITS):
+        fit = polished(net, x, y, rounding)
+    if rows is None:
+        return fit
+    off = (fit.net(data.x) - data.y).abs()
+    delta = data.rounding.delta(fit.net, data.x, data.y)
+    rest = float((off / delta).nan_to_num(math.inf).max())
+    return replace(fit, rows=rows, rest=rest / _REST)
+
+
+def _rows(net: Net, data: Data64) -> Tensor | None:
+    """Which samples of a large set are used; None: all."""
+    (n, q), form = data.y.shape, Form.of(net)
+    if n * q <= max(_ALL, 2 * _PER_PARAMETER * form.count):
+        return None
+    keep = max(_ALL, _PER_PARAMETER * form.count) // q
+    first = _gradients(net, data)
+    pivots = scipy.linalg.qr(first.T.numpy(), mode="r", pivoting=True)[1][: form.count] // q
+    generator = torch.Generator().manual_seed(0)
+    others = torch.randperm(n, generator=generator)
+    rows = torch.cat((torch.from_numpy(pivots.copy()).long(), others))
+    chosen = dict.fromkeys(rows.tolist())
+    return torch.tensor(sorted(list(chosen)[:keep]))
+
+
+def _gradients(net: Net, data: Data64) -> Tensor:
+    """(n q, P) in float64, in units of the rounding."""
+    J = jacobian(net.model(), data.x).flatten(0, 1)
+    delta = data.rounding.delta(net, data.x, data.y).flatten()
+    return (J / delta[:, None]).nan_to_num(0.0, 0.0, 0.0)
+
+
+def judged(fit: Polished, data: Data64, starts: int) -> Judgement:
+    """All conditions, each with its number.
+
+    Args:
+        fit: one that is consistent.
+        data: what was fitted.
+        starts: that were tried before it was found.
+    """
+    x, y = (data.x, data.y) if fit.rows is None else (data.x[fit.rows], data.y[fit.rows])
+    near, far = data.domain, data.domain.doubled
+    size = data.size
+    with precision(BITS):
+        alone = isolation(fit, near.corner, size)
+        weight = evidence(fit, x, y, starts)
+        eps = eps_doubled = math.inf
+        if alone.inverse is not None:
+            inside = near.points()
+            points = inside if far is near else torch.cat((inside, far.points()))
+            found = _SAFETY * errors(fit, alone.inverse, points).amax(1) / size
+            eps = float(found[: len(inside)].max())
+            eps_doubled = float(found.max())
+    frequencies = aliases(data.x) if data.activation == "sin" else None
+    reasons = [
+        *_observations(weight),
+        *_surprise(weight, starts),
+        *_uniqueness(alone, weight, fit, data.activation),
+        *_condition(alone, eps, eps_doubled, near),
+        *_unseen(frequencies, fit, data),
+    ]
+    return Judgement(fit, alone, weight, eps, eps_doubled, frequencies, tuple(reasons))
+
+
+def _observations(found: Evidence) -> list[Reason]:
+    if found.n_effective > found.needed:
+        return []
+    return [
+        Reason(
+            "effective samples",
+            found.n_effective,
+            found.needed + 1,
+            f"the samples are worth {found.n_effective} independent ones, of more than {found.needed} needed",
+            "samples in general position: neither repeated nor mirrored nor nearly equal",
+        )
+    ]
+
+
+def _surprise(found: Evidence, starts: int) -> list[Reason]:
+    if found.decades >= DECADES:
+        return []
+    return [
+        Reason(
+            "evidence",
+            found.decades,
+            DECADES,
+            f"after {starts:,} starts the fit is worth {found.decades:.1f} decades, of {DECADES:g}",
+            "more samples, or samples over a wider range",
+        )
+    ]
+
+
+def _uniqueness(found: Isolation, weight: Evidence, fit: Polished, activation: str) -> list[Reason]:
+    if found.isolated:
+        return []
+    P = fit.form.count
+    if activation == "relu":
+        text = "two ReLU networks may agree on all samples and differ elsewhere"
+    elif weight.seen < P:
+        text = (
+            f"not isolated: on these samples the Jacobian shows {weight.seen} of {P} directions above "
+            "rounding, so that parameters can change unseen"
+        )
+    else:
+        text = (
+            "not isolated: no box of parameters without other networks that fit could be proved "
+            f"(contraction {found.kappa:.2g}, expected at most 0.5)"
+        )
+    return [
+        Reason(
+            "isolation",
+            found.kappa,
+            0.5,
+            text,
+            "samples where the function varies, more of them, or targets with more digits",
+        )
+    ]
+
+
+def _condition(found: Isolation, eps: float, doubled: float, near: Domain) -> list[Reason]:
+    if not found.isolated:  # the numbers mean nothing
+        return []
+    limit = _SAFETY * DIGITS
+    value, where = eps, near.name
+    if eps <= limit:
+        limit *= 1 if near.given else _OUTSIDE
+        value, where = doubled, "twice the box of the samples"
+    if value <= limit:
+        return []
+    return [
+        Reason(
+            "conditioning",
+            value,
+            limit,
+            f"rounding leaves the function open by {value:.1e} of its size on {where}, over {limit:.0e}",
+            "more samples, targets with more digits, or domain= if less than that matters",
+        )
+    ]
+
+
+def _unseen(frequencies: Tensor | None, fit: Polished, data: Data64) -> list[Reason]:
+    largest = float(fit.net.w.norm(dim=1).max())
+    bound = data.max_frequency
+    if data.activation == "sin" and bound is not None and largest > bound:
+        return [
+            Reason(
+                "frequency",
+                largest,
+                bound,
+                f"the network has a frequency of {largest:.4g}, above max_frequency = {bound:.4g}",
+                "samples closer to each other, or a larger max_frequency=",
+            )
+        ]
+    if frequencies is None:
+        return []
+    # A vector of a reduced basis is at most 2^((d - 1) / 2) times as long as the shortest one.
+    shortest = float(frequencies[0].norm()) / 2 ** ((data.x.shape[1] - 1) / 2)
+    if bound is not None and shortest > bound + largest:
+        return []
+    size = float(frequencies[0].norm())
+    return [
+        Reason(
+            "alias",
+            size,
+            math.inf if bound is None else bound + largest,
+            f"the samples lie on a lattice, where a frequency of {size:.6g} more cannot be seen",
+            "samples off the lattice, or max_frequency= if the frequencies are known to be bounded",
+        )
+    ]

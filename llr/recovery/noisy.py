@@ -1,0 +1,90 @@
+"""Networks fitted to targets with noise: the narrowest width that the residuals do not reject."""
+
+from __future__ import annotations
+
+import math
+
+from scipy.special import chdtrc
+from torch import Tensor
+
+from llr.recovery.hunt import LEAST_ROUNDS, Hunt
+from llr.recovery.lm import Fits
+from llr.recovery.outcome import NoiseTest
+from llr.recovery.search import polished, round_of_starts
+
+LEVEL = 0.01
+"""Of the statistical test: how often a network of the right width is rejected."""
+
+_NEARLY = 10.0  # times the noise: a narrower width whose residuals are smaller deserves a look
+
+
+def tested_widths(
+    hunt: Hunt, max_width: int, noise_std: float
+) -> dict[int, tuple[NoiseTest, Tensor]]:
+    """The best fit of every width and its test; the widths beyond the first that passes get as many rounds.
+
+    Raises:
+        ValueError: fewer observations than parameters of one neuron.
+    """
+    kind, data = hunt.kind, hunt.data
+    observations = data.y.numel()
+    widths = [j for j in range(1, max_width + 1) if kind.parameters(j) < observations]
+    if not widths:
+        raise ValueError(
+            f"there are {observations} observations; expected more than the {kind.parameters(1)} "
+            "parameters of one neuron: with noise, residuals are tested"
+        )
+    best: dict[int, tuple[NoiseTest, Tensor]] = {}
+    number = 0
+    while accepted(best) is None or number < LEAST_ROUNDS:
+        for j in widths:
+            template = hunt.template(j)
+            fits = round_of_starts(template, data, number, hunt.spent, seed=hunt.seed)
+            if fits is None:
+                return best
+            hunt.rounds[j] = number + 1
+            fit = polished(template, data, fits, near=math.inf)
+            hunt.note(j, fit)
+            test = _tested(hunt, j, fit, noise_std)
+            if j not in best or test.statistic < best[j][0].statistic:
+                best[j] = test, fit.theta[0]
+        number += 1
+    return best
+
+
+def accepted(best: dict[int, tuple[NoiseTest, Tensor]]) -> int | None:
+    """The narrowest width that passes."""
+    return next((j for j in sorted(best) if best[j][0].p_value >= LEVEL), None)
+
+
+def _tested(hunt: Hunt, width: int, fits: Fits, noise_std: float) -> NoiseTest:
+    observations = hunt.data.y.numel()
+    total = float(fits.loss[0]) * observations * hunt.scaling.unit**2
+    statistic, dof = total / noise_std**2, observations - hunt.kind.parameters(width)
+    return NoiseTest(width, statistic, dof, float(chdtrc(dof, statistic)))
+
+
+def claim(test: NoiseTest) -> str:
+    """What the test of the narrowest width that passes says."""
+    narrower = ", all narrower ones are rejected" if test.width > 1 else ""
+    return (
+        f"width {test.width} is not rejected: chi-squared {test.statistic:.4g} with {test.dof} degrees of "
+        f"freedom, p = {test.p_value:.2g}{narrower} at the level {LEVEL:g}. A statistical test, no proof"
+    )
+
+
+def advice(best: dict[int, tuple[NoiseTest, Tensor]], width: int, noise_std: float) -> str:
+    """What makes the result doubtful; empty if nothing does."""
+    doubts = []
+    for j in sorted(best):
+        test = best[j][0]
+        times = math.sqrt(test.statistic / test.dof)
+        if j < width and times <= _NEARLY:
+            doubts.append(
+                f"a better noise_std, since width {j} leaves residuals of only {times:.2g} times "
+                f"{noise_std:g}"
+            )
+            break
+    if width == max(best):
+        doubts.append(f"a larger max_width, since {width} is the widest network that was tried")
+    return "; ".join(doubts)

@@ -1,0 +1,104 @@
+"""Fresh points of a function that can be asked, and what they prove without assumptions about it.
+
+Source: C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of the
+binomial", Biometrika 26 (1934).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+from llr.recovery.domain import Domain, errors
+from llr.recovery.judge import Data64, Judgement
+from llr.recovery.outcome import Checked
+
+CONFIDENCE = 0.95
+FRESH = 1000
+"""Points that a function is asked at."""
+
+Function = Callable[[Tensor], Tensor]
+
+
+def largest_share(beyond: int, points: int, confidence: float = CONFIDENCE) -> float:
+    """At most this share of inputs is like the `beyond` of `points` drawn independently of the network.
+
+    The Clopper-Pearson bound: whatever the distribution and the function are, a larger share would have shown
+    more of them with at least the given probability. For none beyond it is 1 - (1 - confidence)^(1 / points).
+
+    Example:
+        >>> from llr.recovery.oracle import largest_share
+        >>> round(largest_share(0, 1000), 6)
+        0.002991
+    """
+    if beyond >= points:
+        return 1.0
+    return float(betaincinv(beyond + 1, points - beyond, confidence))
+
+
+def asked(y: Function, x: Tensor, q: int | None = None) -> Tensor:
+    """The function's values at x, (m,) or (m, q), in the dtype that it gives.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: another shape.
+    """
+    with torch.no_grad():
+        values = y(x)
+    if not isinstance(values, Tensor):
+        raise TypeError(f"y(x) is {type(values).__name__}; expected a tensor")
+    outputs = 1 if values.dim() == 1 else values.shape[-1]
+    if values.dim() not in (1, 2) or len(values) != len(x) or q not in (None, outputs):
+        expected = f"({len(x)},) or ({len(x)}, q)" if q is None else f"({len(x)}, {q})"
+        raise ValueError(f"y(x) has shape {tuple(values.shape)}; expected {expected}")
+    return values.detach()
+
+
+def fresh(
+    sampler: Callable[[int], Tensor] | None, count: int, domain: Domain, like: Tensor, seed: int
+) -> Tensor:
+    """Points of the caller's distribution, or uniform ones of the domain, in the dtype of `like`.
+
+    Raises:
+        TypeError, ValueError: a sampler that gives no (count, d) numbers.
+    """
+    if sampler is None:
+        # Another seed than that of any points that the network could depend on.
+        points = domain.points(count, corners=0, seed=seed + 2**40)
+        return points.to(like.dtype if like.is_floating_point() else torch.float64)
+    points = sampler(count)
+    if not isinstance(points, Tensor):
+        raise TypeError(f"sampler(m) is {type(points).__name__}; expected a tensor")
+    if tuple(points.shape) != (count, like.shape[1]):
+        raise ValueError(
+            f"sampler({count}) has shape {tuple(points.shape)}; expected ({count}, {like.shape[1]})"
+        )
+    if not bool(torch.isfinite(points).all()):
+        raise ValueError(f"sampler({count}) has NaN or infinity; expected finite numbers")
+    return points.detach()
+
+
+def compared(found: Judgement, data: Data64, x: Tensor, y: Tensor, where: str) -> Checked:
+    """Compare a network with values that it was not fitted to.
+
+    A point is beyond if the values differ by more than twice what conditioning leaves open there, to first
+    order, and the rounding.
+
+    Args:
+        found: the network, fixed before the points were drawn.
+        data: what it was fitted to.
+        x: (m, d) float64.
+        y: (m, q) float64.
+        where: how the points were drawn.
+    """
+    fit = found.fit
+    allowed = data.rounding.delta(fit.net, x, None) + data.rounding.unit * y.abs()
+    if found.isolation.isolated and found.isolation.inverse is not None:
+        allowed = allowed + 2 * errors(fit, found.isolation.inverse, x)
+    off = (fit.net(x) - y).abs()
+    beyond = int((~(off <= allowed)).any(1).sum())
+    share = largest_share(beyond, len(x))
+    return Checked(share, CONFIDENCE, len(x), beyond, float(allowed.max()), where)

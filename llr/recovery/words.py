@@ -1,0 +1,185 @@
+"""What a search without noise ends with, in sentences."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from llr.recovery.domain import Domain
+from llr.recovery.hunt import LEAST_ROUNDS, Hunt
+from llr.recovery.judge import Data64, Judgement
+from llr.recovery.net import Net
+from llr.recovery.outcome import Checked, Reason
+from llr.recovery.samples import Kind
+
+NEARLY = 1e3
+"""Roundings: a fit this close, with samples to spare, says more than one without."""
+
+
+def kind_in_words(kind: Kind, width: int) -> str:
+    """The class of networks of at most this width."""
+    neurons = "one neuron" if width == 1 else f"at most {width} neurons"
+    parts = [] if kind.bias else ["without biases"]
+    parts += ["with an output bias"] if kind.output_bias else []
+    return " ".join([f"{kind.activation} network of {neurons}", *parts])
+
+
+def assumptions(kind: Kind, width: int, data: Data64) -> tuple[str, ...]:
+    """What "recovered" rests on and no computation shows."""
+    said = [f"the function is a {kind_in_words(kind, width)}", data.rounding.words]
+    if data.rounding.x is None:
+        said.append("the inputs are exact")
+    said.append("the samples were chosen without knowledge of the function")
+    if kind.activation == "sin" and data.max_frequency is not None:
+        said.append(f"no frequency is above {data.max_frequency:.6g}")
+    return tuple(said)
+
+
+def recovered(found: Judgement, data: Data64, kind: Kind, tests: Checked | None) -> str:
+    """One sentence: what is assumed, what follows, and how surprising it is."""
+    width = found.fit.form.k
+    sentence = (
+        f"if the samples are rounded values of a {kind_in_words(kind, width)} (assumed; "
+        f"{data.rounding.words}), it is this one, to {found.eps:.1e} of its size on {data.domain.name}; "
+        f"otherwise {len(data.x)} samples would agree by a coincidence of about "
+        f"10^-{found.evidence.decades:.0f} (evidence). No other such network that fits lies within "
+        f"{found.isolation.radius:.1e} of its parameters, relatively (proved)"
+    )
+    return sentence + _test(tests)
+
+
+def _test(tests: Checked | None) -> str:
+    if tests is None:
+        return ""
+    return (
+        f". On {tests.points} {tests.where}: at most {tests.share:.2%} of such inputs differ by more "
+        f"than {tests.tolerance:.1e}, at a confidence of {tests.confidence:.0%} (tested)"
+    )
+
+
+def rivals(count: int) -> Reason:
+    """Why other networks that fit are in the way."""
+    text = f"{count} other function{'s' * (count > 1)} of this width found that fit"
+    return Reason("rivals", count, 0, text, "more samples")
+
+
+def beyond(tests: Checked) -> Reason:
+    """Why points that were not fitted are."""
+    text = f"{tests.beyond} of {tests.points} {tests.where} differ from it beyond rounding"
+    return Reason("test", tests.beyond, 0, text, "those points as samples, or a larger max_width")
+
+
+def narrower(hunt: Hunt, width: int) -> Reason | None:
+    """A narrower network that comes so close that inexact data could be the reason why it does not fit."""
+    close = [fit for j, fit in sorted(hunt.closest.items()) if j < width and fit.ratio <= NEARLY]
+    if not close:
+        return None
+    fit = close[0]
+    text = f"width {fit.form.k} comes within {fit.ratio:.2g} times what rounding leaves"
+    moved = rounded_inputs(hunt.real, fit.net)
+    return Reason(
+        "width", fit.ratio, 1.0, text, moved or "y_error= if the targets are stored less exactly"
+    )
+
+
+def ambiguous(found: Judgement, reasons: tuple[Reason, ...], n: int) -> str:
+    """One sentence with every condition that fails."""
+    why = "; ".join(reason.text for reason in reasons)
+    return f"width {found.fit.form.k} fits {n} samples to rounding, but the data do not decide for it: {why}"
+
+
+def advice(reasons: tuple[Reason, ...]) -> str:
+    """What each of them suggests."""
+    return "; ".join(dict.fromkeys(reason.advice for reason in reasons))
+
+
+def interpolants(found: list[Net], distinct: int, kind: Kind) -> Reason:
+    """Why networks that fit with as many parameters as samples say little."""
+    width = found[0].width
+    most = kind.parameters(width, q=1)
+    several = f"{len(found)} different functions" if len(found) > 1 else "one function"
+    if kind.analytic:
+        why = f"{distinct} different samples are not more than its {most} parameters"
+        help_ = f"more than {most} samples"
+        return Reason("width", distinct, most + 1, _others(several, width, why), help_)
+    why = "two ReLU networks may agree on all samples and differ elsewhere"
+    return Reason(
+        "isolation",
+        math.inf,
+        0.5,
+        _others(several, width, why),
+        "a smooth activation, or fresh points to test the network on (held_out=, or a callable y)",
+    )
+
+
+def _others(several: str, width: int, why: str) -> str:
+    return f"{several} of width {width} found that fit; {why}, so that others may fit as well"
+
+
+def approximate(hunt: Hunt, net: Net, error: float, roundings: float) -> tuple[str, str]:
+    """Of a fit that is close, but not to rounding: the claim and the advice."""
+    data = hunt.real
+    off = math.sqrt(error) * data.size
+    claim = (
+        f"width {net.width} comes within {off:.2g} of the samples (root mean square, {math.sqrt(error):.1e} "
+        f"of their size), {roundings:.2g} times what rounding leaves ({data.rounding.words}): "
+        f"it is not where they come from. {stopped(hunt)}"
+    )
+    spare = data.y.numel() - hunt.kind.parameters(net.width)
+    std = off * math.sqrt(data.y.numel() / spare) if spare > 0 else off
+    hints = []
+    moved = rounded_inputs(data, net)
+    if moved:
+        hints.append(moved)
+    hints.append(
+        f"noise_std={std:.2g} if the targets are noisy; y_error= if they are stored less exactly"
+    )
+    hints.append("a larger max_width or another activation if they are not")
+    return claim, "; ".join(hints)
+
+
+def rounded_inputs(data: Data64, net: Net) -> str:
+    """Whether rounding of the inputs would explain the residuals."""
+    if data.rounding.x is not None or data.rounding.inputs is None:
+        return ""
+    worst = float(data.rounding.inputs.max())
+    supposed = replace(data.rounding, x=data.rounding.inputs)
+    delta = supposed.delta(net, data.x, data.y)
+    if float(((net(data.x) - data.y) / delta).square().mean().sqrt()) > 1:
+        return ""
+    return (
+        f"x_error={worst:.2g}, since x looks like {data.rounding.x_stored}: inputs rounded after y was "
+        "computed would explain it"
+    )
+
+
+def not_found(hunt: Hunt, widths: str, closest: Net, error: float) -> tuple[str, str]:
+    """Of a search in which nothing came close."""
+    claim = (
+        f"no network of {widths} fits; {hunt.spent.starts:,} starts came to a relative error of "
+        f"{math.sqrt(error):.1e} (root mean square, width {closest.width}). {stopped(hunt)}"
+    )
+    hints = ["a larger max_width, another activation, or noise_std= if the targets are noisy"]
+    if hunt.spent.left(1) <= 0:
+        hints.append("a larger budget")
+    return claim, "; ".join(hints)
+
+
+def stopped(hunt: Hunt) -> str:
+    """Why the search ended."""
+    budget = hunt.spent.budget
+    if budget.starts is not None and hunt.spent.starts >= budget.starts:
+        return f"The budget of {budget.starts:,} starts is spent"
+    if hunt.spent.left(1) <= 0:
+        return f"The budget of {budget.seconds:g} seconds is spent"
+    why = (
+        "ReLU networks that fit need not be the function"
+        if not hunt.kind.analytic
+        else "so few samples do not determine any width"
+    )
+    return f"Every width had its {LEAST_ROUNDS} rounds of starts; {why}, so that no more are made"
+
+
+def where(domain: Domain, sampled: bool) -> str:
+    """How fresh points are drawn."""
+    return "fresh points of the sampler" if sampled else f"fresh points, uniform on {domain.name}"
