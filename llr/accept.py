@@ -457,7 +457,17 @@ def a_device(name: str, value: Any) -> Any:
     if not isinstance(value, str | torch.device):
         raise TypeError(f"{name} is {value!r}; expected a torch.device or its name, such as 'cpu'")
     try:
-        device = torch.device(value)
+        return torch.device(value)
+    except RuntimeError:
+        raise ValueError(
+            f"{name} is {value!r}; expected a device, such as 'cpu' or 'cuda:0'"
+        ) from None
+
+
+def a_device_here(name: str, value: Any) -> Any:
+    """A device of this machine; errors as for :func:`a_device`."""
+    device = a_device(name, value)
+    try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
         raise ValueError(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from llr.accept import (
-    a_device,
+    a_device_here,
     a_float_dtype,
     a_generator,
     a_module,
@@ -28,7 +28,7 @@ KINDS = ("normal", "fan-in", "torch")
     scale=number,
     generator=a_generator,
     dtype=a_float_dtype,
-    device=a_device,
+    device=a_device_here,
 )
 def initial(
     model: nn.Module,
