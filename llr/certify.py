@@ -19,7 +19,7 @@ from typing import Any
 from flint import arb, arb_mat
 from torch import Tensor
 
-from llr.accept import a_function, a_model, takes, valued
+from llr.accept import a_model, takes, valued
 from llr.balls import precision
 from llr.certificate import (
     HIGHEST_BITS,
@@ -42,6 +42,7 @@ from llr.elimination import (
 from llr.exact import Network, read_network
 from llr.parameters import Selection
 from llr.problem import Model
+from llr.roles import a_function
 from llr.theory.upper import upper_bound
 
 __all__ = ["Certificate", "Verdict", "certify", "verify"]

@@ -26,13 +26,14 @@ import torch
 from flint import arb, arb_mat, fmpq, fmpq_mat
 from torch import Tensor, nn
 
-from llr.accept import a_model, sizes, takes, valued, whole
+from llr.accept import a_model, takes, valued
 from llr.balls import Number, activation, is_rational, precision
 from llr.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
 from llr.chain import ENCODINGS, OTHERWISE, Affine, Array, Entrywise, Step, dense, steps_of
 from llr.memory import fits, format_bytes, memory_budget
 from llr.parameters import Selection
 from llr.problem import Model, Problem, read_problem
+from llr.roles import sizes, whole
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from llr import _ops, reference
-from llr.accept import a_model, a_tensor, as_given, takes, word
+from llr.accept import a_model, a_tensor, as_given, takes
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
 from llr.parameters import Selection
 from llr.probes import count_on_meta, refuse_behaviour
 from llr.problem import Model, Problem, read_problem
+from llr.roles import word
 from llr.surroundings import full_precision, outside_inference_mode
 
 log = logging.getLogger("llr")

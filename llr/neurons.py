@@ -17,12 +17,13 @@ import torch
 from flint import arb, arb_mat
 from torch import Tensor, nn
 
-from llr.accept import a_flag, a_seed, maybe, modules, takes, valued, whole
+from llr.accept import modules, takes, valued
 from llr.balls import coefficients
 from llr.certificate import LOWEST_BITS, check_int
 from llr.chain import Affine, Entrywise
 from llr.elimination import Scaled, find_pivots, prove
 from llr.exact import Network, read_network
+from llr.roles import a_flag, a_seed, maybe, whole
 from llr.samplers import read_sampler
 from llr.theory.span import Function, Span
 from llr.theory.structure import exact_row

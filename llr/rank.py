@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llr import _ops
-from llr.accept import a_function, a_model_or_matrix, a_precision, real, takes, valued, word
+from llr.accept import a_model_or_matrix, takes, valued
 from llr.certify import Progress, certify
 from llr.gram import BLOCK_BYTES, evaluate_gram, evaluate_triangle
 from llr.jacobian import Plan, execute, prepare
@@ -17,6 +17,7 @@ from llr.methods import METHODS, Cost, choose, costs
 from llr.parameters import Selection
 from llr.problem import Model, Problem, read_problem
 from llr.result import RankResult
+from llr.roles import a_function, a_precision, real, word
 from llr.spectrum import check_finite, count, numerical_rank, svdvals
 from llr.surroundings import outside_inference_mode
 

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from llr import _ops
-from llr.accept import needed, real, takes, whole
+from llr.accept import needed, takes
 from llr.result import CLEAR_GAP, RankResult
+from llr.roles import real, whole
 from llr.tensors import as_matrix
 
 __all__ = ["RankResult", "check_finite", "count", "numerical_rank", "svdvals", "tolerance"]

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from llr import _ops
-from llr.accept import a_flag, a_module, takes, valued
+from llr.accept import a_module, takes, valued
 from llr.memory import fits, format_bytes, memory_budget
 from llr.models import MatrixFactorization
 from llr.parameters import layout
 from llr.problem import Problem, read_problem
 from llr.recovery import lm_native, lm_reference
 from llr.recovery.damping import CONVERGED, STATUS, Damping
+from llr.roles import a_flag
 from llr.surroundings import full_precision, ordinary, outside_inference_mode
 
 _POOL_BYTES = 2**28  # of Jacobians and normal matrices that the torch path holds at a time

@@ -15,17 +15,7 @@ from scipy.special import chdtrc
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 
-from llr.accept import (
-    a_flag,
-    a_function,
-    a_seed,
-    real,
-    takes,
-    valued,
-    valued_or_function,
-    whole,
-    word,
-)
+from llr.accept import takes, valued, valued_or_function
 from llr.models import TwoLayer
 from llr.models.parts import check_sizes
 from llr.rank import rank
@@ -42,6 +32,7 @@ from llr.recovery.search import (
     polished,
     round_of_starts,
 )
+from llr.roles import a_flag, a_function, a_seed, real, whole, word
 from llr.surroundings import outside_inference_mode
 from llr.theory import model_rank_of_function
 

@@ -7,17 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from llr.accept import (
-    a_device_here,
-    a_float_dtype,
-    a_generator,
-    a_module,
-    number,
-    takes,
-    word,
-)
+from llr.accept import a_module, takes
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import layout
+from llr.roles import a_device_here, a_float_dtype, a_generator, number, word
 
 KINDS = ("normal", "fan-in", "torch")
 
