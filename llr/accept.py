@@ -1,7 +1,7 @@
 """What the public functions take: models, tensors and spellings as people have them.
 
 :func:`takes` is put on every public function. It reads each argument by its role before the function sees it;
-what is in order already costs a few hundred nanoseconds.
+what is in order already costs about a microsecond.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def takes(**roles: Role) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
         names = list(inspect.signature(function).parameters)
         in_order = [(name, roles.get(name, as_plain)) for name in names]
         role_of = dict(in_order)
-        chooses = "params" in names and "params" not in roles
+        of_model = names.index("model") if {"model", "params"} <= set(names) else -1
 
         @functools.wraps(function)
         def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -44,8 +44,8 @@ def takes(**roles: Role) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
             if not kwargs:
                 return function(*read)  # type: ignore[call-arg] # as many as were given
             named: Any = {name: role_of.get(name, as_plain)(name, v) for name, v in kwargs.items()}
-            if chooses and named.get("params") is not None:
-                given = args[0] if args else kwargs.get(names[0])
+            if of_model >= 0 and named.get("params") is not None:
+                given = args[of_model] if len(args) > of_model else kwargs.get("model")
                 named["params"] = selection(given, named["params"])
             return function(*read, **named)
 
