@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_sequence, takes
+from llr.accept import takes
+from llr.roles import a_sequence
 
 
 class Erf(nn.Module):

@@ -19,7 +19,7 @@ from typing import Any
 from flint import arb
 from torch import Tensor
 
-from llr.accept import a_function, a_model, takes, valued
+from llr.accept import a_model, takes, valued
 from llr.certificate import (
     HIGHEST_BITS,
     LOWEST_BITS,
@@ -33,6 +33,7 @@ from llr.elimination import Pivots, Scaled, find_pivots, prove, rational_pivots,
 from llr.exact import Network, read_network
 from llr.parameters import Selection
 from llr.problem import Model
+from llr.roles import a_function
 from llr.surroundings import outside_inference_mode
 from llr.theory.upper import upper_bound
 from llr.verification import Verdict, verify

@@ -7,9 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_generator, a_module, number, takes, valued
+from llr.accept import a_module, takes, valued
 from llr.jacobian import execute, prepare
 from llr.problem import read_problem
+from llr.roles import a_generator, number
 from llr.spectrum import tolerance
 from llr.surroundings import outside_inference_mode
 

@@ -26,7 +26,7 @@ import torch
 from flint import arb_mat, fmpq_mat
 from torch import Tensor, nn
 
-from llr.accept import a_model, sizes, takes, valued, whole
+from llr.accept import a_model, takes, valued
 from llr.arithmetic import BALLS, RATIONALS, Arithmetic
 from llr.balls import activation, is_rational, precision
 from llr.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
@@ -37,6 +37,7 @@ from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
 from llr.parameters import Selection
 from llr.problem import Model, Problem, read_problem
+from llr.roles import sizes, whole
 
 # Rows of the Jacobian that are added up at a time: numpy does not look at signals inside of it.
 _ROWS = 64

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from llr import _ops
-from llr.accept import a_model, takes, valued, word
+from llr.accept import a_model, takes, valued
 from llr.evaluation.probe import refuse_interactions
 from llr.jacobian import native_arguments, prepare
 from llr.layers import Factor, stream
 from llr.memory import fits, format_bytes, memory_budget
 from llr.parameters import Selection
 from llr.problem import Model, Problem, read_problem
+from llr.roles import word
 from llr.signals import at_point, read_layers
 from llr.surroundings import outside_inference_mode
 

@@ -17,11 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llr.accept import a_model, a_sampler, sizes, takes, valued, word
+from llr.accept import a_model, a_sampler, takes, valued
 from llr.model_rank import ModelRank
 from llr.model_rank import model_rank as find_model_rank
 from llr.parameters import Selection
 from llr.problem import Model, read_problem
+from llr.roles import sizes, word
 from llr.samplers import Source, all_samples, checked_points, sample_shape
 from llr.saturation import Certify, Found, Look, Search, ambiguous
 from llr.surroundings import outside_inference_mode

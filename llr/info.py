@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from llr import _ops, double_double, reference
-from llr.accept import a_device, takes
+from llr.accept import takes
 from llr.memory import format_bytes, memory_budget
+from llr.roles import a_device
 from llr.spectrum import svdvals
 from llr.surroundings import full_precision, outside_inference_mode
 

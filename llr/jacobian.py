@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
 from llr import _ops, reference
-from llr.accept import a_model, a_tensor, as_given, takes, word
+from llr.accept import a_model, a_tensor, as_given, takes
 from llr.evaluation.probe import UNSUPPORTED, Probe, probe, ragged, why_unsupported
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
 from llr.parameters import Columns, Selection
 from llr.probes import count_on_meta
 from llr.problem import Model, Problem, read_problem
+from llr.roles import word
 from llr.surroundings import closed, outside_inference_mode
 
 log = logging.getLogger("llr")

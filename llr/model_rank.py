@@ -20,11 +20,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from llr.accept import a_function, a_model, a_sampler, a_seed, sizes, takes, word
+from llr.accept import a_model, a_sampler, takes
 from llr.certificate import check_int
 from llr.parameters import Selection, columns_of_callable, columns_of_module
 from llr.problem import Model
 from llr.result import RankResult
+from llr.roles import a_function, a_seed, sizes, word
 from llr.samplers import Sampler, read_sampler
 from llr.saturation import Certify, Look, Progress, Search, ambiguous, proved
 from llr.surroundings import outside_inference_mode

@@ -17,13 +17,14 @@ import torch
 from flint import arb, arb_mat
 from torch import Tensor, nn
 
-from llr.accept import a_flag, a_seed, maybe, modules, takes, valued, whole
+from llr.accept import modules, takes, valued
 from llr.balls import coefficients
 from llr.certificate import LOWEST_BITS, check_int
 from llr.chain import Affine, Entrywise
 from llr.elimination import Scaled, find_pivots, prove
 from llr.exact import Network, read_network
 from llr.kinks import off_analytic
+from llr.roles import a_flag, a_seed, maybe, whole
 from llr.samplers import read_sampler
 from llr.surroundings import outside_inference_mode
 from llr.theory.span import Function, Span

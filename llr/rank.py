@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from llr.accept import a_function, a_model_or_matrix, a_precision, real, takes, valued, word
+from llr.accept import a_model_or_matrix, takes, valued
 from llr.certificate import Certificate
 from llr.certify import Progress, certify
 from llr.counting import Count, ImmoderateSquaresError
@@ -18,6 +18,7 @@ from llr.methods import METHODS, choose, costs
 from llr.parameters import Selection
 from llr.problem import Model, read_problem
 from llr.result import RankResult
+from llr.roles import a_function, a_precision, real, word
 from llr.spectrum import numerical_rank
 from llr.surroundings import outside_inference_mode
 from llr.theory.upper import upper_bound

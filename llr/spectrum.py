@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from llr import _ops
-from llr.accept import needed, real, takes, whole
+from llr.accept import needed, takes
 from llr.different import bounds_of_matrix
 from llr.equilibrate import scaled, scales
 from llr.error_bound import svd_error
 from llr.result import CLEAR_GAP, RankResult
+from llr.roles import real, whole
 from llr.surroundings import outside_inference_mode
 from llr.tensors import as_matrix
 

@@ -546,6 +546,15 @@ def test_second_names_of_tied_weights() -> None:
         llr.jacobian(model, x, params={"a.weight": value, "b.weight": value + 1})
 
 
+def test_certificates_with_params_in_other_forms() -> None:
+    model, x = mlp(), samples()
+    proof = llr.certify.certify(model, x, params=model.state_dict())
+    wrapped = nn.DataParallel(model)
+    for params in (model.state_dict(), dict(wrapped.named_parameters())):
+        assert llr.certify.verify(proof, wrapped, x, params=params)
+        assert llr.certify.verify(proof, model=wrapped, x=x.numpy(), params=params)
+
+
 def test_params_in_other_forms() -> None:
     model, x = mlp(), samples()
     J = llr.jacobian(model, x)

@@ -347,8 +347,8 @@ class TestBadInput:
             recover_function(x, y, **{"max_width": 2, **options})  # type: ignore[arg-type]
 
     def test_no_tensors(self) -> None:
-        with pytest.raises(TypeError, match="x is list; expected a tensor"):
-            recover([[1.0]], Y, max_width=1)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match="x is str; expected a tensor"):
+            recover("x.csv", Y, max_width=1)  # type: ignore[arg-type]
         with pytest.raises(TypeError, match=r"y is torch\.complex128; expected real"):
             recover(X, Y.to(torch.complex128), max_width=1)
 

@@ -10,7 +10,7 @@ import torch
 from flint import arb_mat, fmpq_mat
 from torch import Tensor, nn
 
-from llr.accept import a_module, a_seed, takes, valued
+from llr.accept import a_module, takes, valued
 from llr.balls import Number
 from llr.certify import certify
 from llr.critical_targets import critical_error, error_of
@@ -21,6 +21,7 @@ from llr.embedding.rounding import before_rounding, rounding_of
 from llr.exact import read_network
 from llr.jacobian import jacobian
 from llr.kinks import off_analytic
+from llr.roles import a_seed
 from llr.surroundings import outside_inference_mode
 from llr.theory.formal import Formal, formal
 from llr.theory.formal_span import contained, formal_rank

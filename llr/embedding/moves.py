@@ -10,10 +10,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_generator, a_module, numbers_or_one, sizes, takes
+from llr.accept import a_module, numbers_or_one, takes
 from llr.embedding.network import Network, Spread, embed, read, spread_columns, spread_rows
 from llr.embedding.record import Embedding
 from llr.models import Conv1dTwoLayer
+from llr.roles import a_generator, sizes
 from llr.surroundings import outside_inference_mode
 
 Numbers = Sequence[float] | Tensor

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from llr.accept import a_model, real, takes, valued
+from llr.accept import a_model, takes, valued
 from llr.landscape.surface import Linearization, Loss, Surface, pullback
 from llr.parameters import Selection
 from llr.problem import Model
+from llr.roles import real
 from llr.surroundings import outside_inference_mode
 
 # How far above the effect of rounding a gradient may be and still count as one of rounding alone.

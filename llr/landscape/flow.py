@@ -13,7 +13,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.func import grad
 
-from llr.accept import a_model, a_sequence, number, real, takes, valued
+from llr.accept import a_model, takes, valued
 from llr.certificate import check_int
 from llr.error_bound import estimated_error
 from llr.jacobian import evaluate
@@ -21,6 +21,7 @@ from llr.landscape.spectra import check_affordable
 from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.parameters import Selection
 from llr.problem import Model
+from llr.roles import a_sequence, number, real
 from llr.spectrum import count, svdvals
 from llr.surroundings import outside_inference_mode
 

@@ -10,10 +10,11 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from llr.accept import a_generator, a_module, an_instance, takes
+from llr.accept import a_module, takes
 from llr.landscape.branches import Branch
 from llr.landscape.target import Target, read_target
 from llr.models import TwoLayer
+from llr.roles import a_generator, an_instance
 from llr.surroundings import outside_inference_mode
 from llr.theory.structure import Row
 

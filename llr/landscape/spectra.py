@@ -13,12 +13,13 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 from torch.func import grad
 
-from llr.accept import a_model, maybe, real, takes, valued, whole
+from llr.accept import a_model, takes, valued
 from llr.jacobian import evaluate
 from llr.landscape.surface import Loss, Surface, hessian_of, pullback
 from llr.memory import fits, format_bytes, memory_budget
 from llr.parameters import Selection
 from llr.problem import Model
+from llr.roles import maybe, real, whole
 from llr.spectrum import svdvals, tolerance
 from llr.surroundings import outside_inference_mode
 

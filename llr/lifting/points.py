@@ -10,13 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_module, a_seed, number, real, takes, valued
+from llr.accept import a_module, takes, valued
 from llr.certificate import check_int
 from llr.critical_targets import critical_targets
 from llr.landscape import Criticality, HessianSpectrum, criticality, hessian_spectrum
 from llr.landscape.surface import Loss, Surface
 from llr.lifting.chain import Chain, chain_of, check_index, read_chain
 from llr.lifting.equations import Equations
+from llr.roles import a_seed, number, real
 from llr.surroundings import outside_inference_mode
 
 Kind = Literal["strict saddle", "local minimum", "degenerate"]

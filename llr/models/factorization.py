@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llr.accept import a_float_dtype, a_generator, takes
+from llr.accept import takes
 from llr.chain import Shape, Step, dense, register
 from llr.models.parts import (
     check_shape,
@@ -19,6 +19,7 @@ from llr.models.parts import (
     normal,
     set_tensors,
 )
+from llr.roles import a_float_dtype, a_generator
 
 
 class MatrixFactorization(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_flag, a_float_dtype, a_generator, a_sequence, takes
+from llr.accept import takes
 from llr.activations import activation_layer
 from llr.models.parts import (
     check_shape,
@@ -20,6 +20,7 @@ from llr.models.parts import (
     matrix_shape,
     set_tensors,
 )
+from llr.roles import a_flag, a_float_dtype, a_generator, a_sequence
 
 
 class _Chain(nn.Sequential):

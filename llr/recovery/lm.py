@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llr import _ops
-from llr.accept import a_flag, a_module, takes, valued
+from llr.accept import a_module, takes, valued
 from llr.evaluation.probe import refuse_interactions
 from llr.memory import fits, format_bytes, memory_budget
 from llr.models import MatrixFactorization
@@ -18,6 +18,7 @@ from llr.parameters import layout
 from llr.problem import Problem, read_problem
 from llr.recovery import lm_native, lm_reference
 from llr.recovery.damping import CONVERGED, STATUS, Damping
+from llr.roles import a_flag
 from llr.surroundings import closed, ordinary, outside_inference_mode
 
 _POOL_BYTES = 2**28  # of Jacobians and normal matrices that the torch path holds at a time

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llr.accept import takes, word
+from llr.accept import takes
 from llr.named import named_object
 from llr.recovery.sweep import Row, Spec, Tally, export, read_store, run
+from llr.roles import word
 from llr.surroundings import outside_inference_mode
 
 Document = Mapping[str, Any]

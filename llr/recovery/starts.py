@@ -7,17 +7,10 @@ import math
 import torch
 from torch import Tensor, nn
 
-from llr.accept import (
-    a_device,
-    a_float_dtype,
-    a_generator,
-    a_module,
-    number,
-    takes,
-    word,
-)
+from llr.accept import a_module, takes
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.parameters import layout
+from llr.roles import a_device_here, a_float_dtype, a_generator, number, word
 from llr.surroundings import outside_inference_mode
 
 KINDS = ("normal", "fan-in", "torch")
@@ -29,7 +22,7 @@ KINDS = ("normal", "fan-in", "torch")
     scale=number,
     generator=a_generator,
     dtype=a_float_dtype,
-    device=a_device,
+    device=a_device_here,
 )
 @outside_inference_mode
 def initial(

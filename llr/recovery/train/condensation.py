@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_module, needed, number, real, takes, valued, whole
+from llr.accept import a_module, needed, takes, valued
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.models import TwoLayer
 from llr.parameters import layout
 from llr.rank import rank
 from llr.result import RankResult
+from llr.roles import number, real, whole
 from llr.spectrum import check_finite
 from llr.surroundings import outside_inference_mode
 
