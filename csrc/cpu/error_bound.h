@@ -35,7 +35,8 @@ struct ErrorKernels {
   void (*feed)(double* v, const double* e, const double* a, double c, int64_t count);
   // ez[i] += c |b[i]|
   void (*add_magnitudes)(double* ez, const double* b, double c, int64_t count);
-  // In: z in eg, ez in ea, a = sigma(z), g = sigma'(z). Out: ea, eg, and v, what comes of ea by `feed`.
+  // In: z in eg, ez in ea, a = sigma(z), g = sigma'(z). Out: ea, eg, and v, what comes of ea by `feed`, unless it is
+  // null.
   void (*activation)(Activation, double* ea, double* eg, double* v, const double* a, const double* g, double c,
                      int64_t count);
   // In: et in ed (unless the derivatives t before are exact), the slopes g and their errors. Out: ed, and v of ed and
@@ -45,9 +46,9 @@ struct ErrorKernels {
   // Over each of `rows` rows of `count` numbers the sums of (e + c |a|)^2, and of (e + |a|)^2 unless `with_1` is null.
   void (*squares)(double* with_c, double* with_1, const double* e, const double* a, double c, int64_t rows,
                   int64_t count);
-  // The sum of (scale[i] v[i])^2.
-  double (*scaled_squares)(const double* scale, const double* v, int64_t count);
-  // norm[j] += (s w[j] unit[j])^2 over a row; returns the sum of these squares.
+  // The sum of (unit[i] v[i])^2 with the v that `feed` would make.
+  double (*fed_squares)(const double* unit, const double* e, const double* a, double c, int64_t count);
+  // norm[j] += (s w[j] unit[j])^2 over a row (unit null: 1); returns the sum of these squares.
   double (*row_squares)(double* norm, const double* w, const double* unit, double s, int64_t count);
   double (*row_squares_float)(double* norm, const float* w, const double* unit, double s, int64_t count);
 };

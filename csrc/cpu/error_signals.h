@@ -108,11 +108,11 @@ class ErrorSignals {
     for (int l = 0; l < layers_; ++l) {
       const int64_t in = layout_.in(l);
       places_[l].input = take(samples * in);
-      places_[l].feed = take(samples * in);
+      places_[l].feed = is_large(l) ? 0 : take(samples * in);
       if (l == 0) continue;
       places_[l].slope = take(samples * in);
       places_[l - 1].delta = take(samples * chunk * in);
-      if (l > 1) places_[l - 1].delta_feed = take(samples * chunk * in);
+      places_[l - 1].delta_feed = l > 1 && !is_large(l - 1) ? take(samples * chunk * in) : 0;
     }
     bounds_ = aligned_doubles(count);
     const int64_t points = args_.weights_batched ? args_.points : 1;
@@ -120,6 +120,8 @@ class ErrorSignals {
     for (int l = 0; l < layers_; ++l) {
       if (!is_large(l)) continue;
       norms_.resize(points * layers_);
+      feed_norms_.resize(samples);
+      delta_norms_.resize(samples * chunk);
       parallel_tasks(points, points * layout_.in(l) * layout_.out(l), [&](int64_t point) {
         norms_[point * layers_ + l] = weight_norms(weight(l, point), layout_.out(l), layout_.in(l));
       });
@@ -158,6 +160,7 @@ class ErrorSignals {
   void load_errors(const Block& block) {
     const int64_t d = layout_.in(0), at = block.slot * d, count = block.count * d;
     std::fill_n(input_errors(0) + at, count, 0.0);
+    if (is_large(0)) return;
     error_kernels().feed(feeds(0) + at, input_errors(0) + at, inputs(0) + at, rounding_of(d), count);
   }
 
@@ -177,25 +180,26 @@ class ErrorSignals {
     const T* b = bias(l, block.point);
     const double* z = inputs(l + 1) + block.slot * out;
     double* e = input_errors(l + 1) + block.slot * out;
-    const double* v = feeds(l) + block.slot * in;
     std::vector<double> start(width, static_cast<double>(in + 2) * least);
     if (b != nullptr) {
       for (int64_t i = 0; i < width; ++i) start[i] += rounding_of(in) * detail::magnitude(b[first + i]);
     }
     for (int64_t s = 0; s < block.count; ++s) std::copy_n(start.data(), width, e + s * out + first);
     if (is_large(l)) {
+      if (width == out) measure_feeds(block, l);
       const WeightNorms& n = norms(l, block.point);
       for (int64_t s = 0; s < block.count; ++s) {
-        const double size = norm_of(n.column_unit, v + s * in, in);
-        kernels.add_magnitudes(e + s * out + first, n.row.data() + first, size, width);
+        kernels.add_magnitudes(e + s * out + first, n.row.data() + first, feed_norms_[block.slot + s], width);
       }
     } else {
       const std::vector<double> w = magnitudes(weight(l, block.point) + first * in, in, width, in);
-      multiply_add(e + first, out, v, in, w.data(), 1, in, block.count, width, in);
+      multiply_add(e + first, out, feeds(l) + block.slot * in, in, w.data(), 1, in, block.count, width, in);
     }
     if (args_.activation == Activation::relu) {
       for (int64_t s = 0; s < block.count; ++s) {
-        spare_zeros(block, l, first, width, z + s * out + first, e + s * out + first, v + s * in);
+        const int64_t at = (block.slot + s) * in;
+        spare_zeros(block, l, first, width, z + s * out + first, e + s * out + first, inputs(l) + at,
+                    input_errors(l) + at);
       }
     }
     double* kept = slope_errors(l + 1) + block.slot * out;
@@ -203,32 +207,51 @@ class ErrorSignals {
               [&](int64_t at, int64_t count) { std::copy_n(z + at, count, kept + at); });
   }
 
-  static double norm_of(const std::vector<double>& unit, const double* v, int64_t count) {
-    return rounded_up * std::sqrt(error_kernels().scaled_squares(unit.data(), v, count) +
-                                  static_cast<double>(count) * least);
+  // The norms that stand in for products with a large |W|: once for all pieces of its neurons.
+  void measure_feeds(const Block& block, int l) {
+    const std::vector<double>& unit = norms(l, block.point).column_unit;
+    for (int64_t s = block.slot; s < block.slot + block.count; ++s) {
+      const int64_t in = layout_.in(l);
+      feed_norms_[s] = norm_of(unit, input_errors(l) + s * in, inputs(l) + s * in, in);
+    }
+  }
+
+  void measure_delta_feeds(const Block& block, int l, int64_t outputs) {
+    const std::vector<double>& unit = norms(l, block.point).row_unit;
+    const int64_t first = block.slot * outputs;
+    for (int64_t r = first; r < first + block.count * outputs; ++r) {
+      const int64_t out = layout_.out(l);
+      delta_norms_[r] = norm_of(unit, delta_errors(l) + r * out, deltas(l) + r * out, out);
+    }
+  }
+
+  static double norm_of(const std::vector<double>& unit, const double* e, const double* a, int64_t count) {
+    const double squares = error_kernels().fed_squares(unit.data(), e, a, rounding_of(count), count);
+    return rounded_up * std::sqrt(squares + static_cast<double>(count) * least);
   }
 
   // A sum of nothing but zeros is exactly zero, and stays on its side of ReLU's kink.
   void spare_zeros(const Block& block, int l, int64_t first, int64_t width, const double* z, double* e,
-                   const double* v) const {
+                   const double* a, const double* ea) const {
     const int64_t in = layout_.in(l);
     const T *w = weight(l, block.point), *b = bias(l, block.point);
     for (int64_t i = 0; i < width; ++i) {
       if (z[i] != 0.0 || (b != nullptr && b[first + i] != T(0))) continue;
       const T* row = w + (first + i) * in;
       bool zero = true;
-      for (int64_t j = 0; j < in && zero; ++j) zero = row[j] == T(0) || v[j] == 0.0;
+      for (int64_t j = 0; j < in && zero; ++j) zero = row[j] == T(0) || (a[j] == 0.0 && ea[j] == 0.0);
       if (zero) e[i] = 0.0;
     }
   }
 
   void activation_errors(const Block& block, int l, int64_t first, int64_t last) {
     const int64_t out = layout_.out(l), start = block.slot * out;
+    const bool feeds_product = l + 2 < layers_ && !is_large(l + 1);
     over_rows(block.count, out, first, last - first, [&](int64_t offset, int64_t count) {
       const int64_t at = start + offset;
       error_kernels().activation(args_.activation, input_errors(l + 1) + at, slope_errors(l + 1) + at,
-                                 feeds(l + 1) + at, inputs(l + 1) + at, slopes_[l + 1].get() + at, rounding_of(out),
-                                 count);
+                                 feeds_product ? feeds(l + 1) + at : nullptr, inputs(l + 1) + at,
+                                 slopes_[l + 1].get() + at, rounding_of(out), count);
     });
   }
 
@@ -242,20 +265,21 @@ class ErrorSignals {
     const bool exact = l == layers_ - 1;  // a row of the last weight matrix
     if (!exact) {
       for (int64_t r = 0; r < rows; ++r) std::fill_n(e + r * in, width, static_cast<double>(out + 2) * least);
-      const double* v = delta_feeds(l) + block.slot * outputs * out;
       if (is_large(l)) {
+        if (width == in) measure_delta_feeds(block, l, outputs);
         const WeightNorms& n = norms(l, block.point);
+        const double* sizes = delta_norms_.data() + block.slot * outputs;
         for (int64_t r = 0; r < rows; ++r) {
-          kernels.add_magnitudes(e + r * in, n.column.data() + first, norm_of(n.row_unit, v + r * out, out), width);
+          kernels.add_magnitudes(e + r * in, n.column.data() + first, sizes[r], width);
         }
       } else {
         const std::vector<double> w = magnitudes(weight(l, block.point) + first, in, out, width);
-        multiply_add(e, in, v, out, w.data(), width, 1, rows, width, out);
+        multiply_add(e, in, delta_feeds(l) + block.slot * outputs * out, out, w.data(), width, 1, rows, width, out);
       }
     }
     const double *t = deltas(l - 1) + start, *g = slopes_[l].get() + block.slot * in;
     const double* eg = slope_errors(l) + block.slot * in;
-    double *errors = delta_errors(l - 1) + start, *next = l > 1 ? delta_feeds(l - 1) + start : nullptr;
+    double *errors = delta_errors(l - 1) + start, *next = l > 1 && !is_large(l - 1) ? delta_feeds(l - 1) + start : nullptr;
     const auto step = [&](int64_t at, int64_t of, int64_t count) {
       kernels.slope(errors + at, next == nullptr ? nullptr : next + at, t + at, g + of, eg + of, rounding_of(in), exact,
                     count);
@@ -280,7 +304,8 @@ class ErrorSignals {
   };
   std::vector<Places> places_;
   AlignedDoubles bounds_;
-  std::vector<WeightNorms> norms_;  // of large layers, per point
+  std::vector<WeightNorms> norms_;                 // of large layers, per point
+  std::vector<double> feed_norms_, delta_norms_;  // of the layer at hand
 };
 
 }  // namespace llr

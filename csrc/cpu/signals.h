@@ -19,8 +19,8 @@ template <typename T>
 class Signals : public ErrorSignals<T> {
   using Base = ErrorSignals<T>;
   using Base::activation_errors, Base::allocate_errors, Base::args_, Base::backward_errors, Base::bias,
-      Base::deltas_, Base::errors_, Base::forward_errors, Base::inputs_, Base::layers_, Base::layout_,
-      Base::load_errors, Base::slopes_, Base::weight;
+      Base::deltas_, Base::errors_, Base::forward_errors, Base::inputs_, Base::is_large, Base::layers_, Base::layout_,
+      Base::load_errors, Base::measure_delta_feeds, Base::measure_feeds, Base::slopes_, Base::weight;
 
  public:
   explicit Signals(const MlpArguments& arguments, bool errors = false) : Base(arguments, errors) {}
@@ -114,6 +114,10 @@ class Signals : public ErrorSignals<T> {
     parallel_tasks(static_cast<int64_t>(round.size()), samples * layout_.in(0),
                    [&](int64_t i) { load(round[i]); });
     for (int l = 0; l + 1 < layers_; ++l) {
+      if (errors_ && is_large(l)) {
+        parallel_tasks(static_cast<int64_t>(round.size()), samples * layout_.in(l),
+                       [&](int64_t i) { measure_feeds(round[i], l); });
+      }
       over_pieces(round, layout_.out(l), samples * layout_.in(l) * layout_.out(l),
                   [&](const Block& b, int64_t first, int64_t last) { forward_piece(b, l, first, last); });
     }
@@ -123,6 +127,10 @@ class Signals : public ErrorSignals<T> {
     const int64_t samples = samples_in(round);
     for (int l = layers_ - 1; l >= 1; --l) {
       const int64_t terms = l == layers_ - 1 ? 1 : layout_.out(l);
+      if (errors_ && terms > 1 && is_large(l)) {
+        parallel_tasks(static_cast<int64_t>(round.size()), samples * outputs * terms,
+                       [&](int64_t i) { measure_delta_feeds(round[i], l, outputs); });
+      }
       over_pieces(round, layout_.in(l), samples * outputs * layout_.in(l) * terms,
                   [&](const Block& b, int64_t first, int64_t last) {
                     backward_piece(b, l, first, last, j, outputs);
