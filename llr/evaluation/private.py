@@ -161,7 +161,7 @@ class _Copier:
         compiled = isinstance(module, torch.jit.ScriptModule)
         new = copy.deepcopy(module) if compiled else object.__new__(_uncached(module))
         self.memo[id(module)] = new
-        return cast(nn.Module, new)
+        return new
 
     def _fill_script(self, module: torch.jit.ScriptModule, path: str) -> None:
         new = self.memo[id(module)]
