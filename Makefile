@@ -68,6 +68,7 @@ type: $(VENV)/.llr-dev
 bench: $(VENV)/.llr-dev
 	$(BIN)/python benchmarks/jacobian.py $(ARGS)
 	$(BIN)/python benchmarks/rank.py $(ARGS)
+	$(BIN)/python benchmarks/rank_words.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/training.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/recovery.py $(filter --quick,$(ARGS))
 

@@ -103,7 +103,7 @@ def has_llr_guarantee(
         >>> bool(llr.has_llr_guarantee(model, torch.randn(9, 2)))
         True
         >>> print(llr.has_llr_guarantee(model, torch.ones(9, 2), model_rank=9))
-        no LLR guarantee: the rank on 9 samples is 1, that of the model 9; only 1 of the samples differ
+        no LLR guarantee: the rank on 9 samples is 1, that of the model 9; only 1 of the samples differ (proved)
     """
     case = _Case.of(model, x, model_rank, params, certify, method, options)
     return case.verdict()

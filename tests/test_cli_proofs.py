@@ -35,7 +35,8 @@ class TestMethods:
     def test_counting(self, method: str) -> None:
         result = rank_as_json(*SOURCE, "--method", method)
         assert (result["method"], result["rank"], result["upper"]) == (method, 13, 13)
-        assert (result["lower"], result["exact"], result["certificate"]) == (0, False, None)
+        assert (result["lower"], result["lower_from"], result["exact"]) == (13, "error bound", True)
+        assert (result["upper_from"], result["certificate"]) == ("shape", None)
 
     def test_certified(self) -> None:
         result = rank_as_json(*SOURCE, "--method", "certified", "--max-bits", 256)
@@ -43,7 +44,8 @@ class TestMethods:
         assert llr.Certificate.from_dict(result["certificate"]).rank == 13
 
     def test_upper(self) -> None:
-        assert rank_as_json(*SOURCE, "--upper", 9)["upper"] == 9
+        assert rank_as_json(*SOURCE, "--upper", 13)["upper"] == 13
+        assert "upper=9 is disproved" in refusal("rank", *SOURCE, "--upper", 9)
 
     def test_unknown(self) -> None:
         assert "'qr' is not one of" in run("rank", *SOURCE, "--method", "qr", code=2).output
@@ -112,6 +114,46 @@ class TestCertify:
         assert sorted(p.name for p in here.iterdir()) == ["proof.json", "x.npy"]
 
 
+class TestOpenRanks:
+    """What scripts go by: exit code 3 where a rank is found but not known."""
+
+    MODEL = ("mlp:1-16-1", "--inputs", "x.npy", "--weights", "w.pt")
+
+    @pytest.fixture
+    def weights(self, here: Path) -> None:
+        torch.manual_seed(0)
+        model = load_model("mlp:1-16-1", dtype=torch.float64)
+        for p in model.parameters():
+            torch.nn.init.normal_(p)
+        torch.save(model.state_dict(), here / "w.pt")
+        np.save(here / "x.npy", np.random.default_rng(0).standard_normal((60, 1)))
+
+    @pytest.mark.usefixtures("weights")
+    def test_settled_at_once(self) -> None:
+        output = run("rank", *self.MODEL).stdout
+        assert "rank 49 of a 60 x 49 matrix, proved" in output
+
+    @pytest.mark.usefixtures("weights")
+    def test_ambiguous(self) -> None:
+        output = run("rank", *self.MODEL, "--no-resolve", code=3).stdout
+        assert "AMBIGUOUS" in output
+        counted = run("rank", *self.MODEL, "--no-resolve", "--rtol", 1e-9).stdout
+        assert "sigma_" in counted
+
+    @pytest.mark.usefixtures("weights")
+    def test_what_a_proof_would_take(self) -> None:
+        output = run("rank", *self.MODEL, "--method", "svd", code=3).stdout
+        assert "a certificate would take about" in output
+        assert "proved" in run("rank", *self.MODEL, "--method", "svd", "--resolve").stdout
+
+    def test_clear_only(self, here: Path) -> None:
+        x = np.random.default_rng(0).standard_normal((200, 10))
+        np.save(here / "x.npy", np.concatenate((x, x + 1e-14)))  # not the same samples, by a little
+        source = ("mlp:10-40-1", "--inputs", "x.npy", "--no-resolve")
+        assert "; counted: the rank is at least" in run("rank", *source).stdout
+        run("rank", *source, "--strict", code=3)
+
+
 class TestModelRank:
     def test_lines(self) -> None:
         output = run("model-rank", "mlp:2-3-1").stdout
@@ -131,11 +173,11 @@ class TestModelRank:
         assert (result["rank"], result["lower"], result["exact"]) == (13, 0, False)
 
     def test_too_few_samples(self) -> None:
-        result = json.loads(
-            run("model-rank", "mlp:2-3-1", "--max-samples", 5, "--json", "-").stdout
-        )
+        few = ("model-rank", "mlp:2-3-1", "--max-samples", 5)
+        result = json.loads(run(*few, "--json", "-", code=3).stdout)
         assert result["rank"] == 5
         assert result["saturated"] is False
+        assert run(*few, code=3).stdout.startswith("model rank >= 5 of 13 parameters")
 
     def test_empty_box(self) -> None:
         assert "low" in refusal("model-rank", "mlp:2-3-1", "--sampler", "uniform", "--box", 1, 1)

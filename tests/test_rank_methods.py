@@ -244,6 +244,85 @@ class TestCertified:
         assert llr.rank(model, x, method="certified").exact
 
 
+class TestWhatIsKnown:
+    """exact, ambiguous, clear, and where the bounds come from."""
+
+    def test_random_networks(self) -> None:
+        # None that is not ambiguous is wrong, and no count is above what is proved.
+        told = 0
+        for seed in range(12):
+            torch.manual_seed(seed)
+            widths = (1, 2 + seed % 4, 1) if seed % 2 else (1, 1, 2, 1, 1)
+            model = mlp(*widths, activation=(nn.Tanh, nn.Sigmoid, nn.SiLU)[seed % 3])
+            for p in model.parameters():
+                nn.init.normal_(p)
+            x = samples(20, 1, seed=seed)
+            proof = llr.rank(model, x, method="certified", max_bits=1024)
+            for method in FLOAT_METHODS:
+                counted = llr.rank(model, x, method=method)
+                assert counted.lower_from == "error bound"
+                assert counted.lower <= proof.rank
+                assert counted.ambiguous or counted.rank == proof.rank
+            answer = llr.rank(model, x)
+            assert answer.ambiguous or answer.rank == proof.rank
+            told += answer.exact
+        assert told >= 10
+
+    def test_the_closed_form_is_met(self) -> None:
+        twins = [([0.5, -1.0], 0.3, [1.0]), ([0.5, -1.0], 0.3, [2.0])]
+        result = llr.rank(two_layer(twins), samples(40, 2), method="svd")
+        assert (result.rank, result.exact, result.upper_from) == (4, True, "theory")
+        assert "exact: upper bound by theory" in str(result)
+
+    def test_larger_ones_say_what_a_proof_would_take(self) -> None:
+        torch.manual_seed(0)
+        model, x = mlp(1, 40, 1), samples(400, 1)
+        result = llr.rank(model, x)
+        assert (result.ambiguous, result.clear) == (True, False)
+        assert "a certificate would take about" in result.reason
+        assert result.lower == result.rank < result.upper == 121
+
+    def test_never_and_whatever_it_takes(self) -> None:
+        torch.manual_seed(0)
+        model, x = mlp(1, 12, 1), samples(50, 1)
+        assert llr.rank(model, x, resolve=False).ambiguous
+        for method in FLOAT_METHODS:
+            assert llr.rank(model, x, method=method).ambiguous
+            assert llr.rank(model, x, method=method, resolve=True).exact
+        with pytest.raises(TypeError, match="resolve"):
+            llr.rank(torch.eye(3), resolve=True)
+
+    def test_a_tolerance_asks_something_else(self) -> None:
+        torch.manual_seed(0)
+        model, x = mlp(1, 12, 1), samples(50, 1)
+        result = llr.rank(model, x, rtol=1e-3)
+        assert result.counted_above == "tolerance"
+        assert result.method != "certified"
+        assert result.rank < result.lower < 37
+        assert not result.exact
+        tol = float(result.spectrum[3])
+        assert llr.rank(model, x, atol=tol).ambiguous  # a value on the line
+
+    def test_other_layers_are_estimated(self) -> None:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 8), nn.LayerNorm(8), nn.Tanh(), nn.Linear(8, 1)).double()
+        x = samples(20, 3)
+        result = llr.rank(model, x)
+        assert (result.lower_from, result.rank, result.upper) == ("estimate", 20, 20)
+        assert not result.ambiguous
+        assert not result.exact
+        assert llr.rank(model, torch.cat((x, x))).upper == 40 - 20
+
+    def test_a_preactivation_that_no_proof_likes(self) -> None:
+        model = mlp(1, 2, 1)
+        with torch.no_grad():
+            model[0].weight.copy_(torch.tensor([[1.0], [0.0]]))
+            model[2].weight.fill_(1.0)
+            model[0].bias.copy_(torch.tensor([0.0, 40.0]))
+        result = llr.rank(model, samples(20, 1))
+        assert result.rank == result.upper or result.ambiguous
+
+
 class TestBadInput:
     def test_method(self) -> None:
         with pytest.raises(ValueError, match=r"method is 'qr'; expected one of auto, svd, tsqr"):

@@ -1,5 +1,5 @@
-// The arrays of signals that the operators of MLPs share, and beside them, if asked for, bounds of how far they are from
-// the exact numbers: the running error analysis of error_bound.h, piece by piece as the signals are computed.
+// The arrays of signals that the operators of MLPs share, and beside them, if asked for, bounds of how far they are
+// from the exact numbers: the running error analysis of error_bound.h, piece by piece as the signals are computed.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -279,7 +279,8 @@ class ErrorSignals {
     }
     const double *t = deltas(l - 1) + start, *g = slopes_[l].get() + block.slot * in;
     const double* eg = slope_errors(l) + block.slot * in;
-    double *errors = delta_errors(l - 1) + start, *next = l > 1 && !is_large(l - 1) ? delta_feeds(l - 1) + start : nullptr;
+    double* const errors = delta_errors(l - 1) + start;
+    double* const next = l > 1 && !is_large(l - 1) ? delta_feeds(l - 1) + start : nullptr;
     const auto step = [&](int64_t at, int64_t of, int64_t count) {
       kernels.slope(errors + at, next == nullptr ? nullptr : next + at, t + at, g + of, eg + of, rounding_of(in), exact,
                     count);

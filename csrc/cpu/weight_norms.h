@@ -11,8 +11,8 @@
 
 namespace llr {
 
-// sum_j |W_ij| v_j <= row[i] * norm(column_unit * v) for v >= 0, and sum_i |W_ij| w_i <= column[j] * norm(row_unit * w):
-// Cauchy and Schwarz. Where the columns (rows) of W differ much in size, the entries of v are taken in units of their
+// sum_j |W_ij| v_j <= row[i] * norm(column_unit * v) for v >= 0, and
+// sum_i |W_ij| w_i <= column[j] * norm(row_unit * w): Cauchy and Schwarz. Where the columns (rows) of W differ much in size, the entries of v are taken in units of their
 // norms, so that the units of the neurons do not matter. All within a factor of 1.01.
 struct WeightNorms {
   std::vector<double> row, column, row_unit, column_unit;
