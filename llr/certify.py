@@ -198,7 +198,8 @@ def _in_balls(
         upper_from=upper_from,
         rows=tuple(sorted(row for row, _ in best.pivots)),
         columns=tuple(sorted(column for _, column in best.pivots)),
-        bound=decimal_below(best.bound),
+        # A little less: a check at another precision may have a ball around the same number.
+        bound=decimal_below((best.bound * (1 - arb((1, -36)))).lower() if best.pivots else arb(1)),
         arithmetic="balls",
         bits=best.bits,
         stopped=stopped,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flint import arb_mat
+from flint import arb, arb_mat
 from torch import Tensor
 
 from llr.accept import a_model, takes, valued
@@ -163,8 +163,12 @@ def _unproved(certificate: Certificate, network: Network) -> str:
     bits = 2 * certificate.bits if certificate.bits and certificate.bits <= 1024 else _FIRST_BITS
     while True:
         with precision(bits):
+            least = arb(0)
             if network.rational:
-                rows = arb_mat(network.rational_jacobian(certificate.rows))
+                exact = network.rational_jacobian(certificate.rows)
+                rows = arb_mat(exact)
+                # An integer that is not 0, divided by these powers of two.
+                least = arb((1, -sum(integer_rows(exact)[1])))
             else:
                 rows = network.jacobian(bits, certificate.rows)
             A = Scaled(_columns(rows, certificate.columns), bits)
@@ -176,7 +180,7 @@ def _unproved(certificate: Certificate, network: Network) -> str:
                 return f"bound is {certificate.bound}, but the determinant is at most {digits}"
             with precision(bits):
                 shown = _nonsingular(A.block(*at), largest_piece(bits))
-            if shown and at_most(certificate.bound, found[0]):
+            if shown and any(at_most(certificate.bound, low) for low in (found[0], least)):
                 return ""
         if bits >= most:
             return f"these rows and columns could not be shown to be independent at {bits} bits"
