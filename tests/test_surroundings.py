@@ -292,6 +292,7 @@ def test_constants_that_are_plain_attributes():
     assert net.scale.dtype == net.more[0]["shift"].dtype == F32
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_what_cannot_be_raised_is_refused_with_module_and_line():
     class Half(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
