@@ -213,7 +213,7 @@ _KINDS: dict[Any, _Kind] = {
 
 
 def _kind(module: nn.Module) -> _Kind | None:
-    if "forward" in module.__dict__:
+    if "forward" in module.__dict__ or isinstance(module, torch.jit.ScriptModule):
         return None
     kind = _KINDS.get(type(module).forward)
     if isinstance(module, nn.Conv1d | nn.Conv2d) and module.padding_mode != "zeros":
