@@ -237,6 +237,10 @@ def steps_of(module: nn.Module, shape: Shape, name: str = "") -> tuple[list[Step
     kind = type(module)
     label = f"{kind.__name__} {name!r}" if name else kind.__name__
     chain = isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
+    if everywhere := gate.process_departure():
+        raise ValueError(
+            f"{label} cannot be read by its class: {everywhere}; undo that, {OTHERWISE}"
+        )
     why = gate.departure(module) if chain or kind in RULES else gate.call_departure(module)
     for key, tensor in module._parameters.items():
         if not why and tensor is not None and (why := gate.tensor_departure(tensor)):

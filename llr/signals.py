@@ -238,6 +238,8 @@ _DIMENSIONS: dict[Any, int] = {
 
 
 def _kind(module: nn.Module) -> _Kind | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
     kind = _KINDS.get(type(module).forward)
     if kind is None or gate.departure(module, hooks=True):
         return None

@@ -169,25 +169,41 @@ _mild_warnings = _Shared(_without_errors)
 def closed() -> Iterator[None]:
     """Around every evaluation of a user's model: full precision, and warnings that are no errors.
 
-    A warning that is raised would look as if ``vmap`` could not take the model.
+    A warning that is raised would look as if ``vmap`` could not take the model. The seed is put back if the
+    model sets it.
     """
     strict = any(f[0] == "error" for f in warnings.filters)
-    with full_precision(), _mild_warnings() if strict else contextlib.nullcontext():
+    mild = _mild_warnings() if strict else contextlib.nullcontext()
+    with full_precision(), mild, random_state(_CPU, lambda: False):
         yield
+
+
+_CPU = torch.device("cpu")
 
 
 @contextlib.contextmanager
 def random_state(device: torch.device, drew: Callable[[], bool]) -> Iterator[None]:
-    """Puts the global random state back if it was used, and only then: other threads may draw meanwhile."""
+    """Puts the global random state back if it was used here.
+
+    Other threads may draw meanwhile, so a state that merely differs stays. It is put back if random numbers
+    were drawn, or if it is that of a seed: forward has called ``torch.manual_seed``.
+    """
     seed, before = torch.initial_seed(), torch.get_rng_state()
     of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     try:
         yield
     finally:
-        if drew() or torch.initial_seed() != seed:
+        if drew() or torch.initial_seed() != seed or _is_seeded(before):
             torch.set_rng_state(before)
             if of_device is not None:
                 torch.cuda.set_rng_state(of_device, device)
+
+
+def _is_seeded(before: Tensor) -> bool:
+    now = torch.get_rng_state()
+    if torch.equal(now, before):
+        return False
+    return torch.equal(now, torch.Generator().manual_seed(torch.initial_seed()).get_state())
 
 
 @contextlib.contextmanager

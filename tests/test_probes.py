@@ -13,6 +13,7 @@ from oracles import assert_matches
 from torch import Tensor, nn
 
 import llr
+from llr.landscape import criticality
 
 BACKENDS = ["auto", "torch", "loop"]
 
@@ -230,3 +231,206 @@ def test_random_state_is_left_alone_by_a_refusal():
     with pytest.raises(ValueError, match="forward is random"):
         llr.jacobian(model, torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- what shows only among many samples, with gradients, or in what a forward draws ----------------------
+
+
+def group_of_five(m: Model, x: Tensor) -> Tensor:
+    h = m.linear(x)
+    if len(x) % 5 == 0:
+        h = h - h.reshape(-1, 5, 4).mean(1).repeat_interleave(5, 0)
+    return h.cos()
+
+
+def median(m: Model, x: Tensor) -> Tensor:
+    h = m.linear(x)
+    return (h - h.median(0).values.clamp(max=0) if len(x) > 6 else h).cos()
+
+
+def sorted_ranks(m: Model, x: Tensor) -> Tensor:
+    return m.linear(x) * (1 + (len(x) > 9) * x.argsort(0).argsort(0)[:, :1])
+
+
+def last_is_dropped(m: Model, x: Tensor) -> Tensor:
+    kept = (torch.arange(len(x)) < 20).to(x.dtype)  # a capacity
+    return m.linear(x).cos() * kept[:, None]
+
+
+MANY = {f.__name__: f for f in (group_of_five, median, sorted_ranks, last_is_dropped)}
+
+
+@pytest.mark.parametrize("call", ["jacobian", "loop", "gram", "tsqr", "criticality"])
+@pytest.mark.parametrize("case", list(MANY))
+def test_interactions_among_many(case, call):
+    model, x = doing(MANY[case])().double(), torch.randn(25, 3, dtype=F64)
+    calls = {
+        "jacobian": lambda: llr.jacobian(model, x),
+        "loop": lambda: llr.jacobian(model, x, backend="loop"),
+        "gram": lambda: llr.gram(model, x),
+        "tsqr": lambda: llr.rank(model, x, method="tsqr"),
+        "criticality": lambda: criticality(model, x, torch.zeros(25, 4, dtype=F64)),
+    }
+    with pytest.raises(ValueError, match=r"samples interact.* instead of among 25"):
+        calls[call]()
+
+
+def test_ragged_outputs_are_refused():
+    def forward(m: Model, x: Tensor) -> Tensor:
+        return m.linear(x)[:, : 2 + int(x[0, 0] > 0)]
+
+    model = doing(forward)().double()
+    x = torch.cat([-torch.ones(2, 3, dtype=F64), torch.ones(3, 3, dtype=F64)])
+    x[1, 1] = 0
+    with pytest.raises(ValueError, match="a sample has 3 outputs alone, but the first one has 2"):
+        llr.jacobian(model, x)
+
+
+CUTS = {
+    "no_grad": (torch.no_grad()(lambda m, x: m.linear(x).cos()), "under torch.no_grad"),
+    "inference": (torch.inference_mode()(lambda m, x: m.linear(x).cos()), "torch.inference_mode"),
+    "detached": (
+        lambda m, x: m.linear(x).cos().detach(),
+        r"it detaches \(Model, .*test_probes\.py:\d+",
+    ),
+    "data": (lambda m, x: m.linear(x).cos().data, r"it takes \.data \(.*test_probes\.py"),
+    "lists": (
+        lambda m, x: torch.tensor(m.linear(x).cos().tolist(), dtype=x.dtype),
+        "it goes through numpy or lists",
+    ),
+    "not used": (lambda _, x: x.cos() * x.requires_grad_().sin(), "it does not use them"),
+}
+
+
+@pytest.mark.parametrize("case", list(CUTS))
+def test_outputs_that_depend_on_no_parameter_are_refused(case):
+    forward, reason = CUTS[case]
+    model, x = doing(forward)().double(), torch.randn(5, 3, dtype=F64)
+    for call in (llr.jacobian, llr.plan, llr.gram, llr.rank):
+        with pytest.raises(
+            ValueError, match=rf"no output of Model depends .* \(linear\.weight.*{reason}"
+        ):
+            call(model, x)
+
+
+def test_a_parameter_that_is_not_used_is_a_column_of_zeros_beside_others():
+    model, x = (
+        doing(lambda m, x: m.linear(x).cos(), nn.Linear(2, 2))().double(),
+        torch.ones(4, 3).double(),
+    )
+    J = llr.jacobian(model, x)
+    assert J[..., llr.layout(model)["parts.0.weight"]].abs().max() == 0
+    with pytest.raises(ValueError, match="it does not use them"):
+        llr.jacobian(model, x, params="parts.*")
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_rare_dropout_is_random(seed):
+    torch.manual_seed(seed)
+    model = doing(lambda m, x: F.dropout(m.linear(x), 0.02))().double()
+    x, before = torch.randn(5, 3, dtype=F64), torch.get_rng_state()
+    for call in (llr.jacobian, llr.gram, llr.plan):
+        with pytest.raises(ValueError, match="forward is random"):
+            call(model, x)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_generator_of_its_own_is_no_randomness():
+    def forward(m: Model, x: Tensor) -> Tensor:
+        own = torch.Generator().manual_seed(3)
+        return m.linear(x).cos() @ torch.randn(4, 2, generator=own, dtype=x.dtype)
+
+    model, x = doing(forward)().double(), torch.randn(5, 3, dtype=F64)
+    for backend in ("auto", "loop"):
+        assert_matches(
+            llr.jacobian(model, x, backend=backend),
+            llr.reference.jacobian(model, x),
+            tolerance=1e-12,
+        )
+
+
+@pytest.mark.parametrize("drawn", [0, 3])
+def test_random_state_of_forwards_that_seed(drawn):
+    def forward(m: Model, x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return m.linear(x).cos()
+
+    model, x = doing(forward)().double(), torch.ones(5, 3, dtype=F64)
+    torch.manual_seed(0)
+    torch.rand(drawn)
+    before = torch.get_rng_state()
+    for call in (llr.jacobian, llr.gram, llr.rank, llr.plan):
+        call(model, x)
+        assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5])
+def test_squeezed_outputs(n):
+    x = torch.randn(n, 3, dtype=F64)
+    for shape in ((4,), (2, 1, 2), (1, 4)):
+        plain = doing(lambda m, x: m.linear(x).cos().reshape(-1, *shape))().double()  # noqa: B023
+        bare = doing(lambda m, x: m.linear(x).cos().reshape(-1, *shape).squeeze())().double()  # noqa: B023
+        bare.load_state_dict(plain.state_dict())
+        for call in (llr.jacobian, llr.gram, lambda m, x: llr.rank(m, x).spectrum):
+            assert torch.equal(call(bare, x), call(plain, x))
+
+
+def test_plan_knows_what_vmap_cannot_take():
+    model, x = doing(lambda m, x: m.linear(x).cos() + 0 * x[x > 9].sum())(), torch.randn(5, 3)
+    prepared = llr.plan(model, x)
+    assert prepared.backend == "loop"
+    assert "vmap cannot take it" in prepared.reason
+    assert llr.plan(model, x, backend="torch").backend == "torch"
+    assert llr.plan(doing(lambda m, x: m.linear(x).cos())(), x).backend == "torch"
+
+
+class Force(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(self.net(x).sum(), x, create_graph=True)
+        return torch.stack([slope[:, 1], -slope[:, 0]], 1)
+
+
+class FunctionalForce(Force):
+    def forward(self, x):
+        return torch.func.vmap(torch.func.grad(lambda s: self.net(s)[0]))(x) * 2
+
+
+@pytest.mark.parametrize("kind", [Force, FunctionalForce])
+def test_derivatives_inside_of_forward(kind):
+    model, x = kind().double(), torch.randn(7, 2, dtype=F64)
+    want = torch.stack(
+        [
+            torch.stack(
+                [
+                    torch.cat(
+                        [
+                            (torch.zeros_like(p) if g is None else g).flatten()
+                            for g, p in zip(
+                                torch.autograd.grad(
+                                    y,
+                                    list(model.parameters()),
+                                    retain_graph=True,
+                                    allow_unused=True,
+                                ),
+                                model.parameters(),
+                                strict=True,
+                            )
+                        ]
+                    )
+                    for y in model(s[None].clone())[0]
+                ]
+            )
+            for s in x
+        ]
+    )
+    rows = want.flatten(0, 1)
+    assert_matches(llr.jacobian(model, x), want, tolerance=1e-12)
+    assert_matches(llr.gram(model, x).reshape(14, 14), rows @ rows.mT, tolerance=1e-12)
+    found = llr.rank(model, x, method="tsqr").spectrum
+    assert_matches(found[: len(rows)], torch.linalg.svdvals(rows), tolerance=1e-12)

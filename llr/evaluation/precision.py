@@ -101,9 +101,11 @@ class Precision(TorchFunctionMode):
         if func in _FROM_OUTSIDE:
             return result.to(self._instead.get(result.dtype, result.dtype))
         given = list(_tensors((*args, *named.values())))
-        if result.dtype != torch.get_default_dtype() or not given:
-            return result
-        if any(t.is_floating_point() or t.is_complex() for t in given) or "dtype" in named:
+        if (
+            not given
+            or any(t.is_floating_point() or t.is_complex() for t in given)
+            or "dtype" in named
+        ):
             return result
         if any(type(a) is torch.dtype for a in args) or named.get("out") is not None:
             return result

@@ -61,7 +61,8 @@ class Watch(TorchDispatchMode):
     ) -> Any:
         """Do it, and note what it was."""
         named = kwargs or {}
-        result = func(*args, **named)
+        with torch._C.DisableTorchFunction():  # what compiled code does is not to be changed here
+            result = func(*args, **named)
         given = _tensors((*args, *named.values()) if named else args)
         for t in given:
             if id(t) in self._foreign and not self.foreign:
