@@ -18,6 +18,8 @@ Bound = tuple[int, str]
 """A rank is at most this, and why."""
 
 ODD = frozenset({"tanh", "erf", "sin", "identity"})
+_NEARLY_ODD = frozenset({"sigmoid"})  # s(z) + s(-z) = 1
+_NEARLY_EVEN = frozenset({"gelu", "silu"})  # s(z) - s(-z) = z
 _ENTRIES = 1 << 20  # of a matrix whose rows and columns are compared with each other
 
 
@@ -25,8 +27,9 @@ def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
     """What the samples and the zeros among the parameters say about the rank of a model's Jacobian.
 
     Samples that are equal bit by bit have equal rows. An odd function (tanh, erf, sin or nothing between
-    linear layers without biases) has the same derivatives, up to sign, at x and -x, and none at 0. What
-    cannot reach an output, or is fed zeros by every sample, has columns of zeros.
+    linear layers without biases) has the same derivatives, up to sign, at x and -x, and none at 0; with one
+    hidden layer of sigmoid, GELU or SiLU there is little more. What cannot reach an output, or is fed zeros
+    by every sample, has columns of zeros.
 
     Args:
         problem: the model, its columns and its samples; at one parameter point, or at several.
@@ -36,11 +39,19 @@ def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
     bounds = [(outputs * _distinct(x), "different samples")]
     if mlp is None or problem.columns.points is not None:
         return bounds
-    if mlp.activation in ODD and not any(b is not None for b in mlp.biases[:-1]):
-        # A bias of the outputs is the one thing that is even.
-        name = problem.chain()[-1][0]
-        constant = outputs if name in problem.columns.values else 0
-        bounds.append((outputs * _distinct(_up_to_sign(x)) + constant, "samples up to sign"))
+    if not any(b is not None for b in mlp.biases[:-1]):
+        classes = outputs * _distinct(_up_to_sign(x))
+        constant = outputs if problem.chain()[-1][0] in problem.columns.values else 0
+        if mlp.activation in ODD:
+            # A bias of the outputs is the one thing that is even.
+            bounds.append((classes + constant, "samples up to sign"))
+        elif len(mlp.weights) == 2 and mlp.activation in _NEARLY_ODD:
+            # The sum of the rows at x and -x is the same for all x, and twice the row at 0.
+            bounds.append((classes + outputs, "samples up to sign"))
+        elif len(mlp.weights) == 2 and mlp.activation in _NEARLY_EVEN:
+            # Their difference is linear in x. The row at 0 is that of a bias of the outputs.
+            linear = outputs * min(mlp.widths[0], len(x))
+            bounds.append((classes + linear + constant, "samples up to sign"))
     bounds.append((_live_columns(problem, mlp), "live parameters"))
     return bounds
 

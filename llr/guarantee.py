@@ -102,8 +102,8 @@ def has_llr_guarantee(
         >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
         >>> bool(llr.has_llr_guarantee(model, torch.randn(9, 2)))
         True
-        >>> print(llr.has_llr_guarantee(model, torch.ones(9, 2), model_rank=9))  # doctest: +ELLIPSIS
-        no LLR guarantee: the rank on 9 samples is 1, that of the model 9; ... (proved)
+        >>> print(llr.has_llr_guarantee(model, torch.randn(9, 2)[:5], model_rank=9))  # doctest: +ELLIPSIS
+        no LLR guarantee: the rank on 5 samples is 5, that of the model 9; ... (proved)
     """
     case = _Case.of(model, x, model_rank, params, certify, method, options)
     return case.verdict()

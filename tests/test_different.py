@@ -88,9 +88,22 @@ class TestSamples:
         model[2].bias.requires_grad_(False)
         assert bounds(model, torch.cat((x, -x)))["samples up to sign"] == 12
 
+    @pytest.mark.parametrize("bias", [False, "output"])
+    @pytest.mark.parametrize(("activation", "more"), [("sigmoid", 1), ("gelu", 3), ("silu", 3)])
+    def test_nearly_odd_and_nearly_even(self, activation: str, more: int, bias: bool | str) -> None:
+        x = normal(7, 3)
+        x = torch.cat((x, -x, torch.zeros(1, 3)))
+        model = network(3, 30, 1, activation=activation, bias=bias)
+        expected = 7 + more + (bias == "output" and activation != "sigmoid")
+        result = llr.rank(model, x, resolve=False)
+        assert (result.rank, result.exact, result.upper_from) == (
+            expected,
+            True,
+            "samples up to sign",
+        )
+
     @pytest.mark.parametrize(
-        ("activation", "bias"),
-        [("tanh", True), ("sigmoid", False), ("relu", False), ("silu", False)],
+        ("activation", "bias"), [("tanh", True), ("softplus", False), ("relu", False)]
     )
     def test_others_are_not_odd(self, activation: str, bias: bool) -> None:
         x = normal(6, 3)
