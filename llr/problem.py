@@ -249,7 +249,7 @@ def _mistaken(problem: Problem, x: Tensor) -> str:
     """
     mlp = cast(MLP, problem.mlp)
     where = (problem.dtype, x.device)
-    if where in mlp.confirmed:
+    if where in mlp.confirmed or 0 in mlp.widths:  # without inputs or neurons there is nothing to say
         return ""
     point = problem.point()
     if type(x) not in (Tensor, nn.Parameter) or x.is_meta or _transformed([x, *point.values()]):
