@@ -249,8 +249,13 @@ def _refuse_complex(name: str, value: Tensor) -> None:
         )
 
 
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
+
 def _check_kinds(columns: Columns, x: Tensor) -> None:
     """Refuse tensors of classes that change what functions do with them: transforms would not see that."""
+    if _PLAIN.issuperset(map(type, (x, *columns.values.values(), *columns.fixed.values()))):
+        return
     parameters = ((f"parameter {n!r}", v) for n, v in (columns.values | columns.fixed).items())
     for name, t in (("x", x), *parameters):
         if gate.computes_otherwise(t):
@@ -315,13 +320,15 @@ def _mistaken(problem: Problem, x: Tensor) -> str:
     Once for each reading, except of a trace: what a forward does may hang on attributes that have changed.
     """
     mlp = cast(MLP, problem.mlp)
+    where = (problem.dtype, x.device)
+    if (
+        where in mlp.confirmed or 0 in mlp.widths
+    ):  # without inputs or neurons there is nothing to say
+        return ""
     point = problem.point()
     if type(x) not in (Tensor, nn.Parameter) or x.is_meta or _transformed([x, *point.values()]):
         # There are no numbers to compare.
         return "a traced module inside a transform of torch.func" if mlp.traced else ""
-    where = (problem.dtype, x.device)
-    if where in mlp.confirmed:
-        return ""
     links = [(name, point.get(name or "", tensor)) for name, tensor in problem.chain()]
 
     def call(values: Mapping[str, Tensor], x: Tensor) -> object:
