@@ -68,9 +68,14 @@ at::Tensor mlp_jacobian_autograd(const at::Tensor& x, at::TensorList weights,
 
 TORCH_LIBRARY_IMPL(llr, Autograd, m) { m.impl("mlp_jacobian", &llr::mlp_jacobian_autograd); }
 
-// The kernels see to lazily negated tensors themselves (torch's fallback overlooks optional ones, and does
-// not survive operators without a result).
-TORCH_LIBRARY_IMPL(llr, Negative, m) {
-  m.impl("mlp_jacobian", torch::CppFunction::makeFallthrough());
-  m.impl("mlp_jacobian.out", torch::CppFunction::makeFallthrough());
-}
+// The kernels see to lazily negated tensors themselves, and refuse complex ones (torch's fallbacks overlook optional
+// tensors, do not survive operators without a result, and copy what is too large before anybody has looked at it).
+#define LLR_FALL_THROUGH(key)                                                                                  \
+  TORCH_LIBRARY_IMPL(llr, key, m) {                                                                            \
+    for (const char* name : {"mlp_jacobian", "mlp_jacobian.out", "mlp_gram", "gram_add_", "gram_factor",       \
+                             "svdvals", "lm_solve", "first_nonfinite"}) {                                      \
+      m.impl(name, torch::CppFunction::makeFallthrough());                                                     \
+    }                                                                                                          \
+  }
+LLR_FALL_THROUGH(Negative)
+LLR_FALL_THROUGH(Conjugate)

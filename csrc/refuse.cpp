@@ -100,3 +100,4 @@ TORCH_LIBRARY_IMPL(llr, FuncTorchBatched, m) {
 LLR_REFUSE(AutogradNestedTensor)
 LLR_REFUSE(NestedTensorCPU)
 LLR_REFUSE(NestedTensorCUDA)
+LLR_REFUSE(NestedTensorMeta)

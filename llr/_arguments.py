@@ -5,6 +5,7 @@ The same words as in csrc/mlp_arguments.cpp and its neighbours. Sizes may be sym
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -50,6 +51,24 @@ def check_device(op: str, name: str, t: Tensor, other: str, device: torch.device
     )
 
 
+def check_lists(op: str, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> None:
+    _check(op, len(weights) > 0, "no weights; expected one per layer")
+    _check(
+        op,
+        len(weights) == len(biases),
+        f"{len(weights)} weights and {len(biases)} biases; expected one bias, or None, per weight",
+    )
+
+
+def check_bytes(op: str, shape: Sequence[Any], item: int) -> None:
+    if all(isinstance(size, int) for size in shape):
+        _check(
+            op,
+            math.prod(shape) * item < 2**63,
+            f"a result of shape {list(shape)} has more than 2^63 bytes",
+        )
+
+
 def check_mlp(
     op: str,
     x: Tensor,
@@ -68,12 +87,7 @@ def check_mlp(
         op, "x", x, FLOATS, (2, 3), "(n, d), or (B, n, d) with a batch of parameter points"
     )
     _check(op, x.shape[-1] > 0, f"x has shape {list(x.shape)}; expected at least one input")
-    _check(op, len(weights) > 0, "no weights; expected one per layer")
-    _check(
-        op,
-        len(weights) == len(biases),
-        f"{len(weights)} weights and {len(biases)} biases; expected one bias, or None, per weight",
-    )
+    check_lists(op, weights, biases)
     batch = weights[0].dim() - 2
     check_tensor(op, "weights[0]", weights[0], (x.dtype,), (2, 3), "(out, in), or (B, out, in)")
     points = [weights[0].shape[0]] if batch else []

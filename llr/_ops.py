@@ -320,7 +320,9 @@ def _fake(
     columns: Sequence[int] | None = None,
 ) -> Tensor:
     _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
-    return x.new_empty(_result_shape(x, weights, biases, columns))
+    shape = _result_shape(x, weights, biases, columns)
+    _arguments.check_bytes("mlp_jacobian", shape, x.element_size())
+    return x.new_empty(shape)
 
 
 def _fake_with_error(
@@ -373,6 +375,7 @@ def _vmap(
 ) -> tuple[Tensor, int]:
     """One call for the whole batch: vmapped parameter points become the operator's own batch."""
     size = info.batch_size
+    _arguments.check_lists("mlp_jacobian", weights, biases)
     x_dim, weight_dims, bias_dims, *_ = in_dims
     weight_dims = weight_dims or [None] * len(weights)
     bias_dims = bias_dims or [None] * len(biases)
@@ -432,6 +435,7 @@ def _fake_gram(
     _arguments.check_mlp("mlp_gram", x, weights, biases, activation, columns)
     *batch, n, q, _ = _result_shape(x, weights, biases, columns)
     shape = [*([2] if double_double else []), *batch, n, q, n, q]
+    _arguments.check_bytes("mlp_gram", shape, 8)
     return x.new_empty(shape, dtype=torch.float64)
 
 
@@ -441,13 +445,12 @@ def _fake_gram_add(K: Tensor, delta: Tensor, a: Tensor, bias: bool, weight: bool
 
 def _fake_gram_factor(K: Tensor) -> Tensor:
     _arguments.check_gram_factor(K)
-    if (
-        type(K) is Tensor
-    ):  # on meta, and no fake tensor, of which torch can note that a size is not known yet
+    try:
+        rank = torch.library.get_ctx().new_dynamic_size()
+    except RuntimeError as error:  # on meta, and no fake tensor, whose sizes may be unknown
         raise RuntimeError(
             "gram_factor: K is on meta; the rank of a matrix without numbers is not known"
-        )
-    rank = torch.library.get_ctx().new_dynamic_size()
+        ) from error
     return K.new_empty((*K.shape[1:-1], rank))
 
 
@@ -472,10 +475,18 @@ def _formula(
     """The function in torch operations. The kernel of autograd has checked the arguments."""
     try:
         return reference.mlp_jacobian(x, weights, biases, activation, columns)
-    except (ArithmeticError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+    ) as error:
         _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
+        shape = _result_shape(x, weights, biases, columns)
+        _arguments.check_bytes("mlp_jacobian", shape, x.element_size())
         if "DefaultCPUAllocator" in str(error):
-            shape = _result_shape(x, weights, biases, columns)
             raise RuntimeError(
                 f"mlp_jacobian: not enough memory for a result of shape {shape}"
             ) from error

@@ -11,7 +11,8 @@ which begins with the name of the operator. Errors of torch are accepted where i
 argument before it has come to us: a value that is of no type of the schema, a missing or unknown argument.
 So are two answers that torch gives for every custom operator: functorch's "functionalize" takes none that
 writes into an argument, and fake tensors cannot have sizes that depend on numbers
-(DynamicOutputShapeException) unless they are traced. So is what a context cannot do to any operator's
+(DynamicOutputShapeException) unless they are traced. So is autograd's, that parameters are not written into.
+So is what a context cannot do to any operator's
 tensors. Errors before the operator is reached are the context's.
 """
 
@@ -111,6 +112,10 @@ def complaint(name: str, context: str, error: BaseException) -> str | None:
     if re.match(PARSER.format(op=op), text):
         return None
     if type(error).__name__ == "DynamicOutputShapeException" and op == "gram_factor":
+        return None
+    if re.match(
+        r"a (view of a )?leaf Variable that requires grad is being used in an in-place", text
+    ):
         return None
     of_context = OF_CONTEXT.get(context, WRAPPERS)
     if context != "plainly" and re.match(of_context, text):
