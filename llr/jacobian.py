@@ -344,7 +344,7 @@ def columns_of(problem: Problem, names: Sequence[str], x: Tensor, chunk_size: in
         part.model = lambda some, x: problem.call({**columns.values, **some}, x)
     found = probe(problem)
     shape = (len(x), found.outputs, part.columns.count)
-    backend = "loop" if found.obstacle else "torch"
+    backend = "loop" if found.is_looped else "torch"
     per_sample = 3 * max(1, math.prod(shape[1:])) * problem.dtype.itemsize
     at_once = chunk_size or max(1, min(len(x), _WORKING_BYTES // per_sample))
     nbytes = math.prod(shape) * problem.dtype.itemsize

@@ -100,7 +100,9 @@ def stream(layers: Layers, room: int, chunk_size: int | None = None) -> Iterator
     itemsize = layers.problem.dtype.itemsize
     pieces = [p for layer in layers.known for p in _pieces(layer, n, q, room // itemsize)]
     others = list(layers.others)
-    held, different = _held(layers, room, chunk_size)
+    held, different = None, list[Layer]()
+    if sum(p.numel for p in pieces) * itemsize > room:  # more than one group
+        held, different = _held(layers, room, chunk_size)
     others += _apart(different)
     pieces = [p for p in pieces if p.layer not in different]
     while pieces:
@@ -219,8 +221,23 @@ class _Store:
         self._rows = (n, q)
         self._tensors: list[Tensor] = []
 
+    def take(self, signal: Signal) -> None:
+        """Take the signal of all samples at once, without a copy where there is none to be made."""
+        self._tensors = self._parts(signal)
+
     def write(self, first: int, signal: Signal) -> bool:
         """Take the signal of the samples from `first` on; False if it has other sizes than those before."""
+        parts = self._parts(signal)
+        if not self._tensors:
+            self._tensors = [t.new_empty(self._rows[0], *t.shape[1:]) for t in parts]
+        for to, part in zip(self._tensors, parts, strict=True):
+            if part.shape[1:] != to.shape[1:]:
+                return False
+            to[first : first + len(part)] = part
+        return True
+
+    def _parts(self, signal: Signal) -> list[Tensor]:
+        """What the piece holds for some samples."""
         piece = self.piece
         delta = signal.delta[:, :, piece.groups, :, piece.outputs]
         a = signal.a[:, piece.groups]
@@ -230,21 +247,13 @@ class _Store:
             rows = torch.arange(piece.inputs.start, piece.inputs.stop, device=a.device)
             a = (a == rows).to(delta.dtype)
         if piece.factored:
-            parts = [delta[:, :, 0], a[:, 0]]
-        else:
-            blocks = []
-            if piece.layer.weight is not None:
-                blocks.append(torch.einsum("nqgth,ngtw->nqghw", delta, a).flatten(2))
-            if piece.bias:
-                blocks.append(delta.sum(3).flatten(2))
-            parts = [torch.cat(blocks, 2)]
-        if not self._tensors:
-            self._tensors = [t.new_empty(self._rows[0], *t.shape[1:]) for t in parts]
-        for to, part in zip(self._tensors, parts, strict=True):
-            if part.shape[1:] != to.shape[1:]:
-                return False
-            to[first : first + len(part)] = part
-        return True
+            return [delta[:, :, 0], a[:, 0]]
+        blocks = []
+        if piece.layer.weight is not None:
+            blocks.append(torch.einsum("nqgth,ngtw->nqghw", delta, a).flatten(2))
+        if piece.bias:
+            blocks.append(delta.sum(3).flatten(2))
+        return [torch.cat(blocks, 2)]
 
     def part(self) -> Factor | Tensor:
         if self.piece.factored:
@@ -267,12 +276,12 @@ def _run(
         per_sample = 2 * sum(_numel(it, layers.outputs) for it in wanted)
         chunk_size = max(1, room // (itemsize * per_sample))
     stores = {piece: _Store(piece, layers) for piece in pieces}
+    if held is not None:
+        for piece, store in stores.items():
+            store.take(held[piece.layer])
+        return list(stores.values()), set()
     for first in range(0, len(x), chunk_size):
-        some = slice(first, first + chunk_size)
-        if held is None:
-            signals = layers.signals(x[some], wanted)
-        else:
-            signals = {it: Signal(held[it].delta[some], held[it].a[some]) for it in wanted}
+        signals = layers.signals(x[first : first + chunk_size], wanted)
         for piece, store in list(stores.items()):
             signal = signals.get(piece.layer)
             if signal is None or not store.write(first, signal):

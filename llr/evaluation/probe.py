@@ -51,8 +51,13 @@ class Probe:
 
     @functools.cached_property
     def obstacle(self) -> str:
-        """Why vmap cannot take the model; empty if it can."""
+        """Why vmap cannot take the model; empty if it can. Whoever finds out may set it."""
         return self.try_vmap()
+
+    @property
+    def is_looped(self) -> bool:
+        """Whether it is known that vmap cannot take the model."""
+        return bool(self.__dict__.get("obstacle"))
 
     @functools.cached_property
     def together(self) -> Tensor | None:
@@ -129,10 +134,14 @@ def refuse_interactions(problem: Problem) -> None:
         return outputs
 
     with closed(), torch.enable_grad():
-        if found.obstacle:
+        alone = None
+        if not found.is_looped:
+            try:
+                alone = vmap(one)(x.clone())
+            except UNSUPPORTED as error:
+                found.obstacle = why_unsupported(error, found.draws_own)
+        if alone is None:
             alone = torch.stack([one(sample.clone()).detach() for sample in x])
-        else:
-            alone = vmap(one)(x.clone())
     found.compare_some(alone, some)
 
 
