@@ -16,7 +16,8 @@ from torch.func import jacrev, vmap
 
 from llr import _ops, reference
 from llr.accept import a_model, a_tensor, as_given, takes
-from llr.evaluation.probe import UNSUPPORTED, Probe, probe, ragged, why_unsupported
+from llr.evaluation.compare import UNSUPPORTED, ragged, why_unsupported
+from llr.evaluation.probe import Probe, probe
 from llr.memory import fits, format_bytes, memory_budget
 from llr.mlp import MLP
 from llr.parameters import Columns, Selection

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import sys
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,19 +18,25 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import vjp, vmap
-from torch.overrides import TorchFunctionMode
 
-from llr.evaluation.watch import Watch, place
-from llr.memory import memory_budget
+from llr.evaluation.compare import (
+    EVAL,
+    UNSUPPORTED,
+    Escapes,
+    affordable,
+    close,
+    compare_alone,
+    difference,
+    flat,
+    interacting,
+    loose,
+    ragged,
+    why_unsupported,
+)
+from llr.evaluation.watch import Watch
 from llr.problem import Problem
 from llr.reference import output_leaves
 from llr.surroundings import closed, random_state
-
-_EVAL = "call model.eval() first"
-_LITTLE = 4 << 20
-"""Bytes of results in a forward up to which all samples are run together, whatever that costs beside J."""
-_SHARE = 0.06
-"""Beyond: samples run together, as a part of all, for each of 1 + 2 q: J takes at least so many forwards."""
 
 
 @dataclass
@@ -85,9 +90,9 @@ class Probe:
 
     def _compare(self, together: Tensor, alone: Tensor) -> None:
         alone = alone.to(together.device)
-        if not _close(together, alone, _loose(alone)):
+        if not close(together, alone, loose(alone)):
             count = len(cast(Tensor, self.together))
-            raise ValueError(_interacting(_difference(together, alone), count))
+            raise ValueError(interacting(difference(together, alone), count))
 
 
 def probe(problem: Problem) -> Probe:
@@ -128,7 +133,7 @@ def refuse_interactions(problem: Problem) -> None:
     x = problem.x.detach()[some]
 
     def one(sample: Tensor) -> Tensor:
-        outputs = _flat(problem.call(values, sample[None]))
+        outputs = flat(problem.call(values, sample[None]))
         if len(outputs) != found.outputs:
             raise ValueError(ragged(len(outputs), found.outputs))
         return outputs
@@ -145,33 +150,6 @@ def refuse_interactions(problem: Problem) -> None:
     found.compare_some(alone, some)
 
 
-UNSUPPORTED = (RuntimeError, NotImplementedError, ValueError, TypeError)
-"""What is raised where vmap cannot take a model; also by much that is wrong with a model."""
-
-
-def why_unsupported(error: Exception, draws_own: bool) -> str:
-    """The first line of an error of vmap.
-
-    Raises:
-        ValueError: the error says that the model is random.
-    """
-    line = next(iter(str(error).splitlines()), type(error).__name__)
-    if "randomness" in line and not draws_own:
-        raise ValueError(
-            "the model's forward is random: it draws numbers that differ from sample to sample; "
-            f"{_EVAL}, or draw the randomness outside of forward"
-        ) from error
-    return line
-
-
-def ragged(outputs: int, first: int) -> str:
-    """What to say of a sample with another number of outputs than the first one."""
-    return (
-        f"a sample has {outputs} outputs alone, but the first one has {first}; expected the same number for "
-        "every sample"
-    )
-
-
 class _Examination:
     """One model and its samples under examination."""
 
@@ -183,7 +161,7 @@ class _Examination:
         """Whether this happens inside of somebody's grad or jvp."""
         self.module = isinstance(problem.model, nn.Module)
         self.watch = self._watch()
-        self.escapes = _Escapes(problem.private.path_of if self.module else lambda _: None)
+        self.escapes = Escapes(problem.private.path_of if self.module else lambda _: None)
 
     def outcome(self) -> Probe:
         few = self._few()
@@ -193,12 +171,12 @@ class _Examination:
         # The second one alone: where one sample hangs on another, it mostly hangs on an earlier one.
         single = self._detached(few[-1:])
         try:
-            _compare_alone(together, single, len(few))
+            compare_alone(together, single, len(few))
         except ValueError:
             self._refuse_randomness(together, few)
             raise
         outputs = sum(leaf.numel() for leaf in single)
-        count = _affordable(len(self.x), outputs, max(1, self.watch.nbytes // len(few)), few.device)
+        count = affordable(len(self.x), outputs, max(1, self.watch.nbytes // len(few)), few.device)
         return Probe(
             outputs,
             single,
@@ -212,15 +190,15 @@ class _Examination:
         """Refuse a forward that drew random numbers, or that gives other outputs for the same samples."""
         how = f"it draws numbers by {self.watch.draws}" if self.watch.draws else ""
         for a, b in zip(together, self._detached(few), strict=True):
-            if not _close(a, b, 1e3):
+            if not close(a, b, 1e3):
                 how = (
                     "two evaluations at the same parameters and samples differ by up to "
-                    f"{_difference(a, b):.3g}"
+                    f"{difference(a, b):.3g}"
                 )
         if how:
             raise ValueError(
                 f"the model's forward is random: {how}. If it is dropout or another layer that is at rest in "
-                f"evaluation mode, {_EVAL}; otherwise draw the randomness outside of forward"
+                f"evaluation mode, {EVAL}; otherwise draw the randomness outside of forward"
             )
 
     def _watched(self, few: Tensor) -> list[Tensor]:
@@ -284,7 +262,7 @@ class _Examination:
         if name is not None:
             raise ValueError(
                 f"the model's forward changes its buffer {name!r}, so that no two evaluations are of the "
-                f"same function; {_EVAL}, or keep state out of forward"
+                f"same function; {EVAL}, or keep state out of forward"
             )
         for name, value in values.items():
             if value._version != versions[name]:
@@ -342,7 +320,7 @@ class _Examination:
 
         def pulled(sample: Tensor) -> tuple[Tensor, Any]:
             def outputs(values: dict[str, Tensor]) -> Tensor:
-                return _flat(self.problem.call(values, sample[None]))
+                return flat(self.problem.call(values, sample[None]))
 
             value, pull = cast(Any, vjp(outputs, self.values))
             return value, pull(torch.ones_like(value))
@@ -393,99 +371,8 @@ def _depends(outputs: Sequence[Tensor], leaves: Container[int]) -> bool:
     return any(id(leaf) in leaves for leaf in outputs)
 
 
-def _affordable(n: int, outputs: int, nbytes: int, device: torch.device) -> int:
-    """How many of n samples may be run together, at so many bytes each."""
-    if n * nbytes <= _LITTLE:
-        return n
-    most = max(8, _LITTLE // nbytes, min(n, int(_SHARE * (1 + 2 * outputs) * n)))
-    most = min(most, max(8, memory_budget(device) // 8 // nbytes))
-    return (
-        n if most >= n else n // math.ceil(n / most)
-    )  # a whole part, for samples that go in groups
-
-
-class _Escapes(TorchFunctionMode):
-    """Notes the first step out of autograd's sight."""
-
-    def __init__(self, path_of: Callable[[object], str | None]) -> None:
-        super().__init__()
-        self.seen = ""
-        self._path_of = path_of
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        how = _ESCAPES.get(getattr(func, "__name__", ""), "")
-        if func == _DATA:
-            how = "it takes .data"
-        if how and not self.seen:
-            self.seen = f"{how} ({place(sys._getframe(1), self._path_of)})"
-        return func(*args, **(kwargs or {}))
-
-
-_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
-_ESCAPES = {
-    "detach": "it detaches",
-    "detach_": "it detaches",
-    **dict.fromkeys(("numpy", "__array__", "tolist"), "it goes through numpy or lists"),
-    **dict.fromkeys(("item", "__float__"), "it goes through numbers of Python"),
-}
-
-
 def _two_samples(x: Tensor) -> Tensor:
     """The first sample and one that differs from it: equal ones would hide how samples interact."""
     some = x[:1000]
     differs = (some != x[:1]).reshape(len(some), -1).any(1).nonzero()
     return torch.cat([x[:1], x[int(differs[0]) :][:1] if len(differs) else x[-1:]])
-
-
-def _compare_alone(together: Sequence[Tensor], alone: Sequence[Tensor], count: int) -> None:
-    """Refuse outputs of a sample alone that differ from those as the last one of so many."""
-    shapes = (
-        f"{', '.join(str(tuple(t.shape)) for t in together)} for {count} samples and "
-        f"{', '.join(str(tuple(t.shape)) for t in alone)}"
-    )
-    wrong = len(together) != len(alone)
-    for a, b in zip(together, alone, strict=False):
-        wrong |= a.dim() == 0 or a.shape[0] != count or not _is_one_of(a, b)
-    if wrong:
-        what = "an output has" if len(together) == len(alone) == 1 else "outputs have"
-        raise ValueError(
-            f"{what} shape {shapes} for one; expected the number of samples as its first size"
-        )
-    for a, b in zip(together, alone, strict=True):
-        if not _close(a[-1].flatten(), b.flatten(), _loose(a)):
-            raise ValueError(_interacting(_difference(a[-1].flatten(), b.flatten()), count))
-
-
-def _is_one_of(several: Tensor, one: Tensor) -> bool:
-    """Whether one sample's output has the shape of an entry, with or without sizes of 1 (squeezed)."""
-    expected = (1, *several.shape[1:])
-    return one.shape in (expected, tuple(s for s in expected if s != 1))
-
-
-def _flat(output: object) -> Tensor:
-    return torch.cat([leaf.reshape(-1) for leaf in output_leaves(output)])
-
-
-def _interacting(difference: float, count: int) -> str:
-    return (
-        f"the model's samples interact: the output for a sample changes by up to {difference:.3g} when it is "
-        f"evaluated alone instead of among {count}, so there is no per-sample Jacobian. If batch statistics "
-        f"are the cause, {_EVAL}"
-    )
-
-
-def _loose(t: Tensor) -> float:
-    return torch.finfo(t.dtype).eps ** -0.5
-
-
-def _close(a: Tensor, b: Tensor, units: float) -> bool:
-    """Equal but for `units` roundings of the largest entry."""
-    if a.shape != b.shape:
-        return False
-    scale = float(a.abs().max()) if a.numel() else 0.0
-    return _difference(a, b) <= units * torch.finfo(a.dtype).eps * max(scale, 1e-30)
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    same = (a == b) | (a.isnan() & b.isnan())
-    return float(torch.where(same, 0, a - b).abs().max()) if a.numel() else 0.0
