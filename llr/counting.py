@@ -70,11 +70,11 @@ class Count:
             J, self.path, native = execute_with_error(self.problem, self.prepared)
             check_finite(J, "the Jacobian", ("sample", "output", "parameter"))
             J = J.flatten(-3, -2)
-            values, self.held, self.factor = svdvals(J), J.nbytes, J.reshape(-1, N, P)
+            values, self.held, self.factor = svdvals(J), J.nbytes, J.reshape(math.prod(batch), N, P)
         elif method == "tsqr":
             R, self.path = evaluate_triangle(self.problem, q, chunk_size=self.chunk_size)
             self.held = min(R.nbytes + min(BLOCK_BYTES, 16 * N * P), self.cost.nbytes)
-            values, self.factor = svdvals(R), R.reshape(-1, *R.shape[-2:])
+            values, self.factor = svdvals(R), R.reshape(math.prod(batch), *R.shape[-2:])
         else:
             K, self.path, native = gram_with_error(self.problem, q, chunk_size=self.chunk_size)
             K = K.reshape(2, *batch, N, N)
@@ -86,7 +86,7 @@ class Count:
             self.factor = K.reshape(2, -1, N, N)
         values = _padded(values, min(N, P))
         self.rows = self._row_errors(native)
-        error, source = self._errors(values.reshape(-1, values.shape[-1]))
+        error, source = self._errors(values.reshape(math.prod(batch), values.shape[-1]))
         found = count(
             values,
             N,
@@ -113,7 +113,7 @@ class Count:
             J = self.factor
         elif points * N * P <= _WORTH_MAKING and fits(nbytes, device):
             made, self.path, _ = execute_with_error(self.problem, self.prepared)
-            J = made.reshape(-1, N, P)
+            J = made.reshape(math.prod(self.prepared.shape[:-3]), N, P)
         else:
             return found.or_equilibrated(self._equilibrated_rows(self.rows))
         if J is None or not fits(nbytes, device):

@@ -89,7 +89,7 @@ def _hidden(own: dict[str, Any], module: nn.Module) -> str:
     if not names.isdisjoint(_FORBIDDEN):
         if "forward" in own or "_call_impl" in own:
             return "a forward or _call_impl of its own, which was put on the instance"
-        if not _compiled_by_torch(own["_compiled_call_impl"], module):
+        if not compiled_by_torch(own["_compiled_call_impl"], module):
             return "a _compiled_call_impl that torch.compile did not make"
     for parts in (own["_parameters"], own["_modules"]):
         if parts and not names.isdisjoint(parts.keys()):
@@ -239,6 +239,8 @@ def _look(known: dict[type[nn.Module], _Kind], kind: type[nn.Module]) -> _Kind:
 def _examined(kind: type[nn.Module], *, forward: bool) -> _Kind:
     same: _Same = {}
     methods: set[str] = set()
+    if issubclass(kind, torch.jit.ScriptModule):
+        return _Kind("code of TorchScript, which only the module itself runs", same, (), methods)
     why = next((found for name in _CALL if (found := _not_own(kind, name))), "")
     if forward and issubclass(kind, nn.Sequential):
         _note(same, nn.Sequential, "__iter__")
@@ -333,7 +335,8 @@ def _is_ours(function: FunctionType) -> bool:
     return function.__module__.split(".")[0] in _OURS
 
 
-def _compiled_by_torch(call: Any, module: nn.Module) -> bool:
+def compiled_by_torch(call: Any, module: nn.Module) -> bool:
+    """Whether this is what torch.compile puts in the place of a module's call."""
     inner = getattr(call, "_torchdynamo_orig_callable", None)
     return getattr(inner, "__self__", None) is module and (
         getattr(inner, "__func__", None) is nn.Module._call_impl

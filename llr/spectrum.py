@@ -271,7 +271,7 @@ def numerical_rank(
         found = found.at_most(*bound)
     if not found.open:
         return found
-    return with_equilibrated(found, A.detach().reshape(-1, m, n))
+    return with_equilibrated(found, A.detach().reshape(math.prod(A.shape[:-2]), m, n))
 
 
 def with_equilibrated(

@@ -177,7 +177,7 @@ class TestModelRank:
         result = json.loads(run(*few, "--json", "-", code=3).stdout)
         assert result["rank"] == 5
         assert result["saturated"] is False
-        assert run(*few, code=3).stdout.startswith("model rank >= 5 of 13 parameters")
+        assert "\nmodel rank >= 5 of 13 parameters" in run(*few, code=3).stdout
 
     def test_empty_box(self) -> None:
         assert "low" in refusal("model-rank", "mlp:2-3-1", "--sampler", "uniform", "--box", 1, 1)

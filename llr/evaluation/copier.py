@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from llr import gate
+
 _LARGEST = 4096
 """Objects beside modules, tensors and containers that are copied; where there are more, all are shared."""
 
@@ -85,7 +87,7 @@ class Copier:
                 self.path = f"{path}.{name}" if path else name
                 attributes[name] = self.copied(value)
         self.path = outer
-        if attributes.get("_compiled_call_impl") is not None:
+        if gate.compiled_by_torch(attributes.get("_compiled_call_impl"), module):
             attributes["_compiled_call_impl"] = None  # compiled code is of the user's module
         if type(module).__name__ == "OptimizedModule":
             attributes["forward"] = self.memo[id(module._modules["_orig_mod"])]
