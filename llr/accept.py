@@ -156,7 +156,7 @@ def needed(name: str, value: Any) -> Any:
 
 def valued_or_function(name: str, value: Any) -> Any:
     """As :func:`valued`, or a function as it is."""
-    function = callable(value) and not isinstance(value, Tensor | nn.Module)
+    function = callable(value) and not isinstance(value, Tensor)
     return value if function else valued(name, value)
 
 
