@@ -23,7 +23,8 @@ void check_gram_add(const at::Tensor& K, const at::Tensor& delta, const at::Tens
               "gram_add_: K has shape ", K.sizes(), "; expected (N, N), or (2, N, N) in double-double");
   TORCH_CHECK(delta.defined() && a.defined(), "gram_add_: delta or a is None; expected tensors");
   const int64_t rows = K.size(-1);
-  TORCH_CHECK(K.is_contiguous() && !K.is_neg(), "gram_add_: K is not contiguous");
+  TORCH_CHECK(is_writable(K), "gram_add_: K is not contiguous, is lazily negated, or does not lie at a multiple of 8 bytes; "
+              "expected a matrix that can be added to where it is");
   for (const auto& [t, name] : {std::pair<const at::Tensor&, const char*>(delta, "delta"), {a, "a"}}) {
     TORCH_CHECK(t.scalar_type() == at::kDouble && t.device() == K.device() && t.dim() == 3 &&
                     t.size(0) == rows && t.size(1) == delta.size(1),

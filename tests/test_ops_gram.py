@@ -323,3 +323,11 @@ def test_opcheck(dd, target):
     opcheck(
         target.op.gram_add_.default, (K, ones.expand(3, 2, 4), ones.expand(3, 2, 5), True, False)
     )
+
+
+def test_gram_add_to_a_matrix_between_two_numbers():
+    memory = bytearray(9 * 8 + 8)
+    K = torch.frombuffer(memory, dtype=F64, count=9, offset=3).view(3, 3)
+    signals = torch.ones(3, 1, 2, dtype=F64)
+    with pytest.raises(RuntimeError, match="gram_add_: K is not contiguous, is lazily negated, or"):
+        torch.ops.llr.gram_add_(K, signals, signals, True, True)
