@@ -113,6 +113,8 @@ def a_module(name: str, value: Any) -> nn.Module:
 
 def a_planned_module(name: str, value: Any) -> nn.Module:
     """A module without wrappers, perhaps on the meta device; errors as for :func:`a_model`."""
+    if not (isinstance(value, nn.Module | type) or callable(value)):
+        raise TypeError(f"{name} is {type(value).__name__}; expected an nn.Module")
     value = a_model(name, value)
     if not isinstance(value, nn.Module):
         raise TypeError(f"{name} is {type(value).__name__}; expected an nn.Module")

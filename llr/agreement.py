@@ -28,6 +28,7 @@ Call = Callable[[Mapping[str, Tensor], Tensor], object]
 # The native operator is asked for a whole Jacobian only if it is no larger; the same formula otherwise.
 _MOST_NUMBERS = 1 << 22
 _GIVEN, _OWN = 4, 2  # how many of the given samples are looked at, and of random ones
+_SIZED = 1000  # samples that the size of the random ones is taken from
 # Roundings of an activation's value or slope, and how much all bounds are widened by, since they say nothing
 # of terms of second order.
 _ULPS, _WIDER = 16, 8
@@ -52,7 +53,8 @@ class _Layer:
 def probes(x: Tensor) -> Tensor:
     """A few of the samples (n, d), and a few random ones of the same size."""
     generator = torch.Generator().manual_seed(0)
-    scale = float(x.detach().abs().amax()) if x.numel() else 1.0
+    some = x[:_SIZED].detach()
+    scale = float(some.abs().amax()) if some.numel() else 1.0
     own = torch.randn(_OWN, *x.shape[1:], generator=generator, dtype=torch.float64)
     own = own.to(x) * (scale or 1.0)
     return torch.cat([x[:_GIVEN].detach(), own])

@@ -274,7 +274,7 @@ except KeyboardInterrupt:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [64, 1024])
-@pytest.mark.parametrize("after", [1.0, 4.0, 9.0])
+@pytest.mark.parametrize("after", [1.0, 4.0])
 def test_ctrl_c(bits: int, after: float) -> None:
     code = BUSY.replace("BITS", str(bits))
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)

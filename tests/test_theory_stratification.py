@@ -301,7 +301,7 @@ class TestWords:
 
 class TestRefusals:
     def test_no_module(self) -> None:
-        with pytest.raises(TypeError, match=r"model is str; expected an nn\.Module"):
+        with pytest.raises(TypeError, match=r"architecture is str; expected an nn\.Module$"):
             rank_stratification("mlp")  # type: ignore[arg-type]
 
     def test_unknown_structures(self) -> None:
