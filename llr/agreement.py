@@ -26,7 +26,7 @@ Call = Callable[[Mapping[str, Tensor], Tensor], object]
 """(values of the parameters, samples) -> the module's output."""
 
 # The native operator is asked for a whole Jacobian only if it is no larger; the same formula otherwise.
-_MOST_NUMBERS = 1 << 22
+_MOST_NUMBERS = 1 << 18
 _GIVEN, _OWN = 4, 2  # how many of the given samples are looked at, and of random ones
 _SIZED = 1000  # samples that the size of the random ones is taken from
 # Roundings of an activation's value or slope, and how much all bounds are widened by, since they say nothing

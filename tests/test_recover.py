@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable
 
 import pytest
@@ -33,20 +34,23 @@ def is_right(target: Target, found: Recovery) -> bool:
     return found.model is not None and target.error(found.model) < RECOVERED
 
 
+CASES = int(os.environ.get("LLR_RANDOM_CASES", "10"))
+
+
 class TestAtOnePointMoreThanTheRank:
     """n = O + 1. What is called recovered must be right, without exception."""
 
     @pytest.mark.parametrize("kind", DRAW)
     @pytest.mark.parametrize(("d", "k"), OF_THE_PROTOTYPE)
-    def test_thirty_targets_of_thirty(self, d: int, k: int, kind: str) -> None:
+    def test_nearly_every_target(self, d: int, k: int, kind: str) -> None:
         right = 0
-        for seed in range(30):
+        for seed in range(CASES):
             target = DRAW[kind](TwoLayer(d, k, bias=False), seed=seed)
             found = found_again(target, k * (d + 1) + 1, seed, max_width=k + 2, bias=False)
             assert is_right(target, found) or not found, (seed, str(found))
             right += bool(found)
         # A neuron that is linear to 1e-6 is nothing that three samples could tell from others.
-        assert right >= 29
+        assert right >= CASES - 1 - CASES // 40
 
     @pytest.mark.parametrize(("d", "k"), OF_THE_PROTOTYPE)
     def test_a_few(self, d: int, k: int) -> None:
@@ -61,12 +65,12 @@ class TestAtOnePointMoreThanTheRank:
     @pytest.mark.parametrize(("d", "k"), [(8, 3), (5, 5), (10, 4)])
     def test_larger_networks_at_three_halves_of_the_rank(self, d: int, k: int) -> None:
         right = 0
-        for seed in range(20):
+        for seed in range(8):
             target = Target.separated(TwoLayer(d, k, bias=False), seed=seed)
             found = found_again(target, 3 * k * (d + 1) // 2, seed, max_width=k, bias=False)
             assert is_right(target, found) or not found, (seed, str(found))
             right += bool(found)
-        assert right >= 18
+        assert right >= 7
 
     @pytest.mark.parametrize(
         "activation", ["tanh", "sigmoid", "gelu", "silu", "softplus", "erf", "sin"]
