@@ -23,7 +23,7 @@ IN_A_PROCESS = 5000
 def run(first: int, last: int) -> tuple[int, list[str]]:
     """The number of the case after the last one that ended, and complaints."""
     command = [sys.executable, "-W", "ignore", str(HERE / "fuzz_ops.py"), str(first), str(last)]
-    # Where memory is short an allocator says so; so it does under AddressSanitizer (tests/sanitize.sh).
+    # Where memory is short an allocator says so, under AddressSanitizer too (tests/sanitize.sh).
     sanitizer = f"allocator_may_return_null=1:{os.environ.get('ASAN_OPTIONS', '')}"
     settings = {"OMP_NUM_THREADS": "2", "ASAN_OPTIONS": sanitizer}
     ended = subprocess.run(
