@@ -203,11 +203,11 @@ def _strangers(value: Any, array: np.ndarray[Any, np.dtype[Any]]) -> str:
 
 
 def as_matrix(name: str, value: object) -> Tensor:
-    """A matrix or a batch of them, given as for :func:`as_tensor`; integers in lists count as numbers.
+    """A matrix or a batch of them, given as for :func:`as_tensor`; integers count as numbers.
 
     Raises:
         TypeError: no numbers, or a tensor on the meta device, which has none.
-        ValueError: what :func:`as_tensor` refuses, or a single number or vector.
+        ValueError: what :func:`as_tensor` refuses, a single number, a vector, integers that float64 rounds.
     """
     t = as_tensor(name, value)
     if t.dim() < 2:
@@ -218,9 +218,23 @@ def as_matrix(name: str, value: object) -> Tensor:
         )
     refuse_meta(name, t)
     refuse_overlarge(name, t)
-    if isinstance(value, list | tuple) and not t.is_floating_point() and not t.is_complex():
-        return t.double()
+    if not isinstance(value, Tensor):
+        _refuse_rounded(name, value, t)
+        if not t.is_floating_point() and not t.is_complex():
+            return t.double()
     return t
+
+
+def _refuse_rounded(name: str, value: object, t: Tensor) -> None:
+    """Raise ValueError for integers that float64 does not hold: the rank of others would be counted."""
+    if t.is_complex() or not t.numel() or float(t.double().abs().amax()) < 2.0**53:
+        return
+    for at, number in np.ndenumerate(np.asarray(value, dtype=object)):
+        if isinstance(number, int | np.integer) and int(float(number)) != int(number):
+            raise ValueError(
+                f"{name} has the integer {number} at index {at}, which float64 rounds; expected integers "
+                "that it holds (up to 2^53), or a matrix divided by a power of two"
+            )
 
 
 def refuse_overlarge(name: str, t: Tensor) -> None:

@@ -573,3 +573,16 @@ def test_params_in_other_forms() -> None:
             TypeError, match=f"params is {type(bad).__name__}; expected a name or glob"
         ):
             llr.jacobian(model, x, params=bad)
+
+
+def test_integers_that_float64_rounds():
+    for value in (
+        [[2**60 + 1, 2**60], [2**60 + 1, 2**60 + 2]],
+        np.array([[2**60 + 1, 2**60], [2**60 + 1, 2**60 + 2]]),
+        [[2**60 + 1, 0.5], [1.0, 2.0]],
+    ):
+        with pytest.raises(ValueError, match="integer 1152921504606846977 at index"):
+            llr.numerical_rank(value)
+    assert llr.numerical_rank([[2**60, 2**60], [2**60, 2**61]]).rank == 2
+    assert llr.rank(np.arange(9).reshape(3, 3)).rank == 2
+    assert llr.numerical_rank(np.eye(3) > 0).rank == 3
