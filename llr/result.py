@@ -197,7 +197,8 @@ class RankResult:
     def _known(self) -> str:
         if self.counted_above != "error" or self.ambiguous:
             return ""
-        return f" ({'exact' if self.exact else 'met'}: upper bound by {self.upper_from})"
+        kind = "exact" if self.exact else "by an estimated error"
+        return f" ({kind}: upper bound by {self.upper_from})"
 
     def _doubt(self) -> str:
         if self.counted_above != "error":
@@ -207,8 +208,12 @@ class RankResult:
                 if not self.clear
                 else "a singular value is within its error of the tolerance"
             )
-        kind = "at least" if self.lower_from in _PROVED else "about at least"
-        return f"the rank is {kind} {self.lower} and at most {self.upper}, and the rest is below the error"
+        proved = self.lower_from in _PROVED
+        least = "" if proved else ", by an estimate of the error,"
+        return (
+            f"the rank is{least} at least {self.lower} and at most {self.upper}, and the other singular "
+            "values are below their error"
+        )
 
     def _advice(self) -> str:
         if self.path is not None:
