@@ -72,8 +72,9 @@ TORCH_LIBRARY_IMPL(llr, Autograd, m) { m.impl("mlp_jacobian", &llr::mlp_jacobian
 // tensors, do not survive operators without a result, and copy what is too large before anybody has looked at it).
 #define LLR_FALL_THROUGH(key)                                                                                  \
   TORCH_LIBRARY_IMPL(llr, key, m) {                                                                            \
-    for (const char* name : {"mlp_jacobian", "mlp_jacobian.out", "mlp_gram", "gram_add_", "gram_factor",       \
-                             "svdvals", "lm_solve", "first_nonfinite"}) {                                      \
+    for (const char* name : {"mlp_jacobian", "mlp_jacobian.out", "mlp_jacobian_with_error", "mlp_gram",        \
+                             "mlp_gram_with_error", "gram_add_", "gram_factor", "svdvals", "lm_solve",         \
+                             "first_nonfinite"}) {                                                             \
       m.impl(name, torch::CppFunction::makeFallthrough());                                                     \
     }                                                                                                          \
   }

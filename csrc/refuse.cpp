@@ -70,8 +70,8 @@ int64_t first_nonfinite_of_others(at::TensorList tensors) {
 }
 
 void register_refusals(torch::Library& m) {
-  for (const char* name : {"mlp_jacobian", "mlp_jacobian.out", "mlp_gram", "gram_add_", "gram_factor", "svdvals",
-                           "lm_solve"}) {
+  for (const char* name : {"mlp_jacobian", "mlp_jacobian.out", "mlp_jacobian_with_error", "mlp_gram",
+                           "mlp_gram_with_error", "gram_add_", "gram_factor", "svdvals", "lm_solve"}) {
     m.impl(name, torch::CppFunction::makeFromBoxedFunction<&refuse>());
   }
 }
@@ -87,7 +87,9 @@ TORCH_LIBRARY_IMPL(llr, CompositeExplicitAutograd, m) {
 TORCH_LIBRARY_IMPL(llr, FuncTorchBatched, m) {
   using torch::CppFunction;
   m.impl("mlp_jacobian.out", CppFunction::makeFromBoxedFunction<&llr::refuse_vmap<llr::without_out>>());
-  m.impl("mlp_gram", CppFunction::makeFromBoxedFunction<&llr::refuse_vmap<llr::own_batch>>());
+  for (const char* name : {"mlp_gram", "mlp_gram_with_error", "mlp_jacobian_with_error"}) {
+    m.impl(name, CppFunction::makeFromBoxedFunction<&llr::refuse_vmap<llr::own_batch>>());
+  }
   m.impl("gram_add_", CppFunction::makeFromBoxedFunction<&llr::refuse_vmap<llr::in_place>>());
   m.impl("first_nonfinite", CppFunction::makeFromBoxedFunction<&llr::refuse_vmap<llr::one_answer>>());
 }

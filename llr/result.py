@@ -21,6 +21,11 @@ CLEAR_GAP = 1e3
 _PROVED = ("error bound", "certificate")
 
 
+def is_open(lower: Tensor, upper: int, lower_from: str) -> Tensor:
+    """Whether bounds leave a rank open: they do not meet, or the lower one is estimated (and not 0)."""
+    return (lower != upper) | (lower_from not in _PROVED and upper > 0)
+
+
 @dataclass(frozen=True, eq=False)
 class RankResult:
     """A rank and the evidence for it.
@@ -37,8 +42,9 @@ class RankResult:
         gap: ``sigma_r / max(sigma_(r+1), tol)``; ``inf`` where both are 0. (With `rtol` or `atol`
             ``sigma_r / sigma_(r+1)``, with ``tol`` in place of what is missing at either end.) Empty and
             all-zero matrices have gap ``inf``, and so has "certified".
-        ambiguous: whether the rank is open: ``lower`` does not meet ``upper``. With `rtol` or `atol`, whether
-            the count hangs on them: the gap is below 1e3, or some value is within its error of the tolerance.
+        ambiguous: whether the rank is open: ``lower`` does not meet ``upper``, or is an estimate. With `rtol`
+            or `atol`, whether the count hangs on them: the gap is below 1e3, or some value is within its
+            error of the tolerance.
         method: how the rank was found: "svd", "tsqr" and "gram" count singular values, "certified"
             is proved.
         dtype: the precision of the matrix and of its singular values.
@@ -89,8 +95,7 @@ class RankResult:
     def exact(self) -> bool:
         """Whether the rank is certain: its bounds meet, by no estimate. Of a batch: all of them."""
         lower, rank = (torch.as_tensor(v) for v in (self.lower, self.rank))
-        met = bool(((lower == self.upper) & (rank == self.upper)).all())
-        return met and self.lower_from in _PROVED
+        return not bool((is_open(lower, self.upper, self.lower_from) | (rank != self.upper)).any())
 
     @property
     def clear(self) -> bool:
@@ -133,7 +138,7 @@ class RankResult:
         if self.counted_above != "error":
             return found
         # An estimate that says more than that was too small.
-        ambiguous, most = lower != upper, lower.clamp(max=upper)
+        ambiguous, most = is_open(lower, upper, self.lower_from), lower.clamp(max=upper)
         return replace(
             found,
             rank=most if lower.dim() else int(most),
@@ -156,7 +161,7 @@ class RankResult:
             fields[name] = fields[name] if better.dim() else int(fields[name])
         spectrum = torch.where(better[..., None], again.spectrum.to(self.spectrum), self.spectrum)
         found = replace(self, **fields, equilibrated=spectrum)
-        ambiguous = torch.as_tensor(found.lower) < self.upper
+        ambiguous = is_open(torch.as_tensor(found.lower), self.upper, self.lower_from)
         return replace(found, ambiguous=ambiguous if better.dim() else bool(ambiguous))
 
     def reshaped(self, shape: Sequence[int]) -> RankResult:
@@ -197,8 +202,7 @@ class RankResult:
     def _known(self) -> str:
         if self.counted_above != "error" or self.ambiguous:
             return ""
-        kind = "exact" if self.exact else "by an estimated error"
-        return f" ({kind}: upper bound by {self.upper_from})"
+        return f" (exact: upper bound by {self.upper_from})"
 
     def _doubt(self) -> str:
         if self.counted_above != "error":
@@ -208,8 +212,13 @@ class RankResult:
                 if not self.clear
                 else "a singular value is within its error of the tolerance"
             )
-        proved = self.lower_from in _PROVED
-        least = "" if proved else ", by an estimate of the error,"
+        least = ""
+        if self.lower_from not in _PROVED:
+            if self.lower == self.upper:
+                return (
+                    f"that is the most ({self.upper_from}), but the error is estimated, not bounded"
+                )
+            least = ", by an estimate of the error,"
         return (
             f"the rank is{least} at least {self.lower} and at most {self.upper}, and the other singular "
             "values are below their error"

@@ -17,7 +17,7 @@ from llr.accept import needed, takes
 from llr.different import bounds_of_matrix
 from llr.equilibrate import scaled, scales
 from llr.error_bound import svd_error
-from llr.result import CLEAR_GAP, RankResult
+from llr.result import CLEAR_GAP, RankResult, is_open
 from llr.roles import real, whole
 from llr.surroundings import outside_inference_mode
 from llr.tensors import as_matrix
@@ -338,7 +338,7 @@ def count(
         rank, tol = lower, error
         # The error stands in for what drowns in it, and for the missing neighbours at either end.
         floor = exact.clamp(min=0.0).maximum(error[..., None])
-        ambiguous = lower < upper
+        ambiguous = is_open(lower, upper, lower_from)
     else:
         tol = tolerance(spectrum, upper, rtol=rtol, atol=atol).double()
         rank, floor = (exact > tol[..., None]).sum(-1), exact

@@ -309,9 +309,30 @@ class TestWhatIsKnown:
         x = samples(20, 3)
         result = llr.rank(model, x)
         assert (result.lower_from, result.rank, result.upper) == ("estimate", 20, 20)
-        assert not result.ambiguous
+        assert result.clear
+        assert result.ambiguous
         assert not result.exact
+        assert "the error is estimated, not bounded" in str(result)
         assert llr.rank(model, torch.cat((x, x))).upper == 40 - 20
+
+    def test_what_cancels_inside_is_never_sure(self) -> None:
+        class Cancels(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.last = nn.Linear(3, 1, bias=False)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.last((x + 1e10) - 1e10)
+
+        torch.manual_seed(0)
+        line = torch.randn(20, 1).double() * torch.tensor([[1.0, 2.0, 4.0]]).double()  # rank 1
+        for method in ("auto", "svd", "tsqr"):
+            result = llr.rank(Cancels(), line, method=method)
+            assert result.ambiguous
+            assert not result.exact
+        points = {"last.weight": torch.randn(4, 1, 3)}
+        assert bool(llr.rank(Cancels(), line, params=points).ambiguous.all())
+
 
     def test_a_preactivation_that_no_proof_likes(self) -> None:
         model = mlp(1, 2, 1)
