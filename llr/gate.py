@@ -26,7 +26,6 @@ from torch.nn.modules.module import _has_any_global_hook
 _TENSORS = (nn.Parameter, Tensor)
 # What a call of a module goes through; `forward` is looked at apart.
 _CALL = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattr__", "__getattribute__")
-_FORBIDDEN = frozenset({"forward", "_call_impl", "_compiled_call_impl"})
 # Operators that forwards of torch and llr apply to tensors, beside the methods that they name.
 _OPERATORS = ("__add__", "__mul__", "__matmul__", "__getitem__")
 # How many calls deep functions are followed from a forward.
@@ -53,18 +52,17 @@ def departure(module: nn.Module, seen: set[type] | None = None, *, hooks: bool =
     kind = type(module)
     if seen is None and not hooks and (found := process_departure()):
         return found
+    own = module.__dict__
     if seen is None or kind not in seen:
         if found := _look(_kinds, kind).why:
             return found
         if seen is not None:
             seen.add(kind)
-    own, methods = module.__dict__, _kinds[kind].methods
+    methods = _kinds[kind].methods
     if methods and not own.keys().isdisjoint(methods):
         name = min(own.keys() & methods)
         return f"a {name} of its own, which was put on the instance"
-    if hooks:
-        return _hidden(own, module)
-    return _instance_departure(own, module)
+    return _instance_departure(own, module, hooks=hooks)
 
 
 def call_departure(module: nn.Module) -> str:
@@ -76,25 +74,25 @@ def call_departure(module: nn.Module) -> str:
     )
 
 
-def _instance_departure(own: dict[str, Any], module: nn.Module) -> str:
-    if own["_forward_hooks"] or own["_forward_pre_hooks"]:
+def _instance_departure(own: dict[str, Any], module: nn.Module, *, hooks: bool = False) -> str:
+    try:
+        forward = own["_forward_hooks"] or own["_forward_pre_hooks"]
+        backward = own["_backward_hooks"] or own["_backward_pre_hooks"]
+        parameters, modules = own["_parameters"], own["_modules"]
+    except KeyError:  # a scripted module, or one that was not initialised
+        return "its parts elsewhere than an nn.Module has them"
+    if forward and not hooks:
         return "hooks, which only the module itself runs"
-    if own["_backward_hooks"] or own["_backward_pre_hooks"]:
+    if backward and not hooks:
         return "hooks of its gradients"
-    return _hidden(own, module)
-
-
-def _hidden(own: dict[str, Any], module: nn.Module) -> str:
+    if "forward" in own or "_call_impl" in own:
+        return "a forward or _call_impl of its own, which was put on the instance"
+    if "_compiled_call_impl" in own and not compiled_by_torch(own["_compiled_call_impl"], module):
+        return "a _compiled_call_impl that torch.compile did not make"
     names = own.keys()
-    if not names.isdisjoint(_FORBIDDEN):
-        if "forward" in own or "_call_impl" in own:
-            return "a forward or _call_impl of its own, which was put on the instance"
-        if not compiled_by_torch(own["_compiled_call_impl"], module):
-            return "a _compiled_call_impl that torch.compile did not make"
-    for parts in (own["_parameters"], own["_modules"]):
-        if parts and not names.isdisjoint(parts.keys()):
-            name = min(names & parts)
-            return f"an attribute {name!r} that hides its parameter or part of this name"
+    if not (names.isdisjoint(parameters) and names.isdisjoint(modules)):
+        name = min(names & {*parameters, *modules})
+        return f"an attribute {name!r} that hides its parameter or part of this name"
     return ""
 
 
@@ -232,7 +230,12 @@ def _machinery_departure() -> str:
 def _look(known: dict[type[nn.Module], _Kind], kind: type[nn.Module]) -> _Kind:
     found = known.get(kind)
     if found is None or found.why or not found.holds():
-        found = known[kind] = _examined(kind, forward=known is _kinds)
+        found = _examined(kind, forward=known is _kinds)
+        home = sys.modules.get(kind.__module__)
+        if known is _kinds or getattr(home, kind.__name__, None) is kind:
+            known[kind] = (
+                found  # classes made on the way, as parametrizations do, are not kept alive
+            )
     return found
 
 

@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -54,8 +54,7 @@ class MLP:
         )
 
 
-@dataclass
-class _Linear:
+class _Linear(NamedTuple):
     weight: Tensor
     bias: Tensor | None
 

@@ -333,7 +333,6 @@ class TestWhatIsKnown:
         points = {"last.weight": torch.randn(4, 1, 3)}
         assert bool(llr.rank(Cancels(), line, params=points).ambiguous.all())
 
-
     def test_a_preactivation_that_no_proof_likes(self) -> None:
         model = mlp(1, 2, 1)
         with torch.no_grad():
