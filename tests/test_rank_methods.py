@@ -321,7 +321,7 @@ class TestWhatIsKnown:
                 super().__init__()
                 self.last = nn.Linear(3, 1, bias=False)
 
-            def forward(self, x: Tensor) -> Tensor:
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
                 return self.last((x + 1e10) - 1e10)
 
         torch.manual_seed(0)
