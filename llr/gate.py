@@ -65,6 +65,11 @@ def departure(module: nn.Module, seen: set[type] | None = None, *, hooks: bool =
     return _instance_departure(own, module, hooks=hooks)
 
 
+def class_departure(kind: type[nn.Module]) -> str:
+    """What of a class that was looked at before is no longer the original; empty if all is."""
+    return _look(_kinds, kind).why
+
+
 def call_departure(module: nn.Module) -> str:
     """Why calling a module may do something else than its forward, whatever that is; empty if it does not."""
     return (

@@ -8,6 +8,7 @@ What does nothing to the numbers (``nn.Identity``, dropout in evaluation mode, a
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from torch import Tensor, fx, nn
 from llr import gate
 from llr.activations import Erf, Sine
 from llr.evaluation.trace import ChangedBuffer, UnknownTensor, traced
+from llr.reading import Reading
 from llr.reference import ACTIVATIONS
 
 
@@ -39,13 +41,20 @@ class MLP:
     """Whether it flattens its input: samples may then have any shape of the right size."""
     traced: bool = False
     """Whether it was read off a trace, which does not show everything (``torch.no_grad``, for one)."""
+    parameters: dict[str, Tensor] | None = field(default=None, compare=False, repr=False)
+    """``dict(model.named_parameters())`` of a module whose reading is kept; see :mod:`llr.reading`."""
     confirmed: set[object] = field(default_factory=set, compare=False, repr=False)
     """Where numbers have shown that the module computes this; see :mod:`llr.agreement`."""
 
-    @property
+    @functools.cached_property
     def widths(self) -> tuple[int, ...]:
         """Inputs, hidden widths, outputs."""
         return (self.weights[0].shape[1], *(w.shape[0] for w in self.weights))
+
+    @functools.cached_property
+    def tensors(self) -> frozenset[int]:
+        """The ids of its weights and biases."""
+        return frozenset(id(t) for t in (*self.weights, *self.biases) if t is not None)
 
     def __str__(self) -> str:
         widths = "-".join(map(str, self.widths))
@@ -113,28 +122,24 @@ def read_mlp(model: nn.Module) -> MLP:
     """
     if why := gate.process_departure():
         raise NotAnMLP(why)
+    known = _readings.get(id(model))
+    if known is not None and known[0]() is model and known[1].holds(model):
+        return known[2]
     links = _links_of_module(model, set())
-    if links is not None:
-        key = [_key(link) for link in links]
-        known = _assembled.get(id(model))
-        if known is not None and known[0]() is model and known[1] == key:
-            return known[2]
-        mlp, number = _assemble(links), id(model)
-        _assembled[number] = weakref.ref(model, lambda _: _assembled.pop(number, None)), key, mlp
-        return mlp
-    return replace(_assemble(_links_of_trace(model)), traced=True)
+    if links is None:
+        return replace(_assemble(_links_of_trace(model)), traced=True)
+    mlp, number = _assemble(links), id(model)
+    reading = Reading(model, _DECIDING)
+    if reading.usual:
+        mlp.parameters = reading.parameters
+        forget = weakref.ref(model, lambda _: _readings.pop(number, None))
+        _readings[number] = forget, reading, mlp
+    return mlp
 
 
-_assembled: dict[int, tuple[weakref.ref[nn.Module], list[object], MLP]] = {}
-"""id of a model -> the model, the links that it was assembled from, and what came of it."""
-
-
-def _key(link: _Link) -> object:
-    """What shows that a link is the same, and of the same shape."""
-    if isinstance(link, str):
-        return link
-    weight, bias = link.weight, link.bias
-    return id(weight), weight.shape, id(bias), bias if bias is None else bias.shape
+_readings: dict[int, tuple[weakref.ref[nn.Module], Reading, MLP]] = {}
+"""id of a model -> the model, what its reading rests on, and what was read."""
+_DECIDING = ("training", "p", "start_dim", "end_dim", "beta", "threshold", "approximate")
 
 
 def _links_of_module(module: nn.Module, seen: set[type]) -> list[_Link] | None:

@@ -50,6 +50,7 @@ class Problem:
     """Whether results are to be differentiated further, by any parameter of the module."""
     kept: dict[str, Any] = field(default_factory=dict)
     """What has been found out about the model; shared with problems made from this one."""
+    _links: list[tuple[str | None, Tensor | None]] | None = field(default=None, init=False)
 
     @property
     def private(self) -> Private:
@@ -103,6 +104,8 @@ class Problem:
         The name is None for a tensor that is no parameter, the value for a bias that is not there. Columns
         have their values at all parameter points.
         """
+        if self._links is not None:
+            return self._links
         assert self.mlp is not None
         links: list[tuple[str | None, Tensor | None]] = []
         for layer in zip(self.mlp.weights, self.mlp.biases, strict=True):
@@ -114,6 +117,7 @@ class Problem:
                     links.append((name, self.columns.values[name]))
                 else:
                     links.append((name, self.columns.fixed[name]))
+        self._links = links
         return links
 
 
@@ -140,17 +144,19 @@ def read_problem(
     model = a_model("model", model)
     mlp, why_not, names = None, "a callable", {}
     if isinstance(model, nn.Module):
-        every = dict(model.named_parameters())
+        try:
+            mlp = read_mlp(model)
+        except NotAnMLP as departure:
+            why_not = str(departure)
+        known = None if mlp is None else mlp.parameters
+        every = dict(model.named_parameters()) if known is None else known
         if not every:
             refuse_quantized(model)
         columns = columns_of_module(type(model).__name__, every, params)
         names = {id(p): name for name, p in every.items()}
-        try:
-            mlp = read_mlp(model)
-            why_not = _unused(mlp, columns, names)
-        except NotAnMLP as departure:
-            why_not = str(departure)
-        mlp = None if why_not else mlp
+        if mlp is not None:
+            why_not = _unused(mlp, columns, every)
+            mlp = None if why_not else mlp
     else:
         columns = columns_of_callable(params)
     if not isinstance(x, Tensor) or not is_plain(x):
@@ -166,19 +172,20 @@ def read_problem(
             columns.points,
         )
         x = wider(x, dtype)
-    tensors = [x, *columns.values.values(), *columns.fixed.values()]
-    if any(map(Tensor.is_inference, tensors)):
-        columns = Columns(
-            {n: ordinary(v) for n, v in columns.values.items()},
-            {n: ordinary(v) for n, v in columns.fixed.items()},
-            columns.points,
-        )
-        x = ordinary(x)
-    _check_kinds(columns, x)
-    common = _common_dtype(columns, x)
-    if shapes_only and any(v.is_meta for v in columns.values.values()):
-        x = x.to("meta")
-    _check_devices(columns, x)
+    common, alike = x.dtype, _alike(columns, x)
+    if not alike:
+        if any(map(Tensor.is_inference, _tensors(columns, x))):
+            columns = Columns(
+                {n: ordinary(v) for n, v in columns.values.items()},
+                {n: ordinary(v) for n, v in columns.fixed.items()},
+                columns.points,
+            )
+            x = ordinary(x)
+        _check_kinds(columns, x)
+        common = _common_dtype(columns, x)
+        if shapes_only and any(v.is_meta for v in columns.values.values()):
+            x = x.to("meta")
+        _check_devices(columns, x)
     if not shapes_only or not x.is_meta:
         _check_values(columns, x)
     if isinstance(model, torch.jit.ScriptModule):
@@ -186,18 +193,14 @@ def read_problem(
     raised = dtype is not None if raised is None else raised
     problem = Problem(model, columns, x, common, mlp, why_not, names, dtype, raised)
     if mlp is not None:
-        hollow = False
         for name, tensor in problem.chain():
-            if tensor is None:
-                continue
-            hollow = hollow or tensor.numel() == 0
-            if tensor.dtype != common:
+            if tensor is not None and tensor.dtype != common:
                 raise TypeError(
                     f"parameter {name!r} is {tensor.dtype} but the others are {common}; expected one dtype "
                     f"(model.to({common}))"
                 )
         problem.x, problem.why_not_mlp = _samples_for(mlp, x, common)
-        if hollow and not problem.why_not_mlp:
+        if 0 in mlp.widths and not problem.why_not_mlp:
             problem.why_not_mlp = "a layer of width 0"
         if not problem.why_not_mlp:
             problem.why_not_mlp = _mistaken(problem, x)
@@ -208,10 +211,30 @@ def read_problem(
     return problem
 
 
-def _unused(mlp: MLP, columns: Columns, names: Mapping[int, str]) -> str:
-    used = {names.get(id(t)) for t in (*mlp.weights, *mlp.biases) if t is not None}
-    idle = [name for name in columns.values if name not in used]
+def _unused(mlp: MLP, columns: Columns, every: Mapping[str, Tensor]) -> str:
+    idle = [name for name in columns.values if id(every[name]) not in mlp.tensors]
     return f"{idle[0]!r} is no weight or bias of a layer" if idle else ""
+
+
+_PLAIN = frozenset({Tensor, nn.Parameter})
+
+
+def _alike(columns: Columns, x: Tensor) -> bool:
+    """Whether samples and parameters are plain tensors of one dtype, one device and none of inference mode.
+
+    The checks that follow name what differs.
+    """
+    dtype, device = x.dtype, x.device
+    if dtype not in (torch.float32, torch.float64) or x.is_meta:
+        return False
+    for t in _tensors(columns, x):
+        if t.dtype != dtype or type(t) not in _PLAIN or t.device != device or t.is_inference():
+            return False
+    return True
+
+
+def _tensors(columns: Columns, x: Tensor) -> list[Tensor]:
+    return [x, *columns.values.values(), *columns.fixed.values()]
 
 
 def _common_dtype(columns: Columns, x: Tensor) -> torch.dtype:
@@ -249,12 +272,9 @@ def _refuse_complex(name: str, value: Tensor) -> None:
         )
 
 
-_PLAIN = frozenset({Tensor, nn.Parameter})
-
-
 def _check_kinds(columns: Columns, x: Tensor) -> None:
     """Refuse tensors of classes that change what functions do with them: transforms would not see that."""
-    if _PLAIN.issuperset(map(type, (x, *columns.values.values(), *columns.fixed.values()))):
+    if _PLAIN.issuperset(map(type, _tensors(columns, x))):
         return
     parameters = ((f"parameter {n!r}", v) for n, v in (columns.values | columns.fixed).items())
     for name, t in (("x", x), *parameters):
@@ -275,7 +295,7 @@ def _check_devices(columns: Columns, x: Tensor) -> None:
 
 
 def _check_values(columns: Columns, x: Tensor) -> None:
-    tensors = [x, *columns.values.values(), *columns.fixed.values()]
+    tensors = _tensors(columns, x)
     if x.is_meta:
         refuse_meta("the model" if tensors[1].is_meta else "x", x)
     if _transformed(tensors):
