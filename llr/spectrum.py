@@ -53,17 +53,6 @@ def check_finite(A: Tensor, what: str, axes: Sequence[str]) -> None:
     )
 
 
-def _check_matrix(A: Tensor) -> None:
-    if not isinstance(A, Tensor):
-        raise TypeError(f"expected a torch.Tensor of shape (..., m, n), got {type(A).__name__}")
-    if A.dim() < 2:
-        raise ValueError(f"expected a matrix or a batch (..., m, n), got shape {tuple(A.shape)}")
-    if A.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"singular values need float32 or float64, got {A.dtype}; convert with A.double()"
-        )
-
-
 @takes(A=as_matrix)
 @outside_inference_mode
 def svdvals(A: Tensor) -> Tensor:
@@ -105,27 +94,39 @@ def svdvals(A: Tensor) -> Tensor:
         >>> llr.svdvals(torch.tensor([[3.0, 0.0], [0.0, -4.0]]))
         tensor([4., 3.])
     """
-    _check_matrix(A)
+    return singular_values(A, "A")
+
+
+def singular_values(A: Tensor, name: str = "the matrix") -> Tensor:
+    """`svdvals` of a real matrix or a batch of them, which messages call `name`."""
+    if A.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} is {A.dtype}; expected float32 or float64 ({_converted(A, name)})")
     A = A.detach()
     m, n = A.shape[-2:]
     if A.numel() == 0:
         return A.new_zeros((*A.shape[:-2], min(m, n)))
-    values = _ops.svdvals(A) if _ops.has_kernel(A) else _by_torch(A)
+    values = _ops.svdvals(A) if _ops.has_kernel(A) else _by_torch(A, name)
     failed = values.isnan().any(-1)
     if bool(failed.any()):  # for want of convergence, or of a finite matrix
-        check_finite(A, "the matrix", ("row", "column"))
+        check_finite(A, name, ("row", "column"))
         values[failed] = _as_eigenvalues(A[failed].reshape(-1, m, n)).to(values)
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
-            f"the largest singular value is too large for {A.dtype} (entries up to "
-            f"{A.abs().max().item():.3g}); divide the matrix by a constant"
+            f"the largest singular value of {name} is too large for {A.dtype} (entries up to "
+            f"{A.abs().max().item():.3g}); divide {name} by a constant"
         )
     return values
 
 
-def _by_torch(A: Tensor) -> Tensor:
+def _converted(A: Tensor, name: str) -> str:
+    """How to make a matrix of another real dtype float64."""
+    whole = not A.is_floating_point() and A.dtype != torch.bool
+    return f"{name}.double()" + (", exact for integers up to 2^53" if whole else "")
+
+
+def _by_torch(A: Tensor, name: str) -> Tensor:
     """NaN for what torch cannot do."""
-    check_finite(A, "the matrix", ("row", "column"))
+    check_finite(A, name, ("row", "column"))
     tall, power = _scaled(A)
     shortened = shorten(tall)
     try:
@@ -261,7 +262,14 @@ def numerical_rank(
         >>> llr.numerical_rank(torch.ones(3, 4)).rank
         1
     """
-    values = svdvals(A)
+    return rank_of_matrix(A, "A", rtol=rtol, atol=atol)
+
+
+def rank_of_matrix(
+    A: Tensor, name: str, *, rtol: float | None = None, atol: float | None = None
+) -> RankResult:
+    """`numerical_rank` of a matrix which messages call `name`."""
+    values = singular_values(A, name)
     m, n = A.shape[-2:]
     found = count(values, m, n, rtol=rtol, atol=atol)
     if rtol is not None or atol is not None or not found.open:
@@ -293,7 +301,7 @@ def with_equilibrated(
     if not matrices.numel():
         return found
     rows, columns = scales(matrices)
-    values = svdvals(scaled(matrices, rows, columns))
+    values = singular_values(scaled(matrices, rows, columns))
     bounds = svd_error(values, min(matrices.shape[-2:]), dtype or found.dtype)
     bounds = bounds if error is None else bounds + error(rows, columns).to(bounds)
     shape = found.spectrum.shape
