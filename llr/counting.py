@@ -70,7 +70,11 @@ class Count:
             J, self.path, native = execute_with_error(self.problem, self.prepared)
             check_finite(J, "the Jacobian", ("sample", "output", "parameter"))
             J = J.flatten(-3, -2)
-            values, self.held, self.factor = singular_values(J, "the Jacobian"), J.nbytes, J.reshape(math.prod(batch), N, P)
+            values, self.held, self.factor = (
+                singular_values(J, "the Jacobian"),
+                J.nbytes,
+                J.reshape(math.prod(batch), N, P),
+            )
         elif method == "tsqr":
             R, self.path = evaluate_triangle(self.problem, q, chunk_size=self.chunk_size)
             self.held = min(R.nbytes + min(BLOCK_BYTES, 16 * N * P), self.cost.nbytes)
@@ -83,7 +87,10 @@ class Count:
                 raise ImmoderateSquaresError
             L = _ops.gram_factor(K)
             # The factor is made in two parts of double-double before it is rounded.
-            values, self.held = singular_values(L, "the factor of the Gram matrix"), 2 * K.nbytes + 2 * L.nbytes
+            values, self.held = (
+                singular_values(L, "the factor of the Gram matrix"),
+                2 * K.nbytes + 2 * L.nbytes,
+            )
             self.factor = K.reshape(2, -1, N, N)
         values = _padded(values, min(N, P))
         self.rows = self._row_errors(native)

@@ -21,6 +21,7 @@ ODD = frozenset({"tanh", "erf", "sin", "identity"})
 _NEARLY_ODD = frozenset({"sigmoid"})  # s(z) + s(-z) = 1
 _NEARLY_EVEN = frozenset({"gelu", "silu"})  # s(z) - s(-z) = z
 _ENTRIES = 1 << 20  # of a matrix whose rows and columns are compared with each other
+_ROWS = 1 << 16  # and columns of all matrices of a batch
 
 
 def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
@@ -56,13 +57,27 @@ def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
     return bounds
 
 
-def bounds_of_matrix(A: Tensor) -> list[Bound]:
-    """The same for a matrix, or a batch (..., m, n): rows and columns that are zero, or equal bit by bit."""
-    if A.dim() > 2 or A.numel() > _ENTRIES:
+def bounds_of_matrices(A: Tensor) -> list[tuple[Tensor, str]]:
+    """The same for each of some matrices (k, m, n): rows and columns that are zero, or equal bit by bit."""
+    if A.numel() > _ENTRIES or sum(A.shape[-2:]) * len(A) > _ROWS:
         filled = A != 0
-        sides = [filled.any(-1).sum(-1), filled.any(-2).sum(-1)]
-        return [(int(side.max()) if side.numel() else 0, "zeros") for side in sides]
-    return [(_distinct(B[(B != 0).any(1)]), "different rows") for B in (A, A.mT)]
+        return [(filled.any(side).sum(-1), "zeros") for side in (-1, -2)]
+    return [(_different(B), "different rows") for B in (A, A.mT)]
+
+
+def _different(A: Tensor) -> Tensor:
+    """How many rows of each matrix (k, m, n) are not zero and differ in a bit, (k)."""
+    k, m, n = A.shape
+    if not A.numel():
+        return torch.zeros(k, dtype=torch.int64, device=A.device)
+    rows = A.cpu().contiguous().numpy().reshape(k * m, n)
+    keys = rows.view(f"V{n * rows.itemsize}").ravel().tolist()
+    filled = (A != 0).any(-1).tolist()
+    counts = [
+        len({key for key, full in zip(keys[i * m : i * m + m], some, strict=True) if full})
+        for i, some in enumerate(filled)
+    ]
+    return torch.tensor(counts, dtype=torch.int64, device=A.device)
 
 
 def _distinct(x: Tensor) -> int:

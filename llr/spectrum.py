@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from llr import _ops
 from llr.accept import needed, takes
-from llr.different import bounds_of_matrix
+from llr.different import bounds_of_matrices
 from llr.equilibrate import scaled, scales
 from llr.error_bound import svd_error
+from llr.integers import rank_of_floats
 from llr.result import CLEAR_GAP, RankResult, is_open
 from llr.roles import real, whole
 from llr.surroundings import outside_inference_mode
@@ -34,6 +36,9 @@ _LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined] # public, 
 # short side has a larger tolerance, and longer blocks are faster.
 _BLOCK_ROWS = 256
 _BLOCKS_AT_ONCE = 64
+
+# Up to these, a few milliseconds of exact elimination settle what a count leaves open.
+_SMALL_SIDE, _SMALL_ENTRIES = 16, 1024
 
 
 def check_finite(A: Tensor, what: str, axes: Sequence[str]) -> None:
@@ -242,7 +247,9 @@ def numerical_rank(
     The singular values above their error bound, ``2u (10 + 2 min(m, n)) sigma_1`` with the u of A's dtype,
     are counted: A has at least this rank. Where that does not meet an upper bound (the shape; rows or columns
     that are zero, or equal bit by bit), rows and columns are multiplied by powers of two, so that units do
-    not decide, and counted again. With `rtol` or `atol` the values above `tolerance` are counted instead.
+    not decide, and counted again. What is then still open, for matrices of a short side up to 16 and of up
+    to 1024 entries together, is settled by exact elimination if that gives the same rank. With `rtol` or
+    `atol` the values above `tolerance` are counted instead.
 
     Args:
         A: shape ``(..., m, n)``, float32 or float64. An all-zero or empty matrix has rank 0.
@@ -252,7 +259,8 @@ def numerical_rank(
     Returns:
         A `RankResult`; batched over the leading dimensions of `A`. It is about the given numbers; that a
         matrix which was rounded before has full rank says little, and ``clear`` tells whether there is a
-        large gap.
+        large gap. So where exact elimination gives a larger rank than is counted, the count remains, is
+        ambiguous, and ``reason`` (for one matrix) says what was found.
 
     Raises:
         TypeError, ValueError, torch.linalg.LinAlgError: as `svdvals` and `tolerance`.
@@ -261,6 +269,9 @@ def numerical_rank(
         >>> import llr, torch
         >>> llr.numerical_rank(torch.ones(3, 4)).rank
         1
+        >>> settled = llr.numerical_rank(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+        >>> settled.rank, settled.exact, settled.upper_from
+        (1, True, 'exact elimination')
     """
     return rank_of_matrix(A, "A", rtol=rtol, atol=atol)
 
@@ -274,12 +285,52 @@ def rank_of_matrix(
     found = count(values, m, n, rtol=rtol, atol=atol)
     if rtol is not None or atol is not None or not found.open:
         return found
-    bounds = bounds_of_matrix(A.detach())
-    for bound in bounds:
-        found = found.at_most(*bound)
-    if not found.open:
+    matrices = A.detach().reshape(math.prod(A.shape[:-2]), m, n)
+    which, some = _left_open(found, matrices)
+    for bound, why in bounds_of_matrices(some):
+        found = _at_most(found, which, bound, why)
+    if found.open:
+        found = with_equilibrated(found, matrices)
+    return _eliminated(found, matrices) if found.open else found
+
+
+def _left_open(found: RankResult, matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """The places of the matrices (k, m, n) whose ranks are open, and those matrices."""
+    if len(matrices) == 1:
+        return torch.zeros(1, dtype=torch.int64, device=matrices.device), matrices
+    which = torch.as_tensor(found.ambiguous).reshape(-1).nonzero()[:, 0]
+    return which, matrices[which]
+
+
+def _at_most(found: RankResult, which: Tensor, bound: Tensor, why: str) -> RankResult:
+    """With an upper bound for each of the matrices at these places."""
+    upper = torch.as_tensor(found.upper)
+    bounds = upper.reshape(-1).to(bound.device, copy=True)
+    bounds[which] = bounds[which].minimum(bound)
+    return found.at_most(bounds.reshape(upper.shape), why)
+
+
+def _eliminated(found: RankResult, matrices: Tensor) -> RankResult:
+    """With the ranks of small matrices whose entries are taken as exact numbers.
+
+    Such a rank is an upper bound of what is counted, and settles the count if they are the same. It is no
+    rank in place of the count: of a matrix that has been rounded it says little.
+    """
+    if min(matrices.shape[-2:]) > _SMALL_SIDE:
         return found
-    return with_equilibrated(found, A.detach().reshape(math.prod(A.shape[:-2]), m, n))
+    which, some = _left_open(found, matrices)
+    if some.numel() > _SMALL_ENTRIES:
+        return found
+    ranks = [rank_of_floats(A) for A in some.tolist()]
+    side = min(matrices.shape[-2:])
+    bound = torch.tensor([side if r is None else r for r in ranks], device=matrices.device)
+    found = _at_most(found, which, bound, "exact elimination")
+    if found.open and len(matrices) == 1 and ranks[0] is not None:
+        found = replace(
+            found,
+            reason=f"taken as exact numbers the entries have rank {ranks[0]}, by exact elimination",
+        )
+    return found
 
 
 def with_equilibrated(
@@ -373,6 +424,6 @@ def count(
         n_params=n_params,
         lower=lower if batched else int(lower),
         lower_from=lower_from,
-        upper=upper,
+        upper=torch.full_like(lower, upper) if batched else upper,
         counted_above="error" if rtol is None and atol is None else "tolerance",
     )

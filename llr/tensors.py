@@ -209,9 +209,7 @@ def as_matrix(name: str, value: object) -> Tensor:
         ValueError: what :func:`as_tensor` refuses, a single number, a vector, integers that float64 rounds.
     """
     if isinstance(value, Mapping):
-        raise TypeError(
-            f"{name} is {type(value).__name__}; expected a matrix (one of its tensors)"
-        )
+        raise TypeError(f"{name} is {type(value).__name__}; expected a matrix (one of its tensors)")
     t = as_tensor(name, value)
     if t.is_complex():
         raise TypeError(

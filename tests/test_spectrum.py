@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -18,6 +21,7 @@ from torch import Tensor
 
 import llr
 from llr import _ops
+from llr.integers import rank_of_floats
 from llr.spectrum import tolerance
 
 DTYPES = [torch.float32, torch.float64]
@@ -31,6 +35,21 @@ def low_rank(m: int, n: int, r: int, seed: int = 0, dtype: torch.dtype = torch.f
     right = torch.randint(-3, 4, (r, n), generator=g).to(dtype)
     right[:, :r] = 7 * torch.eye(r, dtype=dtype)
     return left @ right
+
+
+def by_fractions(rows: Sequence[Sequence[float]]) -> int:
+    """The rank by Gauss elimination in Python's fractions."""
+    rest, rank = [[Fraction(x) for x in row] for row in rows], 0
+    for j in range(len(rest[0]) if rest else 0):
+        pivot = next((i for i in range(rank, len(rest)) if rest[i][j]), None)
+        if pivot is None:
+            continue
+        rest[rank], rest[pivot] = rest[pivot], rest[rank]
+        for i in range(rank + 1, len(rest)):
+            factor = rest[i][j] / rest[rank][j]
+            rest[i] = [a - factor * b for a, b in zip(rest[i], rest[rank], strict=True)]
+        rank += 1
+    return rank
 
 
 def with_spectrum(values: Sequence[float], m: int, n: int, seed: int = 0) -> Tensor:
@@ -193,8 +212,61 @@ class TestNoConvergence:
 class TestBadMatrices:
     @pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.bfloat16, torch.complex64])
     def test_dtype(self, dtype: torch.dtype) -> None:
-        with pytest.raises(TypeError, match=rf"float32 or float64, got {dtype}; .*double"):
+        way = (
+            "float32 or float64 (A.double()"
+            if not dtype.is_complex
+            else "real matrix. The real form"
+        )
+        with pytest.raises(
+            TypeError, match=re.escape(f"A is {dtype}; expected ") + ".*" + re.escape(way)
+        ):
             llr.svdvals(torch.ones(2, 2, dtype=dtype))
+
+    def test_the_real_form_of_a_complex_matrix(self) -> None:
+        """What the message says, by NumPy, which takes complex matrices: twice each singular value."""
+        g = torch.Generator().manual_seed(0)
+        left, right = (
+            torch.randn(*s, dtype=torch.complex128, generator=g) for s in ((5, 3), (3, 7))
+        )
+        for A in (
+            left @ right,
+            (left @ right)[:, :2],
+            torch.stack((left @ right, 0 * left @ right)),
+        ):
+            with pytest.raises(TypeError) as refused:
+                llr.numerical_rank(A)
+            form = eval(str(refused.value).split(": ", 1)[1])
+            twice = np.repeat(np.linalg.svd(A.numpy(), compute_uv=False), 2, axis=-1)
+            torch.testing.assert_close(
+                llr.svdvals(form), torch.from_numpy(twice), rtol=0, atol=1e-12
+            )
+            rank = np.linalg.matrix_rank(A.numpy(), tol=1e-9)
+            assert np.array_equal(np.asarray(llr.numerical_rank(form, atol=1e-9).rank), 2 * rank)
+
+    @pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+    @pytest.mark.parametrize("call", [llr.numerical_rank, llr.svdvals, llr.rank])
+    def test_messages_name_the_argument(self, call: Any) -> None:
+        name = "matrix" if call is llr.rank else "A"
+        bad = [
+            torch.ones(3),
+            torch.ones(2, 2).cfloat(),
+            torch.ones(2, 2).long(),
+            torch.full((2, 2), math.nan),
+            torch.full((2, 2), 1e308, dtype=torch.float64),
+            torch.ones(2, 2, device="meta"),
+            [[1.0, 2.0], [3.0]],
+            [["a"]],
+            [torch.ones(2), torch.ones(2)],
+            torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            [[2**53 + 1]],
+            np.ma.masked_array([[1.0]], [[True]]),
+        ]
+        for A in bad:
+            with pytest.raises((TypeError, ValueError)) as refused:
+                call(A)
+            message = str(refused.value)
+            assert re.search(rf"^{name} (is|has) |of {name} is", message), message
+            assert not re.search("model|sample", message), message
 
     def test_not_a_tensor(self) -> None:
         with pytest.raises(TypeError, match=r"A is str; expected a tensor"):
@@ -227,7 +299,7 @@ class TestBadMatrices:
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_overflow(self, dtype: torch.dtype) -> None:
         A = torch.full((3, 3), torch.finfo(dtype).max, dtype=dtype)
-        with pytest.raises(ValueError, match=r"too large for .*divide the matrix"):
+        with pytest.raises(ValueError, match=r"value of A is too large for .*divide A"):
             llr.svdvals(A)
 
 
@@ -273,9 +345,10 @@ class TestNumericalRank:
     def test_known_rank(self, m: int, n: int, r: int, dtype: torch.dtype) -> None:
         result = llr.numerical_rank(low_rank(m, n, r, dtype=dtype))
         assert result.rank == r
-        # Whether there is more below the error of a matrix that was rounded, nothing tells.
-        assert (result.clear, result.ambiguous, result.lower) == (True, True, r)
-        assert r < result.upper <= min(m, n)
+        # Whether there is more below the error, only exact arithmetic tells, which is for small matrices.
+        small = m * n <= 1024
+        assert (result.clear, result.ambiguous, result.lower) == (True, not small, r)
+        assert result.upper == r if small else r < result.upper <= min(m, n)
         assert (result.n_rows, result.n_params) == (m, n)
         assert result.method == "svd"
         assert result.dtype == dtype
@@ -353,6 +426,76 @@ class TestNumericalRank:
         assert result.rank.tolist() == [[1, 4, 9], [1, 4, 0]]
         assert not result.ambiguous.any()
 
+    def test_a_batch_is_a_loop_with_bounds(self) -> None:
+        """Each matrix of a batch gets the bounds that it gets alone."""
+        repeated = low_rank(20, 30, 9)
+        repeated[10:] = repeated[3]
+        zeros = low_rank(20, 30, 9)
+        zeros[:, 4:] = 0
+        full, empty = torch.eye(20, 30).double(), torch.zeros(20, 30).double()
+        A = torch.stack([low_rank(20, 30, 9), repeated, zeros, full, empty]).reshape(5, 1, 20, 30)
+        for some in (A, A.float(), A[:1], A[[1, 2]], A[:0]):
+            result = llr.numerical_rank(some)
+            alone = [llr.numerical_rank(one[0]) for one in some]
+            for name in ("rank", "lower", "upper", "ambiguous"):
+                expected = [getattr(one, name) for one in alone]
+                assert getattr(result, name).tolist() == [[v] for v in expected], name
+            assert result.exact == all(one.exact for one in alone)
+        assert llr.numerical_rank(A).upper_from == "shape or different rows"
+        assert llr.numerical_rank(A[[1, 2]]).upper_from == "different rows"
+
+    def test_small_batches_are_eliminated(self) -> None:
+        A = torch.stack([low_rank(4, 5, r) for r in (0, 1, 2, 3, 4)])
+        result = llr.numerical_rank(A)
+        assert result.rank.tolist() == result.upper.tolist() == [0, 1, 2, 3, 4]
+        assert result.exact
+        assert "exact elimination" in result.upper_from
+
+
+class TestElimination:
+    """Exact elimination settles a count, and does not take its place."""
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.data())
+    def test_rank_of_floats(self, data: st.DataObject) -> None:
+        m, n = (data.draw(st.integers(0, 5)) for _ in range(2))
+        entries = st.one_of(
+            st.integers(-3, 3).map(float),
+            st.floats(allow_nan=False, allow_infinity=False, width=32),
+            st.sampled_from([0.1, 0.2, 0.3, 1e-300, 3e300, -0.0, 5e-324]),
+        )
+        rows = [data.draw(st.lists(entries, min_size=n, max_size=n)) for _ in range(m)]
+        if m > 2:
+            rows[2] = [4 * x if abs(x) < 1e300 else x for x in rows[0]]
+        found = rank_of_floats(rows)
+        assert found is None or found == by_fractions(rows)
+        if all(abs(x) < 1e9 and (x == 0 or abs(x) > 1e-9) for row in rows for x in row):
+            assert found is not None
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    def test_what_it_confirms_is_exact(self, dtype: torch.dtype) -> None:
+        for rows in ([[1, 2], [3, 6]], [[1, 2, 3], [4, 5, 6], [7, 8, 9]], [[1, 1e-30], [2, 2e-30]]):
+            A = torch.tensor(rows, dtype=dtype)
+            A[-1] = 3 * A[0] if len(A) == 2 else A[-1]
+            result = llr.numerical_rank(A)
+            assert (result.rank, result.exact) == (by_fractions(A.tolist()), True)
+            assert result.upper_from == "exact elimination"
+            assert (result.lower_from, result.ambiguous) == ("error bound", False)
+
+    def test_what_was_rounded_keeps_its_count(self) -> None:
+        g = torch.Generator().manual_seed(1)
+        A = torch.randn(6, 2, generator=g) @ torch.randn(2, 5, generator=g)
+        exact = by_fractions(A.tolist())
+        result = llr.numerical_rank(A)
+        assert exact > 2
+        assert (result.rank, result.lower, result.ambiguous, result.exact) == (2, 2, True, False)
+        assert result.upper == exact
+        assert f"entries have rank {exact}, by exact elimination" in str(result)
+
+    def test_tolerances_ask_another_question(self) -> None:
+        A = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+        assert llr.numerical_rank(A, rtol=1e-3).upper_from == "shape"
+
 
 class TestGap:
     def test_between_values(self) -> None:
@@ -364,8 +507,9 @@ class TestGap:
     def test_what_drowns_counts_as_its_error(self) -> None:
         A = torch.ones(3, 3).double() + torch.diag(torch.tensor([4.0, 1.0, 0.0]).double())
         A[2] = A[0] - 3 * A[1]  # rank 2, and no row or column tells
+        A = torch.block_diag(*[A] * 6)  # too large for exact elimination
         result = llr.numerical_rank(A)
-        assert (result.rank, result.clear, result.ambiguous) == (2, True, True)
+        assert (result.rank, result.clear, result.ambiguous) == (12, True, True)
         assert 1e10 < result.gap < 1e17
 
     def test_exact_zero_below(self) -> None:
@@ -399,10 +543,14 @@ class TestGap:
 
 class TestRankResult:
     def test_line(self) -> None:
-        line = str(llr.numerical_rank(low_rank(5, 9, 2)))
-        assert line.startswith("rank 2 of a 5 x 9 matrix: sigma_2/error = ")
-        assert "(svd, float64); counted: the rank is at least 2 and at most 5" in line
+        line = str(llr.numerical_rank(low_rank(20, 90, 2)))
+        assert line.startswith("rank 2 of a 20 x 90 matrix: sigma_2/error = ")
+        assert "(svd, float64); AMBIGUOUS (clear gap): the rank is at least 2 and at most " in line
         assert "\n" not in line
+        line = str(llr.numerical_rank(low_rank(5, 9, 2)))
+        assert line.startswith(
+            "rank 2 of a 5 x 9 matrix (exact: upper bound by exact elimination): "
+        )
         assert "AMBIGUOUS" not in line
         line = str(llr.numerical_rank(torch.eye(3).double()))
         assert line.startswith(
@@ -412,9 +560,19 @@ class TestRankResult:
 
     def test_line_names_the_ends(self) -> None:
         assert "sigma_2/error" in str(llr.numerical_rank(torch.eye(2)))
-        assert "error/sigma_1" in str(llr.numerical_rank(torch.zeros(2, 2)))
         assert "sigma_2/tolerance" in str(llr.numerical_rank(torch.eye(2), rtol=1e-3))
         assert "tolerance/sigma_1" in str(llr.numerical_rank(torch.eye(2), atol=3.0))
+
+    def test_line_of_what_has_no_ratio(self) -> None:
+        """No "error/sigma_1 = inf": what is there is said."""
+        zeros, empty = llr.numerical_rank(torch.zeros(2, 2)), llr.numerical_rank(torch.zeros(0, 3))
+        assert str(zeros).endswith("by different rows): all singular values are 0 (svd, float32)")
+        assert str(empty).endswith("by shape): no entries (svd, float32)")
+        line = str(llr.numerical_rank(torch.zeros(2, 2), atol=3.0))
+        assert "matrix: all singular values are 0, tolerance 3 (svd" in line
+        line = str(llr.numerical_rank(torch.diag(torch.tensor([4.0, 2.0])), rtol=0.0))
+        assert "matrix: tolerance 0, sigma_1 4, sigma_2 2 (svd" in line
+        assert "inf" not in str(llr.numerical_rank(torch.zeros(2, 3, 3)))
 
     @pytest.mark.parametrize(
         ("dtype", "advice"), [(torch.float32, "in float64"), (torch.float64, "vary rtol")]
