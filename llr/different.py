@@ -21,7 +21,7 @@ ODD = frozenset({"tanh", "erf", "sin", "identity"})
 _NEARLY_ODD = frozenset({"sigmoid"})  # s(z) + s(-z) = 1
 _NEARLY_EVEN = frozenset({"gelu", "silu"})  # s(z) - s(-z) = z
 _ENTRIES = 1 << 20  # of a matrix whose rows and columns are compared with each other
-_ROWS = 1 << 16  # and columns of all matrices of a batch
+_ROWS = 1 << 14  # and columns of all matrices of a batch
 
 
 def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
@@ -67,17 +67,18 @@ def bounds_of_matrices(A: Tensor) -> list[tuple[Tensor, str]]:
 
 def _different(A: Tensor) -> Tensor:
     """How many rows of each matrix (k, m, n) are not zero and differ in a bit, (k)."""
-    k, m, n = A.shape
+    counts = (A != 0).any(-1).sum(-1)
     if not A.numel():
-        return torch.zeros(k, dtype=torch.int64, device=A.device)
-    rows = A.cpu().contiguous().numpy().reshape(k * m, n)
-    keys = rows.view(f"V{n * rows.itemsize}").ravel().tolist()
-    filled = (A != 0).any(-1).tolist()
-    counts = [
-        len({key for key, full in zip(keys[i * m : i * m + m], some, strict=True) if full})
-        for i, some in enumerate(filled)
-    ]
-    return torch.tensor(counts, dtype=torch.int64, device=A.device)
+        return counts
+    A = A + 0.0  # without -0
+    bits = A.view(torch.int64 if A.dtype == torch.float64 else torch.int32).to(torch.int64)
+    # Equal rows have equal sums; only where sums are equal, rows have to be compared.
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, A.shape[-1:], generator=generator).to(A.device)
+    sums = (bits * factors).sum(-1).sort(-1).values
+    for i in (sums[:, 1:] == sums[:, :-1]).any(-1).nonzero()[:, 0].tolist():
+        counts[i] = _distinct(A[i][(A[i] != 0).any(1)])
+    return counts
 
 
 def _distinct(x: Tensor) -> int:

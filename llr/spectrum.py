@@ -289,9 +289,15 @@ def rank_of_matrix(
     which, some = _left_open(found, matrices)
     for bound, why in bounds_of_matrices(some):
         found = _at_most(found, which, bound, why)
+    found, exact = _eliminated(found, matrices)
     if found.open:
         found = with_equilibrated(found, matrices)
-    return _eliminated(found, matrices) if found.open else found
+    if found.open and exact is not None and found.spectrum.dim() == 1:
+        found = replace(
+            found,
+            reason=f"taken as exact numbers the entries have rank {exact}, by exact elimination",
+        )
+    return found
 
 
 def _left_open(found: RankResult, matrices: Tensor) -> tuple[Tensor, Tensor]:
@@ -310,27 +316,21 @@ def _at_most(found: RankResult, which: Tensor, bound: Tensor, why: str) -> RankR
     return found.at_most(bounds.reshape(upper.shape), why)
 
 
-def _eliminated(found: RankResult, matrices: Tensor) -> RankResult:
-    """With the ranks of small matrices whose entries are taken as exact numbers.
+def _eliminated(found: RankResult, matrices: Tensor) -> tuple[RankResult, int | None]:
+    """With the ranks of small matrices whose entries are taken as exact numbers; the last of these ranks.
 
     Such a rank is an upper bound of what is counted, and settles the count if they are the same. It is no
     rank in place of the count: of a matrix that has been rounded it says little.
     """
-    if min(matrices.shape[-2:]) > _SMALL_SIDE:
-        return found
+    side = min(matrices.shape[-2:])
+    if not found.open or side > _SMALL_SIDE:
+        return found, None
     which, some = _left_open(found, matrices)
     if some.numel() > _SMALL_ENTRIES:
-        return found
+        return found, None
     ranks = [rank_of_floats(A) for A in some.tolist()]
-    side = min(matrices.shape[-2:])
     bound = torch.tensor([side if r is None else r for r in ranks], device=matrices.device)
-    found = _at_most(found, which, bound, "exact elimination")
-    if found.open and len(matrices) == 1 and ranks[0] is not None:
-        found = replace(
-            found,
-            reason=f"taken as exact numbers the entries have rank {ranks[0]}, by exact elimination",
-        )
-    return found
+    return _at_most(found, which, bound, "exact elimination"), ranks[-1]
 
 
 def with_equilibrated(
