@@ -183,7 +183,7 @@ def _hessian_bytes(P: int) -> int:
 
 def spectrum_of(H: Tensor, rtol: float | None = None, kind: Kind = "full") -> HessianSpectrum:
     """All eigenvalues of a symmetric matrix."""
-    return _judged(kind, torch.linalg.eigvalsh(H), rtol, len(H), "dense")
+    return _judged(kind, torch.linalg.eigvalsh(H.detach()), rtol, len(H), "dense")
 
 
 def _judged(
