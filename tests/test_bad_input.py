@@ -15,9 +15,6 @@ from torch import Tensor, nn
 import llr
 
 BACKENDS = ["auto", "torch", "loop"]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:There is a performance drop:UserWarning"
-)  # torch's own
 
 
 GOOD = mlp(3, 4, 2)

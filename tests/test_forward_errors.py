@@ -145,7 +145,6 @@ LOOKS: dict[str, Callable[[Words, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
 @pytest.mark.parametrize("where", LOOKS)
 def test_indices_of_embeddings(where: str) -> None:
     model = Words(LOOKS[where])
