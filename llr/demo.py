@@ -290,7 +290,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> Table:
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
-        gap = "inf" if row["gap"] is None else f"{row['gap']:.1e}"
+        gap = "-" if row["gap"] is None else f"{row['gap']:.1e}"
         table.add_row(
             row["label"],
             str(row["P"]),

@@ -306,6 +306,7 @@ class TestReport:
         assert str(found).startswith(
             "full Hessian, 3 parameters: index 0, nullity 1, eigenvalues from 0"
         )
+        assert str(found).endswith(", the rest exactly 0; dense)")
         assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["gap"] is None
 
     def test_tolerance(self) -> None:

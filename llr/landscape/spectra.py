@@ -65,9 +65,10 @@ class HessianSpectrum:
         index = f"index {self.index}" if self.complete else f"index at least {self.index}"
         nullity = "" if self.nullity is None else f", nullity {self.nullity}"
         low, high = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
+        gap = "the rest exactly 0" if math.isinf(self.gap) else f"gap {self.gap:.2g}"
         return (
             f"{self.kind} Hessian, {self.n_params} parameters: {index}{nullity}, eigenvalues from {low:.4g} "
-            f"to {high:.4g} (zero up to {self.tolerance:.1e}, gap {self.gap:.2g}; {self.method})"
+            f"to {high:.4g} (zero up to {self.tolerance:.1e}, {gap}; {self.method})"
         )
 
     def to_dict(self) -> dict[str, Any]:
