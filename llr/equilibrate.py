@@ -25,9 +25,13 @@ def power_of_two(exponents: Tensor) -> Tensor:
 
 
 def times_power(values: Tensor, exponents: Tensor) -> Tensor:
-    """``values * 2^exponents`` in two steps, neither of which leaves the range if the result does not."""
-    half = exponents.to(torch.int64) // 2
-    return values * power_of_two(half) * power_of_two(exponents.to(torch.int64) - half)
+    """``values * 2^exponents`` in two steps, neither of which leaves the range if the result does not.
+
+    Of exponents beyond 2044 in size only zeros, and what underflows to zero, can make sense: they are cut off.
+    """
+    whole = exponents.to(torch.int64).clamp(-2044, 2046)
+    half = whole // 2
+    return values * power_of_two(half) * power_of_two(whole - half)
 
 
 def scales(A: Tensor) -> tuple[Tensor, Tensor]:

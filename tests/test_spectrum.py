@@ -482,6 +482,17 @@ class TestElimination:
             assert result.upper_from == "exact elimination"
             assert (result.lower_from, result.ambiguous) == ("error bound", False)
 
+    def test_entries_of_all_sizes(self) -> None:
+        """The scaling of zeros beside the smallest and the largest numbers is in range too."""
+        sizes = [0.0, 1.0, 5e-324, 1e-310, 1e-160, 1e160, 1e300, 1.7e307]
+        g = torch.Generator().manual_seed(0)
+        for _ in range(300):
+            A = torch.tensor(sizes, dtype=torch.float64)[torch.randint(8, (2, 3), generator=g)]
+            result = llr.numerical_rank(A)
+            true = by_fractions(A.tolist())
+            assert result.lower <= true <= result.upper
+            assert result.ambiguous or result.rank == true
+
     def test_what_was_rounded_keeps_its_count(self) -> None:
         g = torch.Generator().manual_seed(1)
         A = torch.randn(6, 2, generator=g) @ torch.randn(2, 5, generator=g)
