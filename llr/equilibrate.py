@@ -27,7 +27,7 @@ def power_of_two(exponents: Tensor) -> Tensor:
 def times_power(values: Tensor, exponents: Tensor) -> Tensor:
     """``values * 2^exponents`` in two steps, neither of which leaves the range if the result does not.
 
-    Of exponents beyond 2044 in size only zeros, and what underflows to zero, can make sense: they are cut off.
+    Exponents beyond 2044 in size belong to zeros, or to what underflows to zero: they are cut off.
     """
     whole = exponents.to(torch.int64).clamp(-2044, 2046)
     half = whole // 2
