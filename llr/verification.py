@@ -38,6 +38,8 @@ class Verdict:
 
     valid: bool
     reason: str
+    checked: bool = True
+    """False if `timeout` or `max_bits` ended the check: then the certificate may be true or not."""
 
     def __bool__(self) -> bool:
         return self.valid
@@ -72,7 +74,7 @@ def verify(
         x: the samples.
         params: as for :func:`certify`.
         max_bits: the precision that the certificate may have, as it was for :func:`certify`.
-        timeout: seconds after which the check ends without a result; None for no limit.
+        timeout: seconds after which the check ends without a result (`checked` is False); None for no limit.
 
     Returns:
         A `Verdict`: true or false, with a reason that names what differs.
@@ -101,13 +103,18 @@ def verify(
     try:
         with time_limit(timeout):
             network = read_network(model, x, params)
-            reason = (
-                _difference(certificate, network, max_bits)
-                or _false_upper(certificate, network, params)
-                or _unproved(certificate, network)
-            )
+            reason = _difference(certificate, network) or _false_upper(certificate, network, params)
+            bits = certificate.bits or 0
+            if not reason and bits > max_bits:
+                return Verdict(
+                    False,
+                    f"not checked: bits is {bits}, more than max_bits={max_bits}; give max_bits={bits} if "
+                    "the certificate was made like that",
+                    checked=False,
+                )
+            reason = reason or _unproved(certificate, network)
     except TimeLimit:
-        return Verdict(False, f"not checked: timeout={timeout} seconds were over")
+        return Verdict(False, f"not checked: timeout={timeout} seconds were over", checked=False)
     if reason:
         return Verdict(False, reason)
     above = "believed as the caller gave it" if certificate.upper_from == "caller" else "checked"
@@ -117,7 +124,7 @@ def verify(
     )
 
 
-def _difference(certificate: Certificate, network: Network, max_bits: int) -> str:
+def _difference(certificate: Certificate, network: Network) -> str:
     """What shows without evaluating anything that the certificate is of something else."""
     if not certificate.intact:
         return "the checksum does not fit the other fields: the certificate was altered"
@@ -130,11 +137,6 @@ def _difference(certificate: Certificate, network: Network, max_bits: int) -> st
     for name in ("n_rows", "n_params"):
         if getattr(certificate, name) != getattr(network, name):
             return f"{name} is {getattr(network, name)}, not {getattr(certificate, name)}"
-    if certificate.bits is not None and certificate.bits > max_bits:
-        return (
-            f"bits is {certificate.bits}, more than max_bits={max_bits}; give max_bits={certificate.bits} if "
-            "the certificate was made like that"
-        )
     if (certificate.arithmetic == "rationals") != network.rational:
         return f"a {network.structure} network is not certified in {certificate.arithmetic}"
     return ""

@@ -136,7 +136,7 @@ class ErrorSignals {
 
   // Whether products with |W| would show in the time: then norms bound them.
   bool is_large(int l) const {
-    return l + 1 < layers_ && layout_.in(l) > 32 && layout_.in(l) * layout_.out(l) > 4096;
+    return l + 1 < layers_ && layout_.in(l) > 32 && layout_.in(l) * layout_.out(l) >= 2048;
   }
 
   const WeightNorms& norms(int l, int64_t point) const {
