@@ -213,7 +213,10 @@ def certify(
 @click.option("--timeout", type=float, help="Seconds after which to give up.")
 @reported
 def verify(source: Source, certificate: Path, max_bits: int, timeout: float | None) -> None:
-    """Check a CERTIFICATE for MODEL and its samples; exit code 1 if it does not hold, 3 if it was not checked."""
+    """Check a CERTIFICATE for MODEL and its samples.
+
+    Exit code 1 if it does not hold, 3 if --timeout or --max-bits kept it from being checked.
+    """
     proof = Certificate.load(certificate)
     net = source.load()
     x = source.samples(torch.float64, net)

@@ -76,7 +76,7 @@ class TestProgress:
         table = torch.from_numpy(np.load("data.npy"))
         told: list[int] = []
 
-        def report(starts: int, best: float) -> bool:
+        def report(starts: int, _: float) -> bool:
             told.append(starts)
             return len(told) == 3
 
