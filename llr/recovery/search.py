@@ -39,7 +39,7 @@ _CANDIDATES = 8
 _PATIENT = Damping(1e-6, 0.9, 1.5, stall=100, iterations=20_000, progress=0.0)
 
 Report = Callable[[int, float], object]
-"""Called with the starts so far and the smallest relative error so far; True as its result ends the search."""
+"""Called with the starts and the smallest relative error so far; the search ends where it returns True."""
 
 
 @takes_fields(seconds=real)
