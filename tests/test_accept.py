@@ -122,6 +122,33 @@ def test_torchscript_with_buffers() -> None:
     agree(scripted.eval(), model.eval(), x, x)
 
 
+class TiedBuffer(nn.Module):
+    """One buffer under two names, and a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(3, 2)
+        self.register_buffer("first", torch.randn(3))
+        self.register_buffer("again", self.first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(x * self.first) * self.again)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("make", [Tied, TiedBuffer])
+def test_tensors_of_torchscript_with_two_names(make: Callable[[], nn.Module]) -> None:
+    model, x = make(), samples()
+    agree(torch.jit.script(model), model, x, x)
+    plain, part = nn.Sequential(model, nn.Tanh()), torch.jit.script(copy.deepcopy(model))
+    agree(nn.Sequential(part, nn.Tanh()), plain, x, x)
+    others = {name: 2 * v.detach() for name, v in plain.named_parameters()}
+    torch.testing.assert_close(
+        llr.jacobian(nn.Sequential(part, nn.Tanh()), x, params=others),
+        llr.jacobian(plain, x, params=others),
+    )
+
+
 def test_models_on_the_meta_device_can_be_planned() -> None:
     x = samples()
     for make in (mlp, normed):
