@@ -50,7 +50,9 @@ def functional(
     aliases: dict[str, list[str]] = {}
     for name, p in module.named_parameters(remove_duplicate=False):
         aliases.setdefault(first_names.setdefault(id(p), name), []).append(name)
-    buffers = {name: wider(b.detach(), dtype) for name, b in module.named_buffers(remove_duplicate=False)}
+    buffers = {
+        name: wider(b.detach(), dtype) for name, b in module.named_buffers(remove_duplicate=False)
+    }
 
     def call(values: Mapping[str, Tensor], x: Tensor) -> object:
         tensors = {**columns.fixed, **values}
