@@ -18,7 +18,8 @@ from llr import _ops
 from llr.activations import ACTIVATIONS, activation_layer
 from llr.error_bound import estimated_error, layer_errors, row_errors, svd_error
 from llr.exact import read_network
-from llr.jacobian import evaluate, native_arguments
+from llr.jacobian import evaluate
+from llr.paths import native_arguments
 from llr.problem import read_problem
 
 F64, F32 = torch.float64, torch.float32
