@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llr.accept import a_model, takes, valued
 from llr.balls import precision
-from llr.block_inverse import defect, inverse, largest_piece
+from llr.block_inverse import checked_inverse, largest_piece
 from llr.certificate import (
     HIGHEST_BITS,
     LOWEST_BITS,
@@ -202,7 +202,4 @@ def _columns(M: arb_mat, columns: Sequence[int]) -> arb_mat:
 
 def _nonsingular(A: Array, piece: int) -> bool:
     """Whether X A is near 1 for some X, so that every matrix in the balls of A is nonsingular."""
-    try:
-        return bool(defect(inverse(A, piece), A) < 1)
-    except ZeroDivisionError:
-        return False
+    return checked_inverse(A, piece) is not None
