@@ -40,7 +40,7 @@ GATES = {
 
 @pytest.fixture(scope="module")
 def claims() -> Iterator[SimpleNamespace]:
-    with imported(["claims_data", "claims"]) as modules:
+    with imported(["claims_sets", "claims_samples", "claims_functions", "claims"]) as modules:
         yield modules
 
 
@@ -49,14 +49,14 @@ def normal(seed: int, *shape: int) -> Tensor:
 
 
 class Adversary:
-    """Sets of the kinds of benchmarks/claims_data.py."""
+    """Sets of the kinds of benchmarks/claims_sets.py."""
 
     def __init__(self, modules: SimpleNamespace) -> None:
         self.modules = modules
 
     def is_false(self, name: str, seed: int) -> bool:
         """Whether a claim about this set is made, and wrong on the box doubled or about no network at all."""
-        made = self.modules.claims_data.data_set(name, seed)
+        made = self.modules.claims_sets.data_set(name, seed)
         try:
             found = recover(made.x, made.targets, budget=STARTS, **made.options)
         except ValueError:
@@ -74,7 +74,7 @@ def adversary(claims: SimpleNamespace) -> Adversary:
 
 class TestNoClaimIsFalse:
     def test_adversarial_data(self, adversary: Adversary) -> None:
-        kinds = adversary.modules.claims_data.KINDS
+        kinds = adversary.modules.claims_sets.KINDS
         names = [name for name, kind in kinds.items() if not kind.apart]
         assert len(names) >= 40
         # Other seeds than those of the measurement in docs/recovery.md.
@@ -83,13 +83,13 @@ class TestNoClaimIsFalse:
 
     def test_bumps_that_no_sample_sees_are_claimed(self, adversary: Adversary) -> None:
         """Nothing can tell them from the samples, and the sentence says "at most one neuron"."""
-        made = adversary.modules.claims_data.data_set("bump between the samples", 3)
+        made = adversary.modules.claims_sets.data_set("bump between the samples", 3)
         found = recover(made.x, made.targets, budget=STARTS, **made.options)
         assert found.status == "recovered"
         assert "network of one neuron (assumed" in found.claim
 
     def test_and_found_out_by_asking(self, adversary: Adversary) -> None:
-        made = adversary.modules.claims_data.data_set("bump between the samples", 3)
+        made = adversary.modules.claims_sets.data_set("bump between the samples", 3)
         found = recover(made.x, made.truth, budget=STARTS, **made.options)
         assert found.status == "ambiguous"
         assert [r.gate for r in found.reasons] == ["test"]
