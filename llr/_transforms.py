@@ -27,32 +27,39 @@ def result_shape(
     return [*batch, x.shape[-2], weights[-1].shape[-2], count]
 
 
-def _fake_jacobian(
+def _checked_shape(
+    op: str,
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
     activation: str,
     columns: Sequence[int] | None = None,
-) -> Tensor:
-    _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
-    shape = result_shape(x, weights, biases, columns)
-    _arguments.check_bytes("mlp_jacobian", shape, x.element_size())
-    return x.new_empty(shape)
+) -> list[Any]:
+    _arguments.check_mlp(op, x, weights, biases, activation, columns)
+    return result_shape(x, weights, biases, columns)
 
 
-def _fake_jacobian_with_error(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    columns: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    _arguments.check_mlp("mlp_jacobian_with_error", x, weights, biases, activation, columns)
-    shape = result_shape(x, weights, biases, columns)
+def _empty_jacobian(op: str, x: Tensor, *network: Any) -> tuple[Tensor, Tensor]:
+    """J, and the errors of its rows."""
+    shape = _checked_shape(op, x, *network)
+    _arguments.check_bytes(op, shape, x.element_size())
     return x.new_empty(shape), x.new_empty(shape[:-1], dtype=torch.float64)
 
 
-def _fake_gram_with_error(
+def _fake_jacobian(*network: Any) -> Tensor:
+    return _empty_jacobian("mlp_jacobian", *network)[0]
+
+
+def _fake_jacobian_with_error(*network: Any) -> tuple[Tensor, Tensor]:
+    return _empty_jacobian("mlp_jacobian_with_error", *network)
+
+
+def _fake_jacobian_out(x: Tensor, *network: Any, out: Tensor) -> None:
+    _arguments.check_out(out, x, _checked_shape("mlp_jacobian", x, *network))
+
+
+def _empty_gram(
+    op: str,
     x: Tensor,
     weights: Sequence[Tensor],
     biases: Sequence[Tensor | None],
@@ -60,23 +67,19 @@ def _fake_gram_with_error(
     columns: Sequence[int] | None = None,
     double_double: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    _arguments.check_mlp("mlp_gram_with_error", x, weights, biases, activation, columns)
-    K = _fake_gram(x, weights, biases, activation, columns, double_double)
-    shape = result_shape(x, weights, biases, columns)
-    return K, x.new_empty(shape[:-1], dtype=torch.float64)
+    """J J', and the errors of the rows of J."""
+    *rows, _ = _checked_shape(op, x, weights, biases, activation, columns)
+    shape = [*([2] if double_double else []), *rows, *rows[-2:]]
+    _arguments.check_bytes(op, shape, 8)
+    return x.new_empty(shape, dtype=torch.float64), x.new_empty(rows, dtype=torch.float64)
 
 
-def _fake_jacobian_out(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    columns: Sequence[int] | None = None,
-    *,
-    out: Tensor,
-) -> None:
-    _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
-    _arguments.check_out(out, x, result_shape(x, weights, biases, columns))
+def _fake_gram(*arguments: Any) -> Tensor:
+    return _empty_gram("mlp_gram", *arguments)[0]
+
+
+def _fake_gram_with_error(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return _empty_gram("mlp_gram_with_error", *arguments)
 
 
 def _vmap(
@@ -139,21 +142,6 @@ def _vmap(
     return result.unflatten(0, (size, inner)), 0
 
 
-def _fake_gram(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    columns: Sequence[int] | None = None,
-    double_double: bool = False,
-) -> Tensor:
-    _arguments.check_mlp("mlp_gram", x, weights, biases, activation, columns)
-    *batch, n, q, _ = result_shape(x, weights, biases, columns)
-    shape = [*([2] if double_double else []), *batch, n, q, n, q]
-    _arguments.check_bytes("mlp_gram", shape, 8)
-    return x.new_empty(shape, dtype=torch.float64)
-
-
 def _fake_gram_add(K: Tensor, delta: Tensor, a: Tensor, bias: bool, weight: bool) -> None:
     _arguments.check_gram_add(K, delta, a)
 
@@ -180,16 +168,10 @@ def _vmap_svdvals(
     return _ops.svdvals(A.movedim(in_dims[0], 0), sweeps), 0
 
 
-def _formula(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    columns: Sequence[int] | None = None,
-) -> Tensor:
+def _formula(x: Tensor, *network: Any) -> Tensor:
     """The function in torch operations. The kernel of autograd has checked the arguments."""
     try:
-        return reference.mlp_jacobian(x, weights, biases, activation, columns)
+        return reference.mlp_jacobian(x, *network)
     except (
         ArithmeticError,
         AttributeError,
@@ -198,8 +180,7 @@ def _formula(
         ValueError,
         RuntimeError,
     ) as error:
-        _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
-        shape = result_shape(x, weights, biases, columns)
+        shape = _checked_shape("mlp_jacobian", x, *network)
         _arguments.check_bytes("mlp_jacobian", shape, x.element_size())
         if "DefaultCPUAllocator" in str(error):
             raise RuntimeError(
