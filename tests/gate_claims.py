@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+from refusals import complaint
 from torch import Tensor, nn
 
 import llr
@@ -44,7 +45,6 @@ def truth(model: nn.Module, x: Tensor) -> Tensor | None:
 
 
 _ONE_STEP = Damping(iterations=2)
-REFUSALS = (ValueError, TypeError)
 
 
 def wrong(model: nn.Module, x: Tensor, J: Tensor, *, raised: bool = False) -> list[str]:
@@ -55,12 +55,18 @@ def wrong(model: nn.Module, x: Tensor, J: Tensor, *, raised: bool = False) -> li
     rounding = 1e-5 if raised else 1e-9
     found = []
 
+    def refused(name: str, error: Exception) -> None:
+        foreign = complaint(error)
+        if foreign is not None:
+            found.append(f"{name}: {foreign}: {error!r}")
+
     def compare(
         name: str, numbers: Callable[[], Tensor], expected: Tensor, tolerance: float
     ) -> None:
         try:
             given = numbers()
-        except REFUSALS:
+        except Exception as error:
+            refused(name, error)
             return
         if given.shape != expected.shape or not bool(
             (
@@ -84,7 +90,8 @@ def wrong(model: nn.Module, x: Tensor, J: Tensor, *, raised: bool = False) -> li
     def bounds(name: str, upper: Callable[[], int]) -> None:
         try:
             most = upper()
-        except REFUSALS:
+        except Exception as error:
+            refused(name, error)
             return
         if most < rank:
             found.append(name)
@@ -115,7 +122,8 @@ def wrong(model: nn.Module, x: Tensor, J: Tensor, *, raised: bool = False) -> li
     compare("train", trained, outputs(model), rounding)
     try:
         fit = levenberg_marquardt(model, theta[None], x, y, damping=_ONE_STEP)
-    except REFUSALS:
+    except Exception as error:
+        refused("levenberg_marquardt", error)
         return found
     # The loss that is reported is that of the module at the parameters that are reported.
     kept = [p.data for p in parameters]
