@@ -1,4 +1,4 @@
-"""Errors that come out of a model's forward, in one line that says where and for which samples."""
+"""Errors that come out of a model or its derivatives, in one line that says where and for which samples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import dis
 import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
 
 import torch
@@ -30,24 +31,40 @@ def explained(x: Tensor, what: str = "the model", on: str = "samples") -> Iterat
     try:
         yield
     except Exception as error:
-        trace = error.__traceback__
-        if trace is None or not _from_torch(error, trace):
+        if not from_torch(error):
             raise
         hint = "" if x.is_floating_point() else f"; x is {x.dtype}: if numbers are meant, x.float()"
+        shape = tuple(x.shape[1:] if on == "samples" else x.shape)
         raise ValueError(
-            f"{what} cannot be evaluated on {on} of shape {tuple(x.shape[1:])}, {x.dtype}: "
-            f"{_where(trace)}{first_sentence(error)}{hint}"
+            f"{what} cannot be evaluated on {on} of shape {shape}, {x.dtype}: "
+            f"{_where(error.__traceback__)}{first_sentence(error)}{hint}"
         ) from error
+
+
+def derivatives(x: Tensor, on: str = "samples") -> AbstractContextManager[None]:
+    """:func:`explained` for code that differentiates a model."""
+    return explained(x, "derivatives of the model", on)
 
 
 def first_sentence(error: BaseException) -> str:
     """The start of an exception's message, without lists of backends and advice about torch itself."""
-    line = next(iter(str(error).splitlines()), "").split(". ")[0].strip()
-    return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__
+    line = sentence(error)
+    return f"{type(error).__name__}: {line}" if line else type(error).__name__
 
 
-def _from_torch(error: Exception, trace: TracebackType) -> bool:
-    """Whether torch raised it: Python code of torch, or an operation that other code called."""
+def sentence(error: BaseException) -> str:
+    """:func:`first_sentence` without the name of the class."""
+    return next(iter(str(error).splitlines()), "").split(". ")[0].strip()[:200]
+
+
+def from_torch(error: Exception) -> bool:
+    """Whether torch raised it: Python code of torch, or an operation that other code called.
+
+    Not where a GPU's memory is full: nothing is wrong with the model.
+    """
+    trace = error.__traceback__
+    if trace is None or isinstance(error, torch.OutOfMemoryError):
+        return False
     while trace.tb_next is not None:
         trace = trace.tb_next
     code = trace.tb_frame.f_code

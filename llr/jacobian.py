@@ -66,8 +66,9 @@ def jacobian(
     Raises:
         TypeError: dtypes that do not go together, an output that is not a floating-point tensor.
         ValueError: NaN or infinity in x or the parameters, shapes that do not fit, a model without
-            trainable parameters, with interacting samples, random or stateful; a result larger than the
-            memory budget.
+            trainable parameters, with interacting samples, random or stateful; an operation of torch that
+            fails in the model or in its derivatives; a result larger than the memory budget.
+        NotImplementedError: ``backend="torch"`` for a model of TorchScript.
 
     Example:
         >>> import llr, torch

@@ -16,6 +16,7 @@ from torch.func import jacrev, vmap
 from llr import _ops, reference
 from llr.evaluation.compare import UNSUPPORTED, ragged, why_unsupported
 from llr.evaluation.probe import Probe, probe
+from llr.forward_errors import derivatives, from_torch
 from llr.memory import format_bytes
 from llr.mlp import MLP
 from llr.parameters import Columns
@@ -75,7 +76,11 @@ def run(
         problem = replace(
             problem, x=problem.x.detach(), columns=replace(problem.columns, values=detached)
         )
-    with closed(), contextlib.nullcontext() if create_graph else torch.no_grad():
+    with (
+        closed(),
+        contextlib.nullcontext() if create_graph else torch.no_grad(),
+        derivatives(problem.x),
+    ):
         if prepared.backend == "torch":
             try:
                 return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"
@@ -83,8 +88,13 @@ def run(
                 # What vmap cannot take, the loop may; what is really wrong, the loop will say itself.
                 own = prepared.probe is not None and prepared.probe.draws_own
                 reason = why_unsupported(error, own)
-                if prepared.insisted:
+                if prepared.insisted and not from_torch(error):
                     raise
+                if prepared.insisted:
+                    raise ValueError(
+                        f"backend='torch' cannot compute this model: {reason}; backend='auto' loops over "
+                        "samples where it has to"
+                    ) from error
                 log.info(
                     "torch.func.vmap cannot take this model (%s); looping over samples", reason
                 )
