@@ -190,15 +190,7 @@ def _formula(x: Tensor, *network: Any) -> Tensor:
 
 
 def _fake_lm_solve(
-    theta: Tensor,
-    x: Tensor,
-    y: Tensor,
-    which: Tensor,
-    kind: str,
-    sizes: Sequence[int],
-    activation: str,
-    biases: Sequence[bool],
-    **options: float,
+    theta: Tensor, x: Tensor, y: Tensor, which: Tensor, *model: Any, **options: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     _arguments.check_lm(theta, x, y, which)
     integers = theta.new_empty(theta.shape[0], dtype=torch.int64)
