@@ -122,12 +122,12 @@ def a_planned_module(name: str, value: Any) -> nn.Module:
 
 
 def a_model_or_matrix(name: str, value: Any) -> Any:
-    """A model as for :func:`a_model`, or a matrix as for :func:`llr.tensors.as_matrix`."""
+    """A model as for :func:`a_model`, or a matrix as for :func:`llr.tensors.as_matrix`, called "matrix"."""
     if isinstance(value, nn.Module) or (callable(value) and not isinstance(value, Tensor)):
         return a_model(name, value)
     arrays = isinstance(value, Tensor | list | tuple | int | float) or hasattr(value, "__array__")
     if arrays or hasattr(value, "toarray"):
-        return as_matrix(name, value)
+        return as_matrix("matrix", value)
     return a_model(name, value)
 
 

@@ -54,8 +54,8 @@ def plain(name: str, t: Tensor) -> Tensor:
         )
     if t.is_nested:
         raise TypeError(
-            f"{name} is a nested tensor, whose samples differ in shape; expected samples of one shape (pad "
-            "them with torch.nested.to_padded_tensor)"
+            f"{name} is a nested tensor, whose parts differ in shape; expected one shape (pad them with "
+            "torch.nested.to_padded_tensor)"
         )
     if t.is_quantized:
         raise TypeError(f"{name} is quantized ({t.dtype}); expected floating point (.dequantize())")
@@ -162,8 +162,7 @@ def _array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     if isinstance(value, list | tuple):
         if any(isinstance(v, Tensor) for v in value):
             raise TypeError(
-                f"{name} is a {kind} of tensors; expected one tensor with the samples along its first "
-                f"dimension (torch.stack({name}))"
+                f"{name} is a {kind} of tensors; expected one tensor (torch.stack({name}))"
             )
     elif not hasattr(value, "__array__") and not isinstance(value, int | float | complex):
         raise TypeError(f"{name} is {kind}; expected a tensor (torch.as_tensor({name}))")
@@ -171,7 +170,7 @@ def _array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
         array = np.asarray(value)
     except ValueError:
         raise ValueError(
-            f"{name} is a {kind} whose rows differ in length; expected samples of one shape"
+            f"{name} is a {kind} whose rows differ in length; expected rows of one shape"
         ) from None
     if array.dtype.kind == "O":  # numbers as objects, as nullable columns of pandas give them
         array = np.asarray(array.tolist()) if _all_numbers(array) else array
@@ -206,10 +205,18 @@ def as_matrix(name: str, value: object) -> Tensor:
     """A matrix or a batch of them, given as for :func:`as_tensor`; integers count as numbers.
 
     Raises:
-        TypeError: no numbers, or a tensor on the meta device, which has none.
+        TypeError: no numbers, complex ones, or a tensor on the meta device, which has none.
         ValueError: what :func:`as_tensor` refuses, a single number, a vector, integers that float64 rounds.
     """
+    if isinstance(value, Mapping):
+        raise TypeError(f"{name} is {type(value).__name__}; expected a matrix (one of its tensors)")
     t = as_tensor(name, value)
+    if t.is_complex():
+        raise TypeError(
+            f"{name} is {t.dtype}; expected a real matrix. The real form [[Re, -Im], [Im, Re]] of a complex "
+            "matrix has twice its rank, and each of its singular values twice: torch.cat((torch.cat(("
+            f"{name}.real, -{name}.imag), -1), torch.cat(({name}.imag, {name}.real), -1)), -2)"
+        )
     if t.dim() < 2:
         what = "a single number" if t.dim() == 0 else f"a vector of shape {tuple(t.shape)}"
         raise ValueError(
@@ -220,14 +227,14 @@ def as_matrix(name: str, value: object) -> Tensor:
     refuse_overlarge(name, t)
     if not isinstance(value, Tensor):
         _refuse_rounded(name, value, t)
-        if not t.is_floating_point() and not t.is_complex():
+        if not t.is_floating_point():
             return t.double()
     return t
 
 
 def _refuse_rounded(name: str, value: object, t: Tensor) -> None:
     """Raise ValueError for integers that float64 does not hold: the rank of others would be counted."""
-    if t.is_complex() or not t.numel() or float(t.double().abs().amax()) < 2.0**53:
+    if not t.numel() or float(t.double().abs().amax()) < 2.0**53:
         return
     for at, number in np.ndenumerate(np.asarray(value, dtype=object)):
         if isinstance(number, int | np.integer) and int(float(number)) != int(number):

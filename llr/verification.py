@@ -21,8 +21,9 @@ from llr.certificate import (
 )
 from llr.chain import Array
 from llr.deadline import TimeLimit, check_timeout, time_limit
-from llr.elimination import Scaled, exact_rank, find_pivots, integer_rows
+from llr.elimination import Scaled, find_pivots
 from llr.exact import Network, read_network
+from llr.integers import exact_rank, integer_rows
 from llr.parameters import Selection
 from llr.problem import Model
 from llr.surroundings import outside_inference_mode

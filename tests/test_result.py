@@ -14,10 +14,14 @@ import llr
 
 class TestRankResult:
     def test_line(self) -> None:
-        line = str(llr.numerical_rank(low_rank(5, 9, 2)))
-        assert line.startswith("rank 2 of a 5 x 9 matrix: sigma_2/error = ")
-        assert "(svd, float64); counted: the rank is at least 2 and at most 5" in line
+        line = str(llr.numerical_rank(low_rank(20, 90, 2)))
+        assert line.startswith("rank 2 of a 20 x 90 matrix: sigma_2/error = ")
+        assert "(svd, float64); AMBIGUOUS (clear gap): the rank is at least 2 and at most " in line
         assert "\n" not in line
+        line = str(llr.numerical_rank(low_rank(5, 9, 2)))
+        assert line.startswith(
+            "rank 2 of a 5 x 9 matrix (exact: upper bound by exact elimination): "
+        )
         assert "AMBIGUOUS" not in line
         line = str(llr.numerical_rank(torch.eye(3).double()))
         assert line.startswith(
@@ -27,9 +31,19 @@ class TestRankResult:
 
     def test_line_names_the_ends(self) -> None:
         assert "sigma_2/error" in str(llr.numerical_rank(torch.eye(2)))
-        assert "error/sigma_1" in str(llr.numerical_rank(torch.zeros(2, 2)))
         assert "sigma_2/tolerance" in str(llr.numerical_rank(torch.eye(2), rtol=1e-3))
         assert "tolerance/sigma_1" in str(llr.numerical_rank(torch.eye(2), atol=3.0))
+
+    def test_line_of_what_has_no_ratio(self) -> None:
+        """No "error/sigma_1 = inf": what is there is said."""
+        zeros, empty = llr.numerical_rank(torch.zeros(2, 2)), llr.numerical_rank(torch.zeros(0, 3))
+        assert str(zeros).endswith("by different rows): all singular values are 0 (svd, float32)")
+        assert str(empty).endswith("by shape): no entries (svd, float32)")
+        line = str(llr.numerical_rank(torch.zeros(2, 2), atol=3.0))
+        assert "matrix: all singular values are 0, tolerance 3 (svd" in line
+        line = str(llr.numerical_rank(torch.diag(torch.tensor([4.0, 2.0])), rtol=0.0))
+        assert "matrix: tolerance 0, sigma_1 4, sigma_2 2 (svd" in line
+        assert "inf" not in str(llr.numerical_rank(torch.zeros(2, 3, 3)))
 
     @pytest.mark.parametrize(
         ("dtype", "advice"), [(torch.float32, "in float64"), (torch.float64, "vary rtol")]

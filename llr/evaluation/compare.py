@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from llr.evaluation.watch import place
-from llr.forward_errors import sentence
+from llr.forward_errors import first_sentence
 from llr.memory import memory_budget
 from llr.reference import output_leaves
 
@@ -38,7 +38,7 @@ def why_unsupported(error: Exception, draws_own: bool) -> str:
             "the model's forward is random: it draws numbers that differ from sample to sample; "
             f"{EVAL}, or draw the randomness outside of forward"
         ) from error
-    return sentence(error) or type(error).__name__
+    return first_sentence(error)
 
 
 def ragged(outputs: int, first: int) -> str:

@@ -23,7 +23,7 @@ from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.parameters import Selection
 from llr.problem import Model
 from llr.roles import a_sequence, number, real
-from llr.spectrum import count, svdvals
+from llr.spectrum import count, singular_values
 from llr.surroundings import outside_inference_mode
 
 _LEAST_POINTS = 3  # of a slope that is worth the name
@@ -146,7 +146,7 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
             "least one sample"
         )
     n, q, P = J.shape
-    values = svdvals(J.reshape(n * q, P))
+    values = singular_values(J.reshape(n * q, P), "the Jacobian")
     error = estimated_error(values, min(n * q, P), P, values.dtype)
     counted = count(values, n * q, P, error=error, lower_from="estimate", rtol=rtol)
     rank = int(counted.rank)

@@ -15,6 +15,7 @@ from llr.evaluation.probe import refuse_interactions
 from llr.forward_errors import derivatives, explained
 from llr.parameters import Columns, Selection
 from llr.problem import Model, Problem, read_problem
+from llr.surroundings import silent_vmap
 
 _COLUMNS_AT_ONCE = 64  # of a Hessian
 
@@ -144,7 +145,8 @@ def hessian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     """(N, N), symmetric: the second derivatives of a function of a vector (N,)."""
     _, times = pullback(grad(function), at)
     eye = torch.eye(len(at), dtype=at.dtype, device=at.device)
-    H = vmap(times, chunk_size=_COLUMNS_AT_ONCE)(eye)
+    with silent_vmap():
+        H = vmap(times, chunk_size=_COLUMNS_AT_ONCE)(eye)
     return (H + H.mT) / 2
 
 

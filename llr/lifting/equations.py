@@ -16,7 +16,7 @@ from llr.forward_errors import explained
 from llr.landscape.surface import Surface
 from llr.lifting.chain import Chain
 from llr.reference import ACTIVATIONS
-from llr.spectrum import svdvals, tolerance
+from llr.spectrum import singular_values, tolerance
 from llr.theory.groups import PARITY
 
 _EPS = torch.finfo(torch.float64).eps
@@ -100,7 +100,7 @@ class Equations:
 
     def coupling(self, v: Tensor) -> int:
         """The rank of G."""
-        values = svdvals(self.derivative(v))
+        values = singular_values(self.derivative(v))
         largest = float((self.inputs.norm(dim=1) ** 2).sum().sqrt())
         return int((values > _SAME * largest).sum())
 
