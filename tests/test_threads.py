@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import os
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import flint
 import models
 import pytest
 import test_private
@@ -72,7 +74,9 @@ class Calls:
         self.models.append(model)
         return model
 
-    def add(self, function: Callable[..., Any], *args: Any, seeded: bool = False, **options: Any) -> None:
+    def add(
+        self, function: Callable[..., Any], *args: Any, seeded: bool = False, **options: Any
+    ) -> None:
         """Add a call; with `seeded`, a generator of its own is its last argument."""
         self.functions.add(function)
         self.text.append(f"{function.__name__}#{len(self.text)}")
@@ -126,9 +130,7 @@ class Calls:
                 exact.jacobian,
                 lambda bits=bits: exact.jacobian(self.net, self.x, bits=bits).str(bits // 3),
             )
-        self.seen(
-            exact.rational_jacobian, lambda: exact.rational_jacobian(relu, self.x[:3]).str()
-        )
+        self.seen(exact.rational_jacobian, lambda: exact.rational_jacobian(relu, self.x[:3]).str())
         self.add(neurons.independence, self.two)
 
     def embeddings(self) -> None:
@@ -258,3 +260,28 @@ def test_threads(calls: Calls, threads: None) -> None:  # noqa: ARG001
             found = list(pool.map(lambda i: facts(calls.calls[i]()), order))
         assert [calls.text[i] for i, f in zip(order, found, strict=True) if f != want[i]] == []
     assert [test_private.state(model) for model in calls.models] == before
+
+
+def test_the_working_precision_of_the_caller_is_no_matter(calls: Calls) -> None:
+    # Another thread may change it at any time.
+    before = flint.ctx.prec
+    for text, call in zip(calls.text, calls.calls, strict=True):
+        if "selftest" not in text:
+            want = facts(call())
+            flint.ctx.prec = 20
+            try:
+                assert facts(call()) == want, text
+            finally:
+                flint.ctx.prec = before
+
+
+def test_random_numbers_of_other_threads_are_theirs(calls: Calls) -> None:
+    torch.manual_seed(0)
+    drawn = []
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(lambda: [call() for call in calls.calls])
+        while not done.done():
+            drawn.append(torch.rand(1))
+            time.sleep(5e-4)
+    torch.manual_seed(0)
+    assert all(torch.equal(value, torch.rand(1)) for value in drawn)
