@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import openmp  # noqa: F401 - before torch
 import pytest
 import targets
 import torch
