@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llr.evaluation.precision import lower_than
+from llr.surroundings import random_state
 
 _TORCH = os.path.dirname(torch.__file__)
 _OWN = os.path.dirname(os.path.dirname(__file__))
@@ -127,6 +129,14 @@ class Origins(TorchDispatchMode):
         made = result if isinstance(result, tuple | list) else (result,)
         self._made |= {id(t): t for t in _tensors(made)}
         return result
+
+
+@contextlib.contextmanager
+def keeping_random_state(device: torch.device) -> Iterator[None]:
+    """Puts the global random state back if the block draws random numbers, but not if other threads do."""
+    watch = Watch({}, {}, None, lambda _: None)
+    with random_state(device, lambda: bool(watch.draws)), watch:
+        yield
 
 
 def _draws(func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
