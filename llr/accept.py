@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from llr.roles import Role, as_plain
 from llr.selection import selection, unwrapped
-from llr.tensors import as_matrix, as_tensor, plain, refuse_meta, refuse_overlarge
+from llr.tensors import (
+    as_matrix,
+    as_tensor,
+    plain,
+    refuse_complex,
+    refuse_meta,
+    refuse_overlarge,
+)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -191,7 +198,9 @@ def with_matrix(name: str, value: Any) -> Any:
     """
     if isinstance(getattr(value, "matrix", None), Tensor):
         return value
-    return needed(name, value)
+    matrix = needed(name, value)
+    refuse_complex(name, matrix)
+    return matrix
 
 
 def a_tensor(name: str, value: Any) -> Any:

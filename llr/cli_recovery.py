@@ -154,7 +154,7 @@ def _reporting() -> Iterator[Report | None]:
         task = progress.add_task("searching", total=None)
 
         def report(starts: int, best: float) -> None:
-            progress.update(task, description=f"{starts:,} starts, relative error {best:.1e}")
+            progress.update(task, description=f"{starts:,} starts, relative error {best**0.5:.1e}")
 
         yield report
 

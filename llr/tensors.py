@@ -140,11 +140,8 @@ def _array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     """Any array-like as a NumPy array of numbers."""
     kind = type(value).__name__
     if value is None or isinstance(value, str | bytes | Mapping) or callable(value):
-        way = (
-            "pass its tensor, or wrap the model"
-            if isinstance(value, Mapping)
-            else "torch.as_tensor"
-        )
+        wrapped = ", or wrap the model" if name == "x" else ""
+        way = f"pass its tensor{wrapped}" if isinstance(value, Mapping) else "torch.as_tensor"
         raise TypeError(f"{name} is {kind}; expected a tensor ({way})")
     if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
         missing = int(np.ma.getmaskarray(value).sum())
@@ -242,6 +239,17 @@ def _refuse_rounded(name: str, value: object, t: Tensor) -> None:
                 f"{name} has the integer {number} at index {at}, which float64 rounds; expected integers "
                 "that it holds (up to 2^53), or a matrix divided by a power of two"
             )
+
+
+def refuse_complex(name: str, value: object) -> None:
+    """Raise TypeError for a complex tensor, whose imaginary part a conversion would drop."""
+    if isinstance(value, Tensor) and value.is_complex():
+        raise TypeError(f"{name} is {value.dtype}; expected real numbers")
+
+
+def as_double(name: str, t: Tensor) -> str:
+    """The hint to convert a tensor to float64; for complex ones none, since it would drop a part."""
+    return "; real numbers are needed" if t.is_complex() else f" ({name}.double())"
 
 
 def refuse_overlarge(name: str, t: Tensor) -> None:

@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+import numpy as np
 from accept_cases import Tied, agree, mlp, normed, samples
 from torch import Tensor, nn
 
 import llr
-from llr import landscape, models, theory
+import llr.recovery.train
+from llr import embedding, landscape, lifting, models, neurons, recovery, theory
 
 F64 = torch.float64
 
@@ -128,6 +130,68 @@ def test_models_on_the_meta_device_can_be_planned() -> None:
                 call(planned, meta)
     with pytest.raises(TypeError, match=r"parameter '0.weight' is on the meta device"):
         theory.tangent_dimension(mlp().to("meta"))
+
+
+ON_META: dict[str, Callable[[nn.Module, Tensor], object]] = {
+    "Target": lambda m, _: recovery.Target(m, "given"),
+    "Target.generic": lambda m, _: recovery.Target.generic(m, seed=1),
+    "Target.separated": lambda m, _: recovery.Target.separated(m, seed=1),
+    "Target.linear_like": lambda m, _: recovery.Target.linear_like(m, seed=1),
+    "Target.given": lambda m, _: recovery.Target.given(m),
+    "Target.error": lambda m, _: recovery.Target.given(models.TwoLayer(3, 4)).error(m),
+    "initial": lambda m, _: recovery.initial(m, 2, generator=torch.Generator()),
+    "levenberg_marquardt": lambda m, x: recovery.levenberg_marquardt(m, x, x, x),
+    "train": lambda m, x: recovery.train.train(m, x, x, x),
+    "condensation": lambda m, x: recovery.train.condensation(m, x),
+    "merge": lambda m, x: recovery.train.merge(m, x[0]),
+    "narrow": lambda m, x: recovery.train.narrow(m, x[0], x, x),
+    "tangent_rank": lambda m, x: recovery.train.tangent_rank(m, x, x),
+    "reference.jacobian": llr.reference.jacobian,
+    "certify": llr.certify.certify,
+    "model_rank": lambda m, _: llr.model_rank(m),
+    "criticality": lambda m, x: landscape.criticality(m, x, x),
+    "hessian_spectrum": lambda m, x: landscape.hessian_spectrum(m, x, x),
+    "branches": lambda m, _: landscape.branches(m, 5),
+    "critical_targets": landscape.critical_targets,
+    "flow": lambda m, x: landscape.flow(m, x, x, times=[0.0, 1.0]),
+    "rate": landscape.rate,
+    "check": lambda m, x: embedding.check(m, mlp(), x),
+    "check of the wide one": lambda m, x: embedding.check(mlp(), m, x),
+    "compatible": lambda m, _: embedding.compatible(m, [3, 5, 2]),
+    "split": lambda m, _: embedding.split(m, 0, 0),
+    "reduce": lambda m, _: embedding.reduce(m),
+    "lift_status": lambda m, x: lifting.lift_status(m, mlp(), x),
+    "lifted_critical_points": lambda m, x: lifting.lifted_critical_points(m, x, x),
+    "generic_rank": lambda m, _: theory.generic_rank(m),
+    "points_needed": lambda m, _: theory.points_needed(m),
+    "optimistic_sample_size": lambda m, _: theory.optimistic_sample_size(mlp(), m),
+    "independence": neurons.independence,
+    "independence of several": lambda m, x: neurons.independence([m, m], x),
+}
+
+
+@pytest.mark.parametrize("make", [mlp, normed, lambda: models.TwoLayer(3, 4)])
+@pytest.mark.parametrize("name", ON_META)
+def test_models_on_the_meta_device_have_no_numbers(
+    name: str, make: Callable[[], nn.Module]
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"is on (the )?meta"):
+        ON_META[name](make().to("meta"), samples())
+
+
+def test_targets_take_models_and_numbers_as_people_have_them() -> None:
+    wrapped = nn.DataParallel(models.TwoLayer(3, 2))
+    target = recovery.Target.separated(wrapped, seed=np.int64(3))
+    x, y = target.sample(np.int32(7), seed=1)
+    assert torch.equal(target(x.numpy()), y)
+    with pytest.raises(TypeError, match=r"architecture is the class TwoLayer"):
+        recovery.Target.generic(models.TwoLayer, seed=0)
+    with pytest.raises(ValueError, match="seed is -1; expected an integer from 0"):
+        recovery.Target.generic(models.TwoLayer(3, 2), seed=-1)
+    with pytest.raises(ValueError, match="found cannot be evaluated on samples of shape"):
+        target.error(models.TwoLayer(4, 2).double())
+    with pytest.raises(ValueError, match="the target cannot be evaluated on samples of shape"):
+        target(samples(5, 9).double())
 
 
 @pytest.mark.filterwarnings("ignore")

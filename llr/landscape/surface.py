@@ -16,6 +16,7 @@ from llr.forward_errors import derivatives, explained
 from llr.parameters import Columns, Selection
 from llr.problem import Model, Problem, read_problem
 from llr.surroundings import silent_vmap
+from llr.tensors import refuse_complex
 
 _COLUMNS_AT_ONCE = 64  # of a Hessian
 
@@ -174,6 +175,7 @@ def _targets(y: Tensor, outputs: Tensor, loss: Loss) -> Tensor:
             raise ValueError(f"y is {float(y[where])} at index {where}; expected finite numbers")
     if callable(loss):
         return y
+    refuse_complex("y", y)
     if loss not in LOSSES:
         raise ValueError(
             f"loss is {loss!r}; expected one of {', '.join(map(repr, LOSSES))}, or a function of the outputs "

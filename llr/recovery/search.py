@@ -39,7 +39,7 @@ _CANDIDATES = 8
 _PATIENT = Damping(1e-6, 0.9, 1.5, stall=100, iterations=20_000, progress=0.0)
 
 Report = Callable[[int, float], None]
-"""Called with the starts so far, and the smallest relative error so far."""
+"""Called with the starts so far, and the smallest squared residuals so far, relative to the targets."""
 
 
 @takes_fields(seconds=real)
