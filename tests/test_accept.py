@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-import numpy as np
 from accept_cases import Tied, agree, mlp, normed, samples
 from torch import Tensor, nn
 
