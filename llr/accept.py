@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from llr.roles import Role, as_plain
 from llr.selection import selection, unwrapped
-from llr.tensors import as_matrix, as_tensor, plain, refuse_meta, refuse_overlarge
+from llr.tensors import (
+    as_matrix,
+    as_tensor,
+    plain,
+    refuse_complex,
+    refuse_meta,
+    refuse_overlarge,
+)
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -122,12 +129,12 @@ def a_planned_module(name: str, value: Any) -> nn.Module:
 
 
 def a_model_or_matrix(name: str, value: Any) -> Any:
-    """A model as for :func:`a_model`, or a matrix as for :func:`llr.tensors.as_matrix`."""
+    """A model as for :func:`a_model`, or a matrix as for :func:`llr.tensors.as_matrix`, called "matrix"."""
     if isinstance(value, nn.Module) or (callable(value) and not isinstance(value, Tensor)):
         return a_model(name, value)
     arrays = isinstance(value, Tensor | list | tuple | int | float) or hasattr(value, "__array__")
     if arrays or hasattr(value, "toarray"):
-        return as_matrix(name, value)
+        return as_matrix("matrix", value)
     return a_model(name, value)
 
 
@@ -191,7 +198,9 @@ def with_matrix(name: str, value: Any) -> Any:
     """
     if isinstance(getattr(value, "matrix", None), Tensor):
         return value
-    return needed(name, value)
+    matrix = needed(name, value)
+    refuse_complex(name, matrix)
+    return matrix
 
 
 def a_tensor(name: str, value: Any) -> Any:

@@ -98,7 +98,7 @@ def demo(out: Path, quick: bool) -> None:
     help="Settle what a count leaves open by a proof, or never.  [default: where that is quick]",
 )
 @click.option(
-    "--strict", is_flag=True, help="Exit code 3 also for a rank that is clear but not certain."
+    "--strict", is_flag=True, help="Exit code 3 for every ambiguous rank, also with a clear gap."
 )
 @click.option(
     "--max-bits", default=4096, show_default=True, help="Precision cap of --method certified."
@@ -128,8 +128,8 @@ def rank(
     MODEL is widths, such as mlp:10-64-64-1, or module:callable, such as mypkg.models:build, called
     without arguments; or module:name of a model that exists. It is put into evaluation mode.
 
-    Exit code 3 if the rank is ambiguous: neither certain nor clear (with a gap of 1000). With --rtol or
-    --atol the count is what was asked for, and only --strict minds.
+    Exit code 3 if the rank is ambiguous, without a clear gap (of 1000). With --rtol or --atol the count is
+    what was asked for, and only --strict minds.
     """
     drawing = plotting(plot_out)
     precision = DTYPES.get(dtype)

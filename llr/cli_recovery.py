@@ -177,7 +177,7 @@ def _reporting(interrupted: list[int]) -> Iterator[Report]:
         task = progress.add_task("searching", total=None)
 
         def report(starts: int, best: float) -> bool:
-            progress.update(task, description=f"{starts:,} starts, relative error {best:.1e}")
+            progress.update(task, description=f"{starts:,} starts, relative error {best**0.5:.1e}")
             return bool(interrupted)
 
         yield report

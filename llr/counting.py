@@ -17,12 +17,13 @@ from llr.error_bound import (
     svd_error,
 )
 from llr.gram import BLOCK_BYTES, evaluate_triangle, gram_with_error
-from llr.jacobian import Plan, execute_with_error, native_arguments
+from llr.jacobian import execute_with_error
 from llr.memory import fits
 from llr.methods import Cost
+from llr.paths import Plan, native_arguments
 from llr.problem import Problem
 from llr.result import RankResult
-from llr.spectrum import check_finite, count, svdvals, with_equilibrated
+from llr.spectrum import check_finite, count, singular_values, with_equilibrated
 
 # Entries of a Jacobian that is made for the sake of its columns' units, though the method does without.
 _WORTH_MAKING = 1 << 22
@@ -70,11 +71,16 @@ class Count:
             J, self.path, native = execute_with_error(self.problem, self.prepared)
             check_finite(J, "the Jacobian", ("sample", "output", "parameter"))
             J = J.flatten(-3, -2)
-            values, self.held, self.factor = svdvals(J), J.nbytes, J.reshape(math.prod(batch), N, P)
+            values, self.held, self.factor = (
+                singular_values(J, "the Jacobian"),
+                J.nbytes,
+                J.reshape(math.prod(batch), N, P),
+            )
         elif method == "tsqr":
             R, self.path = evaluate_triangle(self.problem, q, chunk_size=self.chunk_size)
             self.held = min(R.nbytes + min(BLOCK_BYTES, 16 * N * P), self.cost.nbytes)
-            values, self.factor = svdvals(R), R.reshape(math.prod(batch), *R.shape[-2:])
+            values = singular_values(R, "the triangle of the Jacobian")
+            self.factor = R.reshape(math.prod(batch), *R.shape[-2:])
         else:
             K, self.path, native = gram_with_error(self.problem, q, chunk_size=self.chunk_size)
             K = K.reshape(2, *batch, N, N)
@@ -82,7 +88,10 @@ class Count:
                 raise ImmoderateSquaresError
             L = _ops.gram_factor(K)
             # The factor is made in two parts of double-double before it is rounded.
-            values, self.held = svdvals(L), 2 * K.nbytes + 2 * L.nbytes
+            values, self.held = (
+                singular_values(L, "the factor of the Gram matrix"),
+                2 * K.nbytes + 2 * L.nbytes,
+            )
             self.factor = K.reshape(2, -1, N, N)
         values = _padded(values, min(N, P))
         self.rows = self._row_errors(native)
@@ -178,11 +187,11 @@ class Count:
             sizes = self.factor[0].diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
             power = -torch.frexp(sizes).exponent
             factor = times_power(self.factor, power[:, :, None] + power[:, None, :])
-            values = svdvals(_ops.gram_factor(factor))
+            values = singular_values(_ops.gram_factor(factor))
         else:
             power = -torch.frexp(self.factor.abs().amax(-2)).exponent
             factor = times_power(self.factor, power[:, None, :].expand_as(self.factor))
-            values = svdvals(factor)
+            values = singular_values(factor)
         values = _padded(values, min(N, P))
         own = times_power(errors.to(power.device), power).norm(dim=-1)
         error = self._with_method(values, own, factor)

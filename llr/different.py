@@ -21,6 +21,7 @@ ODD = frozenset({"tanh", "erf", "sin", "identity"})
 _NEARLY_ODD = frozenset({"sigmoid"})  # s(z) + s(-z) = 1
 _NEARLY_EVEN = frozenset({"gelu", "silu"})  # s(z) - s(-z) = z
 _ENTRIES = 1 << 20  # of a matrix whose rows and columns are compared with each other
+_ROWS = 1 << 14  # and columns of all matrices of a batch
 
 
 def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
@@ -56,13 +57,28 @@ def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
     return bounds
 
 
-def bounds_of_matrix(A: Tensor) -> list[Bound]:
-    """The same for a matrix, or a batch (..., m, n): rows and columns that are zero, or equal bit by bit."""
-    if A.dim() > 2 or A.numel() > _ENTRIES:
+def bounds_of_matrices(A: Tensor) -> list[tuple[Tensor, str]]:
+    """The same for each of some matrices (k, m, n): rows and columns that are zero, or equal bit by bit."""
+    if A.numel() > _ENTRIES or sum(A.shape[-2:]) * len(A) > _ROWS:
         filled = A != 0
-        sides = [filled.any(-1).sum(-1), filled.any(-2).sum(-1)]
-        return [(int(side.max()) if side.numel() else 0, "zeros") for side in sides]
-    return [(_distinct(B[(B != 0).any(1)]), "different rows") for B in (A, A.mT)]
+        return [(filled.any(side).sum(-1), "zeros") for side in (-1, -2)]
+    return [(_different(B), "different rows") for B in (A, A.mT)]
+
+
+def _different(A: Tensor) -> Tensor:
+    """How many rows of each matrix (k, m, n) are not zero and differ in a bit, (k)."""
+    counts = (A != 0).any(-1).sum(-1)
+    if not A.numel():
+        return counts
+    A = A + 0.0  # without -0
+    bits = A.view(torch.int64 if A.dtype == torch.float64 else torch.int32).to(torch.int64)
+    # Equal rows have equal sums; only where sums are equal, rows have to be compared.
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, A.shape[-1:], generator=generator).to(A.device)
+    sums = (bits * factors).sum(-1).sort(-1).values
+    for i in (sums[:, 1:] == sums[:, :-1]).any(-1).nonzero()[:, 0].tolist():
+        counts[i] = _distinct(A[i][(A[i] != 0).any(1)])
+    return counts
 
 
 def _distinct(x: Tensor) -> int:

@@ -6,12 +6,11 @@ proof is rigorous: one determinant in balls that does not contain zero.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
-from flint import arb, arb_mat, fmpq_mat, fmpz, fmpz_mat, nmod_mat
+from flint import arb, arb_mat, fmpq_mat, fmpz_mat, nmod_mat
 
 from llr.arithmetic import BALLS, each
 from llr.balls import precision
@@ -24,6 +23,7 @@ from llr.block_inverse import (
 from llr.certificate import EXPONENT_BITS
 from llr.chain import Array
 from llr.deadline import poll
+from llr.integers import exact_rank, integer_rows
 
 Pivots = list[tuple[int, int]]
 """(row, column), in the order of elimination."""
@@ -265,48 +265,6 @@ def rational_pivots(J: fmpq_mat) -> tuple[list[int], list[int], int]:
     rows = _leading(nmod_mat(M.transpose(), prime))
     kept = _select(M, rows)
     return rows, _leading(nmod_mat(kept, prime)), -sum(powers[i] for i in rows)
-
-
-def integer_rows(J: fmpq_mat) -> tuple[fmpz_mat, list[int]]:
-    """A matrix of dyadic entries with each row multiplied by a power of two to integers; the exponents."""
-    integers: list[fmpz] = []
-    powers = []
-    for row in J.tolist():
-        powers.append(max((int(x.q).bit_length() - 1 for x in row), default=0))
-        scale = fmpz(2) ** powers[-1]
-        integers += [x.p * (scale // x.q) for x in row]
-    return fmpz_mat(J.nrows(), J.ncols(), integers), powers
-
-
-def exact_rank(M: fmpz_mat, below: int = 2**62) -> tuple[int, int]:
-    """The rank of an integer matrix, and a prime modulo which it has that rank.
-
-    The rank modulo a prime is never larger. If it is at most r for primes whose product exceeds Hadamard's
-    bound on the minors of size r + 1, all these minors are divisible by the product and so are zero.
-
-    Args:
-        M: the matrix.
-        below: primes are taken downwards from here; at most 2^62.
-    """
-    rows = [sum(int(x) ** 2 for x in row).bit_length() / 2 for row in M.tolist()]
-    norms = sorted((norm for norm in rows if norm), reverse=True)  # log2, rounded up
-    rank, known = -1, 0.0
-    p = prime = below
-    while rank < 0 or (rank < min(len(norms), M.ncols()) and known <= sum(norms[: rank + 1])):
-        poll()
-        p = _prime_below(p)
-        found = nmod_mat(M, p).rank()
-        if found > rank:
-            rank, prime = found, p
-        known += math.log2(p) - 1e-9  # less than the logarithm, whatever its rounding
-    return rank, prime
-
-
-def _prime_below(p: int) -> int:
-    p -= 1
-    while not fmpz(p).is_prime():
-        p -= 1
-    return p
 
 
 def _leading(M: nmod_mat) -> list[int]:

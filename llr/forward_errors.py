@@ -1,20 +1,25 @@
-"""Errors that come out of a model's forward, in one line that says where and for which samples."""
+"""Errors that come out of a model or its derivatives, in one line that says where and for which samples."""
 
 from __future__ import annotations
 
 import contextlib
 import dis
 import os
+import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _RAISES = {dis.opmap[name] for name in ("RAISE_VARARGS", "RERAISE")}
 _OF_TENSORS = (RuntimeError, IndexError, TypeError, ValueError)
 """What operations on tensors raise."""
+_OF_INDICES = re.compile(r"\b(index|indices|class values)\b", re.IGNORECASE)
 
 
 @contextlib.contextmanager
@@ -30,24 +35,77 @@ def explained(x: Tensor, what: str = "the model", on: str = "samples") -> Iterat
     try:
         yield
     except Exception as error:
-        trace = error.__traceback__
-        if trace is None or not _from_torch(error, trace):
+        if not from_torch(error):
             raise
-        hint = "" if x.is_floating_point() else f"; x is {x.dtype}: if numbers are meant, x.float()"
+        trace = error.__traceback__
+        reason = _lookup(trace) or first_sentence(error) + _hint(x, error)
+        shape = tuple(x.shape[1:] if on == "samples" else x.shape)
         raise ValueError(
-            f"{what} cannot be evaluated on {on} of shape {tuple(x.shape[1:])}, {x.dtype}: "
-            f"{_where(trace)}{first_sentence(error)}{hint}"
+            f"{what} cannot be evaluated on {on} of shape {shape}, {x.dtype}: {_where(trace)}{reason}"
         ) from error
+
+
+def derivatives(x: Tensor, on: str = "samples") -> AbstractContextManager[None]:
+    """:func:`explained` for code that differentiates a model."""
+    return explained(x, "derivatives of the model", on)
 
 
 def first_sentence(error: BaseException) -> str:
     """The start of an exception's message, without lists of backends and advice about torch itself."""
-    line = next(iter(str(error).splitlines()), "").split(". ")[0].strip()
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if lines and "TorchScript interpreter" in lines[0]:  # what failed comes after its trace
+        marks = [i for i, line in enumerate(lines) if "<--- HERE" in line]
+        lines = lines[marks[-1] + 1 :] if marks else lines[-1:]
+        return " ".join(line.strip() for line in lines[:2])[:200]
+    line = next(iter(lines), "").split(". ")[0].strip()
     return f"{type(error).__name__}: {line[:200]}" if line else type(error).__name__
 
 
-def _from_torch(error: Exception, trace: TracebackType) -> bool:
-    """Whether torch raised it: Python code of torch, or an operation that other code called."""
+def _hint(x: Tensor, error: Exception) -> str:
+    """What other dtype samples may be meant to have."""
+    of_indices = isinstance(error, IndexError) or bool(_OF_INDICES.search(str(error)))
+    if x.is_floating_point():
+        return "; if x holds indices, give integers (x.long())" if of_indices else ""
+    return (
+        "" if of_indices or x.is_complex() else f"; x is {x.dtype}: if numbers are meant, x.float()"
+    )
+
+
+def _lookup(trace: TracebackType | None) -> str:
+    """What is wrong with the indices of an embedding, if it is one that failed."""
+    found: dict[str, Any] = {}
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        if code.co_filename.startswith(_TORCH) and code.co_name in ("embedding", "embedding_bag"):
+            found = trace.tb_frame.f_locals
+        trace = trace.tb_next
+    indices, weight = (_unwrapped(found.get(name)) for name in ("input", "weight"))
+    if not isinstance(indices, Tensor) or not isinstance(weight, Tensor):
+        return ""
+    rows = len(weight)
+    expected = f"expected integers from 0 to {rows - 1}, the rows of its weight"
+    if indices.dtype not in (torch.int32, torch.int64):
+        way = "" if indices.is_complex() else " (x.long(), if x holds them)"
+        return f"its indices are {indices.dtype}; {expected}{way}"
+    outside = indices[(indices < 0) | (indices >= rows)] if not indices.is_meta else indices[:0]
+    return f"index {int(outside[0])} is out of range; {expected}" if outside.numel() else ""
+
+
+def _unwrapped(value: Any) -> Any:
+    """A tensor without what torch.func wraps around it, and with all samples of a vmap."""
+    while isinstance(value, Tensor) and is_functorch_wrapped_tensor(value):
+        value = get_unwrapped(value)
+    return value
+
+
+def from_torch(error: Exception) -> bool:
+    """Whether torch raised it: Python code of torch, or an operation that other code called.
+
+    Not where a GPU's memory is full: nothing is wrong with the model.
+    """
+    trace = error.__traceback__
+    if trace is None or isinstance(error, torch.OutOfMemoryError):
+        return False
     while trace.tb_next is not None:
         trace = trace.tb_next
     code = trace.tb_frame.f_code

@@ -225,12 +225,12 @@ class _Case:
         search = Search(look, source, len(x), margin=len(x) * look.outputs)
         whole = search.measure(len(x), prove=False)
         found = Found(prove=False, trials=[whole])
-        upper = whole.result.upper
+        upper = int(whole.result.upper)
         least = math.ceil(target.rank / look.outputs)
         if look.provable(min(least, len(x))):
             proof = search.grow(least, prove=True)
             if proof.trials[-1].n == len(x):
-                upper = min(upper, proof.trials[-1].result.upper)
+                upper = min(upper, int(proof.trials[-1].result.upper))
             if proof.complete or proof.best >= found.best:
                 found = proof
         return cls(x, target, search, found, upper)

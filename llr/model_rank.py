@@ -230,8 +230,8 @@ def model_rank(
     dimension = max(found.best, lower)
     whole = found.trials[-1].result if found.trials[-1].n == source.limit else None
     limit, limit_from = look.upper, look.upper_from
-    if whole is not None and whole.upper < limit:
-        limit, limit_from = whole.upper, "domain"
+    if whole is not None and int(whole.upper) < limit:
+        limit, limit_from = int(whole.upper), "domain"
     return ModelRank(
         rank=dimension,
         lower=lower,

@@ -156,7 +156,8 @@ def _curves(label: str, colour: Any, result: RankResult) -> list[_Curve]:
     tols = torch.as_tensor(result.tol).reshape(-1).tolist()
     ambiguous = int(torch.as_tensor(result.ambiguous).sum())
     if len(ranks) == 1:
-        known = "" if not ambiguous else " (counted)" if result.clear else " (ambiguous)"
+        gap = ", clear gap" if result.clear else ""
+        known = f" (ambiguous{gap})" if ambiguous else ""
         text = f"rank {ranks[0]}{known}"
     else:
         span = f"{min(ranks, default=0)} to {max(ranks, default=0)}"

@@ -254,11 +254,11 @@ def _common_dtype(columns: Columns, x: Tensor) -> torch.dtype:
             )
     if x.dtype == value.dtype:
         return x.dtype
-    expected = value.dtype.to_complex() if x.is_complex() else value.dtype
-    if (x.is_floating_point() or x.is_complex()) and x.dtype != expected:
+    if (x.is_floating_point() or x.is_complex()) and x.dtype.to_real() != value.dtype:
+        expected = value.dtype.to_complex() if x.is_complex() else value.dtype
         raise TypeError(
             f"x is {x.dtype} but the parameters are {value.dtype}; expected one dtype "
-            f"(x.to({expected}), or model.to(x.dtype))"
+            f"(x.to({expected}), or model.to({x.dtype.to_real()}))"
         )
     return value.dtype
 
@@ -324,6 +324,11 @@ def _transformed(tensors: Sequence[Tensor]) -> bool:
 
 def _samples_for(mlp: MLP, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
     """x as the layers take it, (n, d); or why the native operator cannot take it."""
+    if x.is_complex():
+        raise TypeError(
+            f"x is {x.dtype}; expected real numbers, as the parameters are (real and imaginary parts as "
+            "inputs of their own: torch.cat((x.real, x.imag), -1))"
+        )
     if not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}; expected {dtype} as the parameters (x.to({dtype}))")
     samples = x.flatten(1) if mlp.flattens and x.dim() > 2 else x

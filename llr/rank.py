@@ -19,7 +19,7 @@ from llr.parameters import Selection
 from llr.problem import Model, read_problem
 from llr.result import RankResult
 from llr.roles import a_function, a_precision, real, word
-from llr.spectrum import numerical_rank
+from llr.spectrum import rank_of_matrix
 from llr.surroundings import outside_inference_mode
 from llr.theory.upper import upper_bound
 
@@ -136,7 +136,7 @@ def rank(
                 "atol=...)"
             )
         matrix = model.to(dtype) if isinstance(dtype, torch.dtype) else model
-        return numerical_rank(matrix, rtol=rtol, atol=atol)
+        return rank_of_matrix(matrix, "matrix", rtol=rtol, atol=atol)
     if x is None:
         raise TypeError(
             f"the rank of a model needs samples: llr.rank(model, x); got only a "

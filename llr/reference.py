@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from llr.evaluation.precision import Precision
 from llr.evaluation.private import Private
+from llr.forward_errors import explained
 from llr.surroundings import outside_inference_mode
+from llr.tensors import refuse_meta
 
 Function = Callable[[Mapping[str, Tensor], Tensor], object]
 Model = nn.Module | Function
@@ -45,14 +47,17 @@ def jacobian(model: Model, x: Tensor, params: Mapping[str, Tensor] | None = None
     if params is None:
         assert isinstance(model, nn.Module), "a callable needs params"
         params = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for name, t in (("x", x), *((f"parameter {name!r}", p) for name, p in params.items())):
+        refuse_meta(name, t)
     leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
     call = _on_copies(model) if isinstance(model, nn.Module) else model
-    rows = [
-        torch.stack(
-            [torch.cat([g.flatten() for g in row]) for row in sample_rows(call, leaves, xi)]
-        )
-        for xi in x
-    ]
+    with explained(x):
+        rows = [
+            torch.stack(
+                [torch.cat([g.flatten() for g in row]) for row in sample_rows(call, leaves, xi)]
+            )
+            for xi in x
+        ]
     if rows:
         return torch.stack(rows)
     first = next(iter(leaves.values()))

@@ -21,7 +21,7 @@ CLEAR_GAP = 1e3
 _PROVED = ("error bound", "certificate")
 
 
-def is_open(lower: Tensor, upper: int, lower_from: str) -> Tensor:
+def is_open(lower: Tensor, upper: int | Tensor, lower_from: str) -> Tensor:
     """Whether bounds leave a rank open: they do not meet, or the lower one is estimated (and not 0)."""
     return (lower != upper) | (lower_from not in _PROVED and upper > 0)
 
@@ -31,7 +31,7 @@ class RankResult:
     """A rank and the evidence for it.
 
     For one matrix the fields are plain numbers; for a batch ``(..., m, n)`` the fields ``rank``,
-    ``tol``, ``gap``, ``ambiguous`` and ``lower`` are tensors of the leading shape.
+    ``tol``, ``gap``, ``ambiguous``, ``lower`` and ``upper`` are tensors of the leading shape.
 
     Attributes:
         rank: number of singular values strictly above ``tol``; for method "certified", the proved
@@ -57,14 +57,16 @@ class RankResult:
             "estimate" (of the error, where no rule bounds it: that is measured, not proved) or "certificate".
         upper: what the rank is at most.
         upper_from: why: "shape" (rows and columns), "different samples" (or "samples up to sign", of odd
-            functions), "live parameters", "different rows", "zeros", "theory" (a closed form) or "caller"
-            (believed).
+            functions), "live parameters", "different rows", "zeros", "exact elimination" (of a small
+            matrix, whose entries are exact numbers), "theory" (a closed form) or "caller" (believed). Of a
+            batch, the reasons of all its matrices, such as "shape or different rows".
         equilibrated: the singular values of the matrix with its rows and columns multiplied by powers of two,
             if the rank was counted on them: ``tol`` and ``gap`` are then about these. None otherwise.
         counted_above: "error" or "tolerance".
         bits: working precision of the proof; None without one, and for exact rational arithmetic.
         certificate: the proof, for `llr.certify.verify`; None unless method is "certified".
-        reason: why this method was taken, and what else was tried.
+        reason: why this method was taken, and what else was tried; of a matrix, what its rank is if its
+            entries are taken as exact numbers and that is more than the count.
         predicted_bytes: what it was expected to hold in memory at a time, beside the model.
         actual_bytes: what it held: the arrays of that size that it made.
     """
@@ -81,7 +83,7 @@ class RankResult:
     path: str | None = None
     lower: int | Tensor = 0
     lower_from: str = "error bound"
-    upper: int = 0
+    upper: int | Tensor = 0
     upper_from: str = "shape"
     equilibrated: Tensor | None = None
     counted_above: str = "error"
@@ -114,31 +116,39 @@ class RankResult:
         """Whether the rank is ambiguous; of a batch, whether any is."""
         return bool(torch.as_tensor(self.ambiguous).any())
 
-    def at_most(self, upper: int, upper_from: str) -> RankResult:
-        """The same with another upper bound, if it is a better one.
+    def at_most(self, upper: int | Tensor, upper_from: str) -> RankResult:
+        """The same with another upper bound, or one for each of a batch, where it is a better one.
 
         Raises:
             ValueError: the caller's bound is less than what is proved.
             RuntimeError: another bound is, which would be a mistake in llr.
         """
-        if upper >= self.upper:
+        if isinstance(upper, int) and isinstance(self.upper, int) and upper >= self.upper:
+            return self
+        before, bound = torch.as_tensor(self.upper), torch.as_tensor(upper)
+        better = bound < before
+        if not bool(better.any()):
             return self
         lower, certain = torch.as_tensor(self.lower), self.lower_from in _PROVED
-        if certain and bool((lower > upper).any()):
+        if certain and bool((wrong := lower > bound).any()):
+            least = int(lower[wrong].max())
             if upper_from == "caller":
                 raise ValueError(
-                    f"upper={upper} is disproved: on these samples the rank is at least "
-                    f"{int(lower.max())} ({self.lower_from})"
+                    f"upper={upper} is disproved: on these samples the rank is at least {least} "
+                    f"({self.lower_from})"
                 )
             raise RuntimeError(
-                f"the rank is at least {int(lower.max())} ({self.lower_from}), but at most {upper} "
-                f"({upper_from}): this is a mistake in llr, please report it with the model"
+                f"the rank is at least {least} ({self.lower_from}), but at most {int(bound.min())} "
+                f"({upper_from}): this is a mistake in llr, please report it with the model or the matrix"
             )
-        found = replace(self, upper=upper, upper_from=upper_from)
+        meeting = torch.minimum(before, bound)
+        if not bool(better.all()):
+            upper_from = " or ".join(dict.fromkeys((*self.upper_from.split(" or "), upper_from)))
+        found = replace(self, upper=meeting if lower.dim() else int(meeting), upper_from=upper_from)
         if self.counted_above != "error":
             return found
         # An estimate that says more than that was too small.
-        ambiguous, most = is_open(lower, upper, self.lower_from), lower.clamp(max=upper)
+        ambiguous, most = is_open(lower, meeting, self.lower_from), lower.minimum(meeting)
         return replace(
             found,
             rank=most if lower.dim() else int(most),
@@ -157,7 +167,7 @@ class RankResult:
             value = torch.where(better, other, own)
             fields[name] = value if better.dim() else value.item()
         for name in ("rank", "lower"):
-            fields[name] = torch.as_tensor(fields[name]).clamp(max=self.upper)
+            fields[name] = torch.as_tensor(fields[name]).minimum(torch.as_tensor(self.upper))
             fields[name] = fields[name] if better.dim() else int(fields[name])
         spectrum = torch.where(better[..., None], again.spectrum.to(self.spectrum), self.spectrum)
         found = replace(self, **fields, equilibrated=spectrum)
@@ -167,7 +177,7 @@ class RankResult:
     def reshaped(self, shape: Sequence[int]) -> RankResult:
         """A batch with other leading dimensions; () for a single matrix."""
         fields: dict[str, Any] = {}
-        for name in ("rank", "tol", "gap", "ambiguous", "lower"):
+        for name in ("rank", "tol", "gap", "ambiguous", "lower", "upper"):
             value = torch.as_tensor(getattr(self, name)).reshape(tuple(shape))
             fields[name] = value if value.dim() else value.item()
         for name in ("spectrum", "equilibrated"):
@@ -184,20 +194,27 @@ class RankResult:
         how = f"{self.method}, {dtype}" + (f", J by {self.path}" if self.path else "")
         if self.spectrum.dim() > 1:
             return f"{self._batch_summary()} of shape {size} ({how})"
-        line = (
-            f"rank {self.rank} of a {size} matrix{self._known()}: {self._cut()} = {self.gap:.3g}, "
-        )
-        values = self.spectrum if self.equilibrated is None else self.equilibrated
-        top = f"{values[0].item():.3g}" if values.numel() else "0"
-        line += f"{self.counted_above} {self.tol:.3g}, sigma_1 {top}"
+        line = f"rank {self.rank} of a {size} matrix{self._known()}: {self._seen()}"
         if self.equilibrated is not None:
             line += " with rows and columns equilibrated"
         line += f" ({how})"
         if self.ambiguous:
-            line += (
-                f"; {'counted' if self.clear else 'AMBIGUOUS'}: {self._doubt()}; {self._advice()}"
-            )
+            gap = "clear gap" if self.clear else "no clear gap"
+            line += f"; AMBIGUOUS ({gap}): {self._doubt()}; {self._advice()}"
         return line
+
+    def _seen(self) -> str:
+        """The singular values in a few numbers."""
+        values = self.spectrum if self.equilibrated is None else self.equilibrated
+        line = f"{self.counted_above} {self.tol:.3g}"
+        if not values.numel():
+            return "no entries"
+        if float(values[0]) == 0:
+            return "all singular values are 0" + (f", {line}" if self.tol else "")
+        if math.isinf(float(self.gap)):  # nothing below to compare with
+            last = f", sigma_{self.rank} {float(values[int(self.rank) - 1]):.3g}"
+            return f"{line}, sigma_1 {float(values[0]):.3g}{last if self.rank != 1 else ''}"
+        return f"{self._cut()} = {self.gap:.3g}, {line}, sigma_1 {float(values[0]):.3g}"
 
     def _known(self) -> str:
         if self.counted_above != "error" or self.ambiguous:
@@ -219,13 +236,13 @@ class RankResult:
                     f"that is the most ({self.upper_from}), but the error is estimated, not bounded"
                 )
             least = ", by an estimate of the error,"
-        return (
-            f"the rank is{least} at least {self.lower} and at most {self.upper}, and the other singular "
-            "values are below their error"
-        )
+        others = "the other singular values are below their error"
+        if self.path is None and self.reason:
+            others = f"{others} ({self.reason})"
+        return f"the rank is{least} at least {self.lower} and at most {self.upper}, and {others}"
 
     def _advice(self) -> str:
-        if self.path is not None:
+        if self.path is not None and self.counted_above == "error":
             return "resolve=True tries a proof"
         if self.dtype != torch.float64:
             return "compute the matrix in float64"
@@ -254,9 +271,10 @@ class RankResult:
         ranks, gaps, flags = (torch.as_tensor(v) for v in (self.rank, self.gap, self.ambiguous))
         if not ranks.numel():
             return "ranks of 0 matrices"
+        least = float(gaps.min())
         return (
-            f"ranks of {ranks.numel()} matrices from {ranks.min()} to {ranks.max()}, smallest gap "
-            f"{gaps.min():.3g}, {int(flags.sum())} ambiguous,"
+            f"ranks of {ranks.numel()} matrices from {ranks.min()} to {ranks.max()}, "
+            f"{'' if math.isinf(least) else f'smallest gap {least:.3g}, '}{int(flags.sum())} ambiguous,"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -285,7 +303,7 @@ class RankResult:
             "clear": self.clear,
             "lower": _plain(self.lower),
             "lower_from": self.lower_from,
-            "upper": self.upper,
+            "upper": _plain(self.upper),
             "upper_from": self.upper_from,
             "exact": self.exact,
             "equilibrated": None if self.equilibrated is None else _plain(self.equilibrated),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from llr.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization
 from llr.spectrum import check_finite
+from llr.tensors import refuse_complex
 
 Domain = tuple[float | Tensor, float | Tensor]
 Sampler = str | Domain | Tensor | Callable[[int, torch.Generator], Tensor]
@@ -145,6 +146,8 @@ def _box(
         raise ValueError(
             f"sampler is a tuple of {len(ends)}; expected (low, high), numbers or tensors"
         )
+    for end in ends:
+        refuse_complex("sampler", end)
     low, high = (torch.as_tensor(v, dtype=torch.float64, device="cpu").detach() for v in ends)
     try:
         own = tuple(torch.broadcast_shapes(low.shape, high.shape))

@@ -59,8 +59,6 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with warnings.catch_warnings():
                 warnings.showwarning = _show_warning
-                # About torch's own speed: nothing that the user could do anything about.
-                warnings.filterwarnings("ignore", message="There is a performance drop because")
                 _require_outputs(kwargs)
                 command(*args, **kwargs)
         except (click.ClickException, click.exceptions.Exit, BrokenPipeError):

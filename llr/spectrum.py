@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from llr import _ops
 from llr.accept import needed, takes
-from llr.different import bounds_of_matrix
+from llr.different import bounds_of_matrices
 from llr.equilibrate import scaled, scales
 from llr.error_bound import svd_error
+from llr.integers import rank_of_floats
 from llr.result import CLEAR_GAP, RankResult, is_open
 from llr.roles import real, whole
 from llr.surroundings import outside_inference_mode
@@ -35,6 +37,9 @@ _LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined] # public, 
 _BLOCK_ROWS = 256
 _BLOCKS_AT_ONCE = 64
 
+# Up to these, a few milliseconds of exact elimination settle what a count leaves open.
+_SMALL_SIDE, _SMALL_ENTRIES = 16, 1024
+
 
 def check_finite(A: Tensor, what: str, axes: Sequence[str]) -> None:
     """Raise ValueError if `A` has a NaN or Inf entry, saying how many and where the first is.
@@ -51,17 +56,6 @@ def check_finite(A: Tensor, what: str, axes: Sequence[str]) -> None:
         f"{what} has {len(bad)} NaN or Inf entries out of {A.numel()}, the first "
         f"({A[tuple(bad[0])].item()}) at {where}; a rank needs finite numbers"
     )
-
-
-def _check_matrix(A: Tensor) -> None:
-    if not isinstance(A, Tensor):
-        raise TypeError(f"expected a torch.Tensor of shape (..., m, n), got {type(A).__name__}")
-    if A.dim() < 2:
-        raise ValueError(f"expected a matrix or a batch (..., m, n), got shape {tuple(A.shape)}")
-    if A.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"singular values need float32 or float64, got {A.dtype}; convert with A.double()"
-        )
 
 
 @takes(A=as_matrix)
@@ -105,27 +99,39 @@ def svdvals(A: Tensor) -> Tensor:
         >>> llr.svdvals(torch.tensor([[3.0, 0.0], [0.0, -4.0]]))
         tensor([4., 3.])
     """
-    _check_matrix(A)
+    return singular_values(A, "A")
+
+
+def singular_values(A: Tensor, name: str = "the matrix") -> Tensor:
+    """`svdvals` of a real matrix or a batch of them, which messages call `name`."""
+    if A.dtype not in (torch.float32, torch.float64):
+        raise TypeError(f"{name} is {A.dtype}; expected float32 or float64 ({_converted(A, name)})")
     A = A.detach()
     m, n = A.shape[-2:]
     if A.numel() == 0:
         return A.new_zeros((*A.shape[:-2], min(m, n)))
-    values = _ops.svdvals(A) if _ops.has_kernel(A) else _by_torch(A)
+    values = _ops.svdvals(A) if _ops.has_kernel(A) else _by_torch(A, name)
     failed = values.isnan().any(-1)
     if bool(failed.any()):  # for want of convergence, or of a finite matrix
-        check_finite(A, "the matrix", ("row", "column"))
+        check_finite(A, name, ("row", "column"))
         values[failed] = _as_eigenvalues(A[failed].reshape(-1, m, n)).to(values)
     if not bool(torch.isfinite(values).all()):
         raise ValueError(
-            f"the largest singular value is too large for {A.dtype} (entries up to "
-            f"{A.abs().max().item():.3g}); divide the matrix by a constant"
+            f"the largest singular value of {name} is too large for {A.dtype} (entries up to "
+            f"{A.abs().max().item():.3g}); divide {name} by a constant"
         )
     return values
 
 
-def _by_torch(A: Tensor) -> Tensor:
+def _converted(A: Tensor, name: str) -> str:
+    """How to make a matrix of another real dtype float64."""
+    whole = not A.is_floating_point() and A.dtype != torch.bool
+    return f"{name}.double()" + (", exact for integers up to 2^53" if whole else "")
+
+
+def _by_torch(A: Tensor, name: str) -> Tensor:
     """NaN for what torch cannot do."""
-    check_finite(A, "the matrix", ("row", "column"))
+    check_finite(A, name, ("row", "column"))
     tall, power = _scaled(A)
     shortened = shorten(tall)
     try:
@@ -241,7 +247,9 @@ def numerical_rank(
     The singular values above their error bound, ``2u (10 + 2 min(m, n)) sigma_1`` with the u of A's dtype,
     are counted: A has at least this rank. Where that does not meet an upper bound (the shape; rows or columns
     that are zero, or equal bit by bit), rows and columns are multiplied by powers of two, so that units do
-    not decide, and counted again. With `rtol` or `atol` the values above `tolerance` are counted instead.
+    not decide, and counted again. What is then still open, for matrices of a short side up to 16 and of up
+    to 1024 entries together, is settled by exact elimination if that gives the same rank. With `rtol` or
+    `atol` the values above `tolerance` are counted instead.
 
     Args:
         A: shape ``(..., m, n)``, float32 or float64. An all-zero or empty matrix has rank 0.
@@ -251,7 +259,8 @@ def numerical_rank(
     Returns:
         A `RankResult`; batched over the leading dimensions of `A`. It is about the given numbers; that a
         matrix which was rounded before has full rank says little, and ``clear`` tells whether there is a
-        large gap.
+        large gap. So where exact elimination gives a larger rank than is counted, the count remains, is
+        ambiguous, and ``reason`` (for one matrix) says what was found.
 
     Raises:
         TypeError, ValueError, torch.linalg.LinAlgError: as `svdvals` and `tolerance`.
@@ -260,18 +269,68 @@ def numerical_rank(
         >>> import llr, torch
         >>> llr.numerical_rank(torch.ones(3, 4)).rank
         1
+        >>> settled = llr.numerical_rank(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
+        >>> settled.rank, settled.exact, settled.upper_from
+        (1, True, 'exact elimination')
     """
-    values = svdvals(A)
+    return rank_of_matrix(A, "A", rtol=rtol, atol=atol)
+
+
+def rank_of_matrix(
+    A: Tensor, name: str, *, rtol: float | None = None, atol: float | None = None
+) -> RankResult:
+    """`numerical_rank` of a matrix which messages call `name`."""
+    values = singular_values(A, name)
     m, n = A.shape[-2:]
     found = count(values, m, n, rtol=rtol, atol=atol)
     if rtol is not None or atol is not None or not found.open:
         return found
-    bounds = bounds_of_matrix(A.detach())
-    for bound in bounds:
-        found = found.at_most(*bound)
-    if not found.open:
-        return found
-    return with_equilibrated(found, A.detach().reshape(math.prod(A.shape[:-2]), m, n))
+    matrices = A.detach().reshape(math.prod(A.shape[:-2]), m, n)
+    which, some = _left_open(found, matrices)
+    for bound, why in bounds_of_matrices(some):
+        found = _at_most(found, which, bound, why)
+    found, exact = _eliminated(found, matrices)
+    if found.open:
+        found = with_equilibrated(found, matrices)
+    if found.open and exact is not None and found.spectrum.dim() == 1:
+        found = replace(
+            found,
+            reason=f"taken as exact numbers the entries have rank {exact}, by exact elimination",
+        )
+    return found
+
+
+def _left_open(found: RankResult, matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """The places of the matrices (k, m, n) whose ranks are open, and those matrices."""
+    if len(matrices) == 1:
+        return torch.zeros(1, dtype=torch.int64, device=matrices.device), matrices
+    which = torch.as_tensor(found.ambiguous).reshape(-1).nonzero()[:, 0]
+    return which, matrices[which]
+
+
+def _at_most(found: RankResult, which: Tensor, bound: Tensor, why: str) -> RankResult:
+    """With an upper bound for each of the matrices at these places."""
+    upper = torch.as_tensor(found.upper)
+    bounds = upper.reshape(-1).to(bound.device, copy=True)
+    bounds[which] = bounds[which].minimum(bound)
+    return found.at_most(bounds.reshape(upper.shape), why)
+
+
+def _eliminated(found: RankResult, matrices: Tensor) -> tuple[RankResult, int | None]:
+    """With the ranks of small matrices whose entries are taken as exact numbers; the last of these ranks.
+
+    Such a rank is an upper bound of what is counted, and settles the count if they are the same. It is no
+    rank in place of the count: of a matrix that has been rounded it says little.
+    """
+    side = min(matrices.shape[-2:])
+    if not found.open or side > _SMALL_SIDE:
+        return found, None
+    which, some = _left_open(found, matrices)
+    if some.numel() > _SMALL_ENTRIES:
+        return found, None
+    ranks = [rank_of_floats(A) for A in some.tolist()]
+    bound = torch.tensor([side if r is None else r for r in ranks], device=matrices.device)
+    return _at_most(found, which, bound, "exact elimination"), ranks[-1]
 
 
 def with_equilibrated(
@@ -293,7 +352,7 @@ def with_equilibrated(
     if not matrices.numel():
         return found
     rows, columns = scales(matrices)
-    values = svdvals(scaled(matrices, rows, columns))
+    values = singular_values(scaled(matrices, rows, columns))
     bounds = svd_error(values, min(matrices.shape[-2:]), dtype or found.dtype)
     bounds = bounds if error is None else bounds + error(rows, columns).to(bounds)
     shape = found.spectrum.shape
@@ -365,6 +424,6 @@ def count(
         n_params=n_params,
         lower=lower if batched else int(lower),
         lower_from=lower_from,
-        upper=upper,
+        upper=torch.full_like(lower, upper) if batched else upper,
         counted_above="error" if rtol is None and atol is None else "tolerance",
     )

@@ -2,8 +2,8 @@
 
 Most switches belong to a thread: inference mode, autocast, a default device. The default dtype, the precision
 of float32 products and the warnings filters belong to the process, and other threads may be at work: the
-default dtype is not touched at all; the others are changed by the first that needs it and put back by the
-last.
+default dtype is not touched at all; the others, and whether ``vmap`` warns, are changed by the first that
+needs it and put back by the last.
 """
 
 from __future__ import annotations
@@ -165,6 +165,21 @@ def _filters_have_changed() -> None:
 _mild_warnings = _Shared(_without_errors)
 
 
+def _silent_vmap() -> Callable[[], None]:
+    # torch does not tell whether it is on; who has switched it off gets the warnings back.
+    switch: Any = torch._C._functorch
+    switch._set_vmap_fallback_warning_enabled(False)
+    return functools.partial(switch._set_vmap_fallback_warning_enabled, True)
+
+
+_silent = _Shared(_silent_vmap)
+
+
+def silent_vmap() -> contextlib.AbstractContextManager[None]:
+    """No warnings that an operation has no batching rule: nobody who calls llr has asked for ``vmap``."""
+    return _silent()
+
+
 @contextlib.contextmanager
 def closed() -> Iterator[None]:
     """Around every evaluation of a user's model: full precision, and warnings that are no errors.
@@ -174,7 +189,7 @@ def closed() -> Iterator[None]:
     """
     strict = any(f[0] == "error" for f in warnings.filters)
     mild = _mild_warnings() if strict else contextlib.nullcontext()
-    with full_precision(), mild, random_state(_CPU, lambda: False):
+    with full_precision(), mild, silent_vmap(), random_state(_CPU, lambda: False):
         yield
 
 

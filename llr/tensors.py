@@ -54,8 +54,8 @@ def plain(name: str, t: Tensor) -> Tensor:
         )
     if t.is_nested:
         raise TypeError(
-            f"{name} is a nested tensor, whose samples differ in shape; expected samples of one shape (pad "
-            "them with torch.nested.to_padded_tensor)"
+            f"{name} is a nested tensor, whose parts differ in shape; expected one shape (pad them with "
+            "torch.nested.to_padded_tensor)"
         )
     if t.is_quantized:
         raise TypeError(f"{name} is quantized ({t.dtype}); expected floating point (.dequantize())")
@@ -140,11 +140,8 @@ def _array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     """Any array-like as a NumPy array of numbers."""
     kind = type(value).__name__
     if value is None or isinstance(value, str | bytes | Mapping) or callable(value):
-        way = (
-            "pass its tensor, or wrap the model"
-            if isinstance(value, Mapping)
-            else "torch.as_tensor"
-        )
+        wrapped = ", or wrap the model" if name == "x" else ""
+        way = f"pass its tensor{wrapped}" if isinstance(value, Mapping) else "torch.as_tensor"
         raise TypeError(f"{name} is {kind}; expected a tensor ({way})")
     if isinstance(value, np.ma.MaskedArray) and bool(np.ma.getmaskarray(value).any()):
         missing = int(np.ma.getmaskarray(value).sum())
@@ -162,8 +159,7 @@ def _array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
     if isinstance(value, list | tuple):
         if any(isinstance(v, Tensor) for v in value):
             raise TypeError(
-                f"{name} is a {kind} of tensors; expected one tensor with the samples along its first "
-                f"dimension (torch.stack({name}))"
+                f"{name} is a {kind} of tensors; expected one tensor (torch.stack({name}))"
             )
     elif not hasattr(value, "__array__") and not isinstance(value, int | float | complex):
         raise TypeError(f"{name} is {kind}; expected a tensor (torch.as_tensor({name}))")
@@ -171,7 +167,7 @@ def _array(name: str, value: Any) -> np.ndarray[Any, np.dtype[Any]]:
         array = np.asarray(value)
     except ValueError:
         raise ValueError(
-            f"{name} is a {kind} whose rows differ in length; expected samples of one shape"
+            f"{name} is a {kind} whose rows differ in length; expected rows of one shape"
         ) from None
     if array.dtype.kind == "O":  # numbers as objects, as nullable columns of pandas give them
         array = np.asarray(array.tolist()) if _all_numbers(array) else array
@@ -206,10 +202,18 @@ def as_matrix(name: str, value: object) -> Tensor:
     """A matrix or a batch of them, given as for :func:`as_tensor`; integers count as numbers.
 
     Raises:
-        TypeError: no numbers, or a tensor on the meta device, which has none.
+        TypeError: no numbers, complex ones, or a tensor on the meta device, which has none.
         ValueError: what :func:`as_tensor` refuses, a single number, a vector, integers that float64 rounds.
     """
+    if isinstance(value, Mapping):
+        raise TypeError(f"{name} is {type(value).__name__}; expected a matrix (one of its tensors)")
     t = as_tensor(name, value)
+    if t.is_complex():
+        raise TypeError(
+            f"{name} is {t.dtype}; expected a real matrix. The real form [[Re, -Im], [Im, Re]] of a complex "
+            "matrix has twice its rank, and each of its singular values twice: torch.cat((torch.cat(("
+            f"{name}.real, -{name}.imag), -1), torch.cat(({name}.imag, {name}.real), -1)), -2)"
+        )
     if t.dim() < 2:
         what = "a single number" if t.dim() == 0 else f"a vector of shape {tuple(t.shape)}"
         raise ValueError(
@@ -220,14 +224,14 @@ def as_matrix(name: str, value: object) -> Tensor:
     refuse_overlarge(name, t)
     if not isinstance(value, Tensor):
         _refuse_rounded(name, value, t)
-        if not t.is_floating_point() and not t.is_complex():
+        if not t.is_floating_point():
             return t.double()
     return t
 
 
 def _refuse_rounded(name: str, value: object, t: Tensor) -> None:
     """Raise ValueError for integers that float64 does not hold: the rank of others would be counted."""
-    if t.is_complex() or not t.numel() or float(t.double().abs().amax()) < 2.0**53:
+    if not t.numel() or float(t.double().abs().amax()) < 2.0**53:
         return
     for at, number in np.ndenumerate(np.asarray(value, dtype=object)):
         if isinstance(number, int | np.integer) and int(float(number)) != int(number):
@@ -235,6 +239,17 @@ def _refuse_rounded(name: str, value: object, t: Tensor) -> None:
                 f"{name} has the integer {number} at index {at}, which float64 rounds; expected integers "
                 "that it holds (up to 2^53), or a matrix divided by a power of two"
             )
+
+
+def refuse_complex(name: str, value: object) -> None:
+    """Raise TypeError for a complex tensor, whose imaginary part a conversion would drop."""
+    if isinstance(value, Tensor) and value.is_complex():
+        raise TypeError(f"{name} is {value.dtype}; expected real numbers")
+
+
+def as_double(name: str, t: Tensor) -> str:
+    """The hint to convert a tensor to float64; for complex ones none, since it would drop a part."""
+    return "; real numbers are needed" if t.is_complex() else f" ({name}.double())"
 
 
 def refuse_overlarge(name: str, t: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llr.accept import a_model, takes, valued
 from llr.balls import precision
-from llr.block_inverse import defect, inverse, largest_piece
+from llr.block_inverse import checked_inverse, largest_piece
 from llr.certificate import (
     HIGHEST_BITS,
     LOWEST_BITS,
@@ -21,8 +21,9 @@ from llr.certificate import (
 )
 from llr.chain import Array
 from llr.deadline import TimeLimit, check_timeout, time_limit
-from llr.elimination import Scaled, exact_rank, find_pivots, integer_rows
+from llr.elimination import Scaled, find_pivots
 from llr.exact import Network, read_network
+from llr.integers import exact_rank, integer_rows
 from llr.parameters import Selection
 from llr.problem import Model
 from llr.surroundings import outside_inference_mode
@@ -204,7 +205,4 @@ def _columns(M: arb_mat, columns: Sequence[int]) -> arb_mat:
 
 def _nonsingular(A: Array, piece: int) -> bool:
     """Whether X A is near 1 for some X, so that every matrix in the balls of A is nonsingular."""
-    try:
-        return bool(defect(inverse(A, piece), A) < 1)
-    except ZeroDivisionError:
-        return False
+    return checked_inverse(A, piece) is not None

@@ -13,12 +13,10 @@ from oracles import mlp
 from torch import Tensor, nn
 
 import llr
+from llr import embedding, landscape, lifting, models, recovery
+from llr.recovery.train import train
 
 BACKENDS = ["auto", "torch", "loop"]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:There is a performance drop:UserWarning"
-)  # torch's own
-
 
 GOOD = mlp(3, 4, 2)
 MIXED = nn.Sequential(nn.Linear(3, 4).double(), nn.Tanh(), nn.Linear(4, 2))
@@ -87,7 +85,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "complex x": (
         lambda: llr.jacobian(GOOD, X.cdouble()),
         TypeError,
-        "x is torch.complex128; expected torch.float64 as the parameters",
+        "x is torch.complex128; expected real numbers, as the parameters are (",
     ),
     "integer x": (
         lambda: llr.jacobian(GOOD, X.long()),
@@ -124,7 +122,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "x is a list of unequal rows": (
         lambda: llr.jacobian(GOOD, [[1.0, 2, 3], [1.0]]),
         ValueError,
-        "x is a list whose rows differ in length; expected samples of one shape",
+        "x is a list whose rows differ in length; expected rows of one shape",
     ),
     "x is an array of objects": (
         lambda: llr.jacobian(GOOD, np.array([[1.0, "2", 3.0]], dtype=object)),
@@ -249,3 +247,44 @@ def test_plan_prints():
         == "J (5, 1, 769) float64, 30.8 kB: autograd loop (asked for), 5 samples at a time"
     )
     assert (plan.shape, plan.nbytes, plan.dtype) == ((5, 1, 769), 5 * 769 * 8, F64)
+
+
+def _complex(call: Callable[[Tensor, Tensor], object], what: str = "y") -> None:
+    """A complex x or y is refused, and not told to become real by dropping its imaginary part."""
+    x = samples(9, 2)
+    y = x.sum(1, keepdim=True)
+    given = (x.cdouble(), y) if what == "x" else (x, y.cdouble())
+    with pytest.raises(
+        TypeError, match=rf"^{what} is torch.complex128; expected real numbers"
+    ) as refused:
+        call(*given)
+    assert ".double()" not in str(refused.value)
+    assert ".to(torch.float" not in str(refused.value)
+
+
+def test_complex_numbers_are_not_made_real():
+    model = mlp(2, 3, 1)
+    start = torch.randn(2, 13, dtype=F64)
+    for call in (
+        lambda x, y: landscape.criticality(model, x, y),
+        lambda x, y: landscape.hessian_spectrum(model, x, y),
+        lambda x, y: landscape.flow(model, x, y, [0.0, 1.0]),
+        lambda x, y: lifting.lifted_critical_points(model, x, y),
+        lambda x, y: recovery.recover(x, y, max_width=1),
+        lambda x, y: train(model, start, x, y),
+    ):
+        _complex(call, "x")
+        _complex(call, "y")
+    for one in (llr.rank, llr.jacobian, llr.gram, llr.plan, llr.certify.certify, landscape.rate):
+        _complex(lambda x, _, one=one: one(model, x), "x")
+    for call, name in (
+        (lambda t: recovery.levenberg_marquardt(model, t, X[:, :2], X[:, :1]), "starts"),
+        (lambda t: train(model, t, X[:, :2], X[:, :1]), "starts"),
+        (lambda t: models.TwoLayer.of(t, None, t.mT), "w"),
+        (lambda t: llr.tolerance(t, 2), "spectrum"),
+        (lambda t: embedding.split(model, 0, 0, t), "share"),
+        (lambda t: llr.model_rank(model, sampler=(t[0, 0], 1.0)), "sampler"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=rf"{name} (is|has)") as refused:
+            call(start.cdouble())
+        assert ".double()" not in str(refused.value)

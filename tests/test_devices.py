@@ -25,7 +25,6 @@ from llr.jacobian import evaluate
 from llr.problem import read_problem
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),  # torch's own
     pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON),
 ]
 Move = Callable[[Any], Any]

@@ -11,13 +11,12 @@ from llr.balls import precision
 from llr.block_inverse import determinant_bounds, solved
 from llr.elimination import (
     Scaled,
-    exact_rank,
     find_pivots,
-    integer_rows,
     prove,
     rational_pivots,
     remainder,
 )
+from llr.integers import exact_rank, integer_rows
 from llr.verification import _nonsingular
 
 

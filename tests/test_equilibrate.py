@@ -19,7 +19,6 @@ F64 = torch.float64
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:llr runs without its native library:RuntimeWarning",
-    "ignore:There is a performance drop:UserWarning",  # torch, of attention under vmap
 )
 
 

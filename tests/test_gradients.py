@@ -17,9 +17,6 @@ from llr import _ops
 from llr.jacobian import evaluate
 
 BACKENDS = ["auto", "torch", "loop"]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:There is a performance drop:UserWarning"
-)  # torch's own
 
 
 def functional(J: Tensor) -> Tensor:

@@ -22,7 +22,6 @@ from llr.problem import read_problem
 
 native = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:There is a performance drop:UserWarning",  # torch's own
     "ignore:llr runs without its native library:RuntimeWarning",
 )
 BACKENDS = ["auto", "layers", "dense"]

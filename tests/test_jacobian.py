@@ -18,9 +18,6 @@ from llr import _ops
 from llr.jacobian import evaluate
 
 BACKENDS = ["auto", "torch", "loop"]
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:There is a performance drop:UserWarning"
-)  # torch's own
 native = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 
 

@@ -19,10 +19,9 @@ from llr.layers import Factor, stream
 from llr.problem import Problem, read_problem
 from llr.signals import read_layers
 
-pytestmark = [  # torch's own
-    pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning"),
-    pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel:UserWarning"),
-]
+pytestmark = pytest.mark.filterwarnings(  # torch's own
+    "ignore:Using padding='same' with even kernel:UserWarning"
+)
 Case = tuple[Callable[[], nn.Module], Callable[[], Tensor], set[str]]
 
 

@@ -80,7 +80,7 @@ def test_what_was_counted_is_drawn() -> None:
     A = torch.randn(5, 3, dtype=torch.float64) @ torch.randn(3, 4, dtype=torch.float64)
     result = llr.numerical_rank(A * torch.tensor([1.0, 1e8, 1e-8, 1.0]).double())
     ax = result.plot()
-    assert ax.get_legend().get_texts()[0].get_text() == "rank 3 (counted)"
+    assert ax.get_legend().get_texts()[0].get_text() == "rank 3 (ambiguous, clear gap)"
     assert result.equilibrated is not None
     drawn = by_label(ax, "rank 3").get_ydata()
     assert drawn == pytest.approx((result.equilibrated / result.equilibrated[0])[:3].numpy())
@@ -92,7 +92,7 @@ def test_what_was_counted_is_drawn() -> None:
 def test_batch() -> None:
     ranks = [torch.diag(torch.tensor([1.0] * r + [0.0] * (4 - r))) for r in (1, 3, 4)]
     ax = llr.numerical_rank(torch.stack(ranks)).plot()
-    assert ax.get_legend().get_texts()[0].get_text() == "3 spectra, ranks 1 to 4 (2 ambiguous)"
+    assert ax.get_legend().get_texts()[0].get_text() == "3 spectra, ranks 1 to 4 (0 ambiguous)"
     rings = [line.get_xdata()[0] for line in ax.get_lines() if line.get_marker() == "o"]
     assert rings == [1, 3, 4]
 

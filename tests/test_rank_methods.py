@@ -26,7 +26,6 @@ native = pytest.mark.skipif(not _ops.NATIVE, reason="needs the native library")
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:llr runs without its native library:RuntimeWarning",
-    "ignore:There is a performance drop:UserWarning",  # torch, of attention under vmap
 )
 
 

@@ -145,6 +145,16 @@ class TestWhatIsNotRecovered:
         assert "The budget of 300 starts is spent" in found.claim
         assert "a larger budget" in found.advice
         assert not found
+        x, y = target.sample(30, seed=1000)
+        with torch.no_grad():
+            off = float((found.model(x) - y).norm() / y.norm())  # one measure of error in all lines
+        lines = str(found).splitlines()
+        assert f"relative error of {off:.1e} (root mean square, width 2)" in lines[0]
+        assert lines[2].startswith(
+            f"  width 2: relative error {off:.1e} (root mean square), Jacobian of"
+        )
+        assert "optimistic sample size O unknown (it does not fit); 30 samples" in lines[2]
+        assert f"  width 2: relative error {off:.1e}, " in lines[4]
 
     def test_another_function(self) -> None:
         x = torch.linspace(-2, 2, 40, dtype=torch.float64)[:, None]
@@ -275,6 +285,10 @@ class TestHow:
         assert document["proved"]["isolated"] is True
         assert str(found).startswith(
             "recovered: if the samples are rounded values of a tanh network"
+        )
+        assert (
+            ", Jacobian of rank 2 on the samples, optimistic sample size O = 2; 3 samples"
+            in str(found)
         )
 
     def test_progress(self) -> None:

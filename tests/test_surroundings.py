@@ -6,6 +6,7 @@ import contextlib
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 import llr
 from llr import recovery
 from llr.evaluation.precision import Precision
+from llr.landscape import hessian_spectrum
 from llr.models import Conv1dTwoLayer, MatrixFactorization
 from llr.recovery.train import train
 from llr.surroundings import closed, full_precision
@@ -202,6 +204,47 @@ def test_a_setting_that_somebody_made_meanwhile_stays():
         assert torch.backends.cuda.matmul.fp32_precision == "tf32"
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
+
+
+def vmap_warns() -> bool:
+    bag, x = nn.EmbeddingBag(5, 3), torch.zeros(4, 2, dtype=torch.int64)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        torch.func.vmap(lambda tokens: bag(tokens[None]))(x)
+    return any("performance drop" in str(w.message) for w in heard)
+
+
+def test_vmap_does_not_warn_of_slow_operations_for_llr():
+    class Bags(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bag, self.out = nn.EmbeddingBag(9, 3), nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(torch.tanh(self.bag(x)))
+
+    class Peaks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(4, dtype=F64))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.scale * x).cummax(1).values.square().sum(1, keepdim=True)
+
+    model, x = Bags(), torch.randint(9, (40, 3), generator=torch.Generator().manual_seed(0))
+    assert vmap_warns()  # what is looked for is there
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        llr.rank(model, x)
+        llr.rank(model, x, method="tsqr")
+        llr.jacobian(model, x)
+        llr.jacobian(model, x, backend="torch")
+        llr.gram(model, x)
+        hessian_spectrum(Peaks(), torch.rand(9, 4, dtype=F64), torch.zeros(9, 1))
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(lambda _: llr.rank(model, x).rank, range(8)))
+    assert not [str(w.message) for w in heard if "performance drop" in str(w.message)]
+    assert vmap_warns()  # for others it is as it was
 
 
 def test_warnings_stay_errors_elsewhere():

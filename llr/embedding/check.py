@@ -14,11 +14,12 @@ from llr.accept import a_module, takes, valued
 from llr.balls import Number
 from llr.certify import certify
 from llr.critical_targets import critical_error, error_of
-from llr.elimination import Scaled, exact_rank, find_pivots, integer_rows, prove
+from llr.elimination import Scaled, find_pivots, prove
 from llr.embedding.exceptions import exceptions
 from llr.embedding.network import Network, read
 from llr.embedding.rounding import before_rounding, rounding_of
 from llr.exact import read_network
+from llr.integers import exact_rank, integer_rows
 from llr.jacobian import jacobian
 from llr.kinks import off_analytic
 from llr.roles import a_seed

@@ -16,6 +16,7 @@ from llr.embedding.record import Embedding
 from llr.models import Conv1dTwoLayer
 from llr.roles import a_generator, sizes
 from llr.surroundings import outside_inference_mode
+from llr.tensors import refuse_complex
 
 Numbers = Sequence[float] | Tensor
 Choice = TypeVar("Choice")
@@ -325,6 +326,7 @@ def wanted_hidden(network: Network, widths: Sequence[int] | int) -> tuple[int, .
 
 def vector_of(name: str, values: Numbers, size: int, what: str) -> Tensor:
     """Numbers as a float64 vector, checked."""
+    refuse_complex(name, values)
     try:
         vector = torch.as_tensor(values, dtype=torch.float64).detach().cpu()
     except (TypeError, ValueError, RuntimeError) as error:

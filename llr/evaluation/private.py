@@ -82,6 +82,10 @@ class Private:
             self.stale[id(found)] = name
         return found
 
+    def names_of_clones(self) -> dict[int, str]:
+        """id of a clone -> the name of what it is a clone of."""
+        return {id(t): self.originals[number][0] for number, (t, _) in self._clones.items()}
+
     def changed(self) -> str | None:
         """The buffer or constant that the last copy's forward has written to or replaced, by name."""
         for (path, original), shell in zip(self._modules, self._shells, strict=True):

@@ -33,7 +33,7 @@ from llr.evaluation.compare import (
     ragged,
     why_unsupported,
 )
-from llr.evaluation.watch import Watch
+from llr.evaluation.watch import Origins, Watch
 from llr.problem import Problem
 from llr.reference import output_leaves
 from llr.surroundings import closed, random_state
@@ -206,7 +206,15 @@ class _Examination:
         leaves = self.values
         if not self.transformed:
             leaves = {name: v.requires_grad_() for name, v in leaves.items()}
-        outputs = self._run(leaves, few, watched=True)
+        try:
+            outputs = self._run(leaves, few, self.escapes, self.watch)
+        except Exception as error:
+            if self.watch.foreign:
+                raise ValueError(self._reached()) from error
+            if mixture := self._mixture(leaves, few):
+                raise ValueError(mixture) from error
+            self._run(leaves, few)  # under a dispatch mode TorchScript loses what was raised
+            raise
         self._refuse_unfaithful()
         if not self.transformed:
             self._refuse_independence(outputs, leaves)
@@ -234,15 +242,17 @@ class _Examination:
         return [leaf.detach() for leaf in self._run(self.values, x)]
 
     def _run(
-        self, values: Mapping[str, Tensor], x: Tensor, *, watched: bool = False
+        self,
+        values: Mapping[str, Tensor],
+        x: Tensor,
+        *modes: contextlib.AbstractContextManager[object],
     ) -> list[Tensor]:
         versions = {name: v._version for name, v in values.items()}
         model = self.problem.at(values)
         x = x.clone()  # a forward may work in place
         with contextlib.ExitStack() as stack:
-            if watched:
-                stack.enter_context(self.escapes)
-                stack.enter_context(self.watch)
+            for mode in modes:
+                stack.enter_context(mode)
             output = model(x)
         leaves = output_leaves(output)
         if not leaves:
@@ -272,14 +282,50 @@ class _Examination:
                 )
         return leaves
 
+    def _reached(self) -> str:
+        kind = type(self.problem.model).__name__
+        return (
+            f"{kind}'s forward reaches the tensor {self.watch.foreign} past the module, through a global "
+            "variable or an object that cannot be copied; expected it as an attribute of the module that "
+            "uses it, where other values can be put in its place"
+        )
+
+    def _mixture(self, leaves: Mapping[str, Tensor], few: Tensor) -> str:
+        """Why the forward failed, if it met a tensor of another dtype that comes from outside."""
+        problem = self.problem
+        origins = Origins(problem.dtype, problem.private.path_of if self.module else lambda _: None)
+        with contextlib.suppress(Exception):
+            self._run(leaves, few, origins)
+        if len(origins.mixed) < 2:
+            return ""
+        found = next((f for f in origins.outside if f[0].dtype.to_real() in origins.mixed), None)
+        if found is None:
+            return ""
+        (t, where), rest = found, f"where the rest is {problem.dtype}"
+        what = f"a tensor of shape {tuple(t.shape)}, {t.dtype}"
+        if not self.module:
+            return (
+                f"the model reaches {what}, past its params ({where}), {rest}; expected it among params, or "
+                "in that dtype"
+            )
+        kind = type(problem.model).__name__
+        named = problem.private.names_of_clones()
+        named |= {id(v): name for name, v in problem.columns.fixed.items()}
+        if id(t) in named:
+            return (
+                f"{kind}'s forward uses the tensor {named[id(t)]!r} ({where}), {t.dtype}, {rest}; expected "
+                "one dtype"
+            )
+        return (
+            f"{kind}'s forward reaches {what}, past the module's parameters and buffers ({where}), through a "
+            f"global variable, NumPy or an object that cannot be copied, {rest}; expected it as a buffer of "
+            "the module that uses it (register_buffer), or in that dtype"
+        )
+
     def _refuse_unfaithful(self) -> None:
         kind, watch = type(self.problem.model).__name__, self.watch
         if watch.foreign:
-            raise ValueError(
-                f"{kind}'s forward reaches the tensor {watch.foreign} past the module, through a global "
-                "variable or an object that cannot be copied; expected it as an attribute of the module "
-                "that uses it, where other values can be put in its place"
-            )
+            raise ValueError(self._reached())
         if watch.stale:
             raise ValueError(
                 f"{kind}'s forward uses {watch.stale}, a tensor kept from an earlier evaluation, whose "

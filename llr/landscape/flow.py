@@ -16,13 +16,14 @@ from torch.func import grad
 from llr.accept import a_model, takes, valued
 from llr.certificate import check_int
 from llr.error_bound import estimated_error
+from llr.forward_errors import derivatives
 from llr.jacobian import evaluate
 from llr.landscape.spectra import check_affordable
 from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.parameters import Selection
 from llr.problem import Model
 from llr.roles import a_sequence, number, real
-from llr.spectrum import count, svdvals
+from llr.spectrum import count, singular_values
 from llr.surroundings import outside_inference_mode
 
 _LEAST_POINTS = 3  # of a slope that is worth the name
@@ -145,7 +146,7 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
             "least one sample"
         )
     n, q, P = J.shape
-    values = svdvals(J.reshape(n * q, P))
+    values = singular_values(J.reshape(n * q, P), "the Jacobian")
     error = estimated_error(values, min(n * q, P), P, values.dtype)
     counted = count(values, n * q, P, error=error, lower_from="estimate", rtol=rtol)
     rank = int(counted.rank)
@@ -236,7 +237,8 @@ def flow(
                 f"gradient flow is at time {time:.3g} after {max_evaluations} gradients; a kink of the model "
                 "may be in its way. Take a larger rtol, earlier times, or raise max_evaluations"
             )
-        return cast(np.ndarray, -slope(vector(theta)).cpu().numpy())
+        with derivatives(surface.theta, "parameters"):
+            return cast(np.ndarray, -slope(vector(theta)).cpu().numpy())
 
     solution = solve_ivp(
         down,

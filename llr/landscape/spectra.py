@@ -20,7 +20,7 @@ from llr.memory import fits, format_bytes, memory_budget
 from llr.parameters import Selection
 from llr.problem import Model
 from llr.roles import maybe, real, whole
-from llr.spectrum import svdvals, tolerance
+from llr.spectrum import singular_values, tolerance
 from llr.surroundings import outside_inference_mode
 
 Kind = Literal["full", "gauss-newton"]
@@ -183,7 +183,7 @@ def _hessian_bytes(P: int) -> int:
 
 def spectrum_of(H: Tensor, rtol: float | None = None, kind: Kind = "full") -> HessianSpectrum:
     """All eigenvalues of a symmetric matrix."""
-    return _judged(kind, torch.linalg.eigvalsh(H), rtol, len(H), "dense")
+    return _judged(kind, torch.linalg.eigvalsh(H.detach()), rtol, len(H), "dense")
 
 
 def _judged(
@@ -228,7 +228,7 @@ def _gauss_newton_spectrum(
         return spectrum_of(rows.mT @ (curvatures[:, None] * rows), rtol, "gauss-newton")
     # Eigenvalues of (S J)'(S J) as squares of singular values: squaring the matrix instead would drown those
     # below eps times the largest.
-    values = svdvals(curvatures.sqrt()[:, None] * rows)
+    values = singular_values(curvatures.sqrt()[:, None] * rows)
     tol = float(tolerance(values, min(rows.shape))) ** 2
     spectrum = torch.cat((values.new_zeros(P - len(values)), values.flip(0) ** 2))
     tol = tol if rtol is None else rtol * float(spectrum[-1])

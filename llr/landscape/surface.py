@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from llr.evaluation.probe import refuse_interactions
-from llr.forward_errors import explained
+from llr.forward_errors import derivatives, explained
 from llr.parameters import Columns, Selection
 from llr.problem import Model, Problem, read_problem
+from llr.surroundings import silent_vmap
+from llr.tensors import refuse_complex
 
 _COLUMNS_AT_ONCE = 64  # of a Hessian
 
@@ -130,11 +132,11 @@ def pullback(
     function: Callable[[Tensor], Tensor], at: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The function's value, and the product of its transposed derivative with a vector."""
-    with explained(at, "derivatives of the model", "parameters"):
+    with derivatives(at, "parameters"):
         value, pull = cast(Any, vjp(function, at))
 
     def pulled(u: Tensor) -> Tensor:
-        with explained(at, "derivatives of the model", "parameters"):
+        with derivatives(at, "parameters"):
             return cast(Tensor, pull(u)[0])
 
     return value, pulled
@@ -144,7 +146,8 @@ def hessian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     """(N, N), symmetric: the second derivatives of a function of a vector (N,)."""
     _, times = pullback(grad(function), at)
     eye = torch.eye(len(at), dtype=at.dtype, device=at.device)
-    H = vmap(times, chunk_size=_COLUMNS_AT_ONCE)(eye)
+    with silent_vmap():
+        H = vmap(times, chunk_size=_COLUMNS_AT_ONCE)(eye)
     return (H + H.mT) / 2
 
 
@@ -172,6 +175,7 @@ def _targets(y: Tensor, outputs: Tensor, loss: Loss) -> Tensor:
             raise ValueError(f"y is {float(y[where])} at index {where}; expected finite numbers")
     if callable(loss):
         return y
+    refuse_complex("y", y)
     if loss not in LOSSES:
         raise ValueError(
             f"loss is {loss!r}; expected one of {', '.join(map(repr, LOSSES))}, or a function of the outputs "

@@ -19,6 +19,7 @@ from llr.lifting.chain import Chain, chain_of, check_index, read_chain
 from llr.lifting.equations import Equations
 from llr.roles import a_seed, number, real
 from llr.surroundings import outside_inference_mode
+from llr.tensors import refuse_complex
 
 Kind = Literal["strict saddle", "local minimum", "degenerate"]
 
@@ -269,6 +270,7 @@ def _flat(chain: Chain, x: Tensor) -> Tensor:
     """The samples as the first layer takes them."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor(x))")
+    refuse_complex("x", x)
     d = chain.weights[0].shape[1]
     if x.dim() < 2 or x[:1].numel() != d * len(x[:1]):
         raise ValueError(f"x has shape {tuple(x.shape)}; expected samples (n, {d})")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from llr import gate
 from llr.activations import activation_layer
 from llr.mlp import SETTINGS
+from llr.tensors import as_double
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -104,7 +105,7 @@ def check_tensors(**tensors: Tensor | None) -> None:
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} is {type(t).__name__}; expected a tensor (torch.as_tensor)")
         if not t.is_floating_point():
-            raise TypeError(f"{name} is {t.dtype}; expected floating point ({name}.double())")
+            raise TypeError(f"{name} is {t.dtype}; expected floating point{as_double(name, t)}")
     kinds = {name: f"{t.dtype} on {t.device}" for name, t in given.items()}
     if len(set(kinds.values())) > 1:
         found = ", ".join(f"{name} is {kind}" for name, kind in kinds.items())

@@ -11,6 +11,7 @@ from torch import Tensor
 from llr.balls import precision
 from llr.recovery.polish import Polished
 from llr.recovery.precise import Inputs, floats
+from llr.tensors import refuse_complex
 
 _POINTS = 48
 _CORNERS = 16  # of these points
@@ -46,6 +47,7 @@ class Domain:
         for bound in domain:
             if isinstance(bound, bool) or not isinstance(bound, int | float | Tensor):
                 raise TypeError(f"domain has a bound of type {type(bound).__name__}; {expected}")
+            refuse_complex("domain", bound)
             t = torch.as_tensor(bound, dtype=torch.float64).detach().cpu()
             if t.dim() > 1 or (t.dim() == 1 and t.shape[0] not in (1, x.shape[1])):
                 raise ValueError(

@@ -19,7 +19,7 @@ from llr.recovery.search import FITTED, Data, first_fit
 from llr.recovery.starts import initial
 from llr.recovery.targets import RECOVERED, Target
 from llr.recovery.train import GD, Adam, Training, narrow, train
-from llr.spectrum import svdvals
+from llr.spectrum import singular_values
 from llr.theory import optimistic_sample_size
 
 Value = str | int | float | bool | None
@@ -176,7 +176,7 @@ class Setting:
                 torch.randperm(self.d**2, generator=generator)[: self.n] for _ in range(_MASKS)
             ]
             masks = torch.stack(draws)
-            spectra = svdvals(J[masks])
+            spectra = singular_values(J[masks])
             conditions = spectra[:, seen - 1] / spectra[:, 0]
             chosen = conditions.argmax()
             if self.mask == "full-rank":

@@ -20,6 +20,7 @@ from llr.recovery import lm_native, lm_reference
 from llr.recovery.damping import CONVERGED, STATUS, Damping
 from llr.roles import a_flag
 from llr.surroundings import closed, ordinary, outside_inference_mode
+from llr.tensors import as_double
 
 _POOL_BYTES = 2**28  # of Jacobians and normal matrices that the torch path holds at a time
 _LARGEST_POOL = 1024
@@ -245,7 +246,7 @@ def _float64(name: str, t: Tensor, dims: int, shape: str) -> Tensor:
     if not isinstance(t, Tensor):
         raise TypeError(f"{name} is {type(t).__name__}; expected a tensor (torch.as_tensor)")
     if t.dtype != torch.float64:
-        raise TypeError(f"{name} is {t.dtype}; expected float64 ({name}.double())")
+        raise TypeError(f"{name} is {t.dtype}; expected float64{as_double(name, t)}")
     if t.dim() != dims:
         raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {shape}")
     return ordinary(t.detach())

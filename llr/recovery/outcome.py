@@ -198,9 +198,9 @@ class Recovery:
         lines = [f"{self.status}: {self.claim}"]
         lines += [f"  try: {self.advice}"] if self.advice else []
         lines.append(
-            f"  width {self.width}, O = {'?' if self.size is None else self.size.upper}, rank {self.rank}, "
-            f"relative training error {self.train_error:.1e}; {self.n} samples, {self.starts} starts, "
-            f"{self.seconds:.2g} s"
+            f"  width {self.width}: relative error {math.sqrt(self.train_error):.1e} (root mean square), "
+            f"Jacobian of rank {self.rank} on the samples, {self._size()}; {self.n} samples, {self.starts} "
+            f"starts, {self.seconds:.2g} s"
         )
         for test in sorted(self.tests, key=lambda t: t.width):
             lines.append(
@@ -210,10 +210,19 @@ class Recovery:
         if not self.tests and self.status in ("approximate", "not_found"):
             for fit in self.fits.values():
                 lines.append(
-                    f"  width {fit.width}: relative error {math.sqrt(fit.error):.2g}, {fit.roundings:.3g} "
+                    f"  width {fit.width}: relative error {math.sqrt(fit.error):.1e}, {fit.roundings:.3g} "
                     "times what rounding leaves"
                 )
         return "\n".join(lines)
+
+    def _size(self) -> str:
+        """The optimistic sample size in words."""
+        if self.size is not None:
+            most = "at most " if self.size.status == "bounds" else ""
+            return f"optimistic sample size O = {most}{self.size.upper}"
+        fits = self.status in ("recovered", "ambiguous", "accepted")
+        why = "not proved to be the only fit near it" if fits else "it does not fit"
+        return f"optimistic sample size O unknown ({why})"
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON; networks as lists of numbers, null for what is infinite."""

@@ -101,8 +101,9 @@ def recover(
         sampler: m -> (m, d) fresh points to ask a callable y at; default: uniform on the domain.
         fresh_points: how many of them.
         seed: of the starts and fresh points: the same seed, data and budget in starts give the same result.
-        progress: told the starts so far and the best relative error so far, after every round. If it
-            returns True, the search ends as if the budget were spent.
+        progress: told the starts so far, and the smallest squared residuals so far, relative to the mean
+            square of the targets, after every round. If it returns True, the search ends as if the
+            budget were spent.
 
     Raises:
         TypeError: what is no tensor, dtypes that are no numbers.

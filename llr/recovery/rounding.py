@@ -13,6 +13,7 @@ from torch import Tensor
 
 from llr.recovery.net import Net
 from llr.reference import ACTIVATIONS
+from llr.tensors import refuse_complex
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 """The unit roundoff of floating-point formats."""
@@ -211,6 +212,7 @@ def _checked(name: str, error: float | Tensor, like: Tensor) -> Tensor:
     """The error of every entry."""
     if isinstance(error, bool) or not isinstance(error, int | float | Tensor):
         raise TypeError(f"{name} is {type(error).__name__}; expected a number or a tensor")
+    refuse_complex(name, error)
     t = torch.as_tensor(error, dtype=torch.float64).detach().cpu()
     if name == "y_error" and t.dim() == 1 and t.shape[0] == len(like) and like.shape[1] == 1:
         t = t[:, None]

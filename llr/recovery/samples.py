@@ -11,6 +11,7 @@ from torch import Tensor
 from llr.activations import ACTIVATIONS
 from llr.models import TwoLayer
 from llr.recovery.net import Net
+from llr.tensors import refuse_complex
 
 
 def read(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -18,8 +19,7 @@ def read(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     for name, t in (("x", x), ("y", y)):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} is {type(t).__name__}; expected a tensor (torch.as_tensor)")
-        if t.is_complex():
-            raise TypeError(f"{name} is {t.dtype}; expected real numbers")
+        refuse_complex(name, t)
     if x.dim() != 2 or x.numel() == 0:
         raise ValueError(f"x has shape {tuple(x.shape)}; expected (n, d), not empty")
     y = y[:, None] if y.dim() == 1 else y

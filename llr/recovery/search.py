@@ -39,7 +39,10 @@ _CANDIDATES = 8
 _PATIENT = Damping(1e-6, 0.9, 1.5, stall=100, iterations=20_000, progress=0.0)
 
 Report = Callable[[int, float], object]
-"""Called with the starts and the smallest relative error so far; the search ends where it returns True."""
+"""Told the starts so far, and the smallest squared residuals so far, relative to the targets.
+
+The search ends where it returns True.
+"""
 
 
 @takes_fields(seconds=real)

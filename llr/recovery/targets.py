@@ -11,9 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from llr.accept import a_module, needed, takes, takes_fields
+from llr.forward_errors import explained
 from llr.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization
 from llr.models.parts import check_sizes
+from llr.roles import a_seed, number, whole
 from llr.theory import Dimension, model_rank_of_function
 
 Kind = Literal["generic", "separated", "linear-like", "given"]
@@ -29,6 +32,7 @@ _LEAST_OUTGOING, _LEAST_INCOMING, _LEAST_APART = 0.3, 0.5, 0.7
 _NEARLY_LINEAR = 0.1  # the norm of incoming weights
 
 
+@takes_fields(model=a_module)
 @dataclass(frozen=True, eq=False)
 class Target:
     """A function to be recovered: a model at certain parameters, in float64.
@@ -52,6 +56,7 @@ class Target:
     kind: Kind
 
     @classmethod
+    @takes(architecture=a_module, seed=a_seed)
     def generic(cls, architecture: nn.Module, *, seed: int) -> Target:
         """A model with standard normal parameters.
 
@@ -64,6 +69,7 @@ class Target:
         return cls(model, "generic")
 
     @classmethod
+    @takes(architecture=a_module, seed=a_seed)
     def separated(cls, architecture: nn.Module, *, seed: int) -> Target:
         """Well-conditioned neurons: standard normal parameters, drawn until they are far apart.
 
@@ -91,6 +97,7 @@ class Target:
         )
 
     @classmethod
+    @takes(architecture=a_module, seed=a_seed)
     def linear_like(cls, architecture: nn.Module, *, seed: int) -> Target:
         """Neurons that see the nearly linear part of their activation: incoming weights of norm 0.1.
 
@@ -112,6 +119,7 @@ class Target:
         return cls(model, "linear-like")
 
     @classmethod
+    @takes(model=a_module)
     def given(cls, model: nn.Module) -> Target:
         """The function of a model at the parameters that it has, in float64."""
         return cls(_copy(model), "given")
@@ -121,6 +129,7 @@ class Target:
         """The optimistic sample size of the function in its own architecture."""
         return model_rank_of_function(self.model)
 
+    @takes(n=whole, seed=a_seed)
     def inputs(self, n: int, *, seed: int) -> Tensor:
         """n random inputs: standard normal (n, d), or distinct entries (n, 2) of a matrix.
 
@@ -136,6 +145,7 @@ class Target:
             return pairs[torch.randperm(len(pairs), generator=generator)[:n]]
         return torch.randn(n, _d(self.model), generator=generator, dtype=torch.float64)
 
+    @takes(n=whole, seed=a_seed, noise_std=number)
     def sample(self, n: int, *, seed: int, noise_std: float = 0.0) -> tuple[Tensor, Tensor]:
         """n random inputs and the function's values there, (n, d) and (n, q).
 
@@ -151,9 +161,10 @@ class Target:
             y = y + noise_std * torch.randn(y.shape, generator=generator, dtype=torch.float64)
         return x, y
 
+    @takes(x=needed)
     def __call__(self, x: Tensor) -> Tensor:
         """The function's values, (n, q)."""
-        with torch.no_grad():
+        with torch.no_grad(), explained(x, "the target"):
             return cast(Tensor, self.model(x))
 
     def error(self, found: Callable[[Tensor], Tensor]) -> float:
@@ -162,14 +173,15 @@ class Target:
         Below :data:`RECOVERED` it counts as the same function. Of a matrix every entry is looked at.
 
         Args:
-            found: a model, or any function of (n, d) to (n, q).
+            found: a model in float64, or any function of (n, d) to (n, q).
         """
+        found = a_module("found", found) if isinstance(found, nn.Module) else found
         if isinstance(self.model, MatrixFactorization):
             x = self.model.pairs()
         else:
             x = self.inputs(_FRESH, seed=_FRESH_SEED)
         y = self(x)
-        with torch.no_grad():
+        with torch.no_grad(), explained(x, "found"):
             return float(((found(x) - y) ** 2).mean() / (y**2).mean())
 
 

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from llr import gate
 from llr.accept import a_module, takes
 from llr.agreement import probes
-from llr.elimination import exact_rank
 from llr.exact import read_network
+from llr.integers import exact_rank
 from llr.mlp import MLP, NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 from llr.models.parts import departure_from

@@ -278,9 +278,9 @@ def _read(model: nn.Module, theta: Tensor | None) -> tuple[MLP, list[tuple[Tenso
     kinds = {t.dtype for layer in layers for t in layer if t is not None}
     kinds = {theta.dtype} if theta is not None else kinds
     if len(kinds) > 1 or not kinds <= {torch.float32, torch.float64}:
+        way = "" if any(kind.is_complex for kind in kinds) else " (model.double())"
         raise TypeError(
-            f"parameters are {', '.join(sorted(map(str, kinds)))}; expected float32 or float64 alone "
-            "(model.double())"
+            f"parameters are {', '.join(sorted(map(str, kinds)))}; expected float32 or float64 alone{way}"
         )
     if theta is None:
         return mlp, [(w.detach(), None if b is None else b.detach()) for w, b in layers]

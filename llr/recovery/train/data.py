@@ -9,6 +9,7 @@ from torch import Tensor
 
 from llr.memory import fits, format_bytes, memory_budget
 from llr.spectrum import check_finite
+from llr.tensors import as_double, refuse_complex
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +88,9 @@ class Data:
 
 def _check_starts(starts: Tensor) -> None:
     if starts.dtype not in (torch.float64, torch.float32):
-        raise TypeError(f"starts is {starts.dtype}; expected float64 or float32 (starts.double())")
+        raise TypeError(
+            f"starts is {starts.dtype}; expected float64 or float32{as_double('starts', starts)}"
+        )
     if starts.dim() != 2 or 0 in starts.shape:
         raise ValueError(
             f"starts has shape {tuple(starts.shape)}; expected (S, P): a parameter point for each member"
@@ -101,6 +104,7 @@ def _check_kinds(starts: Tensor, x: Tensor, y: Tensor) -> None:
             raise ValueError(
                 f"{name} is on {t.device} but starts on {starts.device}; expected one device"
             )
+    refuse_complex("y", y)
     if y.dtype != starts.dtype or (x.is_floating_point() and x.dtype != starts.dtype):
         raise TypeError(
             f"x is {x.dtype}, y {y.dtype} and starts {starts.dtype}; expected one dtype (x may be integers)"

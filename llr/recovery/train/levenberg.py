@@ -13,6 +13,7 @@ from llr.recovery.damping import CONVERGED, FAILED, STALLED, Damping
 from llr.recovery.lm import levenberg_marquardt
 from llr.recovery.train.descent import step_marks
 from llr.recovery.train.result import History, Plan, Task, Training
+from llr.tensors import as_double
 
 
 @takes_fields()
@@ -46,7 +47,9 @@ class LM:
     def run(self, task: Task, theta: Tensor, plan: Plan) -> Training:
         """See :class:`llr.recovery.train.result.Method`."""
         if theta.dtype != torch.float64:
-            raise TypeError(f"starts is {theta.dtype}; LM computes in float64 (starts.double())")
+            raise TypeError(
+                f"starts is {theta.dtype}; LM computes in float64{as_double('starts', theta)}"
+            )
         damping, at = Damping.of(self.damping), step_marks(plan.record, plan.steps)
         if plan.progress is not None:
             plan.progress(0, len(theta))

@@ -118,7 +118,7 @@ class Training:
         return (
             f"{len(status)} members: {', '.join(f'{n} {end}' for end, n in counts.items())}, "
             f"{status.count('steps')} out of steps after "
-            f"{int(self.steps.max())}; relative training error {middle:.3g} (median), "
+            f"{int(self.steps.max())}; relative squared error {middle:.3g} (median), "
             f"{float(self.relative.min()):.3g} (least)"
         )
 
