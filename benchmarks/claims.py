@@ -18,8 +18,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+import claims_functions  # noqa: F401 - its kinds are in KINDS
+import claims_samples  # noqa: F401
 import torch
-from claims_data import KINDS, Set, data_set
+from claims_sets import KINDS, Set, data_set
 from torch import Tensor
 
 from llr.models import TwoLayer

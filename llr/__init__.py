@@ -2,6 +2,7 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
+from llr import _transforms as _transforms
 from llr import certify as certify
 from llr import reference as reference
 from llr.certificate import Certificate as Certificate

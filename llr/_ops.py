@@ -1,4 +1,4 @@
-"""Loads the native library and gives its operators shapes, gradients and a vmap rule.
+"""Loads the native library, and the face of its operators; what torch's transforms need is in _transforms.
 
 The only file that names ``torch.ops.llr``. Where the library cannot be loaded, ``NATIVE`` is False and
 ``REASON`` says why; where it has no CUDA kernels, ``CUDA_REASON`` does. Everything else then works on
@@ -18,7 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from llr import _arguments, double_double, reference
+from llr import double_double
 from llr.warned import stacklevel
 
 BUILD_FACTS = "_build.json"
@@ -219,12 +219,12 @@ def _warn_once(reason: str) -> None:
     )
 
 
-def svdvals(A: Tensor) -> Tensor:
+def svdvals(A: Tensor, sweeps: int = 100) -> Tensor:
     """``torch.ops.llr.svdvals`` of (..., m, n); only where :func:`has_kernel`.
 
     A matrix that no method could do, or that is not finite, has NaN for its values.
     """
-    return cast(Tensor, _native.svdvals(A))
+    return cast(Tensor, _native.svdvals(A, sweeps=sweeps))
 
 
 def mlp_gram(
@@ -294,236 +294,3 @@ def lm_solve(
     """
     result = _native.lm_solve(theta, x, y, which, kind, sizes, activation, biases, **options)
     return cast(tuple[Tensor, Tensor, Tensor, Tensor], result)
-
-
-def _result_shape(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    columns: Sequence[int] | None,
-) -> list[Any]:
-    batch = weights[0].shape[:-2] if weights[0].dim() == 3 else x.shape[:-2]
-    count: Any = 0
-    for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
-        if columns is None or columns[2 * layer] >= 0:
-            count = count + w.shape[-2] * w.shape[-1]
-        if b is not None and (columns is None or columns[2 * layer + 1] >= 0):
-            count = count + w.shape[-2]
-    return [*batch, x.shape[-2], weights[-1].shape[-2], count]
-
-
-def _fake(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    columns: Sequence[int] | None = None,
-) -> Tensor:
-    _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
-    shape = _result_shape(x, weights, biases, columns)
-    _arguments.check_bytes("mlp_jacobian", shape, x.element_size())
-    return x.new_empty(shape)
-
-
-def _fake_with_error(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    columns: Sequence[int] | None = None,
-) -> tuple[Tensor, Tensor]:
-    _arguments.check_mlp("mlp_jacobian_with_error", x, weights, biases, activation, columns)
-    shape = _result_shape(x, weights, biases, columns)
-    return x.new_empty(shape), x.new_empty(shape[:-1], dtype=torch.float64)
-
-
-def _fake_gram_with_error(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    columns: Sequence[int] | None = None,
-    double_double: bool = False,
-) -> tuple[Tensor, Tensor]:
-    _arguments.check_mlp("mlp_gram_with_error", x, weights, biases, activation, columns)
-    K = _fake_gram(x, weights, biases, activation, columns, double_double)
-    shape = _result_shape(x, weights, biases, columns)
-    return K, x.new_empty(shape[:-1], dtype=torch.float64)
-
-
-def _fake_out(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    columns: Sequence[int] | None = None,
-    *,
-    out: Tensor,
-) -> None:
-    _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
-    _arguments.check_out(out, x, _result_shape(x, weights, biases, columns))
-
-
-def _vmap(
-    info: Any,
-    in_dims: tuple[Any, ...],
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    columns: Sequence[int] | None = None,
-) -> tuple[Tensor, int]:
-    """One call for the whole batch: vmapped parameter points become the operator's own batch."""
-    size = info.batch_size
-    _arguments.check_lists("mlp_jacobian", weights, biases)
-    x_dim, weight_dims, bias_dims, *_ = in_dims
-    weight_dims = weight_dims or [None] * len(weights)
-    bias_dims = bias_dims or [None] * len(biases)
-
-    def front(t: Tensor, dim: int | None) -> Tensor:
-        return t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
-
-    for name, tensors in (("x", [x]), ("weights", weights), ("biases", biases)):
-        for t in tensors:
-            if t is not None:
-                _arguments.check_plain("mlp_jacobian", name, t)
-    only_x = all(d is None for d in weight_dims) and all(d is None for d in bias_dims)
-    for name, t, dim in (("x", x, x_dim), ("weights[0]", weights[0], weight_dims[0])):
-        logical = t.dim() - (dim is not None)
-        if logical not in (2, 3):
-            raise RuntimeError(
-                f"mlp_jacobian: under vmap {name} has {logical} dimensions; expected (n, d) and (out, in), "
-                "or (B, n, d) and (B, out, in) with a batch of parameter points"
-            )
-    points = weights[0].dim() - (weight_dims[0] is not None) == 3 or (
-        x.dim() - (x_dim is not None) == 3
-    )
-    if only_x and not points:
-        return mlp_jacobian(front(x, x_dim), weights, biases, activation, columns), 0
-    moved_w = [front(w, d) for w, d in zip(weights, weight_dims, strict=True)]
-    moved_b = [None if b is None else front(b, d) for b, d in zip(biases, bias_dims, strict=True)]
-    if not points:
-        moved_x = x if x_dim is None else front(x, x_dim)
-        return mlp_jacobian(moved_x, moved_w, moved_b, activation, columns), 0
-    # A batch of parameter points is there already: the two become one.
-    moved_x = front(x, x_dim)
-    inner = moved_x.shape[1] if moved_x.dim() == 4 else moved_w[0].shape[1]
-
-    def merged(t: Tensor, dims: int) -> Tensor:
-        if t.dim() == dims + 1:  # no batch of its own
-            t = t.unsqueeze(1).expand(size, inner, *t.shape[1:])
-        return t.flatten(0, 1)
-
-    result = mlp_jacobian(
-        merged(moved_x, 2),
-        [merged(w, 2) for w in moved_w],
-        [None if b is None else merged(b, 1) for b in moved_b],
-        activation,
-        columns,
-    )
-    return result.unflatten(0, (size, inner)), 0
-
-
-def _fake_gram(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    columns: Sequence[int] | None = None,
-    double_double: bool = False,
-) -> Tensor:
-    _arguments.check_mlp("mlp_gram", x, weights, biases, activation, columns)
-    *batch, n, q, _ = _result_shape(x, weights, biases, columns)
-    shape = [*([2] if double_double else []), *batch, n, q, n, q]
-    _arguments.check_bytes("mlp_gram", shape, 8)
-    return x.new_empty(shape, dtype=torch.float64)
-
-
-def _fake_gram_add(K: Tensor, delta: Tensor, a: Tensor, bias: bool, weight: bool) -> None:
-    _arguments.check_gram_add(K, delta, a)
-
-
-def _fake_gram_factor(K: Tensor) -> Tensor:
-    _arguments.check_gram_factor(K)
-    try:
-        rank = torch.library.get_ctx().new_dynamic_size()
-    except RuntimeError as error:  # on meta, and no fake tensor, whose sizes may be unknown
-        raise RuntimeError(
-            "gram_factor: K is on meta; the rank of a matrix without numbers is not known"
-        ) from error
-    return K.new_empty((*K.shape[1:-1], rank))
-
-
-def _fake_svdvals(A: Tensor, *, sweeps: int = 100) -> Tensor:
-    _arguments.check_svdvals(A, sweeps)
-    return A.new_empty((*A.shape[:-2], min(A.shape[-2:])))
-
-
-def _vmap_svdvals(
-    info: Any, in_dims: tuple[Any, ...], A: Tensor, *, sweeps: int = 100
-) -> tuple[Tensor, int]:
-    return _native.svdvals(A.movedim(in_dims[0], 0), sweeps=sweeps), 0
-
-
-def _formula(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str,
-    columns: Sequence[int] | None = None,
-) -> Tensor:
-    """The function in torch operations. The kernel of autograd has checked the arguments."""
-    try:
-        return reference.mlp_jacobian(x, weights, biases, activation, columns)
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        TypeError,
-        ValueError,
-        RuntimeError,
-    ) as error:
-        _arguments.check_mlp("mlp_jacobian", x, weights, biases, activation, columns)
-        shape = _result_shape(x, weights, biases, columns)
-        _arguments.check_bytes("mlp_jacobian", shape, x.element_size())
-        if "DefaultCPUAllocator" in str(error):
-            raise RuntimeError(
-                f"mlp_jacobian: not enough memory for a result of shape {shape}"
-            ) from error
-        raise
-
-
-def _fake_lm_solve(
-    theta: Tensor,
-    x: Tensor,
-    y: Tensor,
-    which: Tensor,
-    kind: str,
-    sizes: Sequence[int],
-    activation: str,
-    biases: Sequence[bool],
-    **options: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    _arguments.check_lm(theta, x, y, which)
-    integers = theta.new_empty(theta.shape[0], dtype=torch.int64)
-    return (
-        torch.empty_like(theta, memory_format=torch.contiguous_format),
-        theta.new_empty(theta.shape[0]),
-        integers,
-        torch.empty_like(integers),
-    )
-
-
-if NATIVE:
-    torch.library.register_fake("llr::lm_solve", _fake_lm_solve)
-    torch.library.register_fake("llr::mlp_gram", _fake_gram)
-    torch.library.register_fake("llr::mlp_jacobian_with_error", _fake_with_error)
-    torch.library.register_fake("llr::mlp_gram_with_error", _fake_gram_with_error)
-    torch.library.register_fake("llr::gram_add_", _fake_gram_add)
-    torch.library.register_fake("llr::gram_factor", _fake_gram_factor)
-    torch.library.register_fake("llr::svdvals", _fake_svdvals)
-    torch.library.register_fake("llr::mlp_jacobian", _fake)
-    torch.library.register_fake("llr::mlp_jacobian.out", _fake_out)
-    torch.library.impl("llr::_mlp_jacobian_formula", "CompositeImplicitAutograd")(_formula)
-    torch.library.register_vmap("llr::mlp_jacobian", _vmap)
-    torch.library.register_vmap("llr::svdvals", _vmap_svdvals)

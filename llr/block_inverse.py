@@ -114,6 +114,19 @@ def approximate_solution(A: Array, B: Array, piece: int) -> Array:
     return _middle(inverse(A, piece).apply(B))
 
 
+def checked_inverse(A: Array, piece: int) -> tuple[Inverse, arb] | None:
+    """An approximate inverse and its defect, which is below 1; None if A is not shown to be nonsingular.
+
+    Arguments as for :func:`inverse`.
+    """
+    try:
+        X = inverse(A, piece)
+    except ZeroDivisionError:
+        return None
+    off = defect(X, A)
+    return (X, off) if off < 1 else None
+
+
 def determinant_bounds(A: Array, piece: int) -> tuple[arb, arb] | None:
     """Positive bounds of the absolute value of the determinant of every matrix in the balls of A.
 
@@ -122,13 +135,10 @@ def determinant_bounds(A: Array, piece: int) -> tuple[arb, arb] | None:
         :func:`inverse`.
     """
     n = len(A)
-    try:
-        X = inverse(A, piece)
-    except ZeroDivisionError:
+    found = checked_inverse(A, piece)
+    if found is None:
         return None
-    off = defect(X, A)
-    if not off < 1:
-        return None
+    X, off = found
     size = abs(X.determinant())
     if not (size > 0 and size.is_finite()):
         return None
@@ -148,13 +158,10 @@ def solved(A: Array, B: Array, piece: int) -> Array | None:
 
     Arguments as for :func:`inverse`.
     """
-    try:
-        X = inverse(A, piece)
-    except ZeroDivisionError:
+    found = checked_inverse(A, piece)
+    if found is None:
         return None
-    off = defect(X, A)
-    if not off < 1:
-        return None
+    X, off = found
     Y = _middle(X.apply(B))
     rest = each(abs, X.apply(B - BALLS.product(A, Y)))
     radii = [max((x.upper() for x in column), default=arb(0)) / (1 - off) for column in rest.T]

@@ -20,6 +20,7 @@ from flint import arb
 from torch import Tensor
 
 from llr.accept import a_model, takes, valued
+from llr.balls import precision
 from llr.certificate import (
     HIGHEST_BITS,
     LOWEST_BITS,
@@ -198,8 +199,7 @@ def _in_balls(
         upper_from=upper_from,
         rows=tuple(sorted(row for row, _ in best.pivots)),
         columns=tuple(sorted(column for _, column in best.pivots)),
-        # A little less: a check at another precision may have a ball around the same number.
-        bound=decimal_below((best.bound * (1 - arb((1, -36)))).lower() if best.pivots else arb(1)),
+        bound=decimal_below(_less(best.bound) if best.pivots else arb(1)),
         arithmetic="balls",
         bits=best.bits,
         stopped=stopped,
@@ -231,7 +231,16 @@ def _settled(left: arb, before: arb | None, bits: int) -> bool:
     """Whether what remains shrank with the precision as zeros do."""
     if left == 0:
         return True
-    return before is not None and bits >= _ENOUGH_BITS and left <= before * arb((1, -bits // 4))
+    if before is None or bits < _ENOUGH_BITS:
+        return False
+    with precision(bits):
+        return bool(left <= before * arb((1, -bits // 4)))
+
+
+def _less(bound: arb) -> arb:
+    """A little less: a check at another precision may have a ball around the same number."""
+    with precision(_ENOUGH_BITS):
+        return (bound * (1 - arb((1, -36)))).lower()
 
 
 def _check_claim(rank: int, upper: int | None) -> None:

@@ -172,10 +172,15 @@ def rank(
 @click.option("--upper", type=int, help="A known upper bound of the rank: stop there.")
 @click.option("--max-bits", default=4096, show_default=True, help="Precision cap.")
 @click.option(
+    "--timeout", type=float, help="Seconds after which to end, with what is proved by then."
+)
+@click.option(
     "--out", required=True, type=click.Path(path_type=Path), help="The certificate, as JSON."
 )
 @reported
-def certify(source: Source, upper: int | None, max_bits: int, out: Path) -> None:
+def certify(
+    source: Source, upper: int | None, max_bits: int, timeout: float | None, out: Path
+) -> None:
     """Prove a lower bound of the rank of MODEL's Jacobian, and write the proof.
 
     The network counts as the function that its layers define at the exact binary values of its parameters and
@@ -190,6 +195,7 @@ def certify(source: Source, upper: int | None, max_bits: int, out: Path) -> None
             params=list(source.params) or None,
             upper=upper,
             max_bits=max_bits,
+            timeout=timeout,
             progress=report,
         )
     certificate.save(out)
@@ -201,13 +207,25 @@ def certify(source: Source, upper: int | None, max_bits: int, out: Path) -> None
 @main.command()
 @click.argument("certificate", type=click.Path(path_type=Path))
 @model_options(inputs=True)
+@click.option(
+    "--max-bits", default=4096, show_default=True, help="Precision that CERTIFICATE may ask for."
+)
+@click.option("--timeout", type=float, help="Seconds after which to give up.")
 @reported
-def verify(source: Source, certificate: Path) -> None:
-    """Check a CERTIFICATE for MODEL and its samples; exit code 1 if it does not hold."""
+def verify(source: Source, certificate: Path, max_bits: int, timeout: float | None) -> None:
+    """Check a CERTIFICATE for MODEL and its samples.
+
+    Exit code 1 if it does not hold, 3 if --timeout or --max-bits kept it from being checked.
+    """
     proof = Certificate.load(certificate)
     net = source.load()
     x = source.samples(torch.float64, net)
-    verdict = apart(check)(proof, net, x, params=list(source.params) or None)
+    verdict = apart(check)(
+        proof, net, x, params=list(source.params) or None, max_bits=max_bits, timeout=timeout
+    )
+    if not verdict.checked:
+        click.echo(verdict.reason)
+        sys.exit(_OPEN)
     click.echo(f"{'holds' if verdict else 'does NOT hold'}: {verdict.reason}")
     click.echo(source.line(net))
     if not verdict:

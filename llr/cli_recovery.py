@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 import click
 import torch
@@ -15,7 +17,7 @@ from llr.activations import ACTIVATIONS
 from llr.files import load_inputs
 from llr.inputs.layout import Layout
 from llr.recovery import EXPERIMENTS, Budget, Report, recover, reproduce
-from llr.recovery.sweep.cli import progress_bar
+from llr.recovery.sweep.cli import progress_bar, resumable
 from llr.shell import (
     OutputDirectory,
     console_beside,
@@ -95,7 +97,8 @@ def recover_command(
 
     DATA is a .csv, .tsv, .txt, .npy, .npz, .pt or .safetensors file, or - for text on standard input. Exit
     code 0 if the network is recovered (or, with noise, accepted), 1 if nothing fits to rounding, or the data
-    do not decide. The closest network is written all the same.
+    do not decide. The closest network is written all the same. Ctrl-C ends the search: what it found by
+    then is printed and written, and the exit code is 130.
     """
     if out is not None:
         require_weights(out)
@@ -112,7 +115,7 @@ def recover_command(
             f"--held-out is {held_out}, but the table has {len(table)} rows; expected fewer"
         )
     x, y = table[:, :-outputs], table[:, -outputs:]
-    with _reporting() as report:
+    with _interruptible() as interrupted, _reporting(interrupted) as report:
         found = recover(
             x[:rows],
             y[:rows],
@@ -138,23 +141,44 @@ def recover_command(
     for path in (out, json_out):
         if path not in (None, "-"):
             console.print(f"wrote  {path}", markup=False)
+    if interrupted:
+        click.echo("interrupted", err=True)
+        sys.exit(130)
     if not found:
         sys.exit(1)
 
 
 @contextlib.contextmanager
-def _reporting() -> Iterator[Report | None]:
-    """How far a search is, in a line of a terminal that goes away again; None elsewhere."""
+def _interruptible() -> Iterator[list[int]]:
+    """Signals of Ctrl-C: the first ends the search after its round, a second one at once."""
+    signals: list[int] = []
+
+    def handle(number: int, _: FrameType | None) -> None:
+        signals.append(number)
+        if len(signals) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handle)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def _reporting(interrupted: list[int]) -> Iterator[Report]:
+    """Tells the search whether to end, and how far it is in a line of a terminal that goes away again."""
     console = console_beside("-")
     if not console.is_terminal:
-        yield None
+        yield lambda *_: bool(interrupted)
         return
     columns = (TextColumn("{task.description}"), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("searching", total=None)
 
-        def report(starts: int, best: float) -> None:
+        def report(starts: int, best: float) -> bool:
             progress.update(task, description=f"{starts:,} starts, relative error {best**0.5:.1e}")
+            return bool(interrupted)
 
         yield report
 
@@ -183,7 +207,7 @@ def reproduce_command(name: str, out: Path, quick: bool, jobs: int, svg: bool) -
     """Run an experiment of the theory, or what is left of it, and draw its figure."""
     for each in EXPERIMENTS if name == "all" else [name]:
         click.echo(f"{each}: {EXPERIMENTS[each].question}")
-        with progress_bar() as report:
+        with resumable(), progress_bar() as report:
             done = reproduce(
                 each,
                 out,

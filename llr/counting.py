@@ -17,9 +17,10 @@ from llr.error_bound import (
     svd_error,
 )
 from llr.gram import BLOCK_BYTES, evaluate_triangle, gram_with_error
-from llr.jacobian import Plan, execute_with_error, native_arguments
+from llr.jacobian import execute_with_error
 from llr.memory import fits
 from llr.methods import Cost
+from llr.paths import Plan, native_arguments
 from llr.problem import Problem
 from llr.result import RankResult
 from llr.spectrum import check_finite, count, singular_values, with_equilibrated

@@ -21,6 +21,7 @@ from torch import Tensor
 from llr.agreement import probes
 from llr.arithmetic import Arithmetic, each
 from llr.balls import Number, precision
+from llr.evaluation.watch import keeping_random_state
 from llr.surroundings import closed, full_precision
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ def _evaluated(network: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | s
     """The outputs (n, q) by the module itself, the gradient (P) of a combination, and its weights (n, q)."""
     problem = network.problem
     leaves = {n: v.detach().clone().requires_grad_() for n, v in problem.columns.values.items()}
-    with torch.enable_grad(), full_precision(), torch.random.fork_rng(devices=[]):
+    with torch.enable_grad(), full_precision(), keeping_random_state(x.device):
         try:
             out = run(problem, leaves, x.clone())
         except Exception as error:

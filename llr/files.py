@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from llr.evaluation.watch import keeping_random_state
 from llr.inputs.arrays import (
     read_file,
     read_npy,
@@ -181,7 +182,7 @@ def _runs(model: nn.Module, x: Tensor) -> bool:
     with contextlib.suppress(Exception):  # some modules cannot be copied
         # So that a model which keeps something of its first sample keeps nothing of this one.
         model = copy.deepcopy(model)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with keeping_random_state(x.device), torch.no_grad():
         try:
             model(x)
         except Exception:  # whatever it is: it does not take these

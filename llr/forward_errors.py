@@ -1,4 +1,4 @@
-"""Errors that come out of a model's forward, in one line that says where and for which samples."""
+"""Errors that come out of a model or its derivatives, in one line that says where and for which samples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import dis
 import os
 import re
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
 
@@ -34,14 +35,19 @@ def explained(x: Tensor, what: str = "the model", on: str = "samples") -> Iterat
     try:
         yield
     except Exception as error:
-        trace = error.__traceback__
-        if trace is None or not _from_torch(error, trace):
+        if not from_torch(error):
             raise
+        trace = error.__traceback__
         reason = _lookup(trace) or first_sentence(error) + _hint(x, error)
+        shape = tuple(x.shape[1:] if on == "samples" else x.shape)
         raise ValueError(
-            f"{what} cannot be evaluated on {on} of shape {tuple(x.shape[1:])}, {x.dtype}: "
-            f"{_where(trace)}{reason}"
+            f"{what} cannot be evaluated on {on} of shape {shape}, {x.dtype}: {_where(trace)}{reason}"
         ) from error
+
+
+def derivatives(x: Tensor, on: str = "samples") -> AbstractContextManager[None]:
+    """:func:`explained` for code that differentiates a model."""
+    return explained(x, "derivatives of the model", on)
 
 
 def first_sentence(error: BaseException) -> str:
@@ -92,8 +98,14 @@ def _unwrapped(value: Any) -> Any:
     return value
 
 
-def _from_torch(error: Exception, trace: TracebackType) -> bool:
-    """Whether torch raised it: Python code of torch, or an operation that other code called."""
+def from_torch(error: Exception) -> bool:
+    """Whether torch raised it: Python code of torch, or an operation that other code called.
+
+    Not where a GPU's memory is full: nothing is wrong with the model.
+    """
+    trace = error.__traceback__
+    if trace is None or isinstance(error, torch.OutOfMemoryError):
+        return False
     while trace.tb_next is not None:
         trace = trace.tb_next
     code = trace.tb_frame.f_code

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from llr import _ops
 from llr.accept import a_model, takes, valued
 from llr.evaluation.probe import refuse_interactions
-from llr.jacobian import native_arguments, prepare
+from llr.jacobian import prepare
 from llr.layers import Factor, stream
 from llr.memory import fits, format_bytes, memory_budget
 from llr.parameters import Selection
+from llr.paths import native_arguments
 from llr.problem import Model, Problem, read_problem
 from llr.roles import word
 from llr.signals import at_point, read_layers

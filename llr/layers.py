@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llr.jacobian import columns_of
 from llr.memory import memory_budget
+from llr.paths import columns_of
 from llr.signals import Layer, Layers, Signal
 
 log = logging.getLogger("llr")

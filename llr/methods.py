@@ -10,8 +10,8 @@ import torch
 
 from llr import _ops
 from llr.gram import BLOCK_BYTES, LEAST_COLUMNS, signal_bytes
-from llr.jacobian import Plan
 from llr.memory import fits, format_bytes, memory_budget
+from llr.paths import Plan
 from llr.problem import Problem
 
 METHODS = ("auto", "svd", "tsqr", "gram", "certified")

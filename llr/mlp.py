@@ -87,7 +87,6 @@ SETTINGS: dict[type[nn.Module], dict[str, object]] = {
     nn.Softplus: {"beta": 1, "threshold": 20},
     nn.GELU: {"approximate": "none"},
 }
-
 """What attributes of an activation must be for it to be that of the table."""
 _NO_SETTINGS: dict[str, object] = {}
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,21 @@ from torch import Tensor
 
 from llr.parameters import Columns
 from llr.tensors import wider
+
+
+def places(module: torch.jit.ScriptModule) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers under all of their names: each place of a tied tensor has to be written."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+
+
+def put(module: torch.jit.ScriptModule, name: str, value: Tensor) -> None:
+    """Write a parameter or buffer of compiled code, of any class of tensor."""
+    *path, last = name.split(".")
+    owner: Any = module._c
+    for part in path:
+        owner = owner.getattr(part)
+    owner.setattr(last, value)
 
 
 def functional(
@@ -30,19 +45,14 @@ def functional(
         A function that goes through autograd. It raises NotImplementedError inside ``torch.func`` transforms,
         and ValueError if a forward changes a buffer.
     """
-    private: Any = copy.deepcopy(module)
+    private = copy.deepcopy(module)
     first_names: dict[int, str] = {}
     aliases: dict[str, list[str]] = {}
     for name, p in module.named_parameters(remove_duplicate=False):
         aliases.setdefault(first_names.setdefault(id(p), name), []).append(name)
-    buffers = {name: wider(b.detach(), dtype) for name, b in module.named_buffers()}
-
-    def put(name: str, value: Tensor) -> None:
-        *path, last = name.split(".")
-        owner = private
-        for part in path:
-            owner = getattr(owner, part)
-        owner._c.setattr(last, value)
+    buffers = {
+        name: wider(b.detach(), dtype) for name, b in module.named_buffers(remove_duplicate=False)
+    }
 
     def call(values: Mapping[str, Tensor], x: Tensor) -> object:
         tensors = {**columns.fixed, **values}
@@ -53,10 +63,10 @@ def functional(
             )
         for name, value in tensors.items():
             for alias in aliases[name]:
-                put(alias, value)
+                put(private, alias, value)
         copies = {name: b.clone() for name, b in buffers.items()}
         for name, value in copies.items():
-            put(name, value)
+            put(private, name, value)
         output = private(x)
         changed = [name for name, value in copies.items() if value._version]
         if changed:

@@ -26,6 +26,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from llr import gate
 from llr.evaluation.probe import probe
+from llr.forward_errors import derivatives
 from llr.parameters import Columns
 from llr.problem import Problem
 from llr.reference import ACTIVATIONS, output_leaves
@@ -319,7 +320,7 @@ def _hooked(problem: Problem, x: Tensor, layers: Sequence[Layer]) -> dict[Layer,
     if not layers:
         return {}
     leaves = {name: v.detach().requires_grad_() for name, v in problem.columns.values.items()}
-    with torch.enable_grad(), closed():
+    with torch.enable_grad(), closed(), derivatives(x):
         model = problem.copy(leaves)
         with _recording(model, layers) as calls:
             parts = output_leaves(problem.run(model, x.detach().clone()))

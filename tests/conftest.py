@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import openmp  # noqa: F401 - before torch
 import pytest
 import targets
 import torch
 from targets import Target
 
 from llr import _ops
-
-# Higher levels first: what a processor has, it has with all lower levels.
-SIMD_LEVELS = {"AVX512": ("baseline", "avx2", "avx512"), "AVX2": ("baseline", "avx2")}
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -61,14 +59,3 @@ def device(request: pytest.FixtureRequest) -> str:
 def target(request: pytest.FixtureRequest) -> Target:
     """Every device, and the kernels for GPUs on the CPU."""
     return targets.target(request.param)
-
-
-@pytest.fixture(params=["baseline", "avx2", "avx512"])
-def simd_level(request: pytest.FixtureRequest) -> str:
-    """Every level of vector instructions that this processor has."""
-    assert _ops.build_info() is not None
-    if request.param not in _ops.build_info()["simd_compiled"].split():
-        pytest.skip(f"this build has no {request.param}")
-    if request.param not in SIMD_LEVELS.get(torch.backends.cpu.get_cpu_capability(), ("baseline",)):
-        pytest.skip(f"this processor has no {request.param}")
-    return request.param

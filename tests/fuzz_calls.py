@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llr import _ops
+from llr import _transforms
 
 Call = tuple[list[Any], dict[str, Any]]
 
@@ -68,7 +68,7 @@ def some_columns(
 def jacobian_out(r: random.Random) -> Call:
     arguments, _ = network(r)
     x, weights, biases, _, *columns = arguments
-    shape = _ops._result_shape(x, weights, biases, columns[0] if columns else None)
+    shape = _transforms.result_shape(x, weights, biases, columns[0] if columns else None)
     return arguments, {"out": x.new_zeros(shape)}
 
 

@@ -249,15 +249,3 @@ def run_python(
         timeout=timeout,
         check=False,
     )
-
-
-def run_tests_at(level: str, file: str, which: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a file's quick CPU tests again with this level of vector instructions; `which` as for -k."""
-    code = (
-        "import sys, pytest; from llr import _ops; "
-        f"running = _ops.build_info()['simd_running']; assert running == {level!r}, running; "
-        f"sys.exit(pytest.main([{str(HERE / file)!r}, '-k', {which!r}, '-m', "
-        "'not slow and not cuda and not emulated', "
-        "'-q', '-p', 'no:cacheprovider', '--capture=sys']))"
-    )
-    return run_python(code, LLR_SIMD=level)

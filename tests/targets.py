@@ -14,7 +14,7 @@ import pytest
 import torch
 from oracles import Net
 
-from llr import _ops
+from llr import _ops, _transforms
 
 EMULATED_NUMBERS = 300_000
 """Of a result, for the emulation to take a fraction of a second."""
@@ -62,14 +62,8 @@ def emulated() -> Any:
         pytest.skip("the emulation of CUDA needs Linux and a C++ compiler")
     build = importlib.import_module("cuda_on_cpu.build").build
     torch.ops.load_library(str(build(os.environ.get("LLR_EMULATION", "plain"))))
-    for name, fake in {
-        "mlp_jacobian": _ops._fake,
-        "mlp_jacobian.out": _ops._fake_out,
-        "mlp_gram": _ops._fake_gram,
-        "gram_add_": _ops._fake_gram_add,
-        "svdvals": _ops._fake_svdvals,
-    }.items():
-        torch.library.register_fake(f"llr_emulated::{name}", fake)
+    for name in ("mlp_jacobian", "mlp_jacobian.out", "mlp_gram", "gram_add_", "svdvals"):
+        torch.library.register_fake(f"llr_emulated::{name}", _transforms.FAKES[name])
     return torch.ops.llr_emulated
 
 

@@ -15,7 +15,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from oracles import ACTIVATIONS, Net, draw, exact_rows, run_tests_at
+from oracles import ACTIVATIONS, Net, draw, exact_rows
 
 from llr import _ops
 
@@ -316,11 +316,3 @@ def test_networks(library, activation, net):
     )
     # A dozen roundings per layer at most, and layers whose weights are of order one.
     assert worst <= 12 * EPS * len(weights) * largest
-
-
-@pytest.mark.slow
-def test_every_instruction_level(simd_level):
-    if simd_level == _ops.build_info()["simd_running"]:
-        pytest.skip("the level of this very run")
-    run = run_tests_at(simd_level, "test_activation.py")
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]

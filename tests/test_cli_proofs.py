@@ -96,15 +96,36 @@ class TestCertify:
         run("verify", "proof.json", *SOURCE, "--params", "2.*")
         run("verify", "proof.json", *SOURCE, code=1)
 
+    def test_bounds_of_the_work(self, here: Path) -> None:
+        message = refusal("certify", *SOURCE, "--timeout", 1e-9, "--out", "proof.json")
+        assert "timeout=1e-09 seconds were over" in message
+        assert not (here / "proof.json").exists()
+        run("certify", *SOURCE, "--timeout", 300, "--out", "proof.json")
+        verified = ("verify", "proof.json", *SOURCE)
+        assert run(*verified, "--timeout", 300).stdout.startswith("holds: ")
+        output = run(*verified, "--timeout", 1e-9, code=3).stdout
+        assert output == "not checked: timeout=1e-09 seconds were over\n"
+        output = run(*verified, "--max-bits", 32, code=3).stdout
+        assert output.startswith("not checked: bits is 64, more than max_bits=32")
+        assert "--timeout" in run(*verified, "--timeout", "soon", code=2).output
+        assert "timeout is -1" in refusal(*verified, "--timeout", -1)
+
     @pytest.mark.slow
     def test_interrupted(self, here: Path) -> None:
         np.save("x.npy", np.random.default_rng(0).standard_normal((600, 1)))
         (here / "proof.json").write_text("what was there before")
-        command = [sys.executable, "-m", "llr.cli", "certify", "mlp:1-100-1", "--inputs", "x.npy"]
+        code = "from llr.cli import main; print('here', flush=True); main()"
+        command = [sys.executable, "-c", code, "certify", "mlp:1-100-1", "--inputs", "x.npy"]
         process = subprocess.Popen(
-            [*command, "--out", "proof.json"], stderr=subprocess.PIPE, text=True, env=os.environ
+            [*command, "--out", "proof.json"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ,
         )
-        time.sleep(12)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        time.sleep(8)
         assert process.poll() is None, "it should take minutes"
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=60)

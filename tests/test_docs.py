@@ -37,3 +37,18 @@ def test_what_the_page_says_plan_prints(capsys):
     code, comment = re.search(shown, page, flags=re.MULTILINE).groups()
     exec("import torch, llr\n" + code)
     assert capsys.readouterr().out.strip() == comment
+
+
+def test_the_architecture_names_every_file_and_no_other():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    named: set[Path] = set()
+    for row in re.findall(r"^\| (`.*?) \| ", page, flags=re.MULTILINE):
+        first, *others = re.findall(r"`([^`]+)`", row)
+        folder = (ROOT / first).parent  # names may be relative to that of the first
+        for name in (first, *others):
+            found = {*ROOT.glob(name), *folder.glob(name)}
+            assert found, f"{name} is not there"
+            named |= found
+    files = [*(ROOT / "llr").rglob("*.py"), *(ROOT / "csrc").rglob("*.*")]
+    missing = [f for f in files if f.name != "__init__.py" and not named & {f, *f.parents}]
+    assert not missing

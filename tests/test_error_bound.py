@@ -10,7 +10,6 @@ from itertools import pairwise
 import pytest
 import torch
 from flint import arb, ctx
-from oracles import run_tests_at
 from torch import Tensor, nn
 from torch.library import opcheck
 
@@ -18,7 +17,8 @@ from llr import _ops
 from llr.activations import ACTIVATIONS, activation_layer
 from llr.error_bound import estimated_error, layer_errors, row_errors, svd_error
 from llr.exact import read_network
-from llr.jacobian import evaluate, native_arguments
+from llr.jacobian import evaluate
+from llr.paths import native_arguments
 from llr.problem import read_problem
 
 F64, F32 = torch.float64, torch.float32
@@ -266,15 +266,6 @@ def test_bad_arguments() -> None:
             op(x, w, [None], "cube")
         with pytest.raises(RuntimeError, match=rf"{name}: weights\[0\] has shape"):
             op(x, [torch.ones(1, 4)], [None], "tanh")
-
-
-@native
-def test_every_instruction_level(simd_level: str) -> None:
-    if simd_level == (_ops.build_info() or {})["simd_running"]:
-        pytest.skip("the level of this very run")
-    chosen = "random_networks or norms or kinks or infinite"
-    run = run_tests_at(simd_level, "test_error_bound.py", chosen)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 
 @pytest.mark.parametrize("dtype", [F64, F32])

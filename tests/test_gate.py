@@ -8,7 +8,8 @@ import random
 
 import pytest
 import torch
-from gate_cases import MODELS, MUTATIONS, truth, wrong
+from gate_cases import MODELS, MUTATIONS
+from gate_claims import truth, wrong
 from torch import Tensor, nn
 
 import llr

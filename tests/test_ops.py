@@ -22,7 +22,6 @@ from oracles import (
     loop_jacobian,
     name,
     run_python,
-    run_tests_at,
 )
 from targets import Target
 from torch import Tensor
@@ -305,12 +304,3 @@ def test_bits_in_a_process_of_one_thread():
     run = run_python(code, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr
     assert json.loads(run.stdout) == digests()
-
-
-@pytest.mark.slow
-def test_every_instruction_level(simd_level):
-    if simd_level == _ops.build_info()["simd_running"]:
-        pytest.skip("the level of this very run")
-    values = "test_every or biases or points or any_shape or large or layouts or columns_"
-    run = run_tests_at(simd_level, "test_ops.py", values)
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]

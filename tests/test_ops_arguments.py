@@ -148,6 +148,16 @@ def test_bad_arguments(case, target):
         target.op.mlp_jacobian(*arguments)
 
 
+@pytest.mark.parametrize(
+    "name", ["mlp_jacobian", "mlp_jacobian_with_error", "mlp_gram", "mlp_gram_with_error"]
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_results_beyond_all_addresses(device, name):
+    x = torch.empty(1, 1, dtype=F64, device=device).expand(2**31, 1)
+    with pytest.raises(RuntimeError, match=rf"^{name}: a result of shape .* more than 2\^63 bytes"):
+        getattr(torch.ops.llr, name)(x, [x], [None], "tanh")
+
+
 BAD_OUT: dict[str, tuple[Callable[[str], Tensor], str]] = {
     "shape": (
         lambda device: torch.empty(5, 2, 25, dtype=F64, device=device),

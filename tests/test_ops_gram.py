@@ -19,7 +19,6 @@ from oracles import (
     name,
     normal,
     on_grid,
-    run_tests_at,
 )
 from targets import Target
 from torch import Tensor
@@ -257,14 +256,6 @@ def test_bits_do_not_depend_on_threads():
     for count in (2, 3, 5):
         torch.set_num_threads(count)
         assert all(map(torch.equal, results(), expected)), f"{count} threads"
-
-
-@pytest.mark.slow
-def test_every_instruction_level(simd_level):
-    if simd_level == _ops.build_info()["simd_running"]:
-        pytest.skip("the level of this very run")
-    run = run_tests_at(simd_level, "test_ops_gram.py", "not threads and not bad and not opcheck")
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 
 def bad_layers(device: str) -> list[tuple[Tensor, Tensor, Tensor, str]]:

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from oracles import as_integers, assert_matches, normal, on_grid, run_tests_at
+from oracles import as_integers, assert_matches, normal, on_grid
 from torch import Tensor
 from torch.library import opcheck
 
@@ -107,14 +107,6 @@ def test_matrices_without_a_factor(device):
             _ops.gram_factor(torch.zeros(shape, dtype=F64, device=device))
     with pytest.raises(RuntimeError, match="K is Float; expected float64"):
         _ops.gram_factor(torch.zeros(2, 3, 3, device=device))
-
-
-@pytest.mark.slow
-def test_every_instruction_level(simd_level):
-    if simd_level == _ops.build_info()["simd_running"]:
-        pytest.skip("the level of this very run")
-    run = run_tests_at(simd_level, "test_ops_gram_factor.py", "not without and not opcheck")
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from ops_lm_cases import MODELS, Data, Model, Options, Result, draw, mlp, native, normal, same
-from oracles import ACTIVATIONS, run_python, run_tests_at
+from oracles import ACTIVATIONS, run_python
 from torch import Tensor
 from torch.func import jacrev
 
@@ -388,11 +388,3 @@ def test_large_numbers_end_in_a_status():
             assert not found.loss.isnan().any()
             assert torch.equal(found.loss.isinf(), found.status == FAILED)
             assert found.theta.isfinite().all()
-
-
-@pytest.mark.slow
-def test_every_instruction_level(simd_level):
-    if simd_level == _ops.build_info()["simd_running"]:
-        pytest.skip("the level of this very run")
-    run = run_tests_at(simd_level, "test_ops_lm.py", "not threads")
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from oracles import Net, draw, name, run_python, run_tests_at
+from oracles import Net, draw, name, run_python
 from torch import Tensor
 
 from llr import _ops
@@ -118,11 +118,3 @@ def test_out_tells_autograd_that_it_changed(target):
     target.op.mlp_jacobian.out(*tensors, "tanh", out=out)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.sum().backward()
-
-
-@pytest.mark.slow
-def test_every_instruction_level(simd_level):
-    if simd_level == _ops.build_info()["simd_running"]:
-        pytest.skip("the level of this very run")
-    run = run_tests_at(simd_level, "test_ops_out.py", "out_writes")
-    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-3000:]

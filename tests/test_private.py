@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import threading
 import types
 import weakref
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -20,13 +18,9 @@ from torch.utils.checkpoint import checkpoint
 
 import llr
 from llr.evaluation.private import Private
-from llr.recovery import initial, levenberg_marquardt
 
 # Building such models warns: they are old, and still there.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
-
-CALLS = int(os.environ.get("LLR_RANDOM_CASES", "6"))
-"""Of each thread."""
 
 
 class Base(nn.Module):
@@ -384,37 +378,3 @@ def test_a_forward_that_writes_to_its_parameters_is_refused():
     with pytest.raises(ValueError, match=r"changes its parameter 'a\.weight' in place"):
         llr.jacobian(model, torch.randn(6, 3, dtype=F64))
     assert state(model) == before
-
-
-def test_threads_share_a_model(threads):  # noqa: ARG001
-    """All entry points on the same models from eight threads: the same bits as alone."""
-    torch.manual_seed(0)
-    conv = nn.Sequential(
-        *(nn.Unflatten(1, (1, 6)), nn.Conv1d(1, 4, 2), nn.BatchNorm1d(4), nn.Tanh(), nn.Flatten()),
-        nn.Linear(20, 2),
-    ).eval()
-    traced, x = Base(), torch.randn(12, 6)
-    traced.end = traced.b.forward  # an MLP, found by tracing
-    starts, y = initial(conv.double(), 3, scale=0.1), torch.randn(12, 2, dtype=F64)
-    conv.float()
-    calls = [
-        *calls_on(conv, x).values(),
-        *calls_on(traced, x[:, :3]).values(),
-        *calls_on(make("parametrized"), x[:, :3].double()).values(),
-        lambda: levenberg_marquardt(conv, starts, x.double(), y).loss,
-        lambda: llr.model_rank(traced, sample_shape=(3,), max_samples=20),
-    ]
-    models = (conv, traced)
-
-    def bits(found: object) -> object:
-        if isinstance(found, llr.RankResult):
-            return found.rank, found.spectrum.numpy().tobytes()
-        return found.numpy().tobytes() if isinstance(found, Tensor) else str(found)
-
-    torch.set_num_threads(1)
-    want, before = [bits(call()) for call in calls], [state(m) for m in models]
-    order = torch.randint(len(calls), (8, CALLS)).tolist()
-    with ThreadPoolExecutor(8) as pool:
-        found = pool.map(lambda row: [bits(calls[i]()) for i in row], order)
-        assert all([want[i] for i in row] == f for row, f in zip(order, found, strict=True))
-    assert [state(m) for m in models] == before

@@ -1,5 +1,11 @@
 #include "error_bound.h"
 
+#include <cmath>
+#include <cstring>
+#ifdef __x86_64__
+#include <immintrin.h>
+#endif
+
 #include "simd.h"
 
 namespace llr {

@@ -59,10 +59,12 @@ class ErrorSignals {
       const bool weight = layout_.weight_column[l] != not_a_column, bias = layout_.bias_column[l] != not_a_column;
       const int64_t in = layout_.in(l), out = layout_.out(l);
       const double floor = static_cast<double>(in) * least, more = static_cast<double>(out) * least;
-      if (weight) {
-        const int64_t at = block.slot * in;
-        kernels.squares(e, l + 1 == layers_ ? nullptr : a, input_errors(l) + at, inputs(l) + at, rounding, block.count,
-                        in);
+      const double *ea = input_errors(l) + block.slot * in, *fed = inputs(l) + block.slot * in;
+      if (weight && l == 0 && layers_ > 1) {  // the samples have no errors
+        kernels.squares(a, nullptr, ea, fed, 1.0, block.count, in);
+        for (int64_t s = 0; s < block.count; ++s) e[s] = rounding * rounding * a[s];
+      } else if (weight) {
+        kernels.squares(e, l + 1 == layers_ ? nullptr : a, ea, fed, rounding, block.count, in);
       }
       if (l + 1 == layers_) {  // d is a unit vector
         for (int64_t r = 0; weight && r < rows; ++r) result[r] += e[r / outputs] + floor;
@@ -73,14 +75,20 @@ class ErrorSignals {
       kernels.squares(ed, d, delta_errors(l) + at, deltas(l) + at, 0.0, rows, out);
       // Squares of sums are at most twice the sums of squares. `floor` and `more` are what squares lose.
       const double entries = 2.0 * static_cast<double>(in * out) * lost;
+      const double stored = 2.0 * static_cast<double>(out) * lost;
+      const auto add = [&](int64_t r, int64_t s) {
+        const double errors = ed[r] + more, sizes = d[r] + more;
+        double sum = result[r];
+        if (weight) sum += 2.0 * (errors * (a[s] + floor) + sizes * (e[s] + floor)) + entries;
+        if (bias) sum += single ? 2.0 * (errors + rounding * rounding * sizes) + stored : errors;
+        result[r] = sum;
+      };
+      if (outputs == 1) {
+        for (int64_t s = 0; s < block.count; ++s) add(s, s);
+        continue;
+      }
       for (int64_t s = 0, r = 0; s < block.count; ++s) {
-        for (int64_t j = 0; j < outputs; ++j, ++r) {
-          const double errors = ed[r] + more, sizes = d[r] + more;
-          if (weight) result[r] += 2.0 * (errors * (a[s] + floor) + sizes * (e[s] + floor)) + entries;
-          if (!bias) continue;
-          result[r] += single ? 2.0 * (errors + rounding * rounding * sizes) + 2.0 * static_cast<double>(out) * lost
-                              : errors;
-        }
+        for (int64_t j = 0; j < outputs; ++j, ++r) add(r, s);
       }
     }
     for (int64_t r = 0; r < rows; ++r) {
@@ -136,7 +144,7 @@ class ErrorSignals {
 
   // Whether products with |W| would show in the time: then norms bound them.
   bool is_large(int l) const {
-    return l + 1 < layers_ && layout_.in(l) > 32 && layout_.in(l) * layout_.out(l) > 4096;
+    return l + 1 < layers_ && layout_.in(l) > 32 && layout_.in(l) * layout_.out(l) >= 2048;
   }
 
   const WeightNorms& norms(int l, int64_t point) const {
@@ -184,7 +192,14 @@ class ErrorSignals {
     if (b != nullptr) {
       for (int64_t i = 0; i < width; ++i) start[i] += rounding_of(in) * detail::magnitude(b[first + i]);
     }
-    for (int64_t s = 0; s < block.count; ++s) std::copy_n(start.data(), width, e + s * out + first);
+    if (width == out) {  // few large copies: a call for each short row would show in the time
+      std::copy_n(start.data(), out, e);
+      for (int64_t rows = 1; rows < block.count; rows *= 2) {
+        std::copy_n(e, std::min(rows, block.count - rows) * out, e + rows * out);
+      }
+    } else {
+      for (int64_t s = 0; s < block.count; ++s) std::copy_n(start.data(), width, e + s * out + first);
+    }
     if (is_large(l)) {
       if (width == out) measure_feeds(block, l);
       const WeightNorms& n = norms(l, block.point);

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from llr.evaluation.watch import place
+from llr.forward_errors import first_sentence
 from llr.memory import memory_budget
 from llr.reference import output_leaves
 
@@ -27,18 +28,17 @@ UNSUPPORTED = (RuntimeError, NotImplementedError, ValueError, TypeError)
 
 
 def why_unsupported(error: Exception, draws_own: bool) -> str:
-    """The first line of an error of vmap.
+    """The first sentence of an error of vmap.
 
     Raises:
         ValueError: the error says that the model is random.
     """
-    line = next(iter(str(error).splitlines()), type(error).__name__)
-    if "randomness" in line and not draws_own:
+    if "randomness" in next(iter(str(error).splitlines()), "") and not draws_own:
         raise ValueError(
             "the model's forward is random: it draws numbers that differ from sample to sample; "
             f"{EVAL}, or draw the randomness outside of forward"
         ) from error
-    return line
+    return first_sentence(error)
 
 
 def ragged(outputs: int, first: int) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from llr import gate
+from llr import gate, scripted
 
 _LARGEST = 4096
 """Objects beside modules, tensors and containers that are copied; where there are more, all are shared."""
@@ -60,16 +60,11 @@ class Copier:
         return new
 
     def _fill_script(self, module: torch.jit.ScriptModule, path: str) -> None:
-        new = self.memo[id(module)]
-        for name, t in (*module.named_parameters(), *module.named_buffers()):
+        for name, t in scripted.places(module):
             value = self.memo.get(id(t))
             if value is None:
                 value = self._clone(t, f"{path}.{name}" if path else name)
-            *owners, last = name.split(".")
-            owner = new._c
-            for part in owners:
-                owner = owner.getattr(part)
-            owner.setattr(last, value)
+            scripted.put(self.memo[id(module)], name, value)
 
     def fill(self, module: nn.Module, path: str) -> None:
         """Give a shell its attributes."""

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from llr.evaluation.private import Private
-from llr.evaluation.watch import Watch
-from llr.surroundings import random_state
+from llr.evaluation.watch import keeping_random_state
 
 
 class UnknownTensor(Exception):
@@ -39,9 +38,9 @@ def traced(model: nn.Module) -> fx.Graph:
             for name, p in model.named_parameters()
         }
     )
-    tracer, watch = _Tracer(copy), Watch({}, {}, None, private.path_of)
+    tracer = _Tracer(copy)
     # What does not depend on the input runs for real.
-    with random_state(torch.device("cpu"), lambda: bool(watch.draws)), watch:
+    with keeping_random_state(torch.device("cpu")):
         graph = tracer.run()
     name = private.changed()
     if name is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from llr.evaluation.precision import lower_than
+from llr.surroundings import random_state
 
 _TORCH = os.path.dirname(torch.__file__)
 _OWN = os.path.dirname(os.path.dirname(__file__))
@@ -92,6 +94,51 @@ class Watch(TorchDispatchMode):
         return place(sys._getframe(2), self._path_of)
 
 
+class Origins(TorchDispatchMode):
+    """Of a forward that fails where dtypes meet: which tensors of another dtype came from outside."""
+
+    def __init__(self, dtype: torch.dtype, path_of: Callable[[object], str | None]) -> None:
+        """Take the dtype that all should have, and the name of a module of the model."""
+        super().__init__()
+        self.outside: list[tuple[Tensor, str]] = []
+        """Tensors of other dtypes that no operation made, and where they were met."""
+        self.mixed: set[torch.dtype] = set()
+        """The floating-point dtypes in the operation that raised."""
+        self._dtype, self._path_of = dtype, path_of
+        self._made: dict[int, Tensor] = {}  # kept, so that ids stay their own
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Do it, and note what came from outside."""
+        named = kwargs or {}
+        given = _tensors((*args, *named.values()))
+        real = {id(t): t.dtype.to_real() for t in given if t.is_floating_point() or t.is_complex()}
+        for t in given:
+            if real.get(id(t), self._dtype) != self._dtype and id(t) not in self._made:
+                self.outside.append((t, place(sys._getframe(1), self._path_of)))
+        try:
+            result = func(*args, **named)
+        except Exception:
+            self.mixed = set(real.values())
+            raise
+        made = result if isinstance(result, tuple | list) else (result,)
+        self._made |= {id(t): t for t in _tensors(made)}
+        return result
+
+
+@contextlib.contextmanager
+def keeping_random_state(device: torch.device) -> Iterator[None]:
+    """Puts the global random state back if the block draws random numbers, but not if other threads do."""
+    watch = Watch({}, {}, None, lambda _: None)
+    with random_state(device, lambda: bool(watch.draws)), watch:
+        yield
+
+
 def _draws(func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
     """Whether an operation that may use random numbers does: dropout of nothing does not."""
     for index, argument in enumerate(func._schema.arguments):
@@ -141,40 +188,3 @@ def place(frame: FrameType | None, path_of: Callable[[object], str | None]) -> s
             line = f"{file}:{frame.f_lineno}"
         frame = frame.f_back
     return ", ".join(part for part in (module, line) if part) or "in compiled code"
-
-
-class Origins(TorchDispatchMode):
-    """Of a forward that fails where dtypes meet: which tensors of another dtype came from outside."""
-
-    def __init__(self, dtype: torch.dtype, path_of: Callable[[object], str | None]) -> None:
-        """Take the dtype that all should have, and the name of a module of the model."""
-        super().__init__()
-        self.outside: list[tuple[Tensor, str]] = []
-        """Tensors of other dtypes that no operation made, and where they were met."""
-        self.mixed: set[torch.dtype] = set()
-        """The floating-point dtypes in the operation that raised."""
-        self._dtype, self._path_of = dtype, path_of
-        self._made: dict[int, Tensor] = {}  # kept, so that ids stay their own
-
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        """Do it, and note what came from outside."""
-        named = kwargs or {}
-        given = _tensors((*args, *named.values()))
-        real = {id(t): t.dtype.to_real() for t in given if t.is_floating_point() or t.is_complex()}
-        for t in given:
-            if real.get(id(t), self._dtype) != self._dtype and id(t) not in self._made:
-                self.outside.append((t, place(sys._getframe(1), self._path_of)))
-        try:
-            result = func(*args, **named)
-        except Exception:
-            self.mixed = set(real.values())
-            raise
-        made = result if isinstance(result, tuple | list) else (result,)
-        self._made |= {id(t): t for t in _tensors(made)}
-        return result

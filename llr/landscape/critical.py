@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import grad
 
 from llr.accept import a_model, takes, valued
+from llr.forward_errors import explained
 from llr.landscape.surface import Linearization, Loss, Surface, pullback
 from llr.parameters import Selection
 from llr.problem import Model
@@ -110,7 +111,8 @@ def criticality(
         raise ValueError(f"rtol is {rtol!r}; expected a finite number >= 0, or None")
     surface = Surface.of(model, x, y, loss, params)
     linear = surface.linearized()
-    error = grad(surface.of_outputs)(linear.outputs)
+    with explained(linear.outputs, "derivatives of the loss", "outputs"):
+        error = grad(surface.of_outputs)(linear.outputs)
     gradient, hessian = pullback(grad(surface), surface.theta)
     generator = torch.Generator().manual_seed(0)
     signs = torch.randint(0, 2, surface.theta.shape, generator=generator) * 2 - 1

@@ -16,6 +16,7 @@ from torch.func import grad
 from llr.accept import a_model, takes, valued
 from llr.certificate import check_int
 from llr.error_bound import estimated_error
+from llr.forward_errors import derivatives
 from llr.jacobian import evaluate
 from llr.landscape.spectra import check_affordable
 from llr.landscape.surface import Loss, Surface, hessian_of
@@ -236,7 +237,8 @@ def flow(
                 f"gradient flow is at time {time:.3g} after {max_evaluations} gradients; a kink of the model "
                 "may be in its way. Take a larger rtol, earlier times, or raise max_evaluations"
             )
-        return cast(np.ndarray, -slope(vector(theta)).cpu().numpy())
+        with derivatives(surface.theta, "parameters"):
+            return cast(np.ndarray, -slope(vector(theta)).cpu().numpy())
 
     solution = solve_ivp(
         down,

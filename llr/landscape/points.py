@@ -82,6 +82,7 @@ def random_point(
         activation=function.activation,
         bias=bool(function.beta),
         output_bias=function.output_bias,
+        generator=torch.Generator(),  # its values are replaced: nothing of the global one is drawn
     ).double()
     shuffled = [neurons[i] for i in torch.randperm(width, generator=generator).tolist()]
     values = [[float(v) for w, _, _ in shuffled for v in w]]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from llr.evaluation.probe import refuse_interactions
-from llr.forward_errors import explained
+from llr.forward_errors import derivatives, explained
 from llr.parameters import Columns, Selection
 from llr.problem import Model, Problem, read_problem
 from llr.surroundings import silent_vmap
@@ -132,11 +132,11 @@ def pullback(
     function: Callable[[Tensor], Tensor], at: Tensor
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """The function's value, and the product of its transposed derivative with a vector."""
-    with explained(at, "derivatives of the model", "parameters"):
+    with derivatives(at, "parameters"):
         value, pull = cast(Any, vjp(function, at))
 
     def pulled(u: Tensor) -> Tensor:
-        with explained(at, "derivatives of the model", "parameters"):
+        with derivatives(at, "parameters"):
             return cast(Tensor, pull(u)[0])
 
     return value, pulled

@@ -12,6 +12,7 @@ from scipy.optimize import least_squares
 from torch import Tensor
 from torch.func import grad
 
+from llr.forward_errors import explained
 from llr.landscape.surface import Surface
 from llr.lifting.chain import Chain
 from llr.reference import ACTIVATIONS
@@ -67,7 +68,8 @@ class Equations:
             last = layer + 1 == chain.hidden
             return surface.of_outputs(z if last else through(sigma(z), layer + 2, chain.hidden))
 
-        errors = grad(loss)(z)
+        with explained(z, "derivatives of the loss", "outputs"):
+            errors = grad(loss)(z)
         ones = torch.ones(len(a), 1, dtype=torch.float64)
         present = hidden if chain.biases[layer + 1] is None else torch.cat((hidden, ones), 1)
         inputs = a if chain.biases[layer] is None else torch.cat((a, ones), 1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
+from llr.forward_errors import derivatives
 from llr.problem import Problem
 from llr.recovery import damping as codes
 from llr.recovery.damping import CONVERGED, FAILED, LIMIT, SKIPPED, STALLED, Damping
@@ -91,7 +92,8 @@ def of_problem(problem: Problem) -> Functions:
         return vmap(vmap(sample, in_dims=(None, 0)))(theta, x)
 
     def jacobian(theta: Tensor, x: Tensor) -> Tensor:
-        return vmap(vmap(jacrev(sample), in_dims=(None, 0)))(theta, x)
+        with derivatives(x[0]):
+            return vmap(vmap(jacrev(sample), in_dims=(None, 0)))(theta, x)
 
     return Functions(outputs, jacobian)
 

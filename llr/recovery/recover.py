@@ -102,7 +102,8 @@ def recover(
         fresh_points: how many of them.
         seed: of the starts and fresh points: the same seed, data and budget in starts give the same result.
         progress: told the starts so far, and the smallest squared residuals so far, relative to the mean
-            square of the targets, after every round.
+            square of the targets, after every round. If it returns True, the search ends as if the
+            budget were spent.
 
     Raises:
         TypeError: what is no tensor, dtypes that are no numbers.

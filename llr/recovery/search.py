@@ -38,8 +38,11 @@ _CANDIDATES = 8
 # them lead to its end, and a damping that changes by little from step to step is the one that follows it.
 _PATIENT = Damping(1e-6, 0.9, 1.5, stall=100, iterations=20_000, progress=0.0)
 
-Report = Callable[[int, float], None]
-"""Called with the starts so far, and the smallest squared residuals so far, relative to the targets."""
+Report = Callable[[int, float], object]
+"""Told the starts so far, and the smallest squared residuals so far, relative to the targets.
+
+The search ends where it returns True.
+"""
 
 
 @takes_fields(seconds=real)
@@ -80,10 +83,14 @@ class Spent:
     report: Report | None = None
     starts: int = 0
     best: float = math.inf
+    stopped: bool = False
+    """By the report."""
     began: float = field(default_factory=time.monotonic)
 
     def left(self, wanted: int) -> int:
         """How many of the wanted starts there may be."""
+        if self.stopped:
+            return 0
         if self.budget.seconds is not None and self.seconds > self.budget.seconds:
             return 0
         if self.budget.starts is None:
@@ -95,7 +102,7 @@ class Spent:
         self.starts += len(fits.theta)
         self.best = min(self.best, float(fits.relative.nan_to_num(math.inf).min()))
         if self.report is not None:
-            self.report(self.starts, self.best)
+            self.stopped = self.report(self.starts, self.best) is True
 
     @contextmanager
     def capped(self, share: float) -> Iterator[None]:

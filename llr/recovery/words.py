@@ -160,13 +160,15 @@ def not_found(hunt: Hunt, widths: str, closest: Net, error: float) -> tuple[str,
         f"{math.sqrt(error):.1e} (root mean square, width {closest.width}). {stopped(hunt)}"
     )
     hints = ["a larger max_width, another activation, or noise_std= if the targets are noisy"]
-    if hunt.spent.left(1) <= 0:
+    if hunt.spent.left(1) <= 0 and not hunt.spent.stopped:
         hints.append("a larger budget")
     return claim, "; ".join(hints)
 
 
 def stopped(hunt: Hunt) -> str:
     """Why the search ended."""
+    if hunt.spent.stopped:
+        return "The search was ended from outside"
     budget = hunt.spent.budget
     if budget.starts is not None and hunt.spent.starts >= budget.starts:
         return f"The budget of {budget.starts:,} starts is spent"

@@ -114,7 +114,7 @@ def run(
     A sweep that was killed goes on with the same command. Under torchrun, all processes share the cells.
     """
     out = spec.with_suffix(".sqlite") if out is None else out
-    with progress_bar() as report:
+    with resumable(), progress_bar() as report:
         end = run_sweep(
             spec,
             out,
@@ -210,6 +210,16 @@ def plot(file: Path, figure: Path, where: tuple[str, ...], success: str, predict
 def worker(host: str, port: int, prefix: str, name: str) -> None:
     """Compute cells for the process that starts this one, and holds its standard input."""
     work(Address(host, port, prefix), name, own=True)
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Say on Ctrl-C that no finished cell is lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        click.echo("what is finished is kept; the same command goes on from there", err=True)
+        raise
 
 
 @contextlib.contextmanager
