@@ -33,7 +33,6 @@ _PERHAPS_FLOATING: set[Callable[..., Any]] = {
     *(torch.full, torch.arange, torch.range, torch.tensor, torch.as_tensor, torch.asarray),
     *(torch.scalar_tensor, torch.normal),
 }
-_FROM_OUTSIDE: set[Callable[..., Any]] = {torch.from_numpy, torch.frombuffer}
 _FACTORIES = _FLOATING | _PERHAPS_FLOATING
 
 
@@ -46,8 +45,8 @@ class Precision(TorchFunctionMode):
     """While a forward runs: numbers that it makes without a dtype are of the problem's dtype.
 
     That does not depend on ``torch.set_default_dtype``. With ``raised``, what asks for a lower floating-point
-    dtype (``.float()``, ``softmax(dtype=torch.float32)``) gets the problem's dtype too, as do numbers that
-    come from numpy.
+    dtype (``.float()``, ``softmax(dtype=torch.float32)``) gets the problem's dtype too, as do arrays that
+    ``torch.tensor`` and ``torch.as_tensor`` copy. ``torch.from_numpy`` is not seen here: torch passes it by.
     """
 
     def __init__(self, dtype: torch.dtype, *, raised: bool) -> None:
@@ -98,8 +97,6 @@ class Precision(TorchFunctionMode):
         self, result: Tensor, func: Callable[..., Any], args: Sequence[Any], named: dict[str, Any]
     ) -> Tensor:
         """A result of another floating-point dtype, made anew where only the default dtype says so."""
-        if func in _FROM_OUTSIDE:
-            return result.to(self._instead.get(result.dtype, result.dtype))
         given = list(_tensors((*args, *named.values())))
         if (
             not given
