@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -33,7 +34,8 @@ pytestmark = [
     pytest.mark.slow,
 ]
 
-KILLS = 10
+KILLS = min(10, int(os.environ.get("LLR_RANDOM_CASES", "4")))
+"""More would outlast the cells."""
 LIMIT = 120.0
 
 
