@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Run the command; exit code 130 for Ctrl-C at any time."""
     try:
-        from llr.cli import main as command  # noqa: PLC0415 - it is what takes long
+        from llr.cli.main import main as command  # noqa: PLC0415 - it is what takes long
 
         command()
     except KeyboardInterrupt:

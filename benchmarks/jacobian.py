@@ -66,7 +66,7 @@ from harness import (
     write,
 )
 
-from llr.memory import format_bytes
+from llr.inputs.memory import format_bytes
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 

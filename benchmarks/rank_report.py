@@ -28,7 +28,7 @@ from rank_contenders import (
     VERIFY,
 )
 
-from llr.memory import format_bytes
+from llr.inputs.memory import format_bytes
 
 SECONDS, PEAK, EXACT = "seconds", "peak bytes", "exact"
 PROMISED = "the CPU with 2 threads, at full size"

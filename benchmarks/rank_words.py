@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 import llr
-from llr.activations import activation_layer
-from llr.result import CLEAR_GAP, RankResult
+from llr.inputs.activations import activation_layer
+from llr.ranks.result import CLEAR_GAP, RankResult
 
 F64 = torch.float64
 LOST = 0.02  # of those that were clear and right, at most so many may be ambiguous

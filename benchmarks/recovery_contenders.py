@@ -18,8 +18,8 @@ import torch
 from scipy.optimize import least_squares
 from torch import Tensor
 
-from llr import _ops
 from llr.models import TwoLayer
+from llr.operators import _ops
 from llr.recovery import Target, initial, levenberg_marquardt, lm_reference
 from llr.recovery.damping import DAMPING, Damping
 

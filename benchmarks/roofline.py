@@ -33,7 +33,7 @@ from harness import number, table, write
 from machine_code import MULTIPROCESSORS, RESULTS
 from rank import GRAM_CASES, SVD_CASES
 
-from llr.memory import format_bytes
+from llr.inputs.memory import format_bytes
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "cuda.md"
 BEGIN, END = "<!-- benchmarks/roofline.py -->", "<!-- end -->"

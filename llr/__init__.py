@@ -2,28 +2,28 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from llr import _transforms as _transforms
-from llr import certify as certify
-from llr import reference as reference
-from llr.certificate import Certificate as Certificate
-from llr.gram import gram as gram
-from llr.guarantee import Guarantee as Guarantee
-from llr.guarantee import has_llr_guarantee as has_llr_guarantee
-from llr.guarantee import llr_sample_size as llr_sample_size
-from llr.info import info as info
-from llr.info import selftest as selftest
-from llr.jacobian import jacobian as jacobian
-from llr.jacobian import plan as plan
-from llr.memory import memory_budget as memory_budget
-from llr.memory import set_memory_budget as set_memory_budget
-from llr.model_rank import ModelRank as ModelRank
-from llr.model_rank import model_rank as model_rank
-from llr.parameters import layout as layout
-from llr.rank import rank as rank
-from llr.result import RankResult as RankResult
-from llr.spectrum import numerical_rank as numerical_rank
-from llr.spectrum import svdvals as svdvals
-from llr.spectrum import tolerance as tolerance
+from llr.cli.info import info as info
+from llr.cli.info import selftest as selftest
+from llr.inputs.evaluation import reference as reference
+from llr.inputs.memory import memory_budget as memory_budget
+from llr.inputs.memory import set_memory_budget as set_memory_budget
+from llr.inputs.parameters import layout as layout
+from llr.jacobians.gram import gram as gram
+from llr.jacobians.jacobian import jacobian as jacobian
+from llr.jacobians.jacobian import plan as plan
+from llr.linalg.spectrum import numerical_rank as numerical_rank
+from llr.linalg.spectrum import svdvals as svdvals
+from llr.linalg.spectrum import tolerance as tolerance
+from llr.operators import _transforms as _transforms
+from llr.ranks.certificates import certify as certify
+from llr.ranks.certificates.certificate import Certificate as Certificate
+from llr.ranks.guarantee import Guarantee as Guarantee
+from llr.ranks.guarantee import has_llr_guarantee as has_llr_guarantee
+from llr.ranks.guarantee import llr_sample_size as llr_sample_size
+from llr.ranks.model_rank import ModelRank as ModelRank
+from llr.ranks.model_rank import model_rank as model_rank
+from llr.ranks.rank import rank as rank
+from llr.ranks.result import RankResult as RankResult
 
 try:
     __version__ = version("llr")

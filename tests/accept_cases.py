@@ -37,11 +37,11 @@ class Tied(nn.Module):
 
 def agree(model: Any, plain: nn.Module, x: Any, dense: Tensor) -> None:
     """All that evaluates a model gives for it and x what it gives for the plain ones."""
-    expected = llr.reference.jacobian(plain, dense)
+    expected = llr.inputs.evaluation.reference.jacobian(plain, dense)
     torch.testing.assert_close(llr.jacobian(model, x), expected)
     exact = copy.deepcopy(plain).double()
     promoted = dense.double() if dense.is_floating_point() else dense
-    J = llr.reference.jacobian(exact, promoted).flatten(0, 1)
+    J = llr.inputs.evaluation.reference.jacobian(exact, promoted).flatten(0, 1)
     torch.testing.assert_close(llr.gram(model, x).reshape(len(J), len(J)), J @ J.T)
     found = llr.rank(model, x)
     assert found.rank == int(torch.linalg.matrix_rank(J))

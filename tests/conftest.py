@@ -10,7 +10,7 @@ import targets
 import torch
 from targets import Target
 
-from llr import _ops
+from llr.operators import _ops
 
 
 def pytest_configure(config: pytest.Config) -> None:

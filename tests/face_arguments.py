@@ -12,7 +12,8 @@ import torch
 from face_models import MODELS, USUAL, plain
 from torch import nn
 
-from llr import certify, embedding, landscape, models, recovery
+from llr import embedding, landscape, models, recovery
+from llr.ranks.certificates import certify
 
 Draw = Callable[[random.Random, dict[str, Any]], Any]
 

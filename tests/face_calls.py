@@ -41,8 +41,11 @@ from face_arguments import (
 from torch import nn
 
 import llr
-from llr import certify, embedding, exact, landscape, lifting, models, neurons, recovery, theory
+from llr import embedding, landscape, lifting, models, recovery, theory
+from llr.exact import network as exact
+from llr.ranks.certificates import certify
 from llr.recovery import train as training
+from llr.theory import neurons
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Draw], dict[str, Draw]]] = {
     # name: the function, what it needs, what it may be given

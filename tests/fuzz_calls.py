@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llr import _transforms
+from llr.operators import _transforms
 
 Call = tuple[list[Any], dict[str, Any]]
 

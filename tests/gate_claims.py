@@ -9,8 +9,8 @@ from refusals import complaint
 from torch import Tensor, nn
 
 import llr
-from llr import exact
 from llr.embedding import split
+from llr.exact import network as exact
 from llr.recovery import Damping, levenberg_marquardt
 from llr.recovery.train.data import Data
 from llr.recovery.train.machines import machine_for
@@ -97,9 +97,9 @@ def wrong(model: nn.Module, x: Tensor, J: Tensor, *, raised: bool = False) -> li
             found.append(name)
 
     def certified() -> int:
-        certificate = llr.certify.certify(model, x)
+        certificate = llr.certify(model, x)
         tight = int(torch.linalg.matrix_rank(J, rtol=1e-15)) if J.any() else 0
-        if certificate.rank > tight or not llr.certify.verify(certificate, model, x):
+        if certificate.rank > tight or not llr.verify(certificate, model, x):
             found.append("certify")
         return certificate.upper
 

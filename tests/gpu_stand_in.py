@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from llr import _ops, gate
+from llr.inputs import gate
+from llr.operators import _ops
 
 GPU = torch.device("cuda", 0)
 NAME = "Stand-in GPU"

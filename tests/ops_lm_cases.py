@@ -14,7 +14,7 @@ import torch
 from oracles import ACTIVATIONS
 from torch import Tensor
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llr import reference
+from llr.inputs.evaluation import reference
 
 HERE = Path(__file__).parent
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from oracles import Net
 
-from llr import _ops, _transforms
+from llr.operators import _ops, _transforms
 
 EMULATED_NUMBERS = 300_000
 """Of a result, for the emulation to take a fraction of a second."""

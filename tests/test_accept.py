@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 import llr
 import llr.recovery.train
-from llr import embedding, landscape, lifting, models, neurons, recovery, theory
+from llr import embedding, landscape, lifting, models, recovery, theory
+from llr.theory import neurons
 
 F64 = torch.float64
 
@@ -146,8 +147,8 @@ ON_META: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "merge": lambda m, x: recovery.train.merge(m, x[0]),
     "narrow": lambda m, x: recovery.train.narrow(m, x[0], x, x),
     "tangent_rank": lambda m, x: recovery.train.tangent_rank(m, x, x),
-    "reference.jacobian": llr.reference.jacobian,
-    "certify": llr.certify.certify,
+    "reference.jacobian": llr.inputs.evaluation.reference.jacobian,
+    "certify": llr.certify,
     "model_rank": lambda m, _: llr.model_rank(m),
     "criticality": lambda m, x: landscape.criticality(m, x, x),
     "hessian_spectrum": lambda m, x: landscape.hessian_spectrum(m, x, x),
@@ -246,7 +247,7 @@ def test_sparse_gradients(model: nn.Sequential) -> None:
     agree(model, plain, x, x)
     assert model[0].sparse
     torch.testing.assert_close(
-        llr.jacobian(model, x, backend="loop"), llr.reference.jacobian(plain, x)
+        llr.jacobian(model, x, backend="loop"), llr.inputs.evaluation.reference.jacobian(plain, x)
     )
     y = torch.randn(4, 2)
     if isinstance(model[0], nn.EmbeddingBag):  # torch has no second derivatives of it
@@ -275,12 +276,12 @@ class Phases(nn.Module):
 
 def test_complex_numbers_inside() -> None:
     model, x = Phases(), samples()
-    J = llr.reference.jacobian(model, x)
+    J = llr.inputs.evaluation.reference.jacobian(model, x)
     torch.testing.assert_close(llr.jacobian(model, x), J)
     exact = Phases().double()
     exact.load_state_dict(model.state_dict())  # exact in twice the precision
     exact.turn, exact.factor.data = model.turn.cdouble(), model.factor.data.cdouble()
-    J = llr.reference.jacobian(exact, x.double()).flatten(0, 1)
+    J = llr.inputs.evaluation.reference.jacobian(exact, x.double()).flatten(0, 1)
     found = llr.rank(model, x)
     torch.testing.assert_close(found.spectrum, torch.linalg.svdvals(J), rtol=0, atol=1e-12)
     assert model.turn.dtype == torch.complex64
@@ -325,7 +326,7 @@ def test_nothing_to_count() -> None:
     with pytest.raises(ValueError, match="a layer of width 0"):
         theory.tangent_dimension(hollow)
     with pytest.raises(ValueError, match="a layer of width 0"):
-        llr.certify.certify(hollow, x)
+        llr.certify(hollow, x)
     silent = nn.Linear(3, 0)
     for backend in ("auto", "torch", "loop"):
         assert llr.jacobian(silent, x, backend=backend).shape == (5, 0, 0)
@@ -342,7 +343,9 @@ def test_nothing_to_count() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_promoted_for_ranks(dtype: torch.dtype) -> None:
     model, x = mlp().to(dtype), samples().to(dtype)
-    J = llr.reference.jacobian(copy.deepcopy(model).double(), x.double()).flatten(0, 1)
+    J = llr.inputs.evaluation.reference.jacobian(copy.deepcopy(model).double(), x.double()).flatten(
+        0, 1
+    )
     torch.testing.assert_close(
         llr.rank(model, x).spectrum, torch.linalg.svdvals(J), rtol=0, atol=1e-12
     )

@@ -90,7 +90,9 @@ def test_tokens_stay_integers() -> None:
         x.numpy().astype(np.uint16),
         x.to_sparse(),
     ):
-        torch.testing.assert_close(llr.jacobian(model, given), llr.reference.jacobian(model, x))
+        torch.testing.assert_close(
+            llr.jacobian(model, given), llr.inputs.evaluation.reference.jacobian(model, x)
+        )
     for kind in (torch.uint8, torch.bool):
         with pytest.raises(
             (TypeError, ValueError), match=rf"x is {kind}.*(x.to\(torch|x.float\(\))"

@@ -87,7 +87,7 @@ def test_stacked_models_with_their_buffers() -> None:
     stacked = torch.func.stack_module_state(ensemble)
     J = llr.jacobian(ensemble[0], x, params=stacked)
     for i, member in enumerate(ensemble):
-        torch.testing.assert_close(J[i], llr.reference.jacobian(member, x))
+        torch.testing.assert_close(J[i], llr.inputs.evaluation.reference.jacobian(member, x))
     ensemble[1][1].running_var.mul_(2)
     with pytest.raises(ValueError, match="take models whose buffers differ one at a time"):
         llr.jacobian(ensemble[0], x, params=torch.func.stack_module_state(ensemble))
@@ -111,11 +111,11 @@ def test_second_names_of_tied_weights() -> None:
 
 def test_certificates_with_params_in_other_forms() -> None:
     model, x = mlp(), samples()
-    proof = llr.certify.certify(model, x, params=model.state_dict())
+    proof = llr.certify(model, x, params=model.state_dict())
     wrapped = nn.DataParallel(model)
     for params in (model.state_dict(), dict(wrapped.named_parameters())):
-        assert llr.certify.verify(proof, wrapped, x, params=params)
-        assert llr.certify.verify(proof, model=wrapped, x=x.numpy(), params=params)
+        assert llr.verify(proof, wrapped, x, params=params)
+        assert llr.verify(proof, model=wrapped, x=x.numpy(), params=params)
 
 
 def test_params_in_other_forms() -> None:

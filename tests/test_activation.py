@@ -17,7 +17,7 @@ import pytest
 import torch
 from oracles import ACTIVATIONS, Net, draw, exact_rows
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

@@ -275,7 +275,7 @@ def test_complex_numbers_are_not_made_real():
     ):
         _complex(call, "x")
         _complex(call, "y")
-    for one in (llr.rank, llr.jacobian, llr.gram, llr.plan, llr.certify.certify, landscape.rate):
+    for one in (llr.rank, llr.jacobian, llr.gram, llr.plan, llr.certify, landscape.rate):
         _complex(lambda x, _, one=one: one(model, x), "x")
     for call, name in (
         (lambda t: recovery.levenberg_marquardt(model, t, X[:, :2], X[:, :1]), "starts"),

@@ -12,7 +12,7 @@ import torch
 from benchmark_modules import imported, tables
 from torch.func import jacrev
 
-from llr import _ops
+from llr.operators import _ops
 from llr.recovery.damping import DAMPING
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")

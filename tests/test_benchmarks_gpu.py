@@ -12,7 +12,7 @@ import torch
 from benchmark_modules import BENCHMARKS, imported
 from gpu_stand_in import GPU, NAME, on_gpu, stand_in
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = [
     pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON),

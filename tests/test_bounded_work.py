@@ -20,11 +20,11 @@ import torch
 from flint import arb
 from torch import Tensor, nn
 
-from llr.balls import precision
-from llr.certificate import Certificate, at_most, decimal_below
-from llr.certify import certify, verify
-from llr.deadline import TimeLimit, poll, time_limit
+from llr.linalg.balls import precision
+from llr.linalg.deadline import TimeLimit, poll, time_limit
 from llr.models import Polynomial, TwoLayer
+from llr.ranks.certificates.certificate import Certificate, at_most, decimal_below
+from llr.ranks.certificates.certify import certify, verify
 
 CASES = int(os.environ.get("LLR_RANDOM_CASES", "150"))
 
@@ -233,7 +233,7 @@ class TestTimeLimits:
         def late(*_: Any) -> Any:
             raise TimeLimit
 
-        monkeypatch.setattr("llr.certify.remainder", late)
+        monkeypatch.setattr("llr.ranks.certificates.certify.remainder", late)
         found = certify(model, x)
         assert found.stopped == "time limit"
         assert 0 <= found.rank < found.upper
@@ -247,7 +247,7 @@ class TestTimeLimits:
         def late(*_: Any) -> Any:
             raise TimeLimit
 
-        monkeypatch.setattr("llr.certify.rational_pivots", late)
+        monkeypatch.setattr("llr.ranks.certificates.certify.rational_pivots", late)
         found = certify(model, x)
         assert (found.rank, found.upper, found.stopped) == (0, 2, "time limit")
         assert verify(found, model, x)
@@ -270,7 +270,7 @@ x = torch.randn(800, 5).double()
 print("begun", flush=True)
 try:
     while True:  # however fast one is: the signal comes while one runs
-        llr.certify.certify(model, x, bits=BITS, max_bits=4096)
+        llr.certify(model, x, bits=BITS, max_bits=4096)
 except KeyboardInterrupt:
     print("stopped", flush=True)
 """

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from oracles import mlp
 from torch import Tensor, nn
 
-from llr.balls import precision
-from llr.certificate import Certificate, at_most, decimal_below
-from llr.certify import certify, verify
+from llr.linalg.balls import precision
+from llr.ranks.certificates.certificate import Certificate, at_most, decimal_below
+from llr.ranks.certificates.certify import certify, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

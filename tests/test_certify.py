@@ -18,7 +18,7 @@ from test_rank import DEGENERATE, samples, two_layer
 from torch import Tensor, nn
 
 import llr
-from llr.certify import Certificate, certify, verify
+from llr.ranks.certificates.certify import Certificate, certify, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -329,8 +329,12 @@ class TestVerify:
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         model, x, _ = case
-        monkeypatch.setattr("llr.certify.find_pivots", lambda *_: [(i, i) for i in range(16)])
-        monkeypatch.setattr("llr.certify.prove", lambda _, pivots, **__: (len(pivots), arb(1)))
+        monkeypatch.setattr(
+            "llr.ranks.certificates.certify.find_pivots", lambda *_: [(i, i) for i in range(16)]
+        )
+        monkeypatch.setattr(
+            "llr.ranks.certificates.certify.prove", lambda _, pivots, **__: (len(pivots), arb(1))
+        )
         certificate = certify(model, x, params="*")
         assert certificate.rank == 16
         assert not verify(certificate, model, x)
@@ -344,7 +348,7 @@ class TestVerify:
         certificate = certify(model, x)
         assert (certificate.rank, certificate.upper_from) == (13, "theory")
         assert verify(certificate, model, x)
-        monkeypatch.setattr("llr.verification.upper_bound", lambda *_: None)
+        monkeypatch.setattr("llr.ranks.certificates.verification.upper_bound", lambda *_: None)
         assert "the closed form is None" in verify(certificate, model, x).reason
 
     def test_a_callers_upper_bound_is_flagged(

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import llr
-from llr import exact
-from llr.chain import RULES, Entrywise, dense, register, steps_of
+from llr.exact import network as exact
+from llr.exact.chain import RULES, Entrywise, dense, register, steps_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -26,7 +26,7 @@ class Twice(nn.Module):
 
 class TestModules:
     def test_a_registered_class(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("llr.chain.RULES", dict(RULES))
+        monkeypatch.setattr("llr.exact.chain.RULES", dict(RULES))
         register(
             Twice,
             lambda m, s: ([*steps_of(m.layer, s)[0], Entrywise("sin"), Entrywise("sin")], (2,)),
@@ -50,7 +50,7 @@ class TestModules:
             assert out == (2, 3)
             return [*steps, Entrywise("tanh"), dense("read", module.read, shape=(1, 6))], (1,)
 
-        monkeypatch.setattr("llr.chain.RULES", dict(RULES))
+        monkeypatch.setattr("llr.exact.chain.RULES", dict(RULES))
         register(Shared, rule)
         model, x = Shared().double(), torch.randn(4, 5, dtype=torch.float64)
         expected = llr.jacobian(model, x).flatten()
@@ -96,7 +96,7 @@ class TestModules:
             exact.read_network(model, torch.randn(4, 5))
 
     def test_refusal_says_what_else_to_do(self) -> None:
-        with pytest.raises(ValueError, match=r'llr.chain.register, or take method="svd"'):
+        with pytest.raises(ValueError, match=r'llr.exact.chain.register, or take method="svd"'):
             exact.jacobian(nn.LayerNorm(2), torch.zeros(2, 2), bits=64)
         with pytest.raises(ValueError, match=r'function, .* method="svd"'):
             exact.jacobian(lambda p, x: x @ p["w"], torch.zeros(2, 2), bits=64)

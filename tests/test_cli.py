@@ -19,9 +19,10 @@ import torch
 from click.testing import CliRunner, Result
 
 import llr
-from llr import cli, demo
-from llr.files import load_model
-from llr.info import Check, SelfTest
+from llr.cli import demo
+from llr.cli import main as cli
+from llr.cli.info import Check, SelfTest
+from llr.inputs.files.load import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -237,7 +238,7 @@ class TestErrors:
             "    pathlib.Path('started').touch()\n"
             "    time.sleep(600)\n"
         )
-        command = [sys.executable, "-m", "llr.cli", "rank", "slow:build", "--inputs", "x.npy"]
+        command = [sys.executable, "-m", "llr.cli.main", "rank", "slow:build", "--inputs", "x.npy"]
         environment = {**os.environ, "PYTHONPATH": str(Path(llr.__file__).parents[1])}
         with subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env=environment

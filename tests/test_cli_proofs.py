@@ -16,7 +16,7 @@ import torch
 from test_cli import rank_as_json, refusal, run
 
 import llr
-from llr.files import load_model
+from llr.inputs.files.load import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -61,7 +61,7 @@ class TestCertify:
         verdict = run("verify", "proof.json", *SOURCE)
         assert verdict.stdout.startswith("holds: ")
         model, x = load_model("mlp:2-3-1", dtype=torch.float64), torch.from_numpy(np.load("x.npy"))
-        assert llr.certify.verify(kept, model, x)
+        assert llr.verify(kept, model, x)
 
     def test_another_model(self) -> None:
         run("certify", *SOURCE, "--out", "proof.json")
@@ -114,7 +114,7 @@ class TestCertify:
     def test_interrupted(self, here: Path) -> None:
         np.save("x.npy", np.random.default_rng(0).standard_normal((600, 1)))
         (here / "proof.json").write_text("what was there before")
-        code = "from llr.cli import main; print('here', flush=True); main()"
+        code = "from llr.cli.main import main; print('here', flush=True); main()"
         command = [sys.executable, "-c", code, "certify", "mlp:1-100-1", "--inputs", "x.npy"]
         process = subprocess.Popen(
             [*command, "--out", "proof.json"],

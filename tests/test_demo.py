@@ -16,10 +16,10 @@ from sklearn.datasets import load_diabetes
 from torch import nn
 
 import llr
-from llr import demo
-from llr.certificate import Certificate
-from llr.certify import verify
-from llr.files import load_model
+from llr.cli import demo
+from llr.inputs.files.load import load_model
+from llr.ranks.certificates.certificate import Certificate
+from llr.ranks.certificates.certify import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -129,7 +129,7 @@ class TestRun:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, extra: str
     ) -> None:
         monkeypatch.setitem(sys.modules, missing, None)
-        monkeypatch.delitem(sys.modules, "llr.plot", raising=False)
+        monkeypatch.delitem(sys.modules, "llr.plotting", raising=False)
         monkeypatch.delattr(llr, "plot", raising=False)
         with pytest.raises(ImportError, match=rf"pip install 'llr\[{extra}\]'"):
             demo.run(tmp_path / "out", quick=True)

@@ -77,7 +77,9 @@ def test_a_backend_asked_for_says_what_is_in_its_way() -> None:
     model, x = Sparse(), torch.tensor([[1, 2], [3, 3]])
     with pytest.raises(ValueError, match=r"^backend='torch' cannot compute .*; backend='auto'"):
         llr.jacobian(model, x, backend="torch")
-    torch.testing.assert_close(llr.jacobian(model, x), llr.reference.jacobian(model, x))
+    torch.testing.assert_close(
+        llr.jacobian(model, x), llr.inputs.evaluation.reference.jacobian(model, x)
+    )
     assert "Facebook" not in llr.plan(model, x).reason
 
 

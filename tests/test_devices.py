@@ -19,10 +19,10 @@ from oracles import assert_matches, mlp
 from torch import Tensor, nn
 
 import llr
-from llr import _ops
-from llr.gram import evaluate_gram
-from llr.jacobian import evaluate
-from llr.problem import read_problem
+from llr.inputs.problem import read_problem
+from llr.jacobians.gram import evaluate_gram
+from llr.jacobians.jacobian import evaluate
+from llr.operators import _ops
 
 pytestmark = [
     pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON),

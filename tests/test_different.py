@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import llr
-from llr.activations import ACTIVATIONS, activation_layer
-from llr.different import bounds_of_matrices, bounds_of_model
-from llr.problem import read_problem
+from llr.inputs.activations import ACTIVATIONS, activation_layer
+from llr.inputs.problem import read_problem
+from llr.ranks.different import bounds_of_matrices, bounds_of_model
 
 F64 = torch.float64
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from models import F64
 from torch import Tensor
 
-from llr import _ops, double_double
-from llr.double_double import DoubleDouble, two_product, two_sum
+from llr.operators import _ops, double_double
+from llr.operators.double_double import DoubleDouble, two_product, two_sum
 
 native = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 IMPLEMENTATIONS = [

@@ -7,17 +7,11 @@ from flint import arb, arb_mat, fmpq, fmpq_mat, fmpz_mat, nmod_mat
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llr.balls import precision
-from llr.block_inverse import determinant_bounds, solved
-from llr.elimination import (
-    Scaled,
-    find_pivots,
-    prove,
-    rational_pivots,
-    remainder,
-)
-from llr.integers import exact_rank, integer_rows
-from llr.verification import _nonsingular
+from llr.linalg.balls import precision
+from llr.linalg.block_inverse import determinant_bounds, solved
+from llr.linalg.elimination import Scaled, find_pivots, prove, rational_pivots, remainder
+from llr.linalg.integers import exact_rank, integer_rows
+from llr.ranks.certificates.verification import _nonsingular
 
 
 def integers(m: int, n: int, r: int, seed: int, size: int = 9) -> fmpz_mat:
@@ -40,7 +34,7 @@ SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 8), st.
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How large blocks of matrices are that are treated in one call."""
     if request.param == "in blocks":
-        monkeypatch.setattr("llr.elimination.largest_piece", lambda _: 2)
+        monkeypatch.setattr("llr.linalg.elimination.largest_piece", lambda _: 2)
         return 2
     return 1000
 

@@ -11,9 +11,9 @@ from flint import arb, ctx
 from torch import Tensor, nn
 
 import llr
-from llr.equilibrate import power_of_two, scaled, scaled_error, scales, times_power
-from llr.error_bound import layer_errors
-from llr.exact import read_network
+from llr.exact.network import read_network
+from llr.linalg.equilibrate import power_of_two, scaled, scaled_error, scales, times_power
+from llr.linalg.error_bound import layer_errors
 
 F64 = torch.float64
 
@@ -164,7 +164,7 @@ class TestUnitsDoNotDecide:
         assert (other.rank, other.exact) == (plain.rank, True)
 
     def test_rows_of_a_network_too_large_for_columns(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("llr.counting._WORTH_MAKING", 0)
+        monkeypatch.setattr("llr.ranks.counting._WORTH_MAKING", 0)
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(3, 30), nn.Tanh(), nn.Linear(30, 2)).double()
         with torch.no_grad():

@@ -13,13 +13,13 @@ from flint import arb, ctx
 from torch import Tensor, nn
 from torch.library import opcheck
 
-from llr import _ops
-from llr.activations import ACTIVATIONS, activation_layer
-from llr.error_bound import estimated_error, layer_errors, row_errors, svd_error
-from llr.exact import read_network
-from llr.jacobian import evaluate
-from llr.paths import native_arguments
-from llr.problem import read_problem
+from llr.exact.network import read_network
+from llr.inputs.activations import ACTIVATIONS, activation_layer
+from llr.inputs.problem import read_problem
+from llr.jacobians.jacobian import evaluate
+from llr.jacobians.paths import native_arguments
+from llr.linalg.error_bound import estimated_error, layer_errors, row_errors, svd_error
+from llr.operators import _ops
 
 F64, F32 = torch.float64, torch.float32
 CASES = int(os.environ.get("LLR_RANDOM_CASES", "20"))

@@ -19,9 +19,9 @@ from oracles import Net, draw, exact_rows, mlp
 from torch import Tensor, nn
 
 import llr
-from llr import exact
-from llr.activations import activation_layer
-from llr.balls import ACTIVATIONS, precision
+from llr.exact import network as exact
+from llr.inputs.activations import activation_layer
+from llr.linalg.balls import ACTIVATIONS, precision
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from test_cli import refusal, run
 
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer
-from llr.plot_recovery import embedded as embedded_figure
-from llr.rank import rank
+from llr.ranks.rank import rank
 from llr.recovery import EXPERIMENTS, Target, reproduce
 from llr.recovery import embedded as embedded_cell
 from llr.recovery.experiment import Setting, run_cell
+from llr.recovery.figure import embedded as embedded_figure
 from llr.recovery.search import Data, first_fit
 from llr.recovery.sweep import Spec, read_store
 from llr.theory import optimistic_sample_size

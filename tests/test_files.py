@@ -17,9 +17,9 @@ import torch
 from torch import nn
 
 import llr
-from llr.files import as_taken_by, load_inputs, write_atomic
-from llr.inputs.layout import Layout
-from llr.inputs.writing import require_directory, require_writable
+from llr.inputs.files.layout import Layout
+from llr.inputs.files.load import as_taken_by, load_inputs, write_atomic
+from llr.inputs.files.writing import require_directory, require_writable
 
 SUFFIXES = [".csv", ".tsv", ".txt", ".dat", ".npy", ".npz", ".pt", ".safetensors"]
 

@@ -12,8 +12,9 @@ from targets import emulated, require_gpus
 from torch import Tensor
 
 import llr
-from llr import _ops, reference
-from llr.info import Check
+from llr.cli.info import Check
+from llr.inputs.evaluation import reference
+from llr.operators import _ops
 
 
 @pytest.fixture

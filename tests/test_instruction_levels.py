@@ -12,7 +12,7 @@ import pytest
 import torch
 from oracles import HERE, run_python
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = [
     pytest.mark.slow,

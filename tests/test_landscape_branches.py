@@ -14,9 +14,9 @@ import torch
 from test_landscape_critical import F64, randn
 from torch import nn
 
-from llr import certify
 from llr.landscape import Branch, branches, criticality, hessian_spectrum, random_point
 from llr.models import TwoLayer, mlp
+from llr.ranks.certificates import certify
 from llr.theory.groups import group_neurons
 from llr.theory.structure import TwoLayerNet, read_structure
 

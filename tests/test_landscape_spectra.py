@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 import llr
-from llr import certify
 from llr.landscape import embedded_spectrum, hessian_spectrum
 from llr.models import DeepLinear, MatrixFactorization, mlp
+from llr.ranks.certificates import certify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import llr
-from llr.layers import Factor, stream
-from llr.problem import Problem, read_problem
-from llr.signals import read_layers
+from llr.inputs.problem import Problem, read_problem
+from llr.jacobians.layers import Factor, stream
+from llr.jacobians.signals import read_layers
 
 pytestmark = pytest.mark.filterwarnings(  # torch's own
     "ignore:Using padding='same' with even kernel:UserWarning"
@@ -259,7 +259,7 @@ def gram_of(parts: Iterable[Factor | Tensor]) -> Tensor:
 
 
 def expected_gram(model: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    J = llr.reference.jacobian(model, x)
+    J = llr.inputs.evaluation.reference.jacobian(model, x)
     return torch.einsum("icp,jdp->icjd", J, J).reshape(len(x) * J.shape[1], -1), J.shape[1]
 
 
@@ -329,7 +329,7 @@ def test_callables_have_no_layers():
     layers = read_layers(problem, 2)
     assert layers.known == []
     assert layers.others == ["w", "b", "scale"]
-    J = llr.reference.jacobian(affine, x, params).flatten(0, 1)
+    J = llr.inputs.evaluation.reference.jacobian(affine, x, params).flatten(0, 1)
     for room in (8, 200, 10**6):
         assert_matches(gram_of(stream(layers, room)), J @ J.T)
 
@@ -355,7 +355,7 @@ def test_planted_errors_are_found(monkeypatch):
     # The comparison with autograd is what the rest relies on: without it the result is wrong.
     model, x = case_of("used outside of its module")
     K, q = expected_gram(model, x)
-    monkeypatch.setattr("llr.signals._agrees", lambda *_: True)
+    monkeypatch.setattr("llr.jacobians.signals._agrees", lambda *_: True)
     layers = read_layers(problem_of(model, x), q)
     assert layers.others == []
     found = gram_of(stream(layers, 1 << 20))

@@ -23,12 +23,12 @@ from lifting_cases import (
 from torch import nn
 
 import llr
-from llr.certify import certify
+from llr.inputs.samplers import read_sampler
 from llr.landscape import critical_targets, criticality
 from llr.lifting import LiftStatus, lift_status, lifted_family, status
 from llr.lifting.ranks import RankBounds, rank_bounds
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer, mlp
-from llr.samplers import read_sampler
+from llr.ranks.certificates.certify import certify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -362,14 +362,16 @@ class TestMistakes:
         assert (found.upper, found.exact, str(found)) == (17, False, "15 to 17")
         assert len(found.rows) == len(found.columns) == 15
         # The rows and columns are those of a nonsingular matrix whose determinant is at least as large.
-        J = llr.exact.jacobian(model, normal(40, 1), bits=2048).tolist()
+        J = llr.exact.network.jacobian(model, normal(40, 1), bits=2048).tolist()
         minor = [[J[i][j] for j in found.columns] for i in found.rows]
-        with llr.balls.precision(2048):
-            assert abs(llr.exact.arb_mat(minor).det()) > llr.balls.arb(found.determinant)
+        with llr.linalg.balls.precision(2048):
+            assert abs(llr.exact.network.arb_mat(minor).det()) > llr.linalg.balls.arb(
+                found.determinant
+            )
 
 
-def certify_matrix(model: nn.Module) -> Callable[[int], llr.exact.arb_mat]:
-    return lambda bits: llr.exact.jacobian(model, normal(40, 1), bits=bits)
+def certify_matrix(model: nn.Module) -> Callable[[int], llr.exact.network.arb_mat]:
+    return lambda bits: llr.exact.network.jacobian(model, normal(40, 1), bits=bits)
 
 
 class TestResult:

@@ -19,9 +19,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from train_cases import Own, Tied, frozen_bias
 
 import llr
-from llr import _ops
+from llr.inputs.problem import read_problem
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
-from llr.problem import read_problem
+from llr.operators import _ops
 from llr.recovery import Damping, Fits, initial, levenberg_marquardt, lm_reference
 from llr.recovery.damping import CONVERGED, DAMPING, SKIPPED, STATUS
 

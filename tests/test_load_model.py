@@ -15,8 +15,8 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from llr.activations import ACTIVATIONS
-from llr.files import load_model
+from llr.inputs.activations import ACTIVATIONS
+from llr.inputs.files.load import load_model
 
 ZOO = """
     import torch

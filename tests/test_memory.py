@@ -12,7 +12,7 @@ from oracles import mlp, run_python
 from torch import nn
 
 import llr
-from llr.memory import format_bytes, parse_bytes
+from llr.inputs.memory import format_bytes, parse_bytes
 
 F64 = torch.float64
 

@@ -14,10 +14,10 @@ from test_rank import DEGENERATE, W1, W2, samples, two_layer
 from torch import Tensor, nn
 
 import llr
-from llr.certify import verify
-from llr.guarantee import Guarantee, has_llr_guarantee
-from llr.model_rank import ModelRank, model_rank
-from llr.samplers import read_sampler
+from llr.inputs.samplers import read_sampler
+from llr.ranks.certificates.certify import verify
+from llr.ranks.guarantee import Guarantee, has_llr_guarantee
+from llr.ranks.model_rank import ModelRank, model_rank
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -284,19 +284,19 @@ class TestSearch:
 
     def test_too_large_to_prove(self, monkeypatch: pytest.MonkeyPatch) -> None:
         model = two_layer(TWO)
-        monkeypatch.setattr("llr.saturation._WORK", 0.0)
+        monkeypatch.setattr("llr.ranks.saturation._WORK", 0.0)
         counted = model_rank(model)
         assert (counted.rank, counted.lower, counted.saturated) == (8, 0, True)
         assert model_rank(model, certify=True).exact
         assert model_rank(model, method="certified").exact
         # Enough for a proof on the sample found, not for those of the search.
-        monkeypatch.setattr("llr.saturation._WORK", 8 * 8 * 208.0)
+        monkeypatch.setattr("llr.ranks.saturation._WORK", 8 * 8 * 208.0)
         assert model_rank(model).exact
 
     def test_proof_that_cannot_follow(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # Floating point stops at about 25 of 36; proofs are affordable on 32 samples at most.
         model = random_net(1, 12, 1)
-        monkeypatch.setattr("llr.saturation._WORK", 32 * 36 * 232.0)
+        monkeypatch.setattr("llr.ranks.saturation._WORK", 32 * 36 * 232.0)
         found = model_rank(model, max_samples=64)
         assert (found.rank, found.lower, found.upper) == (32, 32, 36)
         assert not found.saturated
@@ -305,7 +305,7 @@ class TestSearch:
 
     def test_count_goes_on_where_a_proof_does_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
         # The first 24 samples are ambiguous already, and the only ones on which a proof is affordable.
-        monkeypatch.setattr("llr.saturation._WORK", 24 * 36 * 224.0)
+        monkeypatch.setattr("llr.ranks.saturation._WORK", 24 * 36 * 224.0)
         found = model_rank(random_net(1, 12, 1), margin=12)
         assert found.lower == 24 < found.rank <= 36
         assert found.ambiguous
@@ -319,7 +319,7 @@ class TestSearch:
         counted = model_rank(model, certify=False)
         assert (counted.rank, counted.n_samples, counted.ambiguous) == (5, 4, False)
         assert model_rank(model).exact
-        monkeypatch.setattr("llr.saturation._WORK", 8 * 10 * 208.0)
+        monkeypatch.setattr("llr.ranks.saturation._WORK", 8 * 10 * 208.0)
         found = model_rank(model)
         assert (found.rank, found.lower, found.upper) == (6, 6, 10)
         assert (found.ambiguous, found.saturated) == (True, False)

@@ -11,10 +11,11 @@ from test_rank import F64, samples
 from torch import Tensor, nn
 
 import llr
-from llr import balls, chain, exact, reference
-from llr.certificate import Certificate
-from llr.certify import certify, verify
-from llr.mlp import read_mlp
+from llr.exact import chain
+from llr.exact import network as exact
+from llr.inputs.evaluation import reference
+from llr.inputs.mlp import read_mlp
+from llr.linalg import balls
 from llr.models import (
     ACTIVATIONS,
     Conv1dTwoLayer,
@@ -26,6 +27,8 @@ from llr.models import (
     TwoLayer,
     mlp,
 )
+from llr.ranks.certificates.certificate import Certificate
+from llr.ranks.certificates.certify import certify, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

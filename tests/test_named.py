@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from llr.named import current_directory_importable, named_object
+from llr.inputs.named import current_directory_importable, named_object
 
 EXPECTED = "module:number, such as math:pi"
 

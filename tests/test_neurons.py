@@ -13,9 +13,9 @@ import torch
 from test_rank import F64, samples
 from torch import Tensor, nn
 
-from llr import balls
-from llr.activations import activation_layer
-from llr.elimination import Scaled, find_pivots, prove
+from llr.inputs.activations import activation_layer
+from llr.linalg import balls
+from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.models import (
     Conv1dTwoLayer,
     DeepLinear,
@@ -25,8 +25,8 @@ from llr.models import (
     TwoLayer,
     mlp,
 )
-from llr.neurons import Independence, _networks, _values, independence
 from llr.theory import groups
+from llr.theory.neurons import Independence, _networks, _values, independence
 from llr.theory.span import Function
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
@@ -292,9 +292,9 @@ class TestRandomNetworks:
             ("llr.theory.symbols.Symbols.is_constant", lambda _, v: not any(v), "erf"),
             ("llr.theory.symbols.Symbols.is_constant", lambda *_: False, "sigmoid"),
             ("llr.theory.span.Echelon.reduce", lambda _, v: (v, {}), "silu"),
-            ("llr.neurons.Function", lambda *parts: Function(parts[0]), "sin"),
+            ("llr.theory.neurons.Function", lambda *parts: Function(parts[0]), "sin"),
             (
-                "llr.neurons.Function",
+                "llr.theory.neurons.Function",
                 lambda *parts: Function(parts[0], len(parts) > 1 or None),
                 "sin",
             ),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_spectrum import DTYPES, low_rank
 
 import llr
-from llr.integers import rank_of_floats
+from llr.linalg.integers import rank_of_floats
 
 
 def by_fractions(rows: Sequence[Sequence[float]]) -> int:

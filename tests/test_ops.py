@@ -26,7 +26,8 @@ from oracles import (
 from targets import Target
 from torch import Tensor
 
-from llr import _ops, reference
+from llr.inputs.evaluation import reference
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

@@ -10,7 +10,7 @@ import torch
 from oracles import Net, draw
 from torch import Tensor
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

@@ -14,7 +14,7 @@ from oracles import Net, Tensors, assert_matches, draw, error, name
 from targets import Target
 from torch import Tensor
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

@@ -12,7 +12,7 @@ import sys
 import pytest
 from oracles import HERE
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

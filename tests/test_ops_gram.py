@@ -24,7 +24,8 @@ from targets import Target
 from torch import Tensor
 from torch.library import opcheck
 
-from llr import _ops, reference
+from llr.inputs.evaluation import reference
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

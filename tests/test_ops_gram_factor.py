@@ -13,7 +13,7 @@ from oracles import as_integers, assert_matches, normal, on_grid
 from torch import Tensor
 from torch.library import opcheck
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

@@ -7,7 +7,7 @@ import json
 import pytest
 from oracles import run_python
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

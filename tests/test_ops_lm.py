@@ -22,7 +22,7 @@ from oracles import ACTIVATIONS, run_python
 from torch import Tensor
 from torch.func import jacrev
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

@@ -14,7 +14,7 @@ from ops_lm_cases import MODELS, Data, Model, Options, Result, draw, mlp, native
 from torch import Tensor
 from torch.library import opcheck
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

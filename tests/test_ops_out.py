@@ -9,7 +9,7 @@ import torch
 from oracles import Net, draw, name, run_python
 from torch import Tensor
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

@@ -19,7 +19,7 @@ from targets import Target
 from torch import Tensor
 from torch.library import opcheck
 
-from llr import _ops
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
-from llr import _ops, reference
+from llr.inputs.evaluation import reference
+from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 import llr
-from llr import plot
+from llr import plotting as plot
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -171,7 +171,7 @@ def test_global_state_is_left_alone(deficient: llr.RankResult, tmp_path: Path) -
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, deficient: llr.RankResult) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "llr.plot")
+    monkeypatch.delitem(sys.modules, "llr.plotting")
     monkeypatch.delattr(llr, "plot")
     with pytest.raises(ImportError, match=r"figures need matplotlib: pip install 'llr\[plot\]'"):
         deficient.plot()

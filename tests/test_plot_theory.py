@@ -9,10 +9,11 @@ import pytest
 import torch
 from embedding_cases import network, normal_samples
 
-from llr import landscape, plot_theory, theory
+from llr import landscape, theory
 from llr.embedding import split
 from llr.landscape import critical_targets
 from llr.models import DeepLinear, TwoLayer, mlp
+from llr.theory import figure as plot_theory
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

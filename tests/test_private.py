@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.checkpoint import checkpoint
 
 import llr
-from llr.evaluation.private import Private
+from llr.inputs.evaluation.private import Private
 
 # Building such models warns: they are old, and still there.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")

@@ -214,7 +214,9 @@ def test_accepted(case, backend):
         for buffer in model.buffers():
             buffer.add_(1)  # statistics other than the initial ones
     assert_matches(
-        llr.jacobian(model, x, backend=backend), llr.reference.jacobian(model, x), tolerance=1e-12
+        llr.jacobian(model, x, backend=backend),
+        llr.inputs.evaluation.reference.jacobian(model, x),
+        tolerance=1e-12,
     )
 
 
@@ -344,7 +346,7 @@ def test_a_generator_of_its_own_is_no_randomness():
     for backend in ("auto", "loop"):
         assert_matches(
             llr.jacobian(model, x, backend=backend),
-            llr.reference.jacobian(model, x),
+            llr.inputs.evaluation.reference.jacobian(model, x),
             tolerance=1e-12,
         )
 

@@ -14,11 +14,11 @@ from test_rank import DEGENERATE, samples, two_layer
 from torch import nn
 
 import llr
-from llr import _ops
-from llr.certify import verify
-from llr.jacobian import prepare
-from llr.methods import choose, costs
-from llr.problem import read_problem
+from llr.inputs.problem import read_problem
+from llr.jacobians.jacobian import prepare
+from llr.operators import _ops
+from llr.ranks.certificates.certify import verify
+from llr.ranks.methods import choose, costs
 
 F64 = torch.float64
 FLOAT_METHODS = ("svd", "tsqr", "gram")
@@ -41,7 +41,7 @@ class TestAgreement:
     def test_every_model(self, case: str) -> None:
         torch.manual_seed(0)
         model, x = make(case)
-        J = llr.reference.jacobian(model, x).flatten(0, 1)
+        J = llr.inputs.evaluation.reference.jacobian(model, x).flatten(0, 1)
         exact = torch.linalg.svdvals(J)
         for method in FLOAT_METHODS:
             result = llr.rank(model, x, method=method)

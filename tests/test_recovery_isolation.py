@@ -12,8 +12,8 @@ from flint import arb
 from recovery_cases import ANALYTIC, F64, FIFTY, data_of, normal, planted
 from torch import Tensor
 
-from llr.balls import precision
-from llr.jacobian import jacobian
+from llr.jacobians.jacobian import jacobian
+from llr.linalg.balls import precision
 from llr.models import TwoLayer
 from llr.recovery import Target, isolation
 from llr.recovery.domain import Domain, errors

@@ -12,7 +12,7 @@ from recovery_cases import ANALYTIC, F64, data_of, fifty_digits, normal, planted
 from scipy.stats import beta, binom
 from torch import Tensor
 
-from llr.balls import precision
+from llr.linalg.balls import precision
 from llr.models import TwoLayer
 from llr.recovery import Target
 from llr.recovery.alias import aliases

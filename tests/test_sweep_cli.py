@@ -16,9 +16,9 @@ from rich.console import Console
 from sweep_cases import ENVIRONMENT, columns, toml
 from test_cli import refusal, run
 
+from llr.cli import sweep as sweep_cli
 from llr.recovery.experiment import Setting
 from llr.recovery.sweep import Spec, Tally, read_store
-from llr.recovery.sweep import cli as sweep_cli
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -218,8 +218,8 @@ class TestLooking:
         assert said == "error: Parquet needs pyarrow: pip install 'llr[parquet]'"
         for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
             monkeypatch.setitem(sys.modules, name, None)
-        monkeypatch.delitem(sys.modules, "llr.plot", raising=False)
-        monkeypatch.delattr("llr.plot", raising=False)
+        monkeypatch.delitem(sys.modules, "llr.plotting", raising=False)
+        monkeypatch.delattr("llr.plotting", raising=False)
         said = refusal("sweep", "plot", "spec.sqlite", "f.png")
         assert said == "error: figures need matplotlib: pip install 'llr[plot]'"
 

@@ -348,7 +348,7 @@ class TestFullDisk:
             'architecture = "a"\ntarget = "t"\nstrategy = "s"\nn = 5\nseed = { from = 0, to = 99 }\n'
         )
         code = (
-            "import resource, sys; from llr.recovery.sweep.cli import sweep\n"
+            "import resource, sys; from llr.cli.sweep import sweep\n"
             f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
             f"sweep(['run', {str(spec)!r}, '--runner', 'sweep_cases:counted'])"
         )

@@ -14,7 +14,7 @@ import pytest
 from matplotlib.collections import PolyCollection, QuadMesh
 from scipy.stats import binomtest
 
-from llr import plot
+from llr import plotting as plot
 from llr.recovery.sweep import Cell, Outcome, Row, Spec, export, open_store, read_store, table
 from llr.recovery.sweep.figure import draw, selected
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from llr.inputs.layout import Layout
-from llr.inputs.tables import read_table
+from llr.inputs.files.layout import Layout
+from llr.inputs.files.tables import read_table
 
 
 def read(text: str, suffix: str = ".csv", **options: object) -> list[list[float]]:

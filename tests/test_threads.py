@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, nn
 
 import llr
-from llr import embedding, exact, landscape, lifting, neurons, recovery, theory
-from llr.certify import certify, verify
+from llr import embedding, landscape, lifting, recovery, theory
+from llr.exact import network as exact
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
+from llr.ranks.certificates.certify import certify, verify
 from llr.recovery import train
+from llr.theory import neurons
 
 ROUNDS = int(os.environ.get("LLR_RANDOM_CASES", "1"))
 """So many times all calls are made in a random order, shared out among the threads, each call twice."""

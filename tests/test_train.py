@@ -20,9 +20,9 @@ from train_cases import (
 )
 
 import llr
+from llr.inputs.problem import read_problem
 from llr.landscape import hessian_spectrum
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer, mlp
-from llr.problem import read_problem
 from llr.recovery.train import GD, LM, Adam, Flow, Training, run, train
 from llr.recovery.train.data import Data
 from llr.recovery.train.machines import (

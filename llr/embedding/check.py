@@ -10,20 +10,20 @@ import torch
 from flint import arb_mat, fmpq_mat
 from torch import Tensor, nn
 
-from llr.accept import a_module, takes, valued
-from llr.balls import Number
-from llr.certify import certify
-from llr.critical_targets import critical_error, error_of
-from llr.elimination import Scaled, find_pivots, prove
 from llr.embedding.exceptions import exceptions
 from llr.embedding.network import Network, read
 from llr.embedding.rounding import before_rounding, rounding_of
-from llr.exact import read_network
-from llr.integers import exact_rank, integer_rows
-from llr.jacobian import jacobian
-from llr.kinks import off_analytic
-from llr.roles import a_seed
-from llr.surroundings import outside_inference_mode
+from llr.exact.kinks import off_analytic
+from llr.exact.network import read_network
+from llr.inputs.accept import a_module, takes, valued
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.roles import a_seed
+from llr.jacobians.jacobian import jacobian
+from llr.landscape.critical_targets import critical_error, error_of
+from llr.linalg.balls import Number
+from llr.linalg.elimination import Scaled, find_pivots, prove
+from llr.linalg.integers import exact_rank, integer_rows
+from llr.ranks.certificates.certify import certify
 from llr.theory.formal import Formal, formal
 from llr.theory.formal_span import contained, formal_rank
 from llr.theory.symbols import Symbols

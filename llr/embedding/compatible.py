@@ -12,12 +12,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_module, takes
 from llr.embedding.moves import PLAIN_SHARES, Numbers, pick, vector_of, wanted_hidden
 from llr.embedding.network import Network, Spread, embed, read
 from llr.embedding.record import Embedding
-from llr.roles import a_generator, a_sequence, maybe, sizes
-from llr.surroundings import outside_inference_mode
+from llr.inputs.accept import a_module, takes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.roles import a_generator, a_sequence, maybe, sizes
 
 # Sums of weights may miss their value by so many roundings of their terms.
 _ROUNDINGS = 8

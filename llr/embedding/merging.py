@@ -8,8 +8,8 @@ from fractions import Fraction
 
 from flint import arb, fmpq
 
-from llr.balls import precision
 from llr.embedding.network import Network
+from llr.linalg.balls import precision
 from llr.theory.span import Echelon, in_words
 from llr.theory.structure import Row, exact_matrix, exact_row, rank
 from llr.theory.symbols import ONE, Monomial, Symbols, Vector, combined

@@ -10,13 +10,13 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_module, numbers_or_one, takes
 from llr.embedding.network import Network, Spread, embed, read, spread_columns, spread_rows
 from llr.embedding.record import Embedding
+from llr.inputs.accept import a_module, numbers_or_one, takes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.roles import a_generator, sizes
+from llr.inputs.tensors import refuse_complex
 from llr.models import Conv1dTwoLayer
-from llr.roles import a_generator, sizes
-from llr.surroundings import outside_inference_mode
-from llr.tensors import refuse_complex
 
 Numbers = Sequence[float] | Tensor
 Choice = TypeVar("Choice")

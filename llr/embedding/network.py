@@ -9,9 +9,9 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from llr.activations import Polynomial, activation_layer
 from llr.embedding.record import Embedding
-from llr.mlp import NotAnMLP, read_mlp
+from llr.inputs.activations import Polynomial, activation_layer
+from llr.inputs.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, DeepLinear, TwoLayer
 from llr.models.parts import layers_of
 from llr.theory.groups import PARITY
@@ -30,7 +30,7 @@ class Network:
     """(n_l, n_(l-1)) each; of a convolution (channels, kernel numbers) and (positions, channels)."""
     biases: tuple[Tensor | None, ...]
     activation: str
-    """A name of :data:`llr.reference.ACTIVATIONS`, or "polynomial"."""
+    """A name of :data:`llr.inputs.evaluation.reference.ACTIVATIONS`, or "polynomial"."""
     layer: nn.Module
     """The activation as a layer."""
     places: tuple[Tensor, ...]

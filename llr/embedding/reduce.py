@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_module, takes
-from llr.activations import Polynomial
 from llr.embedding.kernels import Kernels
 from llr.embedding.merging import Layers
 from llr.embedding.network import Network, read
 from llr.embedding.rounding import rounding_of
+from llr.inputs.accept import a_module, takes
+from llr.inputs.activations import Polynomial
+from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.models import Conv1dTwoLayer
-from llr.surroundings import outside_inference_mode
 from llr.theory.formal import formal
 from llr.theory.structure import ConvNet, Row, exact_row, read_structure, warn_of_near_copies
 from llr.theory.symbols import Symbols

@@ -10,9 +10,9 @@ import torch
 from flint import arb
 from torch import Tensor, nn
 
-from llr.activations import Polynomial
-from llr.balls import precision
 from llr.embedding.network import Network
+from llr.inputs.activations import Polynomial
+from llr.linalg.balls import precision
 from llr.models import Conv1dTwoLayer
 from llr.theory.formal import Formal, formal
 from llr.theory.symbols import Vector, combined

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from torch import nn
 
-from llr.accept import a_module, takes
+from llr.inputs.accept import a_module, takes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.landscape.target import Target, read_target
-from llr.surroundings import outside_inference_mode
 
 Role = Literal["", "free", "centred", "balanced"]
 Isolation = Literal["not isolated", "undecided", "isolated"]

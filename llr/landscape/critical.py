@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch.func import grad
 
-from llr.accept import a_model, takes, valued
-from llr.forward_errors import explained
+from llr.inputs.accept import a_model, takes, valued
+from llr.inputs.evaluation.forward_errors import explained
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.parameters import Selection
+from llr.inputs.problem import Model
+from llr.inputs.roles import real
 from llr.landscape.surface import Linearization, Loss, Surface, pullback
-from llr.parameters import Selection
-from llr.problem import Model
-from llr.roles import real
-from llr.surroundings import outside_inference_mode
 
 # How far above the effect of rounding a gradient may be and still count as one of rounding alone.
 _MARGIN = 100.0

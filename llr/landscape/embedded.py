@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_module, takes, valued, with_matrix
 from llr.embedding import Embedding
+from llr.inputs.accept import a_module, takes, valued, with_matrix
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.roles import real
 from llr.landscape.spectra import HessianSpectrum, check_affordable, spectrum_of
 from llr.landscape.surface import Loss, Surface, hessian_of
-from llr.roles import real
-from llr.surroundings import outside_inference_mode
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,18 +13,18 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 from torch.func import grad
 
-from llr.accept import a_model, takes, valued
-from llr.certificate import check_int
-from llr.error_bound import estimated_error
-from llr.forward_errors import derivatives
-from llr.jacobian import evaluate
+from llr.inputs.accept import a_model, takes, valued
+from llr.inputs.evaluation.forward_errors import derivatives
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.parameters import Selection
+from llr.inputs.problem import Model
+from llr.inputs.roles import a_sequence, number, real
+from llr.jacobians.jacobian import evaluate
 from llr.landscape.spectra import check_affordable
 from llr.landscape.surface import Loss, Surface, hessian_of
-from llr.parameters import Selection
-from llr.problem import Model
-from llr.roles import a_sequence, number, real
-from llr.spectrum import count, singular_values
-from llr.surroundings import outside_inference_mode
+from llr.linalg.error_bound import estimated_error
+from llr.linalg.spectrum import count, singular_values
+from llr.ranks.certificates.certificate import check_int
 
 _LEAST_POINTS = 3  # of a slope that is worth the name
 _NOISE = 1e3  # residuals of fewer integration errors than this are noise

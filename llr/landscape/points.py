@@ -10,12 +10,12 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from llr.accept import a_module, takes
+from llr.inputs.accept import a_module, takes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.roles import a_generator, an_instance
 from llr.landscape.branches import Branch
 from llr.landscape.target import Target, read_target
 from llr.models import TwoLayer
-from llr.roles import a_generator, an_instance
-from llr.surroundings import outside_inference_mode
 from llr.theory.structure import Row
 
 _ACTIVATIONS = {"tanh": math.tanh, "erf": math.erf}

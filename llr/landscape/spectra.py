@@ -13,15 +13,15 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 from torch.func import grad
 
-from llr.accept import a_model, takes, valued
-from llr.jacobian import evaluate
+from llr.inputs.accept import a_model, takes, valued
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.memory import fits, format_bytes, memory_budget
+from llr.inputs.parameters import Selection
+from llr.inputs.problem import Model
+from llr.inputs.roles import maybe, real, whole
+from llr.jacobians.jacobian import evaluate
 from llr.landscape.surface import Loss, Surface, hessian_of, pullback
-from llr.memory import fits, format_bytes, memory_budget
-from llr.parameters import Selection
-from llr.problem import Model
-from llr.roles import maybe, real, whole
-from llr.spectrum import singular_values, tolerance
-from llr.surroundings import outside_inference_mode
+from llr.linalg.spectrum import singular_values, tolerance
 
 Kind = Literal["full", "gauss-newton"]
 Method = Literal["auto", "dense", "lanczos"]

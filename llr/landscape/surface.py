@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
-from llr.evaluation.probe import refuse_interactions
-from llr.forward_errors import derivatives, explained
-from llr.parameters import Columns, Selection
-from llr.problem import Model, Problem, read_problem
-from llr.surroundings import silent_vmap
-from llr.tensors import refuse_complex
+from llr.inputs.evaluation.forward_errors import derivatives, explained
+from llr.inputs.evaluation.probe import refuse_interactions
+from llr.inputs.evaluation.surroundings import silent_vmap
+from llr.inputs.parameters import Columns, Selection
+from llr.inputs.problem import Model, Problem, read_problem
+from llr.inputs.tensors import refuse_complex
 
 _COLUMNS_AT_ONCE = 64  # of a Hessian
 

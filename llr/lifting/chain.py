@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from llr.mlp import NotAnMLP, read_mlp
+from llr.inputs.mlp import NotAnMLP, read_mlp
 from llr.models.parts import layers_of
 from llr.theory.structure import read_structure
 

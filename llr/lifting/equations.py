@@ -12,11 +12,11 @@ from scipy.optimize import least_squares
 from torch import Tensor
 from torch.func import grad
 
-from llr.forward_errors import explained
+from llr.inputs.evaluation.forward_errors import explained
+from llr.inputs.evaluation.reference import ACTIVATIONS
 from llr.landscape.surface import Surface
 from llr.lifting.chain import Chain
-from llr.reference import ACTIVATIONS
-from llr.spectrum import singular_values, tolerance
+from llr.linalg.spectrum import singular_values, tolerance
 from llr.theory.groups import PARITY
 
 _EPS = torch.finfo(torch.float64).eps

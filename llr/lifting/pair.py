@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from llr.exact import Network, read_network
-from llr.kinks import off_analytic
-from llr.samplers import read_sampler
+from llr.exact.kinks import off_analytic
+from llr.exact.network import Network, read_network
+from llr.inputs.samplers import read_sampler
 from llr.theory.formal import Formal, formal
 from llr.theory.formal_span import formal_rank
 from llr.theory.structure import DeepNet, Factorization, Structure, TwoLayerNet, read_structure

@@ -13,13 +13,13 @@ import torch
 from flint import arb, arb_mat, fmpq
 from torch import Tensor, nn
 
-from llr.accept import a_module, takes, valued
-from llr.balls import precision
-from llr.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
+from llr.inputs.accept import a_module, takes, valued
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.roles import a_seed
 from llr.lifting.pair import Pair
 from llr.lifting.ranks import RankBounds, rank_bounds
-from llr.roles import a_seed
-from llr.surroundings import outside_inference_mode
+from llr.linalg.balls import precision
+from llr.ranks.certificates.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
 from llr.theory.formal import Formal
 from llr.theory.formal_span import combination
 from llr.theory.symbols import Vector, primitive

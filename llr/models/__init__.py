@@ -1,9 +1,9 @@
 """Models of the theory as ordinary modules: usable wherever llr, or torch, takes a module."""
 
-from llr.activations import ACTIVATIONS as ACTIVATIONS
-from llr.activations import Erf as Erf
-from llr.activations import Polynomial as Polynomial
-from llr.activations import Sine as Sine
+from llr.inputs.activations import ACTIVATIONS as ACTIVATIONS
+from llr.inputs.activations import Erf as Erf
+from llr.inputs.activations import Polynomial as Polynomial
+from llr.inputs.activations import Sine as Sine
 from llr.models.convolution import Conv1dTwoLayer as Conv1dTwoLayer
 from llr.models.factorization import MatrixFactorization as MatrixFactorization
 from llr.models.networks import DeepLinear as DeepLinear

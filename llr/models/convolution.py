@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llr.accept import takes
-from llr.activations import activation_layer
-from llr.chain import Affine, Shape, Step, dense, register, steps_of
+from llr.exact.chain import Affine, Shape, Step, dense, register, steps_of
+from llr.inputs.accept import takes
+from llr.inputs.activations import activation_layer
+from llr.inputs.roles import a_flag, a_float_dtype, a_generator
 from llr.models.parts import check_shape, check_sizes, check_tensors, normal, set_tensors
-from llr.roles import a_flag, a_float_dtype, a_generator
 
 
 class Conv1dTwoLayer(nn.Module):

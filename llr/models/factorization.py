@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llr.accept import takes
-from llr.chain import Shape, Step, dense, register
+from llr.exact.chain import Shape, Step, dense, register
+from llr.inputs.accept import takes
+from llr.inputs.roles import a_float_dtype, a_generator
 from llr.models.parts import (
     check_shape,
     check_sizes,
@@ -19,7 +20,6 @@ from llr.models.parts import (
     normal,
     set_tensors,
 )
-from llr.roles import a_float_dtype, a_generator
 
 
 class MatrixFactorization(nn.Module):

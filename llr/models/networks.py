@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr.accept import takes
-from llr.activations import activation_layer
+from llr.inputs.accept import takes
+from llr.inputs.activations import activation_layer
+from llr.inputs.roles import a_flag, a_float_dtype, a_generator, a_sequence
 from llr.models.parts import (
     check_shape,
     check_sizes,
@@ -20,7 +21,6 @@ from llr.models.parts import (
     matrix_shape,
     set_tensors,
 )
-from llr.roles import a_flag, a_float_dtype, a_generator, a_sequence
 
 
 class _Chain(nn.Sequential):

@@ -9,10 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from llr import gate
-from llr.activations import activation_layer
-from llr.mlp import SETTINGS
-from llr.tensors import as_double
+from llr.inputs import gate
+from llr.inputs.activations import activation_layer
+from llr.inputs.mlp import SETTINGS
+from llr.inputs.tensors import as_double
 
 Module = TypeVar("Module", bound=nn.Module)
 

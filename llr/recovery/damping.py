@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from llr.accept import takes_fields
+from llr.inputs.accept import takes_fields
 
 STATUS = ("converged", "stalled", "limit", "failed", "skipped")
 """How a start ends; the order is that of the native operator's codes."""

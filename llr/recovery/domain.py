@@ -8,10 +8,10 @@ import torch
 from flint import arb_mat
 from torch import Tensor
 
-from llr.balls import precision
+from llr.inputs.tensors import refuse_complex
+from llr.linalg.balls import precision
 from llr.recovery.polish import Polished
 from llr.recovery.precise import Inputs, floats
-from llr.tensors import refuse_complex
 
 _POINTS = 48
 _CORNERS = 16  # of these points

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 
 from llr.embedding import widen
-from llr.rank import rank
+from llr.ranks.rank import rank
 from llr.recovery.experiment import Setting, Value
 from llr.recovery.experiment import run_cell as recovered
 

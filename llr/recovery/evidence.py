@@ -14,10 +14,10 @@ import torch
 from flint import arb, arb_mat
 from torch import Tensor
 
+from llr.inputs.evaluation.reference import ACTIVATIONS
 from llr.recovery.polish import Polished
 from llr.recovery.precise import floats
 from llr.recovery.rounding import UNIT
-from llr.reference import ACTIVATIONS
 
 _MOST = 120  # random neurons
 _SEEN = 30.0  # roundings that a direction must exceed to count as one more observation

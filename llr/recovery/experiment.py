@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from llr.jacobian import jacobian
+from llr.jacobians.jacobian import jacobian
+from llr.linalg.spectrum import singular_values
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer
 from llr.recovery.recover import recover
 from llr.recovery.search import FITTED, Data, first_fit
 from llr.recovery.starts import initial
 from llr.recovery.targets import RECOVERED, Target
 from llr.recovery.train import GD, Adam, Training, narrow, train
-from llr.spectrum import singular_values
 from llr.theory import optimistic_sample_size
 
 Value = str | int | float | bool | None

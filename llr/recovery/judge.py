@@ -9,8 +9,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from llr.balls import precision
-from llr.jacobian import jacobian
+from llr.jacobians.jacobian import jacobian
+from llr.linalg.balls import precision
 from llr.recovery.alias import aliases
 from llr.recovery.domain import Domain, errors
 from llr.recovery.evidence import Evidence, evidence

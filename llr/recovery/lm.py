@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from llr import _ops
-from llr.accept import a_module, takes, valued
-from llr.evaluation.probe import refuse_interactions
-from llr.memory import fits, format_bytes, memory_budget
+from llr.inputs.accept import a_module, takes, valued
+from llr.inputs.evaluation.probe import refuse_interactions
+from llr.inputs.evaluation.surroundings import closed, ordinary, outside_inference_mode
+from llr.inputs.memory import fits, format_bytes, memory_budget
+from llr.inputs.parameters import layout
+from llr.inputs.problem import Problem, read_problem
+from llr.inputs.roles import a_flag
+from llr.inputs.tensors import as_double
 from llr.models import MatrixFactorization
-from llr.parameters import layout
-from llr.problem import Problem, read_problem
+from llr.operators import _ops
 from llr.recovery import lm_native, lm_reference
 from llr.recovery.damping import CONVERGED, STATUS, Damping
-from llr.roles import a_flag
-from llr.surroundings import closed, ordinary, outside_inference_mode
-from llr.tensors import as_double
 
 _POOL_BYTES = 2**28  # of Jacobians and normal matrices that the torch path holds at a time
 _LARGEST_POOL = 1024

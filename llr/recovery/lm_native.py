@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llr import _ops
-from llr.memory import fits, format_bytes, memory_budget
+from llr.inputs.memory import fits, format_bytes, memory_budget
+from llr.inputs.problem import Problem
 from llr.models import Conv1dTwoLayer, MatrixFactorization
 from llr.models.parts import departure_from
-from llr.problem import Problem
+from llr.operators import _ops
 from llr.recovery.damping import Damping
 from llr.recovery.lm_reference import Solution
 

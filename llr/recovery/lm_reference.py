@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from torch.func import jacrev, vmap
 
-from llr.forward_errors import derivatives
-from llr.problem import Problem
+from llr.inputs.evaluation.forward_errors import derivatives
+from llr.inputs.evaluation.reference import ACTIVATIONS, mlp_jacobian, output_leaves
+from llr.inputs.problem import Problem
 from llr.recovery import damping as codes
 from llr.recovery.damping import CONVERGED, FAILED, LIMIT, SKIPPED, STALLED, Damping
-from llr.reference import ACTIVATIONS, mlp_jacobian, output_leaves
 
 
 class Functions(NamedTuple):

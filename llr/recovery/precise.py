@@ -10,7 +10,7 @@ import torch
 from flint import arb, arb_mat
 from torch import Tensor
 
-from llr.balls import ACTIVATIONS, Function
+from llr.linalg.balls import ACTIVATIONS, Function
 from llr.recovery.net import Net
 
 BITS = 256

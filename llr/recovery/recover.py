@@ -7,7 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from llr.accept import takes, valued, valued_or_function
+from llr.inputs.accept import takes, valued, valued_or_function
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.roles import a_flag, a_function, a_seed, maybe, real, whole, word
 from llr.models.parts import check_sizes
 from llr.recovery import words
 from llr.recovery.case import Case, Points
@@ -20,8 +22,6 @@ from llr.recovery.rounding import Rounding
 from llr.recovery.samples import Kind, check, check_frequency, read
 from llr.recovery.scaling import Scaling
 from llr.recovery.search import Budget, Report, Spent
-from llr.roles import a_flag, a_function, a_seed, maybe, real, whole, word
-from llr.surroundings import outside_inference_mode
 
 
 @takes(

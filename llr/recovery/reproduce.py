@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llr.accept import takes
-from llr.named import named_object
+from llr.inputs.accept import takes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.named import named_object
+from llr.inputs.roles import word
 from llr.recovery.sweep import Row, Spec, Tally, export, read_store, run
-from llr.roles import word
-from llr.surroundings import outside_inference_mode
 
 Document = Mapping[str, Any]
 """A sweep's specification, as a TOML file would say it."""
@@ -151,7 +151,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             d=2, k=1, n=4, seed=_TWO, width=[1, 2], strategy=["recover", "lm"], options=_FEW_STARTS
         ),
         runner="llr.recovery.embedded:run_cell",
-        figure="llr.plot_recovery:embedded",
+        figure="llr.recovery.figure:embedded",
     ),
     "free-width": Experiment(
         question="What costs samples: more neurons, or more connections?",
@@ -243,7 +243,7 @@ def reproduce(
     if name not in EXPERIMENTS:
         raise ValueError(f"experiment is {name!r}; expected one of {', '.join(EXPERIMENTS)}")
     experiment, stem = EXPERIMENTS[name], f"{name}-quick" if quick else name
-    plot = importlib.import_module("llr.plot")  # needs matplotlib, which is optional
+    plot = importlib.import_module("llr.plotting")  # needs matplotlib, which is optional
     draw: Any = named_object(experiment.figure, "figure", "module:callable")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

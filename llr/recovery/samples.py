@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llr.activations import ACTIVATIONS
+from llr.inputs.activations import ACTIVATIONS
+from llr.inputs.tensors import refuse_complex
 from llr.models import TwoLayer
 from llr.recovery.net import Net
-from llr.tensors import refuse_complex
 
 
 def read(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llr.accept import takes_fields
+from llr.inputs.accept import takes_fields
+from llr.inputs.roles import real
 from llr.recovery.damping import Damping
 from llr.recovery.lm import Fits, levenberg_marquardt
 from llr.recovery.starts import initial
-from llr.roles import real
 
 FITTED = 1e-20
 """A fit is accepted if its mean squared residual, relative to the targets' mean square, is below this."""

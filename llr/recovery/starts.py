@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_module, takes
-from llr.mlp import MLP, NotAnMLP, read_mlp
-from llr.parameters import layout
-from llr.roles import a_device_here, a_float_dtype, a_generator, number, word
-from llr.surroundings import outside_inference_mode
+from llr.inputs.accept import a_module, takes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.mlp import MLP, NotAnMLP, read_mlp
+from llr.inputs.parameters import layout
+from llr.inputs.roles import a_device_here, a_float_dtype, a_generator, number, word
 
 KINDS = ("normal", "fan-in", "torch")
 

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from llr.accept import a_module, needed, takes, takes_fields
-from llr.forward_errors import explained
-from llr.mlp import NotAnMLP, read_mlp
+from llr.inputs.accept import a_module, needed, takes, takes_fields
+from llr.inputs.evaluation.forward_errors import explained
+from llr.inputs.mlp import NotAnMLP, read_mlp
+from llr.inputs.roles import a_seed, number, whole
 from llr.models import Conv1dTwoLayer, MatrixFactorization
 from llr.models.parts import check_sizes
-from llr.roles import a_seed, number, whole
 from llr.theory import Dimension, model_rank_of_function
 
 Kind = Literal["generic", "separated", "linear-like", "given"]

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from torch import nn
 
-from llr.mlp import NotAnMLP, read_mlp
+from llr.inputs.mlp import NotAnMLP, read_mlp
 from llr.theory.formal_span import formal_rank
 from llr.theory.groups import group_neurons, named
 from llr.theory.result import Dimension, Status, Term

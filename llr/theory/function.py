@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from llr.accept import a_module, takes
-from llr.surroundings import outside_inference_mode
+from llr.inputs.accept import a_module, takes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.theory.convolution_function import as_two_layer, convolution_model_rank
 from llr.theory.deep_function import deep_model_rank
 from llr.theory.groups import PARITY

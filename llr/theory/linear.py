@@ -6,7 +6,7 @@ from itertools import accumulate
 
 from flint import fmpq, fmpq_mat
 
-from llr.integers import exact_rank
+from llr.linalg.integers import exact_rank
 from llr.theory.result import Dimension, Term
 from llr.theory.structure import Factorization, LinearNet, Matrix, rank
 

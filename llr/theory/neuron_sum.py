@@ -8,7 +8,7 @@ from math import lcm
 
 from flint import arb, fmpq
 
-from llr.balls import ACTIVATIONS, precision
+from llr.linalg.balls import ACTIVATIONS, precision
 from llr.theory.groups import PARITY, Group, group_neurons
 from llr.theory.structure import Matrix, Row, TwoLayerNet
 

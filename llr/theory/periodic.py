@@ -8,8 +8,8 @@ from itertools import combinations, product
 
 from flint import arb, arb_mat, fmpq, fmpq_mat
 
-from llr.balls import precision
-from llr.elimination import Scaled, find_pivots, prove
+from llr.linalg.balls import precision
+from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.theory.groups import Group
 from llr.theory.structure import Row, TwoLayerNet, rank
 

@@ -12,10 +12,10 @@ import torch
 from flint import fmpq, fmpq_mat
 from torch import nn
 
-from llr import exact
-from llr.accept import a_module, takes
-from llr.elimination import Scaled, find_pivots, prove
-from llr.surroundings import outside_inference_mode
+from llr.exact import network as exact
+from llr.inputs.accept import a_module, takes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.theory.groups import group_neurons
 from llr.theory.linear import surrounding_ranks
 from llr.theory.result import Dimension

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from llr.balls import precision
+from llr.linalg.balls import precision
 from llr.theory.groups import PARITY
 from llr.theory.structure import DeepNet
 from llr.theory.symbols import ONE, Symbols, Vector, combined

@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from llr.accept import a_module, takes
-from llr.surroundings import outside_inference_mode
+from llr.inputs.accept import a_module, takes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.theory.groups import PARITY
 from llr.theory.hinge_function import affine_size
 from llr.theory.linear import matrix_rank_cost

@@ -13,17 +13,17 @@ import torch
 from flint import fmpz_mat
 from torch import Tensor, nn
 
-from llr import gate
-from llr.accept import a_module, takes
-from llr.agreement import probes
-from llr.exact import read_network
-from llr.integers import exact_rank
-from llr.mlp import MLP, NotAnMLP, read_mlp
+from llr.exact.network import read_network
+from llr.inputs import gate
+from llr.inputs.accept import a_module, takes
+from llr.inputs.agreement import probes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.mlp import MLP, NotAnMLP, read_mlp
+from llr.inputs.problem import read_problem
+from llr.inputs.warned import stacklevel
+from llr.linalg.integers import exact_rank
 from llr.models import Conv1dTwoLayer, MatrixFactorization, Polynomial
 from llr.models.parts import departure_from
-from llr.problem import read_problem
-from llr.surroundings import outside_inference_mode
-from llr.warned import stacklevel
 
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
@@ -37,7 +37,7 @@ class TwoLayerNet:
     """``sum_i a_i s(w_i . x + b_i) (+ c)``, one hidden layer."""
 
     activation: str
-    """A name of :data:`llr.reference.ACTIVATIONS`, or "polynomial"."""
+    """A name of :data:`llr.inputs.evaluation.reference.ACTIVATIONS`, or "polynomial"."""
     w: Matrix
     """(m, d)"""
     b: Row | None
@@ -212,7 +212,7 @@ def read_structure(model: nn.Module) -> Structure:
 
 
 def confirmed_mlp(model: nn.Module) -> MLP:
-    """The module as an MLP, and compared with it in numbers; NotAnMLP as for :func:`llr.mlp.read_mlp`."""
+    """The module as an MLP, and compared with it in numbers; NotAnMLP as for :func:`llr.inputs.mlp.read_mlp`."""
     mlp = read_mlp(model)
     device = mlp.weights[0].device
     if (torch.float64, device) in mlp.confirmed or device.type == "meta":

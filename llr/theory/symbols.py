@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, cast
 
 from flint import arb, fmpq
 
-from llr.balls import Number, activation, precision
+from llr.linalg.balls import Number, activation, precision
 from llr.theory.groups import PARITY
 from llr.theory.structure import Row
 
@@ -116,7 +116,7 @@ class Symbols:
         """The value and the slope of the neuron with this activation and preactivation.
 
         Args:
-            act: a name of ``llr.reference.ACTIVATIONS``, or "polynomial".
+            act: a name of ``llr.inputs.evaluation.reference.ACTIVATIONS``, or "polynomial".
             z: what the activation is applied to.
             coefficients: of a polynomial, from the constant upwards.
 

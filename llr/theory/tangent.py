@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from llr.accept import a_module, takes
-from llr.surroundings import outside_inference_mode
+from llr.inputs.accept import a_module, takes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.theory.convolution import convolution_tangent
 from llr.theory.formal import formal_tangent
 from llr.theory.groups import PARITY

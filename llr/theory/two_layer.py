@@ -9,8 +9,8 @@ from math import lcm
 from flint import arb, fmpq, fmpq_mat
 from torch import nn
 
-from llr.balls import ACTIVATIONS, precision
-from llr.surroundings import outside_inference_mode
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.linalg.balls import ACTIVATIONS, precision
 from llr.theory.groups import PARITY as PARITY
 from llr.theory.groups import Group as Group
 from llr.theory.groups import Grouping as Grouping

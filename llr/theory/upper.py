@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from llr.exact import network_of_mlp
-from llr.kinks import off_analytic
-from llr.parameters import Selection
-from llr.problem import Problem
+from llr.exact.kinks import off_analytic
+from llr.exact.network import network_of_mlp
+from llr.inputs.parameters import Selection
+from llr.inputs.problem import Problem
 from llr.theory.result import Dimension
 from llr.theory.structure import read_structure
 from llr.theory.tangent import dimension_of

@@ -14,7 +14,7 @@ from oracles import Net, assert_matches, draw, loop_jacobian
 from targets import target
 from torch import Tensor
 
-from llr import reference
+from llr.inputs.evaluation import reference
 
 F64 = torch.float64
 

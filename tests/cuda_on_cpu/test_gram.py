@@ -9,7 +9,7 @@ import pytest
 import torch
 from oracles import Net, assert_matches, draw, loop_jacobian, name
 
-from llr import double_double
+from llr.operators import double_double
 
 F64, F32 = torch.float64, torch.float32
 

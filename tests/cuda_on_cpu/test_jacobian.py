@@ -13,7 +13,7 @@ import torch
 from oracles import ACTIVATIONS, Net, assert_matches, draw, loop_jacobian, name
 from torch import Tensor
 
-from llr import reference
+from llr.inputs.evaluation import reference
 
 F64, F32 = torch.float64, torch.float32
 both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])

@@ -1,6 +1,6 @@
 """The figure of a sweep: how often targets are recovered from n samples, and the predicted size.
 
-Needs matplotlib, as :mod:`llr.plot` does.
+Needs matplotlib, as :mod:`llr.plotting` does.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from llr.plot import COLOURS, GREY, STYLE, new_figure
+from llr.plotting import COLOURS, GREY, STYLE, new_figure
 from llr.recovery.sweep.spec import Value, ordered, table_order
 from llr.recovery.sweep.store import Row
 

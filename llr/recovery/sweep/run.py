@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from torch import distributed
 
-from llr.named import current_directory_importable
+from llr.inputs.named import current_directory_importable
 from llr.recovery.sweep.board import POLL, Address, Board, Plan, connect
 from llr.recovery.sweep.coordinator import Coordinator
 from llr.recovery.sweep.processes import Processes

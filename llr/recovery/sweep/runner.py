@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from llr.named import named_object
+from llr.inputs.evaluation.surroundings import torch_threads
+from llr.inputs.named import named_object
 from llr.recovery.sweep.spec import RESERVED, Cell, Value
-from llr.surroundings import torch_threads
 
 Result = Mapping[str, Value | None]
 Runner = Callable[[dict[str, Value]], Result]

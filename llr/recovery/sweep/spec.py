@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from llr.inputs.arrays import read_file
+from llr.inputs.files.arrays import read_file
 
 if sys.version_info >= (3, 11):
     import tomllib

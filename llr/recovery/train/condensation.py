@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_module, needed, takes, valued
-from llr.mlp import MLP, NotAnMLP, read_mlp
+from llr.inputs.accept import a_module, needed, takes, valued
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.mlp import MLP, NotAnMLP, read_mlp
+from llr.inputs.parameters import layout
+from llr.inputs.roles import number, real, whole
+from llr.linalg.spectrum import check_finite
 from llr.models import TwoLayer
-from llr.parameters import layout
-from llr.rank import rank
-from llr.result import RankResult
-from llr.roles import number, real, whole
-from llr.spectrum import check_finite
-from llr.surroundings import outside_inference_mode
+from llr.ranks.rank import rank
+from llr.ranks.result import RankResult
 
 # s(-z) = -s(z): such neurons are the same in both directions, up to the sign of what goes out.
 _ODD = frozenset({"identity", "tanh", "erf", "sin"})

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llr.memory import fits, format_bytes, memory_budget
-from llr.spectrum import check_finite
-from llr.tensors import as_double, refuse_complex
+from llr.inputs.memory import fits, format_bytes, memory_budget
+from llr.inputs.tensors import as_double, refuse_complex
+from llr.linalg.spectrum import check_finite
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,11 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from llr.accept import takes_fields
+from llr.inputs.accept import takes_fields
+from llr.inputs.roles import a_flag, number
 from llr.recovery.train.curvature import stable_rate
 from llr.recovery.train.ledger import Ledger
 from llr.recovery.train.result import Plan, Record, Task, Training
-from llr.roles import a_flag, number
 
 # Losses are looked at every so many steps: more often would cost more than it saves.
 CHECK_EVERY = 32

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llr.accept import takes_fields
+from llr.inputs.accept import takes_fields
+from llr.inputs.roles import number, real
 from llr.recovery.train.ledger import Ledger
 from llr.recovery.train.machines import Ensemble
 from llr.recovery.train.result import Plan, Record, Task, Training
-from llr.roles import number, real
 
 # Dormand and Prince's pair of orders 5 and 4. Row i: the slopes before stage i + 1, in parts of a step; the
 # last row is the solution of order 5. Below it, that solution minus the one of order 4.

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llr.accept import takes_fields
+from llr.inputs.accept import takes_fields
+from llr.inputs.tensors import as_double
 from llr.recovery.damping import CONVERGED, FAILED, STALLED, Damping
 from llr.recovery.lm import levenberg_marquardt
 from llr.recovery.train.descent import step_marks
 from llr.recovery.train.result import History, Plan, Task, Training
-from llr.tensors import as_double
 
 
 @takes_fields()

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
+from llr.inputs.evaluation.reference import ACTIVATIONS
+from llr.inputs.mlp import MLP
+from llr.inputs.parameters import layout
+from llr.inputs.problem import Problem, read_problem
 from llr.landscape.surface import Surface
-from llr.mlp import MLP
 from llr.models import Conv1dTwoLayer, MatrixFactorization
 from llr.models.parts import departure_from
-from llr.parameters import layout
-from llr.problem import Problem, read_problem
 from llr.recovery.train.data import Data
-from llr.reference import ACTIVATIONS
 
 Tape = Any
 """What the backward pass needs from the forward pass; each machine has its own."""

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
-from llr.accept import a_module, needed, takes, valued
+from llr.inputs.accept import a_module, needed, takes, valued
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.roles import a_sequence, real
 from llr.models import TwoLayer
 from llr.recovery.damping import Damping
 from llr.recovery.lm import levenberg_marquardt
 from llr.recovery.train.condensation import merge
-from llr.roles import a_sequence, real
-from llr.surroundings import outside_inference_mode
 
 ANGLES = (0.05, 0.1, 0.2, 0.3, 0.5)
 """Within which neurons are merged; no one of them is best everywhere."""

@@ -7,14 +7,14 @@ import math
 import torch
 from torch import Tensor, nn
 
-from llr.accept import a_module, takes, valued
-from llr.memory import fits, format_bytes, memory_budget
+from llr.inputs.accept import a_module, takes, valued
+from llr.inputs.evaluation.surroundings import closed, outside_inference_mode
+from llr.inputs.memory import fits, format_bytes, memory_budget
+from llr.inputs.roles import a_function, marks, real
 from llr.recovery.train.data import Data
 from llr.recovery.train.descent import GD
 from llr.recovery.train.machines import Ensemble, Machine, machine_for
 from llr.recovery.train.result import Method, Plan, Progress, Record, Task, Training, joined
-from llr.roles import a_function, marks, real
-from llr.surroundings import closed, outside_inference_mode
 
 # Members in training stay in the cache of a core, group after group; fewer at a time would pay more for the
 # launches than for the numbers.

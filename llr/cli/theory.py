@@ -1,0 +1,347 @@
+"""The commands of the theory: ``llr theory``, ``llr embed``, ``llr reduce``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+import torch
+from torch import Tensor, nn
+
+from llr import embedding
+from llr.cli.output import apart
+from llr.cli.shell import (
+    Source,
+    console_beside,
+    model_options,
+    plotting,
+    reported,
+    require_weights,
+    save_weights,
+    write_json,
+)
+from llr.inputs.files.load import load_inputs, read_widths
+from llr.inputs.samplers import read_sampler
+from llr.landscape import branches as find_branches
+from llr.landscape import critical_targets, embedded_spectrum
+from llr.models import ACTIVATIONS, Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
+from llr.theory import (
+    model_rank_of_function,
+    optimistic_sample_size,
+    points_needed,
+    rank_stratification,
+    tangent_dimension,
+)
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_positive = click.IntRange(min=1)
+_NONLINEAR = [name for name in ACTIVATIONS if name != "identity"]
+_json = click.option("--json", "json_out", metavar="FILE", help="As JSON; '-' for standard output.")
+
+
+def _plot(figure: str) -> Callable[[_Command], _Command]:
+    name = f"Draw {figure}: .png, .pdf or .svg."
+    return click.option("--plot", "plot_out", metavar="FILE", help=name)
+
+
+@click.group()
+def theory() -> None:
+    """Closed forms: how many samples the functions of an architecture need.
+
+    Nothing is computed from samples here. A function needs as many as its model rank: the smallest dimension
+    of the tangent space with which the architecture represents it.
+    """
+
+
+@theory.command("two-layer")
+@click.option("--d", type=_positive, required=True, help="Inputs.")
+@click.option("--k", type=_positive, required=True, help="Neurons of the target function.")
+@click.option("--width", type=_positive, help="Neurons of the model.  [default: k]")
+@click.option("--q", type=_positive, default=1, show_default=True, help="Outputs.")
+@click.option("--activation", type=click.Choice(_NONLINEAR), default="tanh", show_default=True)
+@click.option("--bias/--no-bias", default=True, show_default=True, help="Hidden biases.")
+@click.option("--output-bias/--no-output-bias", default=False, show_default=True)
+@click.option("--table", is_flag=True, help="Also every class of functions of the model.")
+@_json
+@_plot("the ranks of all classes of functions")
+@reported
+def two_layer(
+    d: int,
+    k: int,
+    width: int | None,
+    q: int,
+    activation: str,
+    bias: bool,
+    output_bias: bool,
+    table: bool,
+    json_out: str | None,
+    plot_out: str | None,
+) -> None:
+    """A function of K random neurons in a two-layer network of some width."""
+    width = k if width is None else width
+    if width < k:
+        raise ValueError(f"--width is {width}; expected at least --k, {k}: the function must fit")
+    options: dict[str, Any] = {"activation": activation, "bias": bias, "output_bias": output_bias}
+    model = TwoLayer(d, width, q, **options).double()
+    target = TwoLayer(d, k, q, **options, generator=_seeded()).double()
+    size = optimistic_sample_size(model, target)
+    document: dict[str, Any] = {"optimistic_sample_size": size.to_dict()}
+    lines = [str(size)]
+    if q > 1:  # a sample gives several observations, which may be more than it takes
+        points = points_needed(target)
+        document["points"] = points.to_dict()
+        lines.append(str(points).splitlines()[0])
+    _stratify(model, json_out, plot_out, document, lines, table)
+
+
+@theory.command()
+@click.option("--d", type=_positive, required=True, help="Inputs.")
+@click.option("--kernel", type=_positive, required=True, help="Size of a kernel.")
+@click.option("--kernels", type=_positive, default=1, show_default=True, help="Of the target.")
+@click.option("--channels", type=_positive, help="Kernels of the models.  [default: those]")
+@_json
+@reported
+def cnn(d: int, kernel: int, kernels: int, channels: int | None, json_out: str | None) -> None:
+    """A function of random kernels in three networks: shared weights, local ones, fully connected."""
+    channels = kernels if channels is None else channels
+    if channels < kernels:
+        raise ValueError(
+            f"--channels is {channels}; expected at least --kernels, {kernels}: the function must fit"
+        )
+    target = Conv1dTwoLayer(d, kernel, kernels, generator=_seeded()).double()
+    architectures: dict[str, nn.Module] = {
+        "shared weights": Conv1dTwoLayer(d, kernel, channels).double(),
+        "no sharing": Conv1dTwoLayer(d, kernel, channels, shared=False).double(),
+        "fully connected": TwoLayer(d, channels * target.positions, bias=False).double(),
+    }
+    sizes = {name: optimistic_sample_size(net, target) for name, net in architectures.items()}
+    rows = [("network", "parameters", "samples", "")]
+    for name, size in sizes.items():
+        terms = "; ".join(term.text for term in size.terms)
+        rows.append((name, str(size.n_params), str(int(size)), f"{terms} ({size.statement})"))
+    _report(json_out, {name: size.to_dict() for name, size in sizes.items()}, [_aligned(rows)], [])
+
+
+@theory.command()
+@click.option("--d", type=_positive, required=True, help="Inputs.")
+@click.option("--k", type=_positive, required=True, help="Neurons of the target function.")
+@click.option("--width", type=_positive, required=True, help="Neurons of the model.")
+@click.option("--q", type=_positive, default=1, show_default=True, help="Outputs.")
+@click.option("--bias/--no-bias", default=True, show_default=True, help="Hidden biases.")
+@_json
+@_plot("from how many observations on each branch is isolated")
+@reported
+def branches(
+    d: int, k: int, width: int, q: int, bias: bool, json_out: str | None, plot_out: str | None
+) -> None:
+    """Every way to represent a function of K random tanh neurons in a wider network."""
+    drawing = plotting(plot_out, "plot_theory")
+    found = find_branches(TwoLayer(d, k, q, bias=bias, generator=_seeded()).double(), width)
+    if drawing is not None:
+        drawing.save(drawing.branches(found).figure, plot_out)
+    _report(json_out, found.to_dict(), [str(found)], [plot_out])
+
+
+@theory.command()
+@click.option("--m", type=_positive, required=True, help="Rows of the matrix.")
+@click.option("--p", type=_positive, required=True, help="Inner size.")
+@click.option("--n", type=_positive, required=True, help="Columns of the matrix.")
+@_json
+@_plot("the ranks of all classes of functions")
+@reported
+def factorization(m: int, p: int, n: int, json_out: str | None, plot_out: str | None) -> None:
+    """Matrices of every rank as products of (M, P) and (P, N)."""
+    _stratify(MatrixFactorization(m, p, n).double(), json_out, plot_out)
+
+
+@theory.command()
+@click.argument("widths")
+@_json
+@_plot("the ranks of all classes of functions")
+@reported
+def linear(widths: str, json_out: str | None, plot_out: str | None) -> None:
+    """Linear maps of every rank in a deep linear network of WIDTHS, such as 3-4-2."""
+    _stratify(DeepLinear(read_widths(widths)).double(), json_out, plot_out)
+
+
+@theory.command("mlp")
+@click.argument("widths")
+@click.option("--target", metavar="WIDTHS", help="Only a random function of this narrower network.")
+@click.option("--activation", type=click.Choice(_NONLINEAR), default="tanh", show_default=True)
+@_json
+@_plot("the ranks of all classes of functions")
+@reported
+def deep(
+    widths: str, target: str | None, activation: str, json_out: str | None, plot_out: str | None
+) -> None:
+    """Functions of narrower networks in one of WIDTHS, such as 2-3-3-1, with all biases."""
+    model = mlp(read_widths(widths), activation).double()
+    if target is None:
+        _stratify(model, json_out, plot_out)
+        return
+    if plot_out is not None:
+        raise ValueError("--plot draws the classes of all functions; leave --target away")
+    narrow = mlp(read_widths(target), activation, generator=_seeded()).double()
+    size = optimistic_sample_size(model, narrow)
+    _report(json_out, {"optimistic_sample_size": size.to_dict()}, [str(size)], [])
+
+
+@theory.command()
+@model_options(inputs=False, params=False)
+@_json
+@reported
+def model(source: Source, json_out: str | None) -> None:
+    """The tangent dimension of MODEL at its parameters, and the model rank of its function.
+
+    MODEL is widths or module:callable, as for llr rank. All parameters count, as exact numbers.
+    """
+    net = source.load()
+    found = {
+        "tangent_dimension": apart(tangent_dimension)(net),
+        "model_rank_of_function": apart(model_rank_of_function)(net),
+    }
+    document = {**source.to_dict(), **{name: value.to_dict() for name, value in found.items()}}
+    _report(json_out, document, [source.line(net), *map(str, found.values())], [])
+
+
+@click.command()
+@model_options(inputs=True, required=False, params=False)
+@click.option(
+    "--to", required=True, metavar="WIDTHS", help="Such as 1-4-4-1; of convolutions d-channels-1."
+)
+@click.option("--general", is_flag=True, help="Copies with weights of their own beyond splits.")
+@click.option("--check", is_flag=True, help="Compare functions, gradients and tangent spaces.")
+@click.option("--targets", type=click.Path(path_type=Path), help="Of the samples, for the Hessian.")
+@click.option("--out", type=click.Path(path_type=Path), help="Its weights: a .safetensors file.")
+@_json
+@_plot("the Hessian's eigenvalues before and after")
+@reported
+def embed(
+    source: Source,
+    to: str,
+    general: bool,
+    check: bool,
+    targets: Path | None,
+    out: Path | None,
+    json_out: str | None,
+    plot_out: str | None,
+) -> None:
+    """Write the function of MODEL as a wider network, by random splits and null neurons.
+
+    The tangent space stays the same, and critical points stay critical. MODEL is widths or module:callable,
+    as for llr rank; --seed also draws the splits, and samples where there are no --inputs. Gradients and
+    Hessians are those of the squared error, at the targets nearest to --targets (default: random ones) for
+    which MODEL is critical. --out has the names of mlp: models, or those of llr.models.
+    """
+    drawing = plotting(plot_out, "plot_theory")
+    if out is not None:
+        require_weights(out)
+    net = source.load()
+    move = embedding.random_compatible if general else embedding.widen
+    wide, record = apart(move)(net, read_widths(to), _seeded(source.seed))
+    document: dict[str, Any] = {**source.to_dict(), "embedding": record.to_dict()}
+    lines = [source.line(net), str(record)]
+    if check or drawing is not None:
+        x = _samples(source, net, record.n_wide)
+        y = None if targets is None else load_inputs(targets, torch.float64, what="targets")
+        if check:
+            found = apart(embedding.check)(net, wide, x, y, seed=source.seed)
+            document["check"] = found.to_dict()
+            lines.append(str(found))
+        if drawing is not None:
+            y = apart(critical_targets)(net, x, y, generator=_seeded(source.seed))
+            spectrum = apart(embedded_spectrum)(net, wide, record, x, y)
+            document["hessian"] = spectrum.to_dict()
+            lines.append(str(spectrum))
+            drawing.save(drawing.embedded(spectrum), plot_out)
+    elif targets is not None or source.inputs is not None:
+        raise ValueError("samples are for --check and --plot; expected one of them")
+    _write(wide, out)
+    _report(json_out, document, lines, [out, plot_out])
+
+
+@click.command()
+@model_options(inputs=False, params=False)
+@click.option("--out", type=click.Path(path_type=Path), help="Its weights: a .safetensors file.")
+@_json
+@reported
+def reduce(source: Source, out: Path | None, json_out: str | None) -> None:
+    """Write the function of MODEL as the narrowest network that merging neurons leads to.
+
+    MODEL is widths or module:callable, as for llr rank. Neurons are merged where they are exactly equal, or
+    combinations of each other; a warning names those that nearly are. --out has the names of mlp: models, or
+    those of llr.models.
+    """
+    if out is not None:
+        require_weights(out)
+    net = source.load()
+    found = apart(embedding.reduce)(net)
+    _write(found.model, out)
+    document = {**source.to_dict(), "reduction": found.to_dict()}
+    _report(json_out, document, [source.line(net), str(found)], [out])
+
+
+def _seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def _stratify(
+    model: nn.Module,
+    json_out: str | None,
+    plot_out: str | None,
+    document: dict[str, Any] | None = None,
+    lines: Sequence[str] = (),
+    table: bool = True,
+) -> None:
+    """The table of an architecture, after what is known of one function."""
+    drawing = plotting(plot_out, "plot_theory")
+    found = rank_stratification(model)
+    if drawing is not None:
+        drawing.save(drawing.stratification(found).figure, plot_out)
+    document = {**(document or {}), "stratification": found.to_dict()}
+    _report(json_out, document, [*lines, *([str(found)] if table else [])], [plot_out])
+
+
+def _report(
+    json_out: str | None,
+    document: dict[str, Any],
+    lines: Sequence[str],
+    written: Sequence[Path | str | None],
+) -> None:
+    write_json(json_out, document)
+    console = console_beside(json_out)
+    for line in lines:
+        console.print(line, markup=False)
+    for path in (*written, json_out):
+        if path not in (None, "-"):
+            console.print(f"wrote  {path}", markup=False)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
+    """A table: words on the left of their columns, numbers on the right."""
+    sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            text.rjust(size) if rows[-1][i].isdigit() else text.ljust(size)
+            for i, (text, size) in enumerate(zip(row, sizes, strict=True))
+        ).rstrip()
+        for row in rows
+    )
+
+
+def _samples(source: Source, net: nn.Module, n: int) -> Tensor:
+    """The samples of the files, or a few more normal ones than the wide network has parameters."""
+    if source.inputs is not None:
+        return source.samples(torch.float64, net)
+    device = torch.device("cpu")
+    normal = read_sampler(
+        "normal", net, shape=None, dtype=torch.float64, device=device, seed=source.seed
+    )
+    return normal.first(n + 8)
+
+
+def _write(net: nn.Module, out: Path | None) -> None:
+    if out is not None:
+        save_weights(net, out)

@@ -1,0 +1,382 @@
+"""Whether a module computes what its class says: the one gate of all that reads modules by their class.
+
+A ``nn.Linear`` is read as ``W x + b`` without running it. That holds only if nothing stands between the call
+and the class's own forward: no subclass or patch that changes ``__call__`` or what forward uses, no hooks, no
+attribute that hides a parameter, no tensor that computes otherwise. All of it is looked at in every call. A
+function counts as the original if its code comes from the file of the module that it belongs to, so that
+patches made before llr was imported are noticed, too, and so are those that carry the original's name.
+
+:mod:`llr.inputs.agreement` and :mod:`llr.exact.enclosure` compare numbers as well.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections.abc import Callable
+from operator import attrgetter
+from types import BuiltinFunctionType, CodeType, FunctionType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+_TENSORS = (nn.Parameter, Tensor)
+# What a call of a module goes through; `forward` is looked at apart.
+_CALL = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattr__", "__getattribute__")
+# Operators that forwards of torch and llr apply to tensors, beside the methods that they name.
+_OPERATORS = ("__add__", "__mul__", "__matmul__", "__getitem__")
+# How many calls deep functions are followed from a forward.
+_DEPTH = 2
+_NOT_FOLLOWED = ("handle_torch_function",)  # for tensors of other classes, which do not get so far
+_SPACES = (torch, F)
+_OURS = ("torch", "llr")
+
+_machinery = attrgetter(*_CALL[1:4], *(f"{name}.__code__" for name in _CALL[:4]))
+
+_registered: dict[type[nn.Module], CodeType | None] = {}
+
+
+def departure(module: nn.Module, seen: set[type] | None = None, *, hooks: bool = False) -> str:
+    """Why a module may compute something else than its class's own forward; empty if it does not.
+
+    Its children are not looked at.
+
+    Args:
+        module: of any class; one whose forward is neither torch's nor llr's, nor registered, departs.
+        seen: classes that were looked at before in the same reading; the module's is added.
+        hooks: let hooks pass, for who sees what goes into forward and comes out of it.
+    """
+    kind = type(module)
+    if seen is None and not hooks and (found := process_departure()):
+        return found
+    own = module.__dict__
+    if seen is None or kind not in seen:
+        if found := _look(_kinds, kind).why:
+            return found
+        if seen is not None:
+            seen.add(kind)
+    methods = _kinds[kind].methods
+    if methods and not own.keys().isdisjoint(methods):
+        name = min(own.keys() & methods)
+        return f"a {name} of its own, which was put on the instance"
+    return _instance_departure(own, module, hooks=hooks)
+
+
+def class_departure(kind: type[nn.Module]) -> str:
+    """What of a class that was looked at before is no longer the original; empty if all is."""
+    return _look(_kinds, kind).why
+
+
+def call_departure(module: nn.Module) -> str:
+    """Why calling a module may do something else than its forward, whatever that is; empty if it does not."""
+    return (
+        process_departure()
+        or _look(_calls, type(module)).why
+        or _instance_departure(module.__dict__, module)
+    )
+
+
+def _instance_departure(own: dict[str, Any], module: nn.Module, *, hooks: bool = False) -> str:
+    try:
+        forward = own["_forward_hooks"] or own["_forward_pre_hooks"]
+        backward = own["_backward_hooks"] or own["_backward_pre_hooks"]
+        parameters, modules = own["_parameters"], own["_modules"]
+    except KeyError:  # a scripted module, or one that was not initialised
+        return "its parts elsewhere than an nn.Module has them"
+    if forward and not hooks:
+        return "hooks, which only the module itself runs"
+    if backward and not hooks:
+        return "hooks of its gradients"
+    if "forward" in own or "_call_impl" in own:
+        return "a forward or _call_impl of its own, which was put on the instance"
+    if "_compiled_call_impl" in own and not compiled_by_torch(own["_compiled_call_impl"], module):
+        return "a _compiled_call_impl that torch.compile did not make"
+    names = own.keys()
+    if not (names.isdisjoint(parameters) and names.isdisjoint(modules)):
+        name = min(names & {*parameters, *modules})
+        return f"an attribute {name!r} that hides its parameter or part of this name"
+    return ""
+
+
+def process_departure() -> str:
+    """What changes the calls of all modules or functions at present; empty if nothing does."""
+    if _has_any_global_hook():
+        return "there are hooks on all modules"
+    if why := _machinery_departure():
+        return why
+    if not (torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()):
+        return ""
+    modes: list[Any] = []
+    if torch._C._len_torch_function_stack():
+        modes += torch.overrides._get_current_function_mode_stack()
+    if torch._C._len_torch_dispatch_stack():
+        modes += torch.utils._python_dispatch._get_current_dispatch_mode_stack()
+    for mode in modes:
+        if type(mode).__module__.split(".")[0] not in _OURS:
+            return (
+                f"the mode {type(mode).__name__} is active, which may change what functions compute"
+            )
+    return ""
+
+
+def tensor_departure(tensor: object) -> str:
+    """Why a tensor may compute otherwise than its numbers do; empty if it does not."""
+    if type(tensor) in _TENSORS:
+        return ""
+    return f"a {type(tensor).__name__} in the place of a tensor"
+
+
+def computes_otherwise(tensor: Tensor) -> bool:
+    """Whether a tensor's class, which is not of torch, changes what functions do with it."""
+    kind: Any = type(tensor)
+    if kind in _TENSORS or kind.__module__.split(".")[0] in _OURS:
+        return False
+    rule = getattr(kind.__torch_function__, "__func__", kind.__torch_function__)
+    plain: Any = Tensor
+    usual = (plain.__torch_function__.__func__, torch._C._disabled_torch_function_impl)
+    return rule not in usual or (
+        kind.__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+    )
+
+
+def parts_departure(model: nn.Module) -> str:
+    """The first departure among a module, its descendants and its parameters, with its place."""
+    why = process_departure()
+    if why:
+        return why
+    seen: set[type] = set()
+    for path, module in model.named_modules():
+        place = f" in {path!r}" if path else ""
+        why = departure(module, seen)
+        for tensor in module._parameters.values():
+            why = why or ("" if tensor is None else tensor_departure(tensor))
+        if why:
+            return f"{why}{place}"
+    return ""
+
+
+def is_original(function: Any, name: str) -> bool:
+    """Whether a function is torch's or llr's own, under this name."""
+    if not isinstance(function, FunctionType):
+        found = getattr(function, "__name__", "")
+        return not hasattr(function, "__code__") and found.strip("_") == name.strip("_")
+    if not _is_ours(function):
+        return function.__module__ in ("typing", "math", "warnings")
+    # A function that another one made has the name that it had there.
+    inner = "<locals>" in function.__qualname__
+    code = function.__code__.co_name
+    return _comes_from(function, function.__module__, code if inner else name) or (
+        code == f"_{name}" and _comes_from(function, function.__module__, code)
+    )
+
+
+def trust(kind: type[nn.Module]) -> None:
+    """Let the present forward of a class count as its own."""
+    _registered[kind] = getattr(kind.forward, "__code__", None)
+    _kinds.pop(kind, None)
+
+
+# --- classes -----------------------------------------------------------------------------------------
+
+_Same = dict[int, tuple[Any, list[str]]]
+"""id of an object -> the object, and the attributes of it that must stay what they are."""
+
+
+class _Kind:
+    """What was found of a class, and whether it still holds."""
+
+    def __init__(self, why: str, same: _Same, mro: tuple[type, ...], methods: set[str]) -> None:
+        self.why = why
+        self.methods = frozenset(methods)
+        """What forward calls on the module itself: an instance must have none of its own."""
+        self._sizes = [(c, len(c.__dict__)) for c in mro]
+        groups = [(owner, attrgetter(*paths, "__class__")) for owner, paths in same.values()]
+        self._same = [(owner, get, get(owner)) for owner, get in groups]
+
+    def holds(self) -> bool:
+        """Whether everything that was looked at is still there, and nothing new on the classes."""
+        for c, size in self._sizes:
+            if len(c.__dict__) != size:
+                return False
+        try:
+            for owner, get, found in self._same:
+                if get(owner) != found:
+                    return False
+        except AttributeError:  # what was a function is something without code now
+            return False
+        return True
+
+
+_kinds: dict[type[nn.Module], _Kind] = {}
+_calls: dict[type[nn.Module], _Kind] = {}
+
+
+_trusted: list[object] = [None]
+
+
+def _machinery_departure() -> str:
+    """What of nn.Module's way from a call to forward is not the original; empty if all is."""
+    try:
+        found = _machinery(nn.Module)
+    except AttributeError:  # something that is no function has taken the place of one
+        found = None
+    if found is not None and found == _trusted[0]:
+        return ""
+    for name in _CALL:
+        if why := _not_own(nn.Module, name):
+            return f"nn.Module has {why}"
+    _trusted[0] = found
+    return ""
+
+
+def _look(known: dict[type[nn.Module], _Kind], kind: type[nn.Module]) -> _Kind:
+    found = known.get(kind)
+    if found is None or found.why or not found.holds():
+        found = _examined(kind, forward=known is _kinds)
+        home = sys.modules.get(kind.__module__)
+        if known is _kinds or getattr(home, kind.__name__, None) is kind:
+            known[kind] = (
+                found  # classes made on the way, as parametrizations do, are not kept alive
+            )
+    return found
+
+
+def _examined(kind: type[nn.Module], *, forward: bool) -> _Kind:
+    same: _Same = {}
+    methods: set[str] = set()
+    if issubclass(kind, torch.jit.ScriptModule):
+        return _Kind("code of TorchScript, which only the module itself runs", same, (), methods)
+    why = next((found for name in _CALL if (found := _not_own(kind, name))), "")
+    if forward and issubclass(kind, nn.Sequential):
+        _note(same, nn.Sequential, "__iter__")
+        why = why or _not_own(kind, "__iter__")
+    if forward:
+        _note(same, kind, "forward")
+        why = why or _not_own(kind, "forward") or _called(kind, same, methods)
+    return _Kind(why, same, kind.__mro__[:-1], methods)
+
+
+def _called(kind: type[nn.Module], same: _Same, methods: set[str]) -> str:
+    """Note what a class's forward calls; why one of that is not the original, empty if all are."""
+    waiting: list[tuple[Any, bool, int]] = [(kind.forward, True, 0)]
+    done: set[Any] = set()
+    while waiting:
+        function, is_method, depth = waiting.pop()
+        if function in done or not _is_ours(function) or function.__name__ in _NOT_FOLLOWED:
+            continue
+        done.add(function)
+        names = [name for name in function.__code__.co_names if not name.startswith("__")]
+        for name in names if is_method else ():
+            value = getattr(kind, name, None)
+            if isinstance(value, FunctionType):
+                methods.add(name)
+                _note(same, kind, name)
+                if why := _not_own(kind, name):
+                    return why
+                waiting.append((value, True, depth))
+            elif value is not None:
+                return f"an attribute {name!r} of the class that its forward would take for its own"
+        home = sys.modules[function.__module__]
+        for name, expected in (("torch", torch), ("F", F)):
+            if name in names and name in vars(home):
+                _note(same, home, name)
+                if vars(home)[name] is not expected:
+                    return f"a forward in {home.__name__}, where {name} is not {expected.__name__}"
+        spaces = [home, *(m for m in _SPACES if any(vars(home).get(n) is m for n in names))]
+        spaces += [torch._C._nn] if "_nn" in names else []
+        known: set[str] = set()
+        for space in spaces:
+            for name in names:
+                value = vars(space).get(name)
+                if isinstance(value, FunctionType | BuiltinFunctionType):
+                    known.add(name)
+                    _note(same, space, name)
+                    if not is_original(value, name):
+                        return f"a forward that calls {space.__name__}.{name}, which is not the original"
+                    if isinstance(value, FunctionType) and depth < _DEPTH:
+                        waiting.append((value, False, depth + 1))
+        operators = _OPERATORS if function.__module__.startswith("llr.") else ()
+        for name in (*names, *operators):
+            value = None if name in known else getattr(Tensor, name, None)
+            if value is None:
+                continue
+            _note(same, Tensor, name)
+            if isinstance(value, FunctionType) and not _comes_from(value, "torch._tensor", name):
+                return f"a forward that calls Tensor.{name}, which is not torch's own"
+    return ""
+
+
+def _note(same: _Same, owner: Any, name: str) -> None:
+    paths = same.setdefault(id(owner), (owner, []))[1]
+    if name not in paths:
+        value = getattr(owner, name, None)
+        paths += [name, f"{name}.__code__"] if isinstance(value, FunctionType) else [name]
+
+
+def _not_own(kind: type[nn.Module], name: str) -> str:
+    """Why what a class has under this name is not what torch, llr or a registration put there."""
+    owner = next((c for c in kind.__mro__ if name in vars(c)), object)
+    value = vars(owner).get(name)
+    if owner is object and name == "__getattribute__":
+        return ""
+    if isinstance(value, FunctionType):
+        if name == "forward" and owner in _registered and value.__code__ is _registered[owner]:
+            return ""
+        code = {"__call__": "_wrapped_call_impl"}.get(name, name)
+        if owner.__module__.split(".")[0] in _OURS and _comes_from(value, owner.__module__, code):
+            return ""
+    label = "__call__" if name == "_wrapped_call_impl" else name
+    return f"a {label} that is not the original of torch's or llr's class"
+
+
+def _comes_from(function: FunctionType, module: str, name: str) -> bool:
+    """Whether a function's code is from a module's file and has this name there."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    code = function.__code__
+    return file is not None and code.co_filename == file and code.co_name == name
+
+
+def _is_ours(function: FunctionType) -> bool:
+    return function.__module__.split(".")[0] in _OURS
+
+
+def compiled_by_torch(call: Any, module: nn.Module) -> bool:
+    """Whether this is what torch.compile puts in the place of a module's call."""
+    inner = getattr(call, "_torchdynamo_orig_callable", None)
+    return getattr(inner, "__self__", None) is module and (
+        getattr(inner, "__func__", None) is nn.Module._call_impl
+    )
+
+
+# --- what numbers have confirmed ---------------------------------------------------------------------
+
+_confirmed: dict[int, tuple[weakref.ref[nn.Module], object]] = {}
+
+
+def confirmed(model: nn.Module, check: Callable[[], str]) -> str:
+    """What a comparison of numbers finds, which is made once while the model's parts stay what they are.
+
+    Args:
+        model: whose parts have passed :func:`parts_departure` just now.
+        check: compares; returns why the model is something else, empty if it is not.
+    """
+    key = id(model)
+    fingerprint = [
+        (
+            type(m),
+            m.extra_repr(),
+            m.training,
+            [(id(p), p.shape) for p in m._parameters.values() if p is not None],
+        )
+        for m in model.modules()
+    ]
+    known = _confirmed.get(key)
+    if known is not None and known[0]() is model and known[1] == fingerprint:
+        return ""
+    why = check()
+    if not why:
+        _confirmed[key] = weakref.ref(model, lambda _: _confirmed.pop(key, None)), fingerprint
+    return why

@@ -1,0 +1,233 @@
+"""The three ways to a Jacobian: the native operator, ``vmap`` of ``jacrev``, and a loop over samples."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.func import jacrev, vmap
+
+from llr.inputs.evaluation import reference
+from llr.inputs.evaluation.compare import UNSUPPORTED, ragged, why_unsupported
+from llr.inputs.evaluation.forward_errors import derivatives, from_torch
+from llr.inputs.evaluation.probe import Probe, probe
+from llr.inputs.evaluation.surroundings import closed
+from llr.inputs.memory import format_bytes
+from llr.inputs.mlp import MLP
+from llr.inputs.parameters import Columns
+from llr.inputs.problem import Problem
+from llr.operators import _ops
+
+log = logging.getLogger("llr")
+
+NAMES = {"native": "native mlp", "torch": "torch.func vmap", "loop": "autograd loop"}
+WORKING_BYTES = 256 << 20  # what torch.func may use at a time beyond the result
+
+
+@dataclass
+class Plan:
+    """What :func:`llr.jacobian` would do with a model and samples; see :func:`plan`."""
+
+    backend: str
+    """"native", "torch" or "loop"."""
+    reason: str
+    """Why this one."""
+    shape: tuple[int, ...]
+    """(n, q, P) or (B, n, q, P)."""
+    dtype: torch.dtype
+    nbytes: int
+    """Bytes of the result."""
+    chunk_size: int
+    """Samples at a time."""
+    insisted: bool = False
+    """Whether the backend was asked for by name, so that no other may take over."""
+    probe: Probe | None = None
+    """What the model did on a few samples; None for one that is known by its layers."""
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return (
+            f"J {self.shape} {kind}, {format_bytes(self.nbytes)}: {NAMES[self.backend]} ({self.reason}), "
+            f"{self.chunk_size} samples at a time"
+        )
+
+
+def run(
+    problem: Problem, prepared: Plan, out: Tensor | None = None, create_graph: bool = False
+) -> tuple[Tensor, str]:
+    """The Jacobian by the plan, written to `out` if that is given, and the backend that computed it.
+
+    Where ``vmap`` cannot take the model and was not insisted on, that is the loop.
+    """
+    if prepared.backend == "native":
+        if create_graph:
+            return _native(problem, out), "native"
+        with torch.no_grad():
+            return _native(problem, out), "native"
+    if create_graph:
+        problem = replace(problem, differentiable=True)
+    else:
+        detached = {n: v.detach() for n, v in problem.columns.values.items()}
+        problem = replace(
+            problem, x=problem.x.detach(), columns=replace(problem.columns, values=detached)
+        )
+    with (
+        closed(),
+        contextlib.nullcontext() if create_graph else torch.no_grad(),
+        derivatives(problem.x),
+    ):
+        if prepared.backend == "torch":
+            try:
+                return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"
+            except UNSUPPORTED as error:
+                # What vmap cannot take, the loop may; what is really wrong, the loop will say itself.
+                own = prepared.probe is not None and prepared.probe.draws_own
+                reason = why_unsupported(error, own)
+                if prepared.insisted and not from_torch(error):
+                    raise
+                if prepared.insisted:
+                    raise ValueError(
+                        f"backend='torch' cannot compute this model: {reason}; backend='auto' loops over "
+                        "samples where it has to"
+                    ) from error
+                log.info(
+                    "torch.func.vmap cannot take this model (%s); looping over samples", reason
+                )
+        return _fill(problem, prepared, out, create_graph, _loop_rows), "loop"
+
+
+def columns_of(problem: Problem, names: Sequence[str], x: Tensor, chunk_size: int | None) -> Tensor:
+    """(m, q, columns): the derivatives by these parameters alone, of a problem that has been probed."""
+    columns = problem.columns
+    values = {name: columns.values[name] for name in names}
+    fixed = columns.fixed | {n: v for n, v in columns.values.items() if n not in values}
+    part = replace(problem, x=x, columns=Columns(values, fixed), mlp=None)
+    if not isinstance(problem.model, nn.Module):
+        part.model = lambda some, x: problem.call({**columns.values, **some}, x)
+    found = probe(problem)
+    shape = (len(x), found.outputs, part.columns.count)
+    backend = "loop" if found.is_looped else "torch"
+    per_sample = 3 * max(1, math.prod(shape[1:])) * problem.dtype.itemsize
+    at_once = chunk_size or max(1, min(len(x), WORKING_BYTES // per_sample))
+    nbytes = math.prod(shape) * problem.dtype.itemsize
+    plan = Plan(backend, "", shape, problem.dtype, nbytes, at_once)
+    return run(part, plan)[0]
+
+
+def native_arguments(
+    problem: Problem,
+) -> tuple[Tensor, list[Tensor], list[Tensor | None], str, list[int] | None]:
+    """What the native operators of an MLP are called with: x, weights, biases, activation, columns."""
+    mlp, columns = cast(MLP, problem.mlp), problem.columns
+    links = problem.chain()
+    places = None
+    if [name for name, tensor in links if tensor is not None] != list(columns.values):
+        starts = columns.starts()
+        places = [-1 if name is None else starts.get(name, -1) for name, _ in links]
+    tensors = [
+        tensor.expand(columns.points, *tensor.shape)
+        if tensor is not None and columns.points is not None and name not in columns.values
+        else tensor
+        for name, tensor in links
+    ]
+    return problem.x, cast(list[Tensor], tensors[::2]), tensors[1::2], mlp.activation, places
+
+
+def _native(problem: Problem, out: Tensor | None) -> Tensor:
+    return _ops.mlp_jacobian(*native_arguments(problem), out)
+
+
+_Rows = Callable[[Problem, dict[str, Tensor], Tensor, int, bool], tuple[dict[str, Tensor], Tensor]]
+"""For a few samples with q outputs: name -> derivatives (samples, q, *parameter); and the outputs."""
+
+
+def _fill(
+    problem: Problem, prepared: Plan, out: Tensor | None, create_graph: bool, rows: _Rows
+) -> Tensor:
+    """The whole result, a parameter point and a chunk of samples at a time."""
+    if out is not None and out.is_inference():
+        ordinary = _fill(problem, prepared, None, create_graph, rows)
+        with torch.inference_mode():
+            return out.copy_(ordinary)
+    points = problem.columns.points
+    n, q = prepared.shape[-3:-1]
+    if out is None and n * q == 0:
+        return problem.x.new_empty(prepared.shape, dtype=problem.dtype)
+    kept: list[Tensor] = []
+    result = out
+    if result is None and not create_graph:
+        result = problem.x.new_empty(prepared.shape, dtype=problem.dtype)
+    for index in range(1 if points is None else points):
+        values = problem.point(index)
+        for first in range(0, n, prepared.chunk_size):
+            # A copy: a forward may work in place.
+            chunk = problem.x[first : first + prepared.chunk_size].clone()
+            parts, outputs = rows(problem, values, chunk, q, create_graph)
+            if prepared.probe is not None and index == 0:
+                prepared.probe.compare(outputs, first)
+            flat = {
+                name: reference.dense(d).reshape(chunk.shape[0], q, problem.columns.size(name))
+                for name, d in parts.items()
+            }
+            if result is None:
+                kept.append(torch.cat([flat[name] for name in values], dim=-1))
+                continue
+            target = (result if points is None else result[index])[first : first + chunk.shape[0]]
+            for name, columns in problem.columns.slices().items():
+                target[:, :, columns] = flat[name]
+    if result is not None:
+        return result
+    if not kept:
+        return problem.x.new_empty(prepared.shape, dtype=problem.dtype)
+    return torch.cat(kept).reshape(prepared.shape)
+
+
+def _torch_rows(
+    problem: Problem, values: dict[str, Tensor], x: Tensor, q: int, create_graph: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    def outputs(values: dict[str, Tensor], sample: Tensor) -> tuple[Tensor, Tensor]:
+        leaves = reference.output_leaves(problem.call(values, sample[None]))
+        value = torch.cat([leaf.reshape(-1) for leaf in leaves])
+        if len(value) != q:
+            raise ValueError(ragged(len(value), q))
+        return value, value
+
+    if not create_graph:
+        derivative = vmap(jacrev(outputs, has_aux=True), in_dims=(None, 0))
+        return cast(tuple[dict[str, Tensor], Tensor], derivative(values, x))
+    # Without vmap: torch differentiates its rule for layer_norm wrongly (the values are right, their
+    # derivatives off by tens of percent; torch 2.13 and 2.14).
+    each = jacrev(outputs, chunk_size=1, has_aux=True)
+    samples = [cast(tuple[dict[str, Tensor], Tensor], each(values, sample)) for sample in x]
+    rows = {name: torch.stack([rows[name] for rows, _ in samples]) for name in values}
+    return rows, torch.stack([value for _, value in samples])
+
+
+def _loop_rows(
+    problem: Problem, values: dict[str, Tensor], x: Tensor, q: int, create_graph: bool
+) -> tuple[dict[str, Tensor], Tensor]:
+    leaves = values
+    if not create_graph:
+        leaves = {name: v.clone().requires_grad_() for name, v in values.items()}
+    values_of: list[Tensor] = []
+
+    def call(values: Mapping[str, Tensor], x: Tensor) -> Any:
+        outputs = problem.call(values, x)
+        parts = [leaf.detach().flatten() for leaf in reference.output_leaves(outputs)]
+        values_of.append(torch.cat(parts))
+        return outputs
+
+    samples = []
+    for sample in x:
+        rows = list(reference.sample_rows(call, leaves, sample, create_graph=create_graph))
+        if len(rows) != q:
+            raise ValueError(ragged(len(rows), q))
+        samples.append([torch.stack(column) for column in zip(*rows, strict=True)])
+    stacked = [torch.stack(column) for column in zip(*samples, strict=True)]
+    return dict(zip(leaves, stacked, strict=True)), torch.stack(values_of)

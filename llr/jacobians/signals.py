@@ -1,0 +1,414 @@
+"""What goes into each layer of a model, and how its outputs depend on what comes out.
+
+A layer's weight is used at positions t (the tokens of a sequence, the places of a filter), so the derivative
+of output j of sample i by it is the sum over t of delta[i, j, t] a[i, t]', with a the signals going in and
+delta the derivatives by what comes out. For an MLP both come from the chain itself; for another module from
+hooks and one backward pass per output.
+
+What hooks give is compared, for every chunk of samples, with the derivative that autograd finds for one
+combination of the outputs: a parameter that is also used where no hook sees it does not pass.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from llr.inputs import gate
+from llr.inputs.evaluation.forward_errors import derivatives
+from llr.inputs.evaluation.probe import probe
+from llr.inputs.evaluation.reference import ACTIVATIONS, output_leaves
+from llr.inputs.evaluation.surroundings import closed
+from llr.inputs.parameters import Columns
+from llr.inputs.problem import Problem
+
+
+class Signal(NamedTuple):
+    """A layer's signals for some samples, in as many groups as its weight has (filters may)."""
+
+    delta: Tensor
+    """(samples, q, groups, T, h)"""
+    a: Tensor
+    """(samples, groups, T, w); for a vocabulary indices (samples, 1, T, 1), -1 for none."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module's weight and bias whose derivatives are sums of outer products; see :class:`Signal`."""
+
+    path: str
+    weight: str | None
+    """The name of the weight, None if it is no column or not there; its shape is (groups * h, w)."""
+    bias: str | None
+    groups: int
+    positions: int
+    """T, for the samples that were looked at first."""
+    outputs: int
+    """h"""
+    inputs: int
+    """w"""
+    vocabulary: bool = False
+    """Whether it looks rows of its weight up, so that the weight is (w, h)."""
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that it covers."""
+        return [name for name in (self.weight, self.bias) if name is not None]
+
+
+@dataclass
+class Layers:
+    """The layers of a model at one parameter point, and what is not in any of them."""
+
+    problem: Problem
+    outputs: int
+    """q"""
+    known: list[Layer]
+    others: list[str]
+    """Parameters whose columns :mod:`llr.jacobian` must compute."""
+
+    def signals(self, x: Tensor, layers: Sequence[Layer]) -> dict[Layer, Signal]:
+        """The signals of these layers for some samples, without the layers for which they are wrong."""
+        if self.problem.mlp is not None:
+            return _chain(self.problem, x, layers)
+        return _hooked(self.problem, x, layers)
+
+
+def at_point(problem: Problem, index: int) -> Problem:
+    """The problem at one of its parameter points."""
+    if problem.columns.points is None:
+        return problem
+    return replace(problem, columns=Columns(problem.point(index), problem.columns.fixed))
+
+
+def read_layers(problem: Problem, outputs: int, *, every: bool = True) -> Layers:
+    """Sort the columns of a problem at one point into layers and others; the model is run on two samples.
+
+    Args:
+        problem: a checked problem at a single parameter point, with at least one sample.
+        outputs: q.
+        every: look for layers; otherwise all parameters are others.
+    """
+    names = problem.columns.values
+    if problem.mlp is not None and every:
+        names_of = [_selected(name, names) for name, _ in problem.chain()]
+        pairs = zip(names_of[::2], names_of[1::2], pairwise(problem.mlp.widths), strict=True)
+        layers = [Layer(str(i), wn, bn, 1, 1, h, w) for i, (wn, bn, (w, h)) in enumerate(pairs)]
+        return Layers(problem, outputs, [layer for layer in layers if layer.names], [])
+    known: list[Layer] = []
+    if isinstance(problem.model, nn.Module) and every:
+        candidates = _candidates(problem, problem.model)
+        for layer, signal in _hooked(problem, problem.x[:2], candidates).items():
+            known.append(replace(layer, positions=signal.delta.shape[3]))
+    covered = {name for layer in known for name in layer.names}
+    return Layers(problem, outputs, known, [name for name in names if name not in covered])
+
+
+def _selected(name: str | None, names: Mapping[str, Tensor]) -> str | None:
+    return name if name in names else None
+
+
+def _chain(problem: Problem, x: Tensor, layers: Sequence[Layer]) -> dict[Layer, Signal]:
+    assert problem.mlp is not None
+    sigma, slope = ACTIVATIONS[problem.mlp.activation]
+    tensors = [None if t is None else t.detach() for _, t in problem.chain()]
+    weights, biases = cast(list[Tensor], tensors[::2]), tensors[1::2]
+    inputs, slopes = [x.detach()], []
+    found: dict[Layer, Signal] = {}
+    with torch.no_grad(), closed():
+        for w, b in zip(weights[:-1], biases[:-1], strict=True):
+            z = F.linear(inputs[-1], w, b)
+            inputs.append(sigma(z))
+            slopes.append(slope(z))
+        q = len(weights[-1])
+        delta = torch.eye(q, dtype=x.dtype, device=x.device).expand(len(x), q, q)
+        wanted = {layer.path: layer for layer in layers}
+        for i in reversed(range(len(weights))):
+            if str(i) in wanted:
+                found[wanted[str(i)]] = Signal(delta[:, :, None, None], inputs[i][:, None, None])
+            if i > 0:
+                delta = (delta @ weights[i]) * slopes[i - 1][:, None]
+    return {layer: found[layer] for layer in layers}
+
+
+# --- hooks -------------------------------------------------------------------------------------------
+
+
+class _Kind(NamedTuple):
+    """A kind of module whose weight's derivative is known."""
+
+    sizes: Callable[[Any], tuple[int, int, int]]
+    """The groups, h and w of a module of this kind."""
+    read: Callable[[Any, Tensor], Tensor]
+    """What meets the weight, from what the module is given."""
+    first: bool
+    """Whether features come right after the samples, and positions last."""
+    vocabulary: bool = False
+
+
+def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
+    """What each place of the filter sees: (samples, channels * kernel, places)."""
+    kernel = tuple(module.weight.shape[2:])
+    planar = len(kernel) == 2
+    stride, dilation = _sizes(module.stride, kernel), _sizes(module.dilation, kernel)
+    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
+    if isinstance(module.padding, str):
+        totals = spans if module.padding == "same" else [0] * len(spans)
+        margins = [m for total in reversed(totals) for m in (total // 2, total - total // 2)]
+    else:
+        margins = [m for size in reversed(_sizes(module.padding, kernel)) for m in (size, size)]
+    x = F.pad(x, margins) if any(margins) else x
+    if planar:
+        return F.unfold(x, kernel, dilation, 0, stride)
+    return F.unfold(x.unsqueeze(-2), (1, *kernel), (1, *dilation), 0, (1, *stride))
+
+
+def _sizes(value: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """A setting for each dimension of the kernel."""
+    found = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return found * len(kernel) if len(found) == 1 else found
+
+
+def _filter_sizes(module: nn.Conv1d | nn.Conv2d) -> tuple[int, int, int]:
+    # What torch goes by: the shape of the weight, whatever the layer was made with.
+    h, *rest = module.weight.shape
+    return module.groups, h // module.groups, math.prod(rest)
+
+
+def _matrix_sizes(module: nn.Linear) -> tuple[int, int, int]:
+    h, w = module.weight.shape
+    return 1, h, w
+
+
+def _table_sizes(module: nn.Embedding) -> tuple[int, int, int]:
+    rows, h = module.weight.shape
+    return 1, h, rows
+
+
+def _normalised(module: Any, x: Tensor) -> Tensor:
+    if isinstance(module, nn.LayerNorm):
+        return F.layer_norm(x, module.normalized_shape, None, None, module.eps)
+    if isinstance(module, nn.RMSNorm):
+        return F.rms_norm(x, module.normalized_shape, None, module.eps)
+    if isinstance(module, nn.GroupNorm):
+        return F.group_norm(x, module.num_groups, None, None, module.eps)
+    return F.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
+
+
+def _scale_sizes(module: nn.Module) -> tuple[int, int, int]:
+    return cast(Tensor, module.weight).numel(), 1, 1
+
+
+_FILTER = _Kind(_filter_sizes, _patches, first=True)
+_CHANNELS = _Kind(_scale_sizes, _normalised, first=True)
+_TRAILING = _Kind(_scale_sizes, _normalised, first=False)
+
+_KINDS: dict[Any, _Kind] = {
+    nn.Linear.forward: _Kind(_matrix_sizes, lambda _, x: x, first=False),
+    nn.Conv1d.forward: _FILTER,
+    nn.Conv2d.forward: _FILTER,
+    nn.Embedding.forward: _Kind(
+        _table_sizes,
+        lambda m, x: x.long() if m.padding_idx is None else x.masked_fill(x == m.padding_idx, -1),
+        first=False,
+        vocabulary=True,
+    ),
+    nn.LayerNorm.forward: _TRAILING,
+    nn.RMSNorm.forward: _TRAILING,
+    nn.GroupNorm.forward: _CHANNELS,
+    nn.BatchNorm1d.forward: _CHANNELS,
+}
+"""The forward that a class has -> what is known of it. One that overrides forward is another kind."""
+_DIMENSIONS: dict[Any, int] = {
+    nn.Linear.forward: 2,
+    nn.Conv1d.forward: 3,
+    nn.Conv2d.forward: 4,
+    nn.Embedding.forward: 2,
+}
+"""How many dimensions the weight has."""
+
+
+def _kind(module: nn.Module) -> _Kind | None:
+    if isinstance(module, torch.jit.ScriptModule):
+        return None
+    kind = _KINDS.get(type(module).forward)
+    if kind is None or gate.departure(module, hooks=True):
+        return None
+    weight = module._parameters.get("weight")
+    if weight is None or gate.tensor_departure(weight):
+        return None
+    if weight.dim() != _DIMENSIONS.get(type(module).forward, weight.dim()):
+        return None  # replaced by one of another kind of shape
+    if isinstance(module, nn.Conv1d | nn.Conv2d) and module.padding_mode != "zeros":
+        return None
+    return kind
+
+
+def _candidates(problem: Problem, model: nn.Module) -> list[Layer]:
+    """Layers by the look of their modules; a parameter in two modules has its columns among the others."""
+    owners = Counter(
+        id(p) for m in model.modules() for p in m._parameters.values() if p is not None
+    )
+    layers = []
+    for path, module in model.named_modules():
+        kind = _kind(module)
+        if kind is None:
+            continue
+        own = [module._parameters.get(name) for name in ("weight", "bias")]
+        weight, bias = (
+            problem.names.get(id(p)) if p is not None and owners[id(p)] == 1 else None for p in own
+        )
+        weight, bias = (_selected(name, problem.columns.values) for name in (weight, bias))
+        if own[0] is None or (weight is None and bias is None):
+            continue
+        groups, outputs, inputs = kind.sizes(module)
+        layers.append(Layer(path, weight, bias, groups, 1, outputs, inputs, kind.vocabulary))
+    return layers
+
+
+@contextlib.contextmanager
+def _recording(
+    model: nn.Module, layers: Sequence[Layer]
+) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
+    """While it lasts, notes (what meets the weight, output) of each call of the layers' modules.
+
+    A layer that is called inside of a transform of torch.func is left out in the end: its tensors mean
+    nothing outside.
+    """
+    calls: dict[str, list[tuple[Tensor, Tensor]]] = {layer.path: [] for layer in layers}
+    transformed: set[str] = set()
+
+    def hook(path: str, kind: _Kind) -> Callable[..., Tensor]:
+        def note(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
+            if any(map(is_functorch_wrapped_tensor, (output, *args))):
+                transformed.add(path)
+                return output
+            with torch.no_grad():
+                calls[path].append((kind.read(module, [*args, *kwargs.values()][0]), output))
+            return output.clone()  # what follows may work in place, on a tensor that is not noted
+
+        return note
+
+    modules = {layer.path: model.get_submodule(layer.path) for layer in layers}
+    handles = [
+        # Before the model's own hooks: it is the module's output that is noted.
+        module.register_forward_hook(
+            hook(path, cast(_Kind, _kind(module))), prepend=True, with_kwargs=True
+        )
+        for path, module in modules.items()
+    ]
+    try:
+        yield calls
+    finally:
+        for handle in handles:
+            handle.remove()
+        for path in transformed:
+            del calls[path]
+
+
+def _hooked(problem: Problem, x: Tensor, layers: Sequence[Layer]) -> dict[Layer, Signal]:
+    if not layers:
+        return {}
+    leaves = {name: v.detach().requires_grad_() for name, v in problem.columns.values.items()}
+    with torch.enable_grad(), closed(), derivatives(x):
+        model = problem.copy(leaves)
+        with _recording(model, layers) as calls:
+            parts = output_leaves(problem.run(model, x.detach().clone()))
+        layers = [layer for layer in layers if layer.path in calls]
+        y = torch.cat([part.reshape(len(x), -1) for part in parts], 1)
+        if len(x) == len(problem.x) > 2:
+            probe(problem).together = y.detach()
+        mix = torch.linspace(0, 1, y.numel(), dtype=y.dtype, device=y.device).cos().view_as(y)
+        names = [name for layer in layers for name in layer.names]
+        truth = dict(
+            zip(names, _gradients((mix * y).sum(), [leaves[n] for n in names]), strict=True)
+        )
+        outs = [out for noted in calls.values() for _, out in noted]
+        by_output = [_gradients(y[:, j].sum(), outs) for j in range(y.shape[1])]
+    by_call = iter(zip(*by_output, strict=True))  # of every call noted, for all outputs
+    found: dict[Layer, Signal] = {}
+    for layer in layers:
+        inputs = [a for a, _ in calls[layer.path]]
+        signal = _signal(model, layer, len(x), inputs, [next(by_call) for _ in inputs])
+        if signal is not None and _agrees(layer, signal, mix, truth):
+            found[layer] = signal
+    return found
+
+
+class _SamplesNotFirst(Exception):
+    """A tensor that cannot be divided among the samples."""
+
+
+def _signal(
+    model: nn.Module,
+    layer: Layer,
+    n: int,
+    inputs: Sequence[Tensor],
+    deltas: Sequence[Sequence[Tensor]],
+) -> Signal | None:
+    """One signal of all calls of a layer, as further positions; None if samples do not come first there."""
+    first = cast(_Kind, _kind(model.get_submodule(layer.path))).first
+
+    def laid_out(t: Tensor, width: int) -> Tensor:
+        """(n, groups, T, width): what lies between samples and features are positions."""
+        if t.numel() == 0 or t.numel() % (n * layer.groups * width) or (first and len(t) % n):
+            raise _SamplesNotFirst
+        if first:
+            t = t.reshape(n, len(t) // n, layer.groups, width, -1).permute(0, 2, 1, 4, 3)
+            return t.reshape(n, layer.groups, -1, width)
+        return t.reshape(n, -1, layer.groups, width).transpose(1, 2)
+
+    width = 1 if layer.vocabulary else layer.inputs
+    try:
+        a = [laid_out(t, width) for t in inputs]
+        delta = [torch.stack([laid_out(d, layer.outputs) for d in call], 1) for call in deltas]
+    except _SamplesNotFirst:
+        return None
+    if not a or any(d.shape[3] != t.shape[2] for d, t in zip(delta, a, strict=True)):
+        return None
+    return Signal(torch.cat(delta, 3), torch.cat(a, 2))
+
+
+def _agrees(layer: Layer, signal: Signal, mix: Tensor, truth: Mapping[str, Tensor]) -> bool:
+    """Whether the signals give the derivative of one combination of all outputs that autograd gives."""
+    delta, a = torch.einsum("nq,nqgth->ngth", mix, signal.delta), signal.a
+    pairs = []
+    if layer.weight is not None:
+        if layer.vocabulary:
+            rows = delta.new_zeros(layer.inputs + 1, layer.outputs)  # the last one is nobody's
+            rows.index_add_(0, a.flatten() % len(rows), delta.flatten(0, -2))
+            own, size = rows[:-1], delta.norm(dim=-1).sum()
+        else:
+            own = torch.einsum("ngth,ngtw->ghw", delta, a)
+            size = (delta.norm(dim=-1) * a.norm(dim=-1)).sum()
+        pairs.append((own, truth[layer.weight], size))
+    if layer.bias is not None:
+        pairs.append((delta.sum((0, 2)), truth[layer.bias], delta.norm(dim=-1).sum()))
+    # The sum of the sizes of all terms is what rounding goes by: a total may vanish by symmetry.
+    tolerance = torch.finfo(delta.dtype).eps ** 0.75
+    return all(
+        bool(
+            (own.flatten() - true.flatten()).abs().max() <= tolerance * size.clamp(true.abs().max())
+        )
+        for own, true, size in pairs
+    )
+
+
+def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros where the value does not depend on a tensor."""
+    wanted = [t for t in tensors if t.requires_grad]
+    grads: Iterator[Tensor | None] = iter(())
+    if value.requires_grad and wanted:
+        grads = iter(torch.autograd.grad(value, wanted, retain_graph=True, allow_unused=True))
+    found = [next(grads, None) if t.requires_grad else None for t in tensors]
+    return [torch.zeros_like(t) if g is None else g for g, t in zip(found, tensors, strict=True)]

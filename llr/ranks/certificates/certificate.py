@@ -1,0 +1,289 @@
+"""The proof of a lower bound of a rank as a value: what it says, its JSON, its checks of form."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, cast
+
+from flint import arb, fmpz
+
+from llr.inputs.files.arrays import read_file
+from llr.inputs.files.load import write_atomic
+from llr.linalg.balls import precision
+
+FORMAT = "llr rank certificate 1"
+LOWEST_BITS, HIGHEST_BITS = 32, 1 << 20
+MOST_BITS = 4096
+"""The precision that :func:`llr.certify` ends at unless it is told otherwise."""
+_CHOICES = {
+    "upper_from": ("shape", "theory", "caller", "exact rank"),
+    "arithmetic": ("balls", "rationals"),
+    "stopped": ("upper bound met", "stopped growing", "precision cap", "time limit"),
+}
+_HEX = re.compile(r"[0-9a-f]{64}")
+DECIMAL = re.compile(r"(\d)\.(\d{1,30})e([+-]?\d{1,19})")
+# Exponents of two up to this many bits have decimal ones of as many digits as DECIMAL takes.
+EXPONENT_BITS = 62
+# Beyond these decimal or binary exponents powers are balls: as integers they would not fit any memory.
+_EXACT_TEN, _EXACT_TWO = 5_000, 20_000
+# Of which the decimal exponent takes away at most 62.
+_DECIMAL_BITS = 256
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Rows and columns of a Jacobian whose determinant is proved not to be zero.
+
+    A value is always well formed (ValueError otherwise, naming the field); whether it is true, for which
+    model and samples, is what :func:`verify` finds out.
+
+    Attributes:
+        rank: the proved lower bound r.
+        upper: the upper bound.
+        upper_from: "shape" for min(n_rows, n_params), "theory" for a closed form of dim T (docs/theory.md),
+            "caller" for a bound that was passed to :func:`certify` and is not part of the proof, "exact
+            rank" for a rank in rational arithmetic.
+        rows, columns: r of each, ascending. Rows count sample by sample, then output by output.
+        bound: decimal text, a positive lower bound of the absolute value of their determinant.
+        arithmetic: "balls" or "rationals".
+        bits: the precision of the balls; None for rationals.
+        stopped: "upper bound met", "stopped growing" (the rank did not grow when the precision doubled, while
+            what remained shrank around zero: evidence, no proof, that it is no larger), "precision cap" or
+            "time limit".
+        structure: the model's layers in words.
+        model: SHA-256 of the layers, the parameters' exact values and names, and which of them are columns.
+        samples: SHA-256 of the samples in their order.
+        n_rows, n_params: size of the Jacobian.
+        version: of llr.
+        checksum: SHA-256 of all other fields.
+    """
+
+    rank: int
+    upper: int
+    upper_from: str
+    rows: tuple[int, ...]
+    columns: tuple[int, ...]
+    bound: str
+    arithmetic: str
+    bits: int | None
+    stopped: str
+    structure: str
+    model: str
+    samples: str
+    n_rows: int
+    n_params: int
+    version: str
+    checksum: str = ""
+
+    def __post_init__(self) -> None:
+        for name, least in (("n_rows", 1), ("n_params", 1), ("rank", 0), ("upper", 0)):
+            check_int(name, getattr(self, name), least)
+        side = min(self.n_rows, self.n_params)
+        if not self.rank <= self.upper <= side:
+            raise ValueError(
+                f"rank is {self.rank} and upper is {self.upper}; expected rank <= upper <= {side}, the "
+                "shorter side"
+            )
+        for name, size in (("rows", self.n_rows), ("columns", self.n_params)):
+            self._check_indices(name, size)
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{name} is {_shown(getattr(self, name))}; expected one of {', '.join(choices)}"
+                )
+        rational = self.arithmetic == "rationals"
+        finished = self.upper_from == "exact rank" or self.stopped == "time limit"
+        if rational != (self.bits is None) or (
+            not finished if rational else self.upper_from == "exact rank"
+        ):
+            raise ValueError(
+                f"bits is {_shown(self.bits)} and upper_from is {self.upper_from!r} with arithmetic="
+                f"{self.arithmetic!r}; expected None and 'exact rank' with rationals, and only there"
+            )
+        if self.bits is not None:
+            check_int("bits", self.bits, LOWEST_BITS, HIGHEST_BITS)
+        if (self.stopped == "upper bound met") != (self.rank == self.upper):
+            raise ValueError(f"stopped is {self.stopped!r} at rank {self.rank} of {self.upper}")
+        if not isinstance(self.bound, str) or not DECIMAL.fullmatch(self.bound):
+            raise ValueError(
+                f"bound is {_shown(self.bound)}; expected a decimal such as '1.25e-300'"
+            )
+        if self.bound.startswith("0"):
+            raise ValueError(f"bound is {self.bound!r}; expected a positive number")
+        for name in ("structure", "version"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {_shown(getattr(self, name))}; expected text")
+        if not self.checksum:
+            object.__setattr__(self, "checksum", self._digest())
+        for name in ("model", "samples", "checksum"):
+            value = getattr(self, name)
+            if not isinstance(value, str) or not _HEX.fullmatch(value):
+                raise ValueError(f"{name} is {_shown(value)}; expected 64 hexadecimal digits")
+
+    def _check_indices(self, name: str, size: int) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, tuple) or any(type(i) is not int for i in value):
+            raise ValueError(f"{name} is {_shown(value)}; expected a tuple of integers")
+        if list(value) != sorted(set(value)) or not all(0 <= i < size for i in value):
+            raise ValueError(
+                f"{name} must ascend within 0 to {size - 1}, each once; got {_shown(value)}"
+            )
+        if len(value) != self.rank:
+            raise ValueError(f"{name} has {len(value)} entries; expected rank = {self.rank}")
+
+    def _digest(self) -> str:
+        content = {k: v for k, v in self.to_dict().items() if k != "checksum"}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def intact(self) -> bool:
+        """Whether the checksum fits the other fields."""
+        return self.checksum == self._digest()
+
+    @property
+    def exact(self) -> bool:
+        """Whether lower and upper bound meet: then this is the rank, if the upper bound is right."""
+        return self.rank == self.upper
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model and the samples."""
+        return hashlib.sha256(f"{self.model} {self.samples}".encode()).hexdigest()
+
+    def __str__(self) -> str:
+        """One line: the rank, how it is proved, and what bounds it from above."""
+        how = "rational arithmetic" if self.bits is None else f"balls of {self.bits} bits"
+        relation = "=" if self.exact else ">="
+        above = "" if self.exact else f", {self.stopped}"
+        return (
+            f"rank {relation} {self.rank} of the {self.n_rows} x {self.n_params} Jacobian of "
+            f"{self.structure}: proved in {how}, |det| >= {self.bound}; upper bound {self.upper} "
+            f"({self.upper_from}){above}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        lists = {name: list(getattr(self, name)) for name in ("rows", "columns")}
+        return {"format": FORMAT, **asdict(self), **lists}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Certificate:
+        """The certificate that :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: fields are missing, unknown, of another type or out of range, or do not add up to the
+                checksum; names the field.
+        """
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            raise ValueError(f"this is no certificate: expected the format {FORMAT!r}")
+        names = {field.name for field in fields(cls)}
+        given = set(content) - {"format"}
+        if given != names:
+            wrong = sorted(names - given) or sorted(map(str, given - names))
+            raise ValueError(
+                f"{wrong[0]!r} is {'missing' if names - given else 'no field'} of a certificate"
+            )
+        values = dict(content)
+        del values["format"]
+        for name in ("rows", "columns"):
+            if not isinstance(values[name], list):
+                raise ValueError(f"{name} is {_shown(values[name])}; expected a list of integers")
+            values[name] = tuple(values[name])
+        if not values["checksum"]:
+            raise ValueError("checksum is empty; expected 64 hexadecimal digits")
+        found = cls(**values)
+        if not found.intact:
+            raise ValueError("checksum does not fit the other fields: the certificate was altered")
+        return found
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the certificate as JSON, whole or not at all. Raises OSError where that fails."""
+        write_atomic(path, json.dumps(self.to_dict(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Certificate:
+        """The certificate in a file that :meth:`save` wrote. Reads data only, executes nothing.
+
+        Raises:
+            ValueError: the file cannot be read, or holds no well-formed certificate; names the file and the
+                field.
+        """
+        try:
+            data = read_file(Path(path))
+            try:
+                found = json.loads(data)
+            except RecursionError as error:
+                raise ValueError("its JSON is nested too deeply") from error
+            except ValueError as error:  # what utf-8 raises is a ValueError, too
+                raise ValueError("is no certificate: not JSON text") from error
+            return cls.from_dict(found)
+        except ValueError as error:
+            raise ValueError(f"certificate {os.fspath(path)}: {error}") from error
+
+
+def decimal_below(value: arb) -> str:
+    """Twelve digits of an exact positive number, rounded down; for :attr:`Certificate.bound`.
+
+    The work is bounded whatever the exponent, which may be any of :data:`EXPONENT_BITS`.
+    """
+    man, exp = (int(part) for part in value.man_exp())
+    power = math.floor((man.bit_length() + exp) * math.log10(2)) - 12
+    if abs(exp) <= _EXACT_TWO and man.bit_length() <= _EXACT_TWO:
+        scaled = man * 10 ** max(-power, 0) << max(exp, 0)
+        digits = str((scaled >> max(-exp, 0)) // 10 ** max(power, 0))
+        return f"{digits[0]}.{digits[1:12]}e{power + len(digits) - 1}"
+    with precision(_DECIMAL_BITS):
+        power = _floor((value.log() / arb(10).log()).lower() - 11)
+        digits = str(_floor((value / _power_of_ten(power)).lower()))
+    return f"{digits[0]}.{digits[1:12]}e{power + len(digits) - 1}"
+
+
+def at_most(bound: str, value: arb) -> bool:
+    """Whether a decimal as :func:`decimal_below` writes it is certainly at most an exact number >= 0."""
+    whole, fraction, power = cast(re.Match[str], DECIMAL.fullmatch(bound)).groups()
+    digits, ten = int(whole + fraction), int(power) - len(fraction)
+    man, exp = value.man_exp()
+    if abs(ten) > _EXACT_TEN or abs(int(exp)) > _EXACT_TWO:
+        with precision(_DECIMAL_BITS):
+            return bool(digits * _power_of_ten(ten) <= value)
+    left = fmpz(digits) * fmpz(10) ** max(ten, 0) * fmpz(2) ** max(-int(exp), 0)
+    right = man * fmpz(10) ** max(-ten, 0) * fmpz(2) ** max(int(exp), 0)
+    return bool(left <= right)
+
+
+def _floor(x: arb) -> int:
+    """The floor of a ball, which is exact but for a rounding that does not matter here."""
+    man, exp = x.floor().lower().man_exp()
+    return int(man) << int(exp) if exp >= 0 else int(man) >> -int(exp)
+
+
+def _power_of_ten(exponent: int) -> arb:
+    return (exponent * arb(10).log()).exp()
+
+
+def check_int(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Refuse what is no integer of this range."""
+    if type(value) is not int or value < least or (most is not None and value > most):
+        limits = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} is {_shown(value)}; expected an integer {limits}")
+
+
+def _shown(value: object) -> str:
+    """A value for a message, not longer than a line."""
+    if type(value) is int and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except (
+        ValueError,
+        RecursionError,
+    ):  # integers inside that are too long, structures without an end
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."

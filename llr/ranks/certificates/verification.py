@@ -1,0 +1,208 @@
+"""The independent check of a certificate; see :mod:`llr.certify`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flint import arb, arb_mat
+from torch import Tensor
+
+from llr.exact.chain import Array
+from llr.exact.network import Network, read_network
+from llr.inputs.accept import a_model, takes, valued
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.parameters import Selection
+from llr.inputs.problem import Model
+from llr.linalg.balls import precision
+from llr.linalg.block_inverse import checked_inverse, largest_piece
+from llr.linalg.deadline import TimeLimit, check_timeout, time_limit
+from llr.linalg.elimination import Scaled, find_pivots
+from llr.linalg.integers import exact_rank, integer_rows
+from llr.ranks.certificates.certificate import (
+    HIGHEST_BITS,
+    LOWEST_BITS,
+    MOST_BITS,
+    Certificate,
+    at_most,
+    check_int,
+)
+from llr.theory.upper import upper_bound
+
+# The precision at which the check begins.
+_FIRST_BITS = 128
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What :func:`verify` found; true or false as itself."""
+
+    valid: bool
+    reason: str
+    checked: bool = True
+    """False if `timeout` or `max_bits` ended the check: then the certificate may be true or not."""
+
+    def __bool__(self) -> bool:
+        return self.valid
+
+
+@takes(model=a_model, x=valued)
+@outside_inference_mode
+def verify(
+    certificate: Certificate,
+    model: Model,
+    x: Tensor,
+    *,
+    params: Selection = None,
+    max_bits: int = MOST_BITS,
+    timeout: float | None = None,
+) -> Verdict:
+    """Whether a certificate is true of this model and these samples.
+
+    The check shares only the evaluation of the Jacobian with what made the certificate, and for large
+    matrices the order of elimination. The named rows are evaluated at twice the certificate's precision, and
+    more if that does not decide, up to eight times. That the submatrix A is nonsingular follows from an
+    approximate inverse X with ||I - X A|| < 1 in balls; the bound of the determinant is compared with a
+    determinant at that precision. An exact rank is computed again modulo other primes. An upper bound from a
+    caller cannot be checked; the reason says so.
+
+    A certificate that someone else made costs no more work than one of :func:`certify` with the same
+    `max_bits` would: one that claims more precision is not looked at.
+
+    Args:
+        certificate: the claim.
+        model: the model that it is said to be of.
+        x: the samples.
+        params: as for :func:`certify`.
+        max_bits: the precision that the certificate may have, as it was for :func:`certify`.
+        timeout: seconds after which the check ends without a result (`checked` is False); None for no limit.
+
+    Returns:
+        A `Verdict`: true or false, with a reason that names what differs.
+
+    Raises:
+        TypeError: `certificate` is no `Certificate`.
+        ValueError: what :func:`llr.exact.network.jacobian` refuses of the model and the samples.
+
+    Source: S. M. Rump, "Verification methods: rigorous results using floating-point arithmetic", Acta
+    Numerica 19 (2010), section 10, for the inverse.
+
+    Example:
+        >>> import torch
+        >>> from llr.certify import certify, verify
+        >>> model, x = torch.nn.Linear(2, 1), torch.eye(2)
+        >>> certificate = certify(model, x)
+        >>> verify(certificate, model, x + 1).reason
+        'the samples differ from those of the certificate'
+    """
+    if not isinstance(certificate, Certificate):
+        raise TypeError(
+            f"certificate is {type(certificate).__name__}; expected a Certificate (Certificate.load)"
+        )
+    check_int("max_bits", max_bits, LOWEST_BITS, HIGHEST_BITS)
+    check_timeout(timeout)
+    try:
+        with time_limit(timeout):
+            network = read_network(model, x, params)
+            reason = _difference(certificate, network) or _false_upper(certificate, network, params)
+            bits = certificate.bits or 0
+            if not reason and bits > max_bits:
+                return Verdict(
+                    False,
+                    f"not checked: bits is {bits}, more than max_bits={max_bits}; give max_bits={bits} if "
+                    "the certificate was made like that",
+                    checked=False,
+                )
+            reason = reason or _unproved(certificate, network)
+    except TimeLimit:
+        return Verdict(False, f"not checked: timeout={timeout} seconds were over", checked=False)
+    if reason:
+        return Verdict(False, reason)
+    above = "believed as the caller gave it" if certificate.upper_from == "caller" else "checked"
+    return Verdict(
+        True,
+        f"rank >= {certificate.rank} is proved again; the upper bound {certificate.upper} is {above}",
+    )
+
+
+def _difference(certificate: Certificate, network: Network) -> str:
+    """What shows without evaluating anything that the certificate is of something else."""
+    if not certificate.intact:
+        return "the checksum does not fit the other fields: the certificate was altered"
+    if certificate.structure != network.structure:
+        return f"the certificate is of {certificate.structure}, the model is {network.structure}"
+    if certificate.model != network.model_digest:
+        return "the parameters, or the choice of columns, differ from those of the certificate"
+    if certificate.samples != network.samples_digest:
+        return "the samples differ from those of the certificate"
+    for name in ("n_rows", "n_params"):
+        if getattr(certificate, name) != getattr(network, name):
+            return f"{name} is {getattr(network, name)}, not {getattr(certificate, name)}"
+    if (certificate.arithmetic == "rationals") != network.rational:
+        return f"a {network.structure} network is not certified in {certificate.arithmetic}"
+    return ""
+
+
+def _false_upper(certificate: Certificate, network: Network, params: Selection) -> str:
+    side = min(network.n_rows, network.n_params)
+    if certificate.upper_from == "shape" and certificate.upper != side:
+        return f"upper is {certificate.upper}; the shape of the Jacobian makes it {side}"
+    if certificate.upper_from == "theory":
+        closed = upper_bound(network.problem, params)
+        if closed is None or certificate.upper != closed.upper:
+            return f"upper is {certificate.upper}; the closed form is {closed and closed.upper}"
+    if certificate.upper_from == "exact rank":
+        # Other primes than those that made the certificate.
+        rank, _ = exact_rank(integer_rows(network.rational_jacobian())[0], below=2**61)
+        if rank != certificate.upper:
+            return f"upper is {certificate.upper}; the exact rank is {rank}"
+    return ""
+
+
+def _unproved(certificate: Certificate, network: Network) -> str:
+    """Why the submatrix is not shown to be nonsingular with such a determinant; empty if it is."""
+    most = 8 * max(certificate.bits or MOST_BITS // 2, _FIRST_BITS // 2)
+    # What an honest certificate needs at once; what a forged one only says, in the end.
+    bits = 2 * certificate.bits if certificate.bits and certificate.bits <= 1024 else _FIRST_BITS
+    while True:
+        with precision(bits):
+            least = arb(0)
+            if network.rational:
+                exact = network.rational_jacobian(certificate.rows)
+                rows = arb_mat(exact)
+                # An integer that is not 0, divided by these powers of two.
+                least = arb((1, -sum(integer_rows(exact)[1])))
+            else:
+                rows = network.jacobian(bits, certificate.rows)
+            A = Scaled(_columns(rows, certificate.columns), bits)
+        at = _order(A)
+        found = None if len(at[0]) < certificate.rank else A.determinant_bounds(*at)
+        if found is not None:
+            if not at_most(certificate.bound, found[1]):
+                digits = found[1].str(10, radius=False)
+                return f"bound is {certificate.bound}, but the determinant is at most {digits}"
+            with precision(bits):
+                shown = _nonsingular(A.block(*at), largest_piece(bits))
+            if shown and any(at_most(certificate.bound, low) for low in (found[0], least)):
+                return ""
+        if bits >= most:
+            return f"these rows and columns could not be shown to be independent at {bits} bits"
+        bits = min(2 * bits, most)
+
+
+def _order(A: Scaled) -> tuple[list[int], list[int]]:
+    """The rows and columns in an order of elimination, which large matrices need."""
+    n = len(A.entries)
+    if n <= largest_piece(A.bits):
+        return list(range(n)), list(range(n))
+    pivots = find_pivots(A)
+    return [row for row, _ in pivots], [column for _, column in pivots]
+
+
+def _columns(M: arb_mat, columns: Sequence[int]) -> arb_mat:
+    return arb_mat(M.nrows(), len(columns), [row[j] for row in M.tolist() for j in columns])
+
+
+def _nonsingular(A: Array, piece: int) -> bool:
+    """Whether X A is near 1 for some X, so that every matrix in the balls of A is nonsingular."""
+    return checked_inverse(A, piece) is not None

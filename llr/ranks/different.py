@@ -1,0 +1,125 @@
+"""Upper bounds of a rank that need no theory: samples that are the same, parameters that nothing depends on.
+
+All of it is exact: numbers are compared bit by bit, or with zero.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from llr.inputs.mlp import MLP
+    from llr.inputs.problem import Problem
+
+Bound = tuple[int, str]
+"""A rank is at most this, and why."""
+
+ODD = frozenset({"tanh", "erf", "sin", "identity"})
+_NEARLY_ODD = frozenset({"sigmoid"})  # s(z) + s(-z) = 1
+_NEARLY_EVEN = frozenset({"gelu", "silu"})  # s(z) - s(-z) = z
+_ENTRIES = 1 << 20  # of a matrix whose rows and columns are compared with each other
+_ROWS = 1 << 14  # and columns of all matrices of a batch
+
+
+def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
+    """What the samples and the zeros among the parameters say about the rank of a model's Jacobian.
+
+    Samples that are equal bit by bit have equal rows. An odd function (tanh, erf, sin or nothing between
+    linear layers without biases) has the same derivatives, up to sign, at x and -x, and none at 0; with one
+    hidden layer of sigmoid, GELU or SiLU there is little more. What cannot reach an output, or is fed zeros
+    by every sample, has columns of zeros.
+
+    Args:
+        problem: the model, its columns and its samples; at one parameter point, or at several.
+        outputs: q.
+    """
+    mlp, x = problem.mlp, problem.x
+    bounds = [(outputs * _distinct(x), "different samples")]
+    if mlp is None or problem.columns.points is not None:
+        return bounds
+    if not any(b is not None for b in mlp.biases[:-1]):
+        classes = outputs * _distinct(_up_to_sign(x))
+        constant = outputs if problem.chain()[-1][0] in problem.columns.values else 0
+        if mlp.activation in ODD:
+            # A bias of the outputs is the one thing that is even.
+            bounds.append((classes + constant, "samples up to sign"))
+        elif len(mlp.weights) == 2 and mlp.activation in _NEARLY_ODD:
+            # The sum of the rows at x and -x is the same for all x, and twice the row at 0.
+            bounds.append((classes + outputs, "samples up to sign"))
+        elif len(mlp.weights) == 2 and mlp.activation in _NEARLY_EVEN:
+            # Their difference is linear in x. The row at 0 is that of a bias of the outputs.
+            linear = outputs * min(mlp.widths[0], len(x))
+            bounds.append((classes + linear + constant, "samples up to sign"))
+    bounds.append((_live_columns(problem, mlp), "live parameters"))
+    return bounds
+
+
+def bounds_of_matrices(A: Tensor) -> list[tuple[Tensor, str]]:
+    """The same for each of some matrices (k, m, n): rows and columns that are zero, or equal bit by bit."""
+    if A.numel() > _ENTRIES or sum(A.shape[-2:]) * len(A) > _ROWS:
+        filled = A != 0
+        return [(filled.any(side).sum(-1), "zeros") for side in (-1, -2)]
+    return [(_different(B), "different rows") for B in (A, A.mT)]
+
+
+def _different(A: Tensor) -> Tensor:
+    """How many rows of each matrix (k, m, n) are not zero and differ in a bit, (k)."""
+    counts = (A != 0).any(-1).sum(-1)
+    if not A.numel():
+        return counts
+    A = A + 0.0  # without -0
+    bits = A.view(torch.int64 if A.dtype == torch.float64 else torch.int32).to(torch.int64)
+    # Equal rows have equal sums; only where sums are equal, rows have to be compared.
+    generator = torch.Generator().manual_seed(0)
+    factors = torch.randint(-(2**62), 2**62, A.shape[-1:], generator=generator).to(A.device)
+    sums = (bits * factors).sum(-1).sort(-1).values
+    for i in (sums[:, 1:] == sums[:, :-1]).any(-1).nonzero()[:, 0].tolist():
+        counts[i] = _distinct(A[i][(A[i] != 0).any(1)])
+    return counts
+
+
+def _distinct(x: Tensor) -> int:
+    """How many samples differ in a bit."""
+    rows = x.detach().cpu().flatten(1).contiguous() if x.dim() > 1 else x.detach().cpu()[:, None]
+    if rows.shape[1] == 0:
+        return min(len(rows), 1)
+    return len({row.tobytes() for row in rows.numpy()})
+
+
+def _up_to_sign(x: Tensor) -> Tensor:
+    """The samples that are not zero, with their first entry that is not zero positive."""
+    x = x[(x != 0).any(-1)]
+    if not len(x):
+        return x
+    first = (x != 0).to(torch.uint8).argmax(-1, keepdim=True)
+    # Adding zero makes -0 and 0 the same.
+    return x * x.gather(-1, first).sign() + 0.0
+
+
+def _live_columns(problem: Problem, mlp: MLP) -> int:
+    """How many columns are not zero for want of a path from the input or to an output."""
+    links = problem.chain()
+    weights, biases = links[::2], links[1::2]
+    fed = [(problem.x != 0).any(0)]
+    for (_, w), (_, b) in zip(weights[:-1], biases[:-1], strict=True):
+        assert w is not None
+        live = ((w != 0) & fed[-1]).any(-1)
+        if b is not None:
+            live |= b != 0
+        fed.append(live if mlp.activation in ODD | {"relu", "gelu", "silu"} else live | True)
+    seen = [torch.ones_like(weights[-1][1][:, 0], dtype=torch.bool)]  # type: ignore[index]
+    for _, w in reversed(weights[1:]):
+        assert w is not None
+        seen.append(((w != 0) & seen[-1][:, None]).any(0))
+    total = 0
+    for (name, _), (bias, _), inputs, outputs in zip(
+        weights, biases, fed, reversed(seen), strict=True
+    ):
+        if name in problem.columns.values:
+            total += int(inputs.sum()) * int(outputs.sum())
+        if bias in problem.columns.values:
+            total += int(outputs.sum())
+    return total

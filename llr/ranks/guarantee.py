@@ -1,0 +1,273 @@
+"""Whether given samples pin a model's function down near its parameters: the LLR guarantee.
+
+Samples S have the guarantee at parameters theta if the rank of the Jacobian on S is dim T, the rank of the
+model (:mod:`llr.model_rank`): then no direction in which the function can move escapes them, and gradient
+descent from near theta recovers the function (Local Linear Recovery).
+
+Source: Zhang et al., "Local Linear Recovery Guarantee of Deep Neural Networks at Overparameterization"
+(2024).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from llr.inputs.accept import a_model, a_sampler, takes, valued
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.parameters import Selection
+from llr.inputs.problem import Model, read_problem
+from llr.inputs.roles import sizes, word
+from llr.inputs.samplers import Source, all_samples, checked_points, sample_shape
+from llr.ranks.model_rank import ModelRank
+from llr.ranks.model_rank import model_rank as find_model_rank
+from llr.ranks.saturation import Certify, Found, Look, Search, ambiguous
+from llr.theory.upper import upper_bound
+
+
+@dataclass(frozen=True)
+class Guarantee:
+    """Whether samples have the LLR guarantee; true or false as itself.
+
+    Attributes:
+        holds: whether the rank on the samples is that of the model.
+        rank: the rank on the samples; where it is proved, the search stops at the model's.
+        model_rank: dim T as given or found.
+        proved: whether the verdict is a theorem, given a model rank that the caller brought.
+        n_samples: how many samples.
+        reason: the verdict in words.
+    """
+
+    holds: bool
+    rank: int
+    model_rank: int
+    proved: bool
+    n_samples: int
+    reason: str
+
+    def __bool__(self) -> bool:
+        return self.holds
+
+    def __str__(self) -> str:
+        """One line: the verdict and why."""
+        return f"{'LLR guarantee' if self.holds else 'no LLR guarantee'}: {self.reason}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        return asdict(self)
+
+
+@takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
+@outside_inference_mode
+def has_llr_guarantee(
+    model: Model,
+    x: Tensor,
+    *,
+    model_rank: int | ModelRank | None = None,
+    params: Selection = None,
+    certify: Certify = "auto",
+    method: str = "auto",
+    **options: Any,
+) -> Guarantee:
+    """Whether the samples `x` have the LLR guarantee: whether the rank of the Jacobian on them is dim T.
+
+    Args:
+        model: a module, or a callable f(params, x).
+        x: (n, ...) samples.
+        model_rank: dim T, as :func:`llr.model_rank` returned it or from elsewhere, which is then believed;
+            default: the closed form where :mod:`llr.theory` has one (and there are no `options`), otherwise
+            found with :func:`llr.model_rank`, on samples of the shape of `x`.
+        params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
+        certify: whether ranks are proved, as for :func:`llr.model_rank`.
+        method: how singular values are found, as for :func:`llr.rank`.
+        **options: further arguments of :func:`llr.model_rank`, such as `sampler`.
+
+    Returns:
+        A `Guarantee`, true or false. A rank counted in floating point can be too small, which then reads as
+        no guarantee; ``reason`` says where it is counted, and where the count is ambiguous.
+
+    Raises:
+        TypeError: `options` beside `model_rank`.
+        ValueError: `model_rank` is less than the rank on `x`, or more than the number of parameters; and
+            what :func:`llr.model_rank` refuses.
+
+    Source: Zhang et al. (2024), see the module.
+
+    Example:
+        >>> import llr, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
+        >>> bool(llr.has_llr_guarantee(model, torch.randn(9, 2)))
+        True
+        >>> print(llr.has_llr_guarantee(model, torch.randn(9, 2)[:5], model_rank=9))  # doctest: +ELLIPSIS
+        no LLR guarantee: the rank on 5 samples is 5, that of the model 9; ... (proved)
+    """
+    case = _Case.of(model, x, model_rank, params, certify, method, options)
+    return case.verdict()
+
+
+@takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
+@outside_inference_mode
+def llr_sample_size(
+    model: Model,
+    x: Tensor,
+    *,
+    model_rank: int | ModelRank | None = None,
+    params: Selection = None,
+    certify: Certify = "auto",
+    method: str = "auto",
+    **options: Any,
+) -> int | None:
+    """How many of the samples `x`, from the first on, are needed for the LLR guarantee.
+
+    Args and errors as for :func:`has_llr_guarantee`.
+
+    Returns:
+        The length of the shortest prefix of `x` on which the Jacobian has rank dim T, at least 1; None if not
+        even all of `x` do. It counts points: each gives as many observations as the model has outputs.
+
+    Example:
+        >>> import llr, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
+        >>> llr.llr_sample_size(model, torch.randn(20, 2))
+        9
+    """
+    case = _Case.of(model, x, model_rank, params, certify, method, options)
+    if case.found.best < case.target.rank:
+        return None
+    return case.search.shortest(case.found)[0]
+
+
+@dataclass(frozen=True)
+class _Target:
+    """dim T, and what is known of it."""
+
+    rank: int
+    lower: int
+    upper: int
+    doubt: str = ""
+
+
+@dataclass
+class _Case:
+    """Samples, the rank on them, and the rank that they should have."""
+
+    x: Tensor
+    target: _Target
+    search: Search
+    found: Found
+    upper: int
+    """The rank on x is at most this."""
+
+    @classmethod
+    def of(
+        cls,
+        model: Model,
+        x: Tensor,
+        model_rank: int | ModelRank | None,
+        params: Selection,
+        certify: Certify,
+        method: str,
+        options: dict[str, Any],
+    ) -> _Case:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor(x))")
+        if x.dim() == 0 or len(x) == 0:
+            raise ValueError(
+                f"x has no samples (shape {tuple(x.shape)}); expected (n, ...), n >= 1"
+            )
+        x = checked_points(x, len(x), None, "x")
+        closed = None
+        if model_rank is None and not options:
+            closed = upper_bound(
+                read_problem(model, x[:1], params, torch.float64), params, everywhere=True
+            )
+        if closed is not None and closed.exact:
+            model_rank = closed.upper
+        elif model_rank is None:
+            given = {"sample_shape": tuple(x.shape[1:]), **options}
+            tokens = sample_shape(model, tuple(x.shape[1:]))[1]
+            known = tokens is not None or all_samples(model) is not None
+            if "sampler" not in options and not x.is_floating_point() and not known:
+                raise ValueError(
+                    f"x is {x.dtype}, and what other samples there are cannot be read off the model; give "
+                    "sampler= (all points as a tensor, or a callable), or model_rank="
+                )
+            if callable(given.get("sampler")) or isinstance(given.get("sampler"), Tensor):
+                given.pop("sample_shape")  # these have a shape of their own
+            model_rank = find_model_rank(
+                model, params=params, certify=certify, method=method, **given
+            )
+        elif options:
+            raise TypeError(
+                f"{next(iter(options))}= is about finding the rank of the model, but model_rank= is given; "
+                "leave one of them away"
+            )
+        target = _target(model_rank)
+        look = Look.at(
+            model,
+            x[:1],
+            params,
+            upper=target.rank,
+            claim="model_rank",
+            certify=certify,
+            method=method,
+        )
+        if target.rank > look.n_params:
+            raise ValueError(
+                f"model_rank is {target.rank}, but the model has {look.n_params} parameters; expected no more"
+            )
+        source = Source("x", lambda _: x[:0], x, limit=len(x))
+        # No margin: what counts is x, not what more samples would show.
+        search = Search(look, source, len(x), margin=len(x) * look.outputs)
+        whole = search.measure(len(x), prove=False)
+        found = Found(prove=False, trials=[whole])
+        upper = int(whole.result.upper)
+        least = math.ceil(target.rank / look.outputs)
+        if look.provable(min(least, len(x))):
+            proof = search.grow(least, prove=True)
+            if proof.trials[-1].n == len(x):
+                upper = min(upper, int(proof.trials[-1].result.upper))
+            if proof.complete or proof.best >= found.best:
+                found = proof
+        return cls(x, target, search, found, upper)
+
+    def verdict(self) -> Guarantee:
+        r, target, n = self.found.best, self.target, len(self.x)
+        holds = r >= target.rank
+        if holds:
+            proved = self.found.proved >= target.upper
+            reason = f"the rank on {n} samples is that of the model, {target.rank}"
+        else:
+            proved = self.upper < target.lower
+            observations = n * self.search.look.outputs
+            reason = f"the rank on {n} samples is {r}, that of the model {target.rank}"
+            differing = self.search.source.distinct(n)
+            if observations < target.rank:
+                reason += f"; {observations} observations are too few"
+            elif differing < n:
+                reason += f"; only {differing} of the samples differ"
+        if proved:
+            reason += " (proved)"
+        elif not self.found.prove:
+            last = self.found.trials[-1].result
+            reason += " (counted in floating point" + (", ambiguous)" if ambiguous(last) else ")")
+        return Guarantee(holds, r, target.rank, proved, n, reason + target.doubt)
+
+
+def _target(model_rank: int | ModelRank) -> _Target:
+    if isinstance(model_rank, ModelRank):
+        doubt = ""
+        if not model_rank.saturated:
+            doubt = f"; the model rank had not saturated: {model_rank.reason}"
+        elif model_rank.ambiguous:
+            doubt = "; the model rank is ambiguous"
+        return _Target(model_rank.rank, model_rank.lower, model_rank.upper, doubt)
+    if type(model_rank) is not int or model_rank < 0:
+        raise ValueError(
+            f"model_rank is {model_rank!r}; expected dim T, an integer >= 0, or what llr.model_rank returns"
+        )
+    return _Target(model_rank, model_rank, model_rank)

@@ -1,0 +1,248 @@
+"""The rank of a model, and which samples attain it.
+
+The tangent space T of a model at parameters theta is spanned by the functions df(.; theta) / d theta_i on the
+whole input space; dim T is the rank of the model there. The Jacobian on n samples has rank at most dim T.
+Where it has that rank, the samples pin the function down near theta: they have the LLR guarantee (Local
+Linear Recovery, :mod:`llr.ranks.guarantee`). Of a scalar analytic model almost every sample of dim T or more points
+has it, and none of fewer.
+
+Sources: Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear Models" (2023), for the rank
+and the optimistic sample size; Zhang et al., "Local Linear Recovery Guarantee of Deep Neural Networks at
+Overparameterization" (2024), for the guarantee.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from llr.inputs.accept import a_model, a_sampler, takes
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.parameters import Selection, columns_of_callable, columns_of_module
+from llr.inputs.problem import Model
+from llr.inputs.roles import a_function, a_seed, sizes, word
+from llr.inputs.samplers import Sampler, read_sampler
+from llr.ranks.certificates.certificate import check_int
+from llr.ranks.result import RankResult
+from llr.ranks.saturation import Certify, Look, Progress, Search, ambiguous, proved
+
+# How many times P + margin scalar observations are tried where max_samples does not say.
+_PATIENCE = 16
+_LISTED_NUMBERS = 4096
+"""Samples of more numbers are left out of to_dict()."""
+
+
+@dataclass(frozen=True, eq=False)
+class ModelRank:
+    """The rank of a model at its parameters, how far it is proved, and a sample that attains it.
+
+    Attributes:
+        rank: dim T as found: the largest rank of the Jacobian that was met.
+        lower: what dim T is proved to be at least, 0 without a certificate.
+        upper: what it is at most: the number of parameters, or the caller's `upper`, or the rank on all
+            points of a finite domain.
+        upper_from: "parameters", "theory" (a closed form), "caller" (believed, not proved) or "domain".
+        ambiguous: whether the rank is open: a count of singular values that is neither exact nor clear or
+            below what is proved, or a certificate that reached its precision cap. A count that is not
+            ambiguous has a gap of 1e3, which smooth functions also have by chance: it is counted, not proved.
+        saturated: whether the rank stopped growing as the samples grew, or cannot grow. If not, dim T may
+            well be larger.
+        reason: why the search ended, in words.
+        samples: the shortest prefix of the sampler's sequence that attains the rank.
+        result: the `RankResult` on these samples.
+        trace: the sizes that were tried and the rank at each, (n, rank).
+        sampler: what the samples were drawn from.
+        n_params: P.
+    """
+
+    rank: int
+    lower: int
+    upper: int
+    upper_from: str
+    ambiguous: bool
+    saturated: bool
+    reason: str
+    samples: Tensor
+    result: RankResult
+    trace: list[tuple[int, int]]
+    sampler: str
+    n_params: int
+
+    @property
+    def exact(self) -> bool:
+        """Whether the bounds meet, so that the rank is a theorem (given the caller's bound, if it is one)."""
+        return self.lower == self.upper
+
+    @property
+    def n_samples(self) -> int:
+        """How many points attain the rank; each gives as many observations as the model has outputs."""
+        return len(self.samples)
+
+    def __str__(self) -> str:
+        """One line: the rank, how it is known, and on what samples."""
+        if self.exact:
+            known = "proved" + (", given the upper bound" if self.upper_from == "caller" else "")
+        elif self.result.certificate is not None:
+            known = f"proved between {self.lower} and {self.upper}"
+        else:
+            known = f"counted by {self.result.method}, not proved"
+        line = (
+            f"model rank {'' if self.saturated else '>= '}{self.rank} of {self.n_params} parameters "
+            f"({known}), attained on {self.n_samples} "
+            f"{'sample' if self.n_samples == 1 else 'samples'} ({self.sampler})"
+        )
+        if self.ambiguous:
+            line += "; AMBIGUOUS: singular values without a clear gap, or fewer than are proved"
+        return line if self.saturated else f"{line}; NOT SATURATED: {self.reason}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for strict JSON; samples of more than 4096 numbers become None."""
+        few = self.samples.numel() <= _LISTED_NUMBERS
+        return {
+            "rank": self.rank,
+            "lower": self.lower,
+            "upper": self.upper,
+            "upper_from": self.upper_from,
+            "exact": self.exact,
+            "ambiguous": self.ambiguous,
+            "saturated": self.saturated,
+            "reason": self.reason,
+            "n_samples": self.n_samples,
+            "n_params": self.n_params,
+            "sampler": self.sampler,
+            "trace": [list(trial) for trial in self.trace],
+            "result": self.result.to_dict(),
+            "samples": self.samples.tolist() if few else None,
+        }
+
+
+@takes(
+    model=a_model,
+    sampler=a_sampler,
+    sample_shape=sizes,
+    method=word,
+    progress=a_function,
+    seed=a_seed,
+)
+@outside_inference_mode
+def model_rank(
+    model: Model,
+    *,
+    sampler: Sampler = "normal",
+    params: Selection = None,
+    upper: int | None = None,
+    certify: Certify = "auto",
+    margin: int = 8,
+    max_samples: int | None = None,
+    seed: int = 0,
+    sample_shape: Sequence[int] | None = None,
+    method: str = "auto",
+    progress: Progress | None = None,
+) -> ModelRank:
+    """The rank of a model at its parameters, dim T: how many scalar observations pin its function down.
+
+    The sample is doubled until its observations outnumber the rank by more than `margin` and the next
+    doubling does not raise the rank; or until the rank cannot grow. First singular values are counted; where
+    they show the scale of a proof to be moderate, ranks are proved from there on, which also finds the
+    directions that floating point cannot see. A proved rank on any sample is a proved lower bound of dim T.
+
+    That dim T is no larger than found is proved only if it is the number of parameters, the closed form
+    that :mod:`llr.theory` has for the model, an `upper` of the caller's, or the rank on a whole finite
+    domain. Otherwise it is what the doubling shows. It can mislead where samples are bad: points that
+    repeat, inputs confined to a subspace, x and -x for a model of odd functions; T is then that of the
+    function on what the sampler reaches. ReLU networks have directions that only samples in small linear
+    regions show. Points exactly on a kink should be left out: the slope taken there can fake a direction.
+
+    Args:
+        model: a module, or a callable f(params, x).
+        sampler: "normal" (standard) or "uniform" (on [-1, 1]); a box (low, high) of numbers or tensors; a
+            tensor (N, ...), whose points are taken in random order, each once; or a callable f(n, generator)
+            that returns n new points at each call. For the first two, a model that begins with an embedding
+            gets tokens, a ``MatrixFactorization`` all index pairs.
+        params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
+        upper: an upper bound of dim T known from theory; believed.
+        certify: "auto" proves where N rows and P columns have N P (200 + min(N, P)) <= 1e8 and
+            :mod:`llr.exact.network` reads the model; True proves whatever it takes, False never.
+        margin: how far the observations must outnumber the rank.
+        max_samples: the most points to draw; default: 16 (P + margin) observations' worth.
+        seed: of the samples, a function of seed and sampler alone. The global generator is not used.
+        sample_shape: shape of one sample, where the model does not tell: all but MLPs and ``nn.Sequential``
+            that begin with a linear layer.
+        method: how singular values are found, as for :func:`llr.rank`; "certified" is ``certify=True``.
+        progress: called as ``progress(n, rank, upper)`` after each size.
+
+    Returns:
+        A `ModelRank`. One whose search ran out of samples has ``saturated=False`` and says why.
+
+    Raises:
+        TypeError: a sampler of another kind.
+        ValueError: a malformed sampler or sample, a shape that cannot be told, an `upper` that is disproved,
+            a model that cannot be certified with ``certify=True``; and what :func:`llr.rank` refuses.
+
+    Source: Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear Models" (2023).
+
+    Example:
+        >>> import llr, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(1, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1))
+        >>> llr.model_rank(model).rank  # 1-4-1 with all biases: every parameter counts
+        13
+        >>> _ = torch.nn.init.zeros_(model[2].weight)
+        >>> llr.model_rank(model).rank  # four functions and the constant
+        5
+    """
+    for name, value, least in (("margin", margin, 1), ("seed", seed, 0)):
+        check_int(name, value, least)
+    for name, bound in (("max_samples", max_samples), ("upper", upper)):
+        if bound is not None:
+            check_int(name, bound, 1 if name == "max_samples" else 0)
+    if isinstance(model, nn.Module):
+        columns = columns_of_module(type(model).__name__, dict(model.named_parameters()), params)
+    else:
+        columns = columns_of_callable(params)
+    some = next(iter(columns.values.values()))
+    source = read_sampler(
+        sampler, model, shape=sample_shape, dtype=some.dtype, device=some.device, seed=seed
+    )
+    look = Look.at(model, source.first(1), params, upper=upper, certify=certify, method=method)
+    most = max_samples or math.ceil(_PATIENCE * (look.n_params + margin) / look.outputs)
+    search = Search(look, source, most, margin, progress)
+    start = math.ceil(2 * margin / look.outputs)
+    found = search.grow(start, prove=False, give_way=True)
+    trace, proof = found.trials, None
+    if look.provable(found.first):
+        proof = search.grow(found.first, prove=True)
+        if not found.complete and not proof.complete:  # neither came to an end
+            found = search.grow(start, prove=False)
+            trace = found.trials
+        if proof.complete or proof.best > found.best:
+            trace = [trial for trial in trace if trial.n < proof.trials[0].n] + proof.trials
+            found = proof
+    n, result = search.shortest(found)
+    lower = max(proved(result), proof.proved if proof else 0)
+    if not result.certificate and look.provable(n):
+        there = look.rank(source.first(n), prove=True)
+        lower = max(lower, proved(there))
+        result = there if proved(there) >= found.best else result
+    dimension = max(found.best, lower)
+    whole = found.trials[-1].result if found.trials[-1].n == source.limit else None
+    limit, limit_from = look.upper, look.upper_from
+    if whole is not None and int(whole.upper) < limit:
+        limit, limit_from = int(whole.upper), "domain"
+    return ModelRank(
+        rank=dimension,
+        lower=lower,
+        upper=limit,
+        upper_from=limit_from,
+        ambiguous=ambiguous(found.trials[-1].result) or lower > found.best,
+        saturated=lower == limit or (found.saturated and lower <= found.best),
+        reason=found.reason,
+        samples=source.first(n).clone(),
+        result=result,
+        trace=[(trial.n, trial.rank) for trial in trace],
+        sampler=source.description,
+        n_params=look.n_params,
+    )

@@ -1,0 +1,260 @@
+"""The rank of a model's Jacobian."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from llr.inputs.accept import a_model_or_matrix, takes, valued
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.parameters import Selection
+from llr.inputs.problem import Model, read_problem
+from llr.inputs.roles import a_function, a_precision, real, word
+from llr.jacobians.jacobian import prepare
+from llr.linalg.spectrum import rank_of_matrix
+from llr.ranks.certificates.certificate import Certificate
+from llr.ranks.certificates.certify import Progress, certify
+from llr.ranks.counting import Count, ImmoderateSquaresError
+from llr.ranks.different import bounds_of_model
+from llr.ranks.methods import METHODS, choose, costs
+from llr.ranks.result import RankResult
+from llr.theory.upper import upper_bound
+
+__all__ = ["METHODS", "RankResult", "rank"]
+
+# N P (200 + min(N, P)) for N rows and P columns: about how many ball operations a certificate takes. Up to
+# the first number it is made at once, in about a second at most; up to the second at the higher precision.
+_AT_ONCE, _BITS_AT_ONCE = 1e7, 256
+_SMALL, _BITS_OF_SMALL = 2e6, 512
+_SECONDS_PER_OPERATION = 1e-7
+
+# A closed form takes about 10 microseconds a parameter: as long as so many operations of a count.
+_FEW_PARAMETERS = 2500
+_OPERATIONS_PER_PARAMETER = 1e5
+
+
+@takes(
+    model=a_model_or_matrix,
+    x=valued,
+    method=word,
+    dtype=a_precision,
+    rtol=real,
+    atol=real,
+    backend=word,
+    progress=a_function,
+)
+@outside_inference_mode
+def rank(
+    model: Model | Tensor,
+    x: Tensor | None = None,
+    *,
+    method: str = "auto",
+    params: Selection = None,
+    dtype: torch.dtype | str | None = "auto",
+    rtol: float | None = None,
+    atol: float | None = None,
+    upper: int | None = None,
+    resolve: bool | None = None,
+    max_bits: int = 4096,
+    chunk_size: int | None = None,
+    backend: str = "auto",
+    progress: Progress | None = None,
+) -> RankResult:
+    """The rank of a model's Jacobian on the samples `x`, with its evidence.
+
+    The rank counts the independent directions in which the model's outputs on `x` can move when
+    its parameters move. It is the rank of the (n q, P) matrix of `llr.jacobian`: n samples, q
+    outputs, P parameters.
+
+    Singular values above a bound of their error are counted: the rank is at least that. It is exact where
+    that meets an upper bound: the shape, the samples that differ, the parameters that something depends on, a
+    closed form of :mod:`llr.theory`, or `upper`. Where it does not, rows and columns are multiplied by powers
+    of two, so that units do not decide, and small cases are settled by a certificate. What then is still open
+    is ``ambiguous``.
+
+    Args:
+        model: an ``nn.Module``, or a callable ``f(params, x)`` with `params` a dict of tensors. Or
+            a tensor ``(..., m, n)`` with nothing for `x`: then this is `llr.numerical_rank`. A
+            Jacobian (n, q, P) computed before is ranked as ``llr.rank(J.flatten(-3, -2))``: as it
+            stands it would count as a batch of n matrices (q, P).
+        x: samples, shape (n, ...), n >= 1.
+        method: "svd" makes the whole J; "tsqr" never has more than a block of its columns; "gram" takes
+            J J' in double-double arithmetic, for an MLP without any J (and gives way to "tsqr" where J's
+            entries cannot be squared); "certified" proves a lower bound in ball arithmetic. The first three
+            count singular values and agree to rounding. "auto" takes the one of them with the fewest
+            operations that fits `llr.memory_budget`, and goes on to a certificate where the count leaves the
+            rank open and N P (200 + min(N, P)) <= 1e7 for N rows and P columns.
+        params: which parameters count, or their values, as in `llr.jacobian`. Stacked values with a
+            leading dimension B give B ranks.
+        dtype: the precision. "auto" is float64 for a model, whatever its own precision, and the
+            tensor's own dtype for a tensor, since digits that a matrix has lost do not come back.
+            None keeps the model's own; a torch.dtype, or its name, converts to it. float32 is for "svd" only.
+        rtol: count the singular values above ``rtol * sigma_1`` instead; nothing is equilibrated or proved
+            then.
+        atol: count those above `atol` instead. The larger of the two holds.
+        upper: an upper bound known from theory; believed. A certificate stops when it gets there.
+        resolve: whether a certificate settles what a count leaves open: True whatever it takes, False never;
+            default: with method "auto", where that is quick.
+        max_bits: the precision at which a certificate gives up.
+        chunk_size: samples per step, as in `llr.jacobian`.
+        backend: which code computes the Jacobian, as in `llr.jacobian`.
+        progress: called as ``progress(bits, proved, upper)`` while "certified" works.
+
+    Returns:
+        A `RankResult`; ``exact``, ``ambiguous`` and ``clear`` tell how sure it is, ``lower``, ``upper`` and
+        where they come from why, ``method`` and ``reason`` how it was found.
+
+    Raises:
+        TypeError: `x` missing for a model, arguments that describe a model given for a tensor, a method
+            that computes in float64 with another dtype.
+        ValueError: no samples, NaN or Inf in the Jacobian, more memory than the budget; a model that
+            "certified" cannot read, or an `upper` that is disproved; and what `llr.jacobian` and
+            `llr.numerical_rank` refuse.
+
+    Source: Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear Models" (2023),
+    for the rank as the optimistic sample size.
+
+    Example:
+        >>> import llr, torch
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Tanh(), torch.nn.Linear(3, 1))
+        >>> llr.rank(model, torch.zeros(5, 2)).rank  # five times the same sample
+        1
+        >>> llr.rank(model, torch.randn(20, 2), method="certified").exact
+        True
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    if isinstance(model, Tensor):
+        given = [x, params, chunk_size, upper, progress, resolve]
+        if any(g is not None for g in given) or backend != "auto" or method not in ("auto", "svd"):
+            raise TypeError(
+                "x, params, chunk_size, backend, upper, resolve, progress and other methods than 'svd' "
+                "describe a model, but a tensor was given; call llr.rank(tensor, dtype=..., rtol=..., "
+                "atol=...)"
+            )
+        matrix = model.to(dtype) if isinstance(dtype, torch.dtype) else model
+        return rank_of_matrix(matrix, "matrix", rtol=rtol, atol=atol)
+    if x is None:
+        raise TypeError(
+            f"the rank of a model needs samples: llr.rank(model, x); got only a "
+            f"{type(model).__name__} (a matrix must be a torch.Tensor)"
+        )
+    if isinstance(x, Tensor) and x.dim() and x.shape[0] == 0:
+        raise ValueError(
+            f"x has no samples (shape {tuple(x.shape)}); a rank needs at least one row"
+        )
+    if upper is not None and (not isinstance(upper, int) or upper < 0):
+        raise ValueError(f"upper is {upper!r}; expected a number of dimensions, 0 or more")
+    if method == "certified":
+        if dtype not in ("auto", None, torch.float64):
+            raise TypeError(
+                f"dtype is {dtype}, but a certificate is about the exact values of the parameters; leave it "
+                "away"
+            )
+        proof = certify(model, x, params=params, upper=upper, max_bits=max_bits, progress=progress)
+        problem = read_problem(model, x, params, torch.float64)
+        prepared = prepare(problem, chunk_size, backend)
+        # For the eye: what floating point sees of the same matrix, which took far less than its balls did.
+        found = Count(
+            problem, prepared, costs(problem, prepared)["svd"], chunk_size, rtol, atol
+        ).measure()
+        result = _proved(found, proof)
+        for bound in bounds_of_model(problem, prepared.shape[-2]):
+            result = result.at_most(*bound)
+        return replace(result, reason="asked for")
+    wanted = torch.float64 if dtype == "auto" else cast(torch.dtype | None, dtype)
+    problem = read_problem(model, x, params, wanted, raised=True)
+    prepared = prepare(problem, chunk_size, backend)
+    cost, reason = choose(method, problem, prepared, problem.dtype)
+    try:
+        counted = Count(problem, prepared, cost, chunk_size, rtol, atol)
+        found = counted.measure()
+    except ImmoderateSquaresError:
+        reason = "squares of J's entries leave the range of float64, so not gram"
+        cost = costs(problem, prepared)["tsqr"]
+        counted = Count(problem, prepared, cost, chunk_size, rtol, atol)
+        found = counted.measure()
+    found = replace(found, reason=reason, predicted_bytes=cost.nbytes)
+    if upper is not None:
+        found = found.at_most(upper, "caller")
+    if rtol is not None or atol is not None or not found.open:
+        return found
+    found = _bounded(found, counted, params)
+    if found.open:
+        found = counted.equilibrated(found)
+    quick = method == "auto" and dtype in ("auto", torch.float64)
+    if not found.open or resolve is False or problem.columns.points is not None:
+        return found
+    return _resolved(found, model, x, params, upper, max_bits, progress, quick, bool(resolve))
+
+
+def _bounded(found: RankResult, counted: Count, params: Selection) -> RankResult:
+    """With the upper bounds that come cheap, in the order of their cost."""
+    problem, P = counted.problem, found.n_params
+    for bound in bounds_of_model(problem, counted.prepared.shape[-2]):
+        found = found.at_most(*bound)
+    affordable = P <= _FEW_PARAMETERS or counted.cost.flops >= _OPERATIONS_PER_PARAMETER * P
+    if found.open and affordable:
+        closed = upper_bound(problem, params)
+        if closed is not None:
+            found = found.at_most(closed.upper, "theory")
+    return found
+
+
+def _resolved(
+    found: RankResult,
+    model: Model,
+    x: Tensor,
+    params: Selection,
+    upper: int | None,
+    max_bits: int,
+    progress: Progress | None,
+    quick: bool,
+    asked: bool,
+) -> RankResult:
+    """With a certificate, if it is asked for or takes no time; or with what it would take."""
+    N, P = found.n_rows, found.n_params
+    work = N * P * (200 + min(N, P))
+    if not asked and not (quick and work <= _AT_ONCE):
+        cost = (
+            f"a certificate would take about {_SECONDS_PER_OPERATION * work:.1g} s (resolve=True)"
+        )
+        return replace(found, reason=f"{found.reason}; {cost}")
+    if asked:
+        proof = certify(model, x, params=params, upper=upper, max_bits=max_bits, progress=progress)
+    else:
+        most = _BITS_OF_SMALL if work <= _SMALL else _BITS_AT_ONCE
+        try:
+            proof = certify(
+                model, x, params=params, max_bits=min(max_bits, most), progress=progress
+            )
+        except ValueError as obstacle:  # nobody asked for it
+            return replace(found, reason=f"{found.reason}; no certificate: {obstacle}")
+    below = int(torch.as_tensor(found.lower))
+    if proof.rank < below:
+        return found.at_most(proof.upper, proof.upper_from)
+    left = f"{found.method} left the rank open, with {below} singular values above their error"
+    return replace(_proved(found, proof), reason=f"{found.reason}; {left}")
+
+
+def _proved(found: RankResult, proof: Certificate) -> RankResult:
+    """A count with the proof that takes its place."""
+    proved = replace(
+        found,
+        rank=proof.rank,
+        tol=0.0,
+        gap=float("inf"),
+        ambiguous=proof.rank != proof.upper,
+        method="certified",
+        lower=proof.rank,
+        lower_from="certificate",
+        upper=proof.upper,
+        upper_from=proof.upper_from,
+        counted_above="error",
+        bits=proof.bits,
+        certificate=proof,
+    )
+    return proved.at_most(found.upper, found.upper_from)

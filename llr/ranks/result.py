@@ -1,0 +1,335 @@
+"""A rank with its evidence: what it was counted from, how sure it is, and what is proved."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from llr.ranks.certificates.certificate import Certificate
+
+# From this ratio on, a count does not hang on where the line is drawn.
+CLEAR_GAP = 1e3
+
+_PROVED = ("error bound", "certificate")
+
+
+def is_open(lower: Tensor, upper: int | Tensor, lower_from: str) -> Tensor:
+    """Whether bounds leave a rank open: they do not meet, or the lower one is estimated (and not 0)."""
+    return (lower != upper) | (lower_from not in _PROVED and upper > 0)
+
+
+@dataclass(frozen=True, eq=False)
+class RankResult:
+    """A rank and the evidence for it.
+
+    For one matrix the fields are plain numbers; for a batch ``(..., m, n)`` the fields ``rank``,
+    ``tol``, ``gap``, ``ambiguous``, ``lower`` and ``upper`` are tensors of the leading shape.
+
+    Attributes:
+        rank: number of singular values strictly above ``tol``; for method "certified", the proved
+            lower bound.
+        spectrum: all ``min(m, n)`` singular values of the matrix, descending, shape ``(..., min(m, n))``.
+        tol: what they have to exceed: by default their error, a bound of how far they may be from those of
+            the exact matrix; with `rtol` or `atol` the tolerance. 0 for "certified", which counts no values.
+        gap: ``sigma_r / max(sigma_(r+1), tol)``; ``inf`` where both are 0. (With `rtol` or `atol`
+            ``sigma_r / sigma_(r+1)``, with ``tol`` in place of what is missing at either end.) Empty and
+            all-zero matrices have gap ``inf``, and so has "certified".
+        ambiguous: whether the rank is open: ``lower`` does not meet ``upper``, or is an estimate. With `rtol`
+            or `atol`, whether the count hangs on them: the gap is below 1e3, or some value is within its
+            error of the tolerance.
+        method: how the rank was found: "svd", "tsqr" and "gram" count singular values, "certified"
+            is proved.
+        dtype: the precision of the matrix and of its singular values.
+        n_rows: rows of the matrix (samples times outputs for a Jacobian).
+        n_params: columns of the matrix (parameters for a Jacobian).
+        path: the code that computed the Jacobian; None for a matrix given as a tensor.
+        lower: what the true rank is at least: how many singular values are above their error, or what is
+            proved.
+        lower_from: where that comes from: "error bound" (a running error analysis and Weyl's inequality),
+            "estimate" (of the error, where no rule bounds it: that is measured, not proved) or "certificate".
+        upper: what the rank is at most.
+        upper_from: why: "shape" (rows and columns), "different samples" (or "samples up to sign", of odd
+            functions), "live parameters", "different rows", "zeros", "exact elimination" (of a small
+            matrix, whose entries are exact numbers), "theory" (a closed form) or "caller" (believed). Of a
+            batch, the reasons of all its matrices, such as "shape or different rows".
+        equilibrated: the singular values of the matrix with its rows and columns multiplied by powers of two,
+            if the rank was counted on them: ``tol`` and ``gap`` are then about these. None otherwise.
+        counted_above: "error" or "tolerance".
+        bits: working precision of the proof; None without one, and for exact rational arithmetic.
+        certificate: the proof, for `llr.verify`; None unless method is "certified".
+        reason: why this method was taken, and what else was tried; of a matrix, what its rank is if its
+            entries are taken as exact numbers and that is more than the count.
+        predicted_bytes: what it was expected to hold in memory at a time, beside the model.
+        actual_bytes: what it held: the arrays of that size that it made.
+    """
+
+    rank: int | Tensor
+    spectrum: Tensor
+    tol: float | Tensor
+    gap: float | Tensor
+    ambiguous: bool | Tensor
+    method: str
+    dtype: torch.dtype
+    n_rows: int
+    n_params: int
+    path: str | None = None
+    lower: int | Tensor = 0
+    lower_from: str = "error bound"
+    upper: int | Tensor = 0
+    upper_from: str = "shape"
+    equilibrated: Tensor | None = None
+    counted_above: str = "error"
+    bits: int | None = None
+    certificate: Certificate | None = None
+    reason: str | None = None
+    predicted_bytes: int | None = None
+    actual_bytes: int | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether the rank is certain: its bounds meet, by no estimate. Of a batch: all of them."""
+        lower, rank = (torch.as_tensor(v) for v in (self.lower, self.rank))
+        return not bool((is_open(lower, self.upper, self.lower_from) | (rank != self.upper)).any())
+
+    @property
+    def clear(self) -> bool:
+        """Whether the count does not hang on the tolerance: a gap of 1e3. Of a batch: all of them.
+
+        It says nothing about the exact rank: singular values of smooth functions fall so fast that gaps of
+        1e8 come about by chance, with more rank below. A certificate is clear if it is exact, or did not grow
+        with the precision.
+        """
+        if self.certificate is not None:
+            return self.exact or self.certificate.stopped == "stopped growing"
+        return bool((torch.as_tensor(self.gap) >= CLEAR_GAP).all())
+
+    @property
+    def open(self) -> bool:
+        """Whether the rank is ambiguous; of a batch, whether any is."""
+        return bool(torch.as_tensor(self.ambiguous).any())
+
+    def at_most(self, upper: int | Tensor, upper_from: str) -> RankResult:
+        """The same with another upper bound, or one for each of a batch, where it is a better one.
+
+        Raises:
+            ValueError: the caller's bound is less than what is proved.
+            RuntimeError: another bound is, which would be a mistake in llr.
+        """
+        if isinstance(upper, int) and isinstance(self.upper, int) and upper >= self.upper:
+            return self
+        before, bound = torch.as_tensor(self.upper), torch.as_tensor(upper)
+        better = bound < before
+        if not bool(better.any()):
+            return self
+        lower, certain = torch.as_tensor(self.lower), self.lower_from in _PROVED
+        if certain and bool((wrong := lower > bound).any()):
+            least = int(lower[wrong].max())
+            if upper_from == "caller":
+                raise ValueError(
+                    f"upper={upper} is disproved: on these samples the rank is at least {least} "
+                    f"({self.lower_from})"
+                )
+            raise RuntimeError(
+                f"the rank is at least {least} ({self.lower_from}), but at most {int(bound.min())} "
+                f"({upper_from}): this is a mistake in llr, please report it with the model or the matrix"
+            )
+        meeting = torch.minimum(before, bound)
+        if not bool(better.all()):
+            upper_from = " or ".join(dict.fromkeys((*self.upper_from.split(" or "), upper_from)))
+        found = replace(self, upper=meeting if lower.dim() else int(meeting), upper_from=upper_from)
+        if self.counted_above != "error":
+            return found
+        # An estimate that says more than that was too small.
+        ambiguous, most = is_open(lower, meeting, self.lower_from), lower.minimum(meeting)
+        return replace(
+            found,
+            rank=most if lower.dim() else int(most),
+            lower=most if lower.dim() else int(most),
+            ambiguous=ambiguous if lower.dim() else bool(ambiguous),
+        )
+
+    def or_equilibrated(self, again: RankResult) -> RankResult:
+        """This count, or one on the same matrices with equilibrated rows and columns if not less."""
+        better = torch.as_tensor(again.lower) >= torch.as_tensor(self.lower)
+        if not bool(better.any()):
+            return self
+        fields: dict[str, Any] = {}
+        for name in ("rank", "tol", "gap", "lower"):
+            own, other = (torch.as_tensor(getattr(r, name)) for r in (self, again))
+            value = torch.where(better, other, own)
+            fields[name] = value if better.dim() else value.item()
+        for name in ("rank", "lower"):
+            fields[name] = torch.as_tensor(fields[name]).minimum(torch.as_tensor(self.upper))
+            fields[name] = fields[name] if better.dim() else int(fields[name])
+        spectrum = torch.where(better[..., None], again.spectrum.to(self.spectrum), self.spectrum)
+        found = replace(self, **fields, equilibrated=spectrum)
+        ambiguous = is_open(torch.as_tensor(found.lower), self.upper, self.lower_from)
+        return replace(found, ambiguous=ambiguous if better.dim() else bool(ambiguous))
+
+    def reshaped(self, shape: Sequence[int]) -> RankResult:
+        """A batch with other leading dimensions; () for a single matrix."""
+        fields: dict[str, Any] = {}
+        for name in ("rank", "tol", "gap", "ambiguous", "lower", "upper"):
+            value = torch.as_tensor(getattr(self, name)).reshape(tuple(shape))
+            fields[name] = value if value.dim() else value.item()
+        for name in ("spectrum", "equilibrated"):
+            value = getattr(self, name)
+            fields[name] = None if value is None else value.reshape(*shape, value.shape[-1])
+        return replace(self, **fields)
+
+    def __str__(self) -> str:
+        """One line that says the rank, how sure it is and how it was found."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        size = f"{self.n_rows} x {self.n_params}"
+        if self.method == "certified":
+            return self._proof(size)
+        how = f"{self.method}, {dtype}" + (f", J by {self.path}" if self.path else "")
+        if self.spectrum.dim() > 1:
+            return f"{self._batch_summary()} of shape {size} ({how})"
+        line = f"rank {self.rank} of a {size} matrix{self._known()}: {self._seen()}"
+        if self.equilibrated is not None:
+            line += " with rows and columns equilibrated"
+        line += f" ({how})"
+        if self.ambiguous:
+            gap = "clear gap" if self.clear else "no clear gap"
+            line += f"; AMBIGUOUS ({gap}): {self._doubt()}; {self._advice()}"
+        return line
+
+    def _seen(self) -> str:
+        """The singular values in a few numbers."""
+        values = self.spectrum if self.equilibrated is None else self.equilibrated
+        line = f"{self.counted_above} {self.tol:.3g}"
+        if not values.numel():
+            return "no entries"
+        if float(values[0]) == 0:
+            return "all singular values are 0" + (f", {line}" if self.tol else "")
+        if math.isinf(float(self.gap)):  # nothing below to compare with
+            last = f", sigma_{self.rank} {float(values[int(self.rank) - 1]):.3g}"
+            return f"{line}, sigma_1 {float(values[0]):.3g}{last if self.rank != 1 else ''}"
+        return f"{self._cut()} = {self.gap:.3g}, {line}, sigma_1 {float(values[0]):.3g}"
+
+    def _known(self) -> str:
+        if self.counted_above != "error" or self.ambiguous:
+            return ""
+        return f" (exact: upper bound by {self.upper_from})"
+
+    def _doubt(self) -> str:
+        if self.counted_above != "error":
+            return (
+                f"gap below {CLEAR_GAP:.0f}, so this is a count of singular values above the tolerance and "
+                "another one gives another rank"
+                if not self.clear
+                else "a singular value is within its error of the tolerance"
+            )
+        least = ""
+        if self.lower_from not in _PROVED:
+            if self.lower == self.upper:
+                return (
+                    f"that is the most ({self.upper_from}), but the error is estimated, not bounded"
+                )
+            least = ", by an estimate of the error,"
+        others = "the other singular values are below their error"
+        if self.path is None and self.reason:
+            others = f"{others} ({self.reason})"
+        return f"the rank is{least} at least {self.lower} and at most {self.upper}, and {others}"
+
+    def _advice(self) -> str:
+        if self.path is not None and self.counted_above == "error":
+            return "resolve=True tries a proof"
+        if self.dtype != torch.float64:
+            return "compute the matrix in float64"
+        return "vary rtol to see how far it moves"
+
+    def _proof(self, size: str) -> str:
+        arithmetic = "rationals" if self.bits is None else f"{self.bits} bits"
+        if self.exact:
+            return f"rank {self.rank} of a {size} matrix, proved (certified, {arithmetic})"
+        stopped = "" if self.certificate is None else f", {self.certificate.stopped}"
+        return (
+            f"rank between {self.lower} and {self.upper} of a {size} matrix, proved "
+            f"(certified, {arithmetic}{stopped})"
+        )
+
+    def _cut(self) -> str:
+        """Name the two numbers whose ratio is the gap."""
+        r, line = int(self.rank), self.counted_above
+        values = self.spectrum if self.equilibrated is None else self.equilibrated
+        above = f"sigma_{r}" if r else line
+        drowned = line == "error" and r < len(values) and float(values[r]) <= float(self.tol)
+        below = line if r >= len(values) or (drowned and r) else f"sigma_{r + 1}"
+        return f"{above}/{below}"
+
+    def _batch_summary(self) -> str:
+        ranks, gaps, flags = (torch.as_tensor(v) for v in (self.rank, self.gap, self.ambiguous))
+        if not ranks.numel():
+            return "ranks of 0 matrices"
+        least = float(gaps.min())
+        return (
+            f"ranks of {ranks.numel()} matrices from {ranks.min()} to {ranks.max()}, "
+            f"{'' if math.isinf(least) else f'smallest gap {least:.3g}, '}{int(flags.sum())} ambiguous,"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain Python values that strict JSON can hold.
+
+        Tensors become (nested) lists, the dtype its name and the certificate its own dict. An
+        infinite gap becomes None, since JSON has no infinity:
+        ``json.dumps(result.to_dict(), allow_nan=False)`` always works.
+
+        Example:
+            >>> import llr, torch
+            >>> llr.numerical_rank(torch.zeros(2, 2)).to_dict()["gap"] is None
+            True
+        """
+        return {
+            "rank": _plain(self.rank),
+            "spectrum": _plain(self.spectrum),
+            "tol": _plain(self.tol),
+            "gap": _plain(self.gap),
+            "ambiguous": _plain(self.ambiguous),
+            "method": self.method,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "n_rows": self.n_rows,
+            "n_params": self.n_params,
+            "path": self.path,
+            "clear": self.clear,
+            "lower": _plain(self.lower),
+            "lower_from": self.lower_from,
+            "upper": _plain(self.upper),
+            "upper_from": self.upper_from,
+            "exact": self.exact,
+            "equilibrated": None if self.equilibrated is None else _plain(self.equilibrated),
+            "counted_above": self.counted_above,
+            "bits": self.bits,
+            "certificate": None if self.certificate is None else self.certificate.to_dict(),
+            "reason": self.reason,
+            "predicted_bytes": self.predicted_bytes,
+            "actual_bytes": self.actual_bytes,
+        }
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the spectrum, the tolerance and the cut.
+
+        With ``ax=None`` a new figure is made, which ``result.plot().figure.savefig("s.pdf")``
+        writes; nothing of pyplot's global state is touched. Needs matplotlib
+        (``pip install 'llr[plot]'``), else ImportError.
+        """
+        from llr import plotting as plot  # noqa: PLC0415 - matplotlib is optional
+
+        return plot.spectrum(self, ax=ax)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        value = value.tolist()
+    if isinstance(value, list):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and math.isinf(value) else value

@@ -1,0 +1,247 @@
+"""The rank of a model on ever longer prefixes of a sequence of samples, with or without proofs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from llr.exact.network import read_network
+from llr.inputs.parameters import Selection
+from llr.inputs.problem import Model, read_problem
+from llr.inputs.samplers import Source
+from llr.jacobians.jacobian import prepare
+from llr.ranks.rank import METHODS, rank
+from llr.ranks.result import RankResult
+from llr.theory.upper import upper_bound
+
+Certify = Literal["auto"] | bool
+Progress = Callable[[int, int, int], None]
+
+# A proof of a N x P Jacobian takes about N P (200 + min(N, P)) ball operations of 0.02 to 0.07 microseconds
+# where the rank falls short of both sides, so this is a matter of seconds.
+_WORK = 1e8
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the rank of one model is taken on samples."""
+
+    model: Model
+    params: Selection
+    method: str
+    certify: Certify
+    obstacle: str
+    """Why nothing can be proved; empty if it can."""
+    outputs: int
+    n_params: int
+    upper: int
+    """Not beyond this: P, a closed form, or the caller's claim."""
+    upper_from: str
+    """Which of them: "parameters", "theory" or "caller"."""
+    claim: str | None
+    """What the caller calls that claim; None without one."""
+
+    @classmethod
+    def at(
+        cls,
+        model: Model,
+        x: Tensor,
+        params: Selection,
+        *,
+        upper: int | None,
+        claim: str = "upper",
+        certify: Certify,
+        method: str,
+    ) -> Look:
+        """Check the options and read the model's sizes, with one sample."""
+        if method not in METHODS:
+            raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+        if certify not in ("auto", True, False):
+            raise ValueError(f"certify is {certify!r}; expected 'auto', True or False")
+        if method == "certified":
+            if certify is False:
+                raise ValueError("method='certified' and certify=False exclude each other")
+            method, certify = "auto", True
+        problem = read_problem(model, x, params, torch.float64)
+        if problem.columns.points is not None:
+            raise ValueError(
+                f"params has {problem.columns.points} stacked parameter points; the rank of a model is taken "
+                "at one point at a time"
+            )
+        _, q, P = prepare(problem).shape
+        if q == 0 or P == 0:
+            raise ValueError(
+                f"the model has {q} outputs per sample and {P} parameters; expected at least one of each"
+            )
+        obstacle = ""
+        if certify is not False:
+            try:
+                read_network(model, x, params)
+            except ValueError as error:
+                if certify is True:
+                    raise
+                obstacle = str(error)
+        else:
+            obstacle = "certify=False"
+        bounds = [(P, "parameters")]
+        closed = upper_bound(problem, params, everywhere=True)
+        bounds += [(closed.upper, "theory")] if closed else []
+        bounds += [(upper, "caller")] if upper is not None else []
+        limit, limit_from = min(bounds, key=lambda bound: bound[0])
+        named = None if upper is None else claim
+        return cls(model, params, method, certify, obstacle, q, P, limit, limit_from, named)
+
+    def provable(self, n: int) -> bool:
+        """Whether the rank on n samples is to be proved."""
+        if self.obstacle or self.certify is True:
+            return not self.obstacle
+        N, P = n * self.outputs, self.n_params
+        return N * P * (200 + min(N, P)) <= _WORK
+
+    def rank(self, x: Tensor, *, prove: bool) -> RankResult:
+        """The rank on these samples: a proved lower bound, or a count of singular values."""
+        if prove:
+            # Of a bound that is called otherwise, a contradiction would speak of "upper".
+            upper = self.upper if self.claim == "upper" else None
+            return rank(self.model, x, params=self.params, method="certified", upper=upper)
+        # Whether anything is proved is decided here, for all sizes together.
+        return rank(self.model, x, params=self.params, method=self.method, resolve=False)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The rank on the first n points."""
+
+    n: int
+    rank: int
+    result: RankResult
+
+
+@dataclass
+class Found:
+    """Sizes that were tried, all with or all without proofs."""
+
+    prove: bool
+    trials: list[Trial] = field(default_factory=list)
+    saturated: bool = False
+    complete: bool = True
+    """False if the search was left for the other kind."""
+    reason: str = ""
+
+    @property
+    def best(self) -> int:
+        """The largest rank met."""
+        return max((trial.rank for trial in self.trials), default=0)
+
+    @property
+    def first(self) -> int:
+        """The first size that showed the rank with observations to spare: the one before the last."""
+        return self.trials[-2 if self.saturated and len(self.trials) > 1 else -1].n
+
+    @property
+    def proved(self) -> int:
+        """The largest proved lower bound."""
+        return max((proved(trial.result) for trial in self.trials), default=0)
+
+
+@dataclass
+class Search:
+    """The rank on ever longer prefixes of a sequence of points."""
+
+    look: Look
+    source: Source
+    most: int
+    margin: int
+    progress: Progress | None = None
+
+    def measure(self, n: int, *, prove: bool) -> Trial:
+        """The rank on the first n points, refused if it contradicts the caller's claim."""
+        result = self.look.rank(self.source.first(n), prove=prove)
+        found, upper = int(result.rank), self.look.upper
+        certain = result.certificate is not None or result.lower_from == "error bound"
+        if found > upper and (certain or result.clear):
+            how = "which is certain" if result.certificate else "counting singular values"
+            raise ValueError(
+                f"{self.look.claim or 'the closed form'}={upper} is contradicted: on {n} samples the rank is "
+                f"{found}, {how}, and the rank of the model at least that"
+            )
+        return Trial(n, min(found, upper), result)
+
+    def grow(self, n: int, *, prove: bool, give_way: bool = False) -> Found:
+        """Double the number of points from n until the rank has saturated.
+
+        With `give_way`, a count of singular values ends where it is ambiguous and a proof is at hand.
+        """
+        found, q = Found(prove), self.look.outputs
+        most = min(self.most, self.source.limit or self.most)
+        n = min(max(n, 1), most)
+        while True:
+            if prove and not self.look.provable(n):
+                found.complete = False
+                found.reason = f"a proof on {n} samples is long; certify=True takes the time"
+                return found
+            before = found.trials[-1] if found.trials else None
+            best = found.best
+            trial = self.measure(n, prove=prove)
+            found.trials.append(trial)
+            if self.progress is not None:
+                self.progress(n, found.best, self.look.upper)
+            if trial.rank >= self.look.upper:
+                found.saturated, found.reason = True, "the upper bound is met"
+            elif n == self.source.limit:
+                found.saturated, found.reason = True, "these are all points of the domain"
+            elif before is not None and n >= 2 * before.n and trial.rank <= best:
+                observations = self.source.distinct(before.n) * q
+                found.saturated = observations > best + self.margin
+                found.reason = f"twice {before.n} samples did not raise the rank"
+            if found.saturated:
+                return found
+            if give_way and ambiguous(trial.result) and self.look.provable(n):
+                found.complete, found.reason = False, "singular values do not tell the rank"
+                return found
+            # In an endless sequence; a finite one may have its new points later.
+            if (
+                before is not None
+                and self.source.limit is None
+                and self.source.distinct(n) == self.source.distinct(before.n)
+            ):
+                found.reason = (
+                    f"the sampler repeats {self.source.distinct(n)} points (if these are all there are, pass "
+                    "them as a tensor)"
+                )
+                return found
+            if n >= most:
+                found.reason = f"{n} samples were not enough; raise max_samples"
+                return found
+            n = min(2 * n, most)
+
+    def shortest(self, found: Found) -> tuple[int, RankResult]:
+        """The length of the shortest prefix with the rank found, and the rank on it."""
+        target = found.best
+        high = next(trial for trial in found.trials if trial.rank >= target)
+        # A point adds at most as many as it has outputs. Almost always that many points are enough.
+        low = max(1, math.ceil(target / self.look.outputs))
+        n = low
+        while low < high.n:
+            trial = self.measure(n, prove=found.prove)
+            if trial.rank >= target:
+                high = trial
+            else:
+                low = n + 1
+            n = (low + high.n) // 2
+        return high.n, high.result
+
+
+def ambiguous(result: RankResult) -> bool:
+    """Whether the rank is neither exact nor clear: a count with a large gap is taken, as counted."""
+    return result.open and not result.clear
+
+
+def proved(result: RankResult) -> int:
+    """What a certificate proves the rank to be at least; 0 without one."""
+    return 0 if result.certificate is None else result.certificate.rank

@@ -1,0 +1,284 @@
+"""Are the functions that neurons compute linearly independent?
+
+A neuron of any layer is a function of the network's input. Functions of different neurons are linearly
+independent unless they have a reason not to be, such as equal incoming weights up to a symmetry of the
+activation. Such reasons are found in exact arithmetic and bound the dimension of the span from above; values
+at points, in balls, bound it from below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from typing import Any
+
+import torch
+from flint import arb, arb_mat
+from torch import Tensor, nn
+
+from llr.exact.chain import Affine, Entrywise
+from llr.exact.kinks import off_analytic
+from llr.exact.network import Network, read_network
+from llr.inputs.accept import modules, takes, valued
+from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.roles import a_flag, a_seed, maybe, whole
+from llr.inputs.samplers import read_sampler
+from llr.linalg.balls import coefficients
+from llr.linalg.elimination import Scaled, find_pivots, prove
+from llr.ranks.certificates.certificate import LOWEST_BITS, check_int
+from llr.theory.span import Function, Span
+from llr.theory.structure import exact_row
+from llr.theory.symbols import ONE, Symbols, Vector, combined
+
+# Beyond what the spans of some hundred analytic functions need, and within seconds.
+_MOST_BITS = 2048
+
+
+@dataclass(frozen=True)
+class Independence:
+    """How many neurons are linearly independent as functions; true if all are, which is then proved.
+
+    Attributes:
+        n_neurons: how many neurons there are.
+        lower: so many are proved to be independent, by their values.
+        upper: no more can be, by the relations.
+        basis: neurons, as many as `upper`, that all others are combinations of.
+        relations: for every other neuron, how it follows from neurons before it.
+        constant: whether independence is meant beside the constant functions.
+        n_samples: points at which the neurons were evaluated.
+        bits: precision of these values.
+    """
+
+    n_neurons: int
+    lower: int
+    upper: int
+    basis: tuple[int, ...]
+    relations: tuple[str, ...]
+    constant: bool
+    n_samples: int
+    bits: int
+
+    @property
+    def independent(self) -> bool:
+        """Whether all neurons are proved to be linearly independent."""
+        return self.lower == self.n_neurons
+
+    @property
+    def proved(self) -> bool:
+        """Whether the bounds meet, so that the number is certain."""
+        return self.lower == self.upper
+
+    def __bool__(self) -> bool:
+        return self.independent
+
+    def __str__(self) -> str:
+        """The number, how it is known, and the relations on a line each."""
+        found = str(self.upper) if self.proved else f"{self.lower} to {self.upper}"
+        beside = ", beside constants" if self.constant else ""
+        known = "proved" if self.proved else "proved bounds"
+        head = (
+            f"{found} of {self.n_neurons} neurons are linearly independent{beside} ({known}, by values at "
+            f"{self.n_samples} points)"
+        )
+        return "\n".join([head, *(f"  {relation}" for relation in self.relations)])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values for JSON."""
+        lists = {"basis": list(self.basis), "relations": list(self.relations)}
+        return {**asdict(self), **lists, "independent": self.independent, "proved": self.proved}
+
+
+@takes(neurons=modules, x=valued, layer=maybe(whole), constant=a_flag, seed=a_seed)
+@outside_inference_mode
+def independence(
+    neurons: nn.Module | Sequence[nn.Module],
+    x: Tensor | None = None,
+    *,
+    layer: int | None = None,
+    constant: bool = False,
+    bits: int = 64,
+    seed: int = 0,
+) -> Independence:
+    """Whether neurons are linearly independent as functions of the network's input.
+
+    Independent neurons are what a layer on top of them can use: its outgoing weights then move the function
+    in as many directions. Equality is exact equality of the parameters; softplus counts as the analytic
+    function, which torch's is up to 20.
+
+    Args:
+        neurons: a network, of which one hidden layer is meant; or networks on the same inputs, each of whose
+            outputs is one neuron (or several), of any depth. Anything that :mod:`llr.exact.network` reads.
+        x: (n, ...) samples to evaluate at; default: standard normal ones, more than there are neurons.
+        layer: which hidden layer of a single network, from 0 on; default: the last.
+        constant: ask for independence of the neurons and the constant function 1 together.
+        bits: the first precision; it doubles until the bounds meet, up to 2048.
+        seed: of the samples.
+
+    Returns:
+        `Independence`, true if all neurons are proved to be independent. A relation is found if it follows
+        from symmetries of the activations, equal or constant inputs, or linear algebra, layer by layer.
+
+    Raises:
+        ValueError: a layer that is not there, networks on different inputs, no networks, a precision out of
+            range; what :func:`llr.exact.network.jacobian` refuses.
+        TypeError: no network.
+
+    Source: docs/theory.md, Proposition 8.1.
+
+    Example:
+        >>> import torch
+        >>> from llr.models import TwoLayer
+        >>> from llr.theory.neurons import independence
+        >>> w = torch.tensor([[1.0, 2.0], [0.5, 0.0], [-1.0, -2.0]])
+        >>> model = TwoLayer.of(w, torch.zeros(3), torch.ones(3, 1), activation="sigmoid")
+        >>> print(independence(model))
+        3 of 3 neurons are linearly independent (proved, by values at 22 points)
+        >>> print(independence(model, constant=True))
+        2 of 3 neurons are linearly independent, beside constants (proved, by values at 22 points)
+          neuron 2 = -neuron 0 + 1
+    """
+    check_int("bits", bits, LOWEST_BITS, _MOST_BITS)
+    networks = _networks(neurons, x, layer, seed)
+    for network in networks:
+        if "softplus" in network.structure and (where := off_analytic(network)):
+            raise ValueError(f"{where}; take smaller samples x")
+    symbols = Symbols()
+    functions = [f for network in networks for f in _functions(network, symbols)]
+    span, basis, relations = Span(symbols, constant), list[int](), list[str]()
+    for number, function in enumerate(functions):
+        relation = span.add(number, function)
+        if relation is None:
+            basis.append(number)
+        else:
+            relations.append(f"neuron {number} {relation}")
+    found, bits = _proved_rank(networks, basis, constant, bits)
+    return Independence(
+        n_neurons=len(functions),
+        lower=found - constant,
+        upper=len(basis),
+        basis=tuple(basis),
+        relations=tuple(relations),
+        constant=constant,
+        n_samples=len(networks[0].inputs),
+        bits=bits,
+    )
+
+
+def _networks(
+    neurons: nn.Module | Sequence[nn.Module], x: Tensor | None, layer: int | None, seed: int
+) -> list[Network]:
+    """The networks whose outputs are the neurons, at the samples."""
+    modules = [neurons] if isinstance(neurons, nn.Module) else list(neurons)
+    if not modules:
+        raise ValueError(
+            "neurons is empty; expected a network, or networks whose outputs are neurons"
+        )
+    for module in modules:
+        if not isinstance(module, nn.Module):
+            raise TypeError(f"neurons has a {type(module).__name__}; expected networks (nn.Module)")
+    alone = isinstance(neurons, nn.Module)
+    if not alone and layer is not None:
+        raise ValueError(
+            f"layer is {layer}, but neurons are the outputs of several networks; leave it away"
+        )
+
+    def read(at: Tensor) -> list[Network]:
+        networks = [read_network(module, at) for module in modules]
+        return [_hidden(networks[0], layer)] if alone else networks
+
+    if x is not None:
+        return read(x)
+    source = read_sampler(
+        "normal",
+        modules[0],
+        shape=None,
+        dtype=torch.float64,
+        device=torch.device("cpu"),
+        seed=seed,
+    )
+    n = sum(network.outputs for network in read(source.first(1)))
+    return read(source.first(2 * n + 16))
+
+
+def _hidden(network: Network, layer: int | None) -> Network:
+    """The network up to the activations of a hidden layer."""
+    ends = [k for k, step in enumerate(network.steps, 1) if isinstance(step, Entrywise)]
+    if not ends or (layer is not None and not 0 <= layer < len(ends)):
+        found = "no layer" if not ends else f"layers 0 to {len(ends) - 1}"
+        raise ValueError(f"layer is {layer}, but {network.structure} has {found} of neurons")
+    steps = network.steps[: ends[-1 if layer is None else layer]]
+    width = network.inputs[0].numel()
+    for step in steps:
+        width = step.write.size if isinstance(step, Affine) else width
+    return replace(network, steps=steps, outputs=width)
+
+
+def _functions(network: Network, symbols: Symbols) -> list[Function]:
+    """What comes out of a network."""
+    one = Fraction(1)
+    signals = [Function({symbols.coordinate(i): one}) for i in range(network.inputs[0].numel())]
+    for step in network.steps:
+        vectors = [signal.value for signal in signals]
+        if isinstance(step, Affine):
+            signals = [Function(v) for v in _affine(step, vectors)]
+        else:
+            signals = [_activated(step.activation, z, symbols) for z in vectors]
+    return signals
+
+
+def _activated(activation: str, z: Vector, symbols: Symbols) -> Function:
+    if terms := coefficients(activation):
+        return Function(symbols.neuron("polynomial", z, terms).value)
+    value = symbols.neuron(activation, z).value
+    varying = [(m, c) for m, c in z.items() if not symbols.is_constant({m: c})]
+    if activation != "sin" or not varying:
+        return Function(value)
+    return Function(value, frozenset((frozenset(varying), frozenset((m, -c) for m, c in varying))))
+
+
+def _affine(step: Affine, signals: list[Vector]) -> list[Vector]:
+    weights = exact_row(step.weight.flatten())
+    biases = None if step.bias is None else exact_row(step.bias.flatten())
+    groups, positions, h = step.write.shape
+    w = step.read.shape[2]
+    out = list[Vector]([{}]) * step.write.size
+    for g in range(groups):
+        for o in range(h):
+            row = weights[(g * h + o) * w :][:w]
+            bias = Fraction(0) if biases is None else biases[g * h + o]
+            for t in range(positions):
+                terms = [
+                    (c, signals[i])
+                    for c, i in zip(row, step.read[g, t].tolist(), strict=True)
+                    if i >= 0  # padding
+                ]
+                out[step.write[g, t, o]] = combined([*terms, (bias, ONE)])
+    return out
+
+
+def _proved_rank(
+    networks: Sequence[Network], basis: Sequence[int], constant: bool, bits: int
+) -> tuple[int, int]:
+    """The rank of the values of these neurons, and of 1 if asked for, as proved at a precision."""
+    goal = min(len(basis) + constant, len(networks[0].inputs))
+    best = 0
+    while best < goal:
+        A = Scaled(_values(networks, basis, constant, bits), bits)
+        best = max(best, prove(A, find_pivots(A))[0])
+        if best == goal or bits >= _MOST_BITS:
+            break
+        bits = min(2 * bits, _MOST_BITS)
+    return best, bits
+
+
+def _values(
+    networks: Sequence[Network], basis: Sequence[int], constant: bool, bits: int
+) -> arb_mat:
+    """A row for each sample: 1 if asked for, and the neurons of the basis."""
+    tables = [network.values(bits).tolist() for network in networks]
+    rows = [[v for part in parts for v in part] for parts in zip(*tables, strict=True)]
+    entries = [
+        v for row in rows for v in [*([arb(1)] if constant else []), *(row[i] for i in basis)]
+    ]
+    return arb_mat(len(rows), len(basis) + constant, entries)
