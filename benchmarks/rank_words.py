@@ -28,7 +28,8 @@ from torch import Tensor, nn
 
 import llr
 from llr.inputs.activations import activation_layer
-from llr.ranks.result import CLEAR_GAP, RankResult
+from llr.linalg.spectrum import CLEAR_GAP
+from llr.ranks.result import RankResult
 
 F64 = torch.float64
 LOST = 0.02  # of those that were clear and right, at most so many may be ambiguous

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import llr
+from llr.inputs.evaluation import reference
 
 F64 = torch.float64
 
@@ -37,11 +38,11 @@ class Tied(nn.Module):
 
 def agree(model: Any, plain: nn.Module, x: Any, dense: Tensor) -> None:
     """All that evaluates a model gives for it and x what it gives for the plain ones."""
-    expected = llr.inputs.evaluation.reference.jacobian(plain, dense)
+    expected = reference.jacobian(plain, dense)
     torch.testing.assert_close(llr.jacobian(model, x), expected)
     exact = copy.deepcopy(plain).double()
     promoted = dense.double() if dense.is_floating_point() else dense
-    J = llr.inputs.evaluation.reference.jacobian(exact, promoted).flatten(0, 1)
+    J = reference.jacobian(exact, promoted).flatten(0, 1)
     torch.testing.assert_close(llr.gram(model, x).reshape(len(J), len(J)), J @ J.T)
     found = llr.rank(model, x)
     assert found.rank == int(torch.linalg.matrix_rank(J))

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import llr
 import llr.recovery.train
 from llr import embedding, landscape, lifting, models, recovery, theory
+from llr.inputs.evaluation import reference
 from llr.theory import neurons
 
 F64 = torch.float64
@@ -147,7 +148,7 @@ ON_META: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "merge": lambda m, x: recovery.train.merge(m, x[0]),
     "narrow": lambda m, x: recovery.train.narrow(m, x[0], x, x),
     "tangent_rank": lambda m, x: recovery.train.tangent_rank(m, x, x),
-    "reference.jacobian": llr.inputs.evaluation.reference.jacobian,
+    "reference.jacobian": reference.jacobian,
     "certify": llr.certify,
     "model_rank": lambda m, _: llr.model_rank(m),
     "criticality": lambda m, x: landscape.criticality(m, x, x),
@@ -246,9 +247,7 @@ def test_sparse_gradients(model: nn.Sequential) -> None:
     plain[0].sparse = False
     agree(model, plain, x, x)
     assert model[0].sparse
-    torch.testing.assert_close(
-        llr.jacobian(model, x, backend="loop"), llr.inputs.evaluation.reference.jacobian(plain, x)
-    )
+    torch.testing.assert_close(llr.jacobian(model, x, backend="loop"), reference.jacobian(plain, x))
     y = torch.randn(4, 2)
     if isinstance(model[0], nn.EmbeddingBag):  # torch has no second derivatives of it
         with pytest.raises(ValueError, match="derivatives of the model cannot be evaluated on"):
@@ -276,12 +275,12 @@ class Phases(nn.Module):
 
 def test_complex_numbers_inside() -> None:
     model, x = Phases(), samples()
-    J = llr.inputs.evaluation.reference.jacobian(model, x)
+    J = reference.jacobian(model, x)
     torch.testing.assert_close(llr.jacobian(model, x), J)
     exact = Phases().double()
     exact.load_state_dict(model.state_dict())  # exact in twice the precision
     exact.turn, exact.factor.data = model.turn.cdouble(), model.factor.data.cdouble()
-    J = llr.inputs.evaluation.reference.jacobian(exact, x.double()).flatten(0, 1)
+    J = reference.jacobian(exact, x.double()).flatten(0, 1)
     found = llr.rank(model, x)
     torch.testing.assert_close(found.spectrum, torch.linalg.svdvals(J), rtol=0, atol=1e-12)
     assert model.turn.dtype == torch.complex64
@@ -343,9 +342,7 @@ def test_nothing_to_count() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_promoted_for_ranks(dtype: torch.dtype) -> None:
     model, x = mlp().to(dtype), samples().to(dtype)
-    J = llr.inputs.evaluation.reference.jacobian(copy.deepcopy(model).double(), x.double()).flatten(
-        0, 1
-    )
+    J = reference.jacobian(copy.deepcopy(model).double(), x.double()).flatten(0, 1)
     torch.testing.assert_close(
         llr.rank(model, x).spectrum, torch.linalg.svdvals(J), rtol=0, atol=1e-12
     )

@@ -14,6 +14,7 @@ from accept_cases import agree, mlp, normed, samples
 from torch import Tensor, nn
 
 import llr
+from llr.inputs.evaluation import reference
 
 F64 = torch.float64
 
@@ -90,9 +91,7 @@ def test_tokens_stay_integers() -> None:
         x.numpy().astype(np.uint16),
         x.to_sparse(),
     ):
-        torch.testing.assert_close(
-            llr.jacobian(model, given), llr.inputs.evaluation.reference.jacobian(model, x)
-        )
+        torch.testing.assert_close(llr.jacobian(model, given), reference.jacobian(model, x))
     for kind in (torch.uint8, torch.bool):
         with pytest.raises(
             (TypeError, ValueError), match=rf"x is {kind}.*(x.to\(torch|x.float\(\))"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import llr
 from llr import embedding, models, recovery
+from llr.inputs.evaluation import reference
 
 F64 = torch.float64
 
@@ -87,7 +88,7 @@ def test_stacked_models_with_their_buffers() -> None:
     stacked = torch.func.stack_module_state(ensemble)
     J = llr.jacobian(ensemble[0], x, params=stacked)
     for i, member in enumerate(ensemble):
-        torch.testing.assert_close(J[i], llr.inputs.evaluation.reference.jacobian(member, x))
+        torch.testing.assert_close(J[i], reference.jacobian(member, x))
     ensemble[1][1].running_var.mul_(2)
     with pytest.raises(ValueError, match="take models whose buffers differ one at a time"):
         llr.jacobian(ensemble[0], x, params=torch.func.stack_module_state(ensemble))

@@ -16,7 +16,8 @@ from oracles import mlp
 from torch import Tensor, nn
 
 from llr.linalg.balls import precision
-from llr.ranks.certificates.certificate import Certificate, at_most, decimal_below
+from llr.linalg.decimals import at_most, decimal_below
+from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import certify, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")

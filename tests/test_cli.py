@@ -238,7 +238,7 @@ class TestErrors:
             "    pathlib.Path('started').touch()\n"
             "    time.sleep(600)\n"
         )
-        command = [sys.executable, "-m", "llr.cli.main", "rank", "slow:build", "--inputs", "x.npy"]
+        command = [sys.executable, "-m", "llr.cli", "rank", "slow:build", "--inputs", "x.npy"]
         environment = {**os.environ, "PYTHONPATH": str(Path(llr.__file__).parents[1])}
         with subprocess.Popen(
             command, stderr=subprocess.PIPE, text=True, env=environment

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import llr
 from llr import landscape, lifting, models, recovery
+from llr.inputs.evaluation import reference
 from llr.recovery.train import train
 
 CALLS: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
@@ -77,9 +78,7 @@ def test_a_backend_asked_for_says_what_is_in_its_way() -> None:
     model, x = Sparse(), torch.tensor([[1, 2], [3, 3]])
     with pytest.raises(ValueError, match=r"^backend='torch' cannot compute .*; backend='auto'"):
         llr.jacobian(model, x, backend="torch")
-    torch.testing.assert_close(
-        llr.jacobian(model, x), llr.inputs.evaluation.reference.jacobian(model, x)
-    )
+    torch.testing.assert_close(llr.jacobian(model, x), reference.jacobian(model, x))
     assert "Facebook" not in llr.plan(model, x).reason
 
 

@@ -56,7 +56,7 @@ def write(name: str, imported: str = "", built: str = "pass", forward: str = "pa
 
 def process(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(Path(llr.__file__).parents[1])}
-    command = [sys.executable, "-m", "llr.cli.main", *arguments]
+    command = [sys.executable, "-m", "llr.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
 
@@ -144,7 +144,7 @@ def test_ctrl_c_while_the_command_is_imported() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no such pipes")
 def test_a_reader_that_goes_away() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(llr.__file__).parents[1])}
-    command = [sys.executable, "-m", "llr.cli.main", "rank", "mlp:3-2", "--inputs", "x.npy"]
+    command = [sys.executable, "-m", "llr.cli", "rank", "mlp:3-2", "--inputs", "x.npy"]
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(

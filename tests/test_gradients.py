@@ -13,6 +13,7 @@ from oracles import assert_matches
 from torch import Tensor, nn
 
 import llr
+from llr.inputs.evaluation import reference
 from llr.jacobians.jacobian import evaluate
 from llr.operators import _ops
 
@@ -41,7 +42,7 @@ def test_create_graph(case, backend):
     model, x = make(case)
     x.requires_grad_()
     J = llr.jacobian(model, x, create_graph=True, backend=backend)
-    assert_matches(J, llr.inputs.evaluation.reference.jacobian(model, x))
+    assert_matches(J, reference.jacobian(model, x))
     leaves = [x, *model.parameters()]
     found = gradients(functional(J), dict(enumerate(leaves)))
     # Finite differences of the result without a graph.
@@ -190,7 +191,7 @@ def test_autocast_stays_out_or_is_refused():
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_gradient_modes(mode, case, backend):
     model, x = make(case)
-    expected = llr.inputs.evaluation.reference.jacobian(model, x)
+    expected = reference.jacobian(model, x)
     with mode():
         assert_matches(llr.jacobian(model, x, backend=backend), expected)
 
@@ -203,7 +204,7 @@ def test_samples_made_in_inference_mode(case, backend):
         same = x.clone()
     assert_matches(
         llr.jacobian(model, same, backend=backend),
-        llr.inputs.evaluation.reference.jacobian(model, x),
+        reference.jacobian(model, x),
     )
 
 
@@ -215,7 +216,7 @@ def test_a_part_without_gradient_shows_in_every_mode(mode):
         return m.b(hidden)
 
     model, x = Model(forward, a=nn.Linear(3, 4), b=nn.Linear(4, 2)).double(), samples()
-    expected = llr.inputs.evaluation.reference.jacobian(model, x)
+    expected = reference.jacobian(model, x)
     with mode():
         assert_matches(llr.jacobian(model, x), expected)
 
@@ -224,7 +225,7 @@ def test_a_part_without_gradient_shows_in_every_mode(mode):
 def test_default_dtype(case):
     model, x = make(case)
     model, x = model.float(), x.float()
-    expected = llr.inputs.evaluation.reference.jacobian(model, x)
+    expected = reference.jacobian(model, x)
     torch.set_default_dtype(F64)
     try:
         assert_matches(llr.jacobian(model, x), expected)
@@ -242,7 +243,7 @@ def test_without_the_native_library(monkeypatch):
     ) as warned:
         J, path = evaluate(model, x)
     assert path == "torch.func vmap"
-    assert_matches(J, llr.inputs.evaluation.reference.jacobian(model, x))
+    assert_matches(J, reference.jacobian(model, x))
     assert warned[0].filename == __file__
     llr.jacobian(model, x)  # says so once
     assert llr.plan(model, x).reason == "it was left out"

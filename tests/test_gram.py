@@ -15,6 +15,7 @@ from oracles import assert_matches, mlp
 from torch import Tensor, nn
 
 import llr
+from llr.inputs.evaluation import reference
 from llr.inputs.problem import read_problem
 from llr.jacobians.gram import evaluate_gram, evaluate_triangle
 from llr.linalg.balls import precision
@@ -51,7 +52,7 @@ def test_every_model_on_every_path(case, backend, precision):
     K = llr.gram(model, x, backend=backend, precision=precision)
     assert K.dtype == F64
     assert not K.requires_grad
-    expected = products(llr.inputs.evaluation.reference.jacobian(model, x))
+    expected = products(reference.jacobian(model, x))
     assert K.shape == ((2,) if precision == "double-double" else ()) + expected.shape
     assert_matches(whole(K, precision), expected)
 
@@ -59,7 +60,7 @@ def test_every_model_on_every_path(case, backend, precision):
 @pytest.mark.parametrize("case", list(EVERY))
 def test_the_triangle_has_the_singular_values(case):
     model, x = make(case)
-    J = llr.inputs.evaluation.reference.jacobian(model, x).flatten(0, 1)
+    J = reference.jacobian(model, x).flatten(0, 1)
     R = triangle(model, x)
     assert R.shape == (min(J.shape), len(J))
     assert torch.equal(R, R.triu())
@@ -83,14 +84,14 @@ def test_the_path_is_named(backend, path):
         read_problem(model, x, None, F64), backend=backend, precision="float64"
     )
     assert taken == path
-    assert_matches(K, products(llr.inputs.evaluation.reference.jacobian(model, x)))
+    assert_matches(K, products(reference.jacobian(model, x)))
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 @pytest.mark.parametrize("case", ["mlp", "embedding", "conv1d"])
 def test_without_the_native_library(case, precision, monkeypatch):
     model, x = make(case)
-    expected = products(llr.inputs.evaluation.reference.jacobian(model, x))
+    expected = products(reference.jacobian(model, x))
     monkeypatch.setattr(_ops, "NATIVE", False)
     monkeypatch.setattr(_ops, "REASON", f"no library for {case} in {precision}")
     with warnings.catch_warnings(record=True) as warned:
@@ -111,9 +112,7 @@ def test_float32_models_are_computed_in_float64(case, backend):
     K = llr.gram(model, x, backend=backend)
     R = triangle(model, x)
     assert next(model.parameters()).dtype == F32
-    J = llr.inputs.evaluation.reference.jacobian(
-        model.double(), x.double() if x.is_floating_point() else x
-    )
+    J = reference.jacobian(model.double(), x.double() if x.is_floating_point() else x)
     assert_matches(K, products(J))
     assert_matches(R.mT @ R, K.reshape(R.shape[1], -1))
 
@@ -151,7 +150,7 @@ def test_parameter_points(case, backend, precision):
 @pytest.mark.parametrize("backend", ["auto", "dense"])
 def test_callables(backend):
     params, x = affine_params(), samples()
-    expected = products(llr.inputs.evaluation.reference.jacobian(affine, x, params))
+    expected = products(reference.jacobian(affine, x, params))
     assert_matches(llr.gram(affine, x, params=params, backend=backend), expected)
     R = triangle(affine, x, params)
     assert_matches(R.mT @ R, expected.flatten(2).flatten(0, 1))
@@ -161,7 +160,7 @@ def test_callables(backend):
 @pytest.mark.parametrize("case", ["mlp", "conv2d", "nested", "embedding", "lstm"])
 def test_few_samples(case, backend):
     model, x = make(case)
-    expected = products(llr.inputs.evaluation.reference.jacobian(model, x[:1]))
+    expected = products(reference.jacobian(model, x[:1]))
     assert_matches(llr.gram(model, x[:1], backend=backend), expected)
     q = expected.shape[1]
     assert llr.gram(model, x[:0], backend=backend).shape == (0, q, 0, q)
@@ -173,7 +172,7 @@ def test_few_samples(case, backend):
 @pytest.mark.parametrize("case", ["mlp", "attention"])
 def test_within_inference_mode(case, backend):
     model, x = make(case)
-    expected = products(llr.inputs.evaluation.reference.jacobian(model, x))
+    expected = products(reference.jacobian(model, x))
     with torch.inference_mode():
         assert_matches(llr.gram(model, x, backend=backend), expected)
     with torch.no_grad():
@@ -208,7 +207,7 @@ def test_double_double_is_exact_to_106_bits(backend):
 @pytest.mark.parametrize("case", ["mlp", "layer norm", "conv1d", "attention"])
 def test_double_double_against_flint(case):
     model, x = make(case)
-    J = llr.inputs.evaluation.reference.jacobian(model, x).flatten(0, 1)
+    J = reference.jacobian(model, x).flatten(0, 1)
     with precision(300):
         balls = flint.arb_mat(J.tolist())
         exact = balls * balls.transpose()
@@ -286,7 +285,7 @@ def test_parts_of_the_parameters_add_up(backend):
 @pytest.mark.parametrize("case", ["mlp", "layer norm", "conv1d", "lstm"])
 def test_the_least_budget_gives_the_same(case, backend):
     model, x = make(case)
-    expected = products(llr.inputs.evaluation.reference.jacobian(model, x))
+    expected = products(reference.jacobian(model, x))
     N = len(x) * expected.shape[1]
     with llr.set_memory_budget(8 * N * N + 8 * N * 64):
         assert_matches(llr.gram(model, x, backend=backend), expected)

@@ -14,6 +14,7 @@ from oracles import MODULES, assert_matches, error, mlp
 from torch import Tensor, nn
 
 import llr
+from llr.inputs.evaluation import reference
 from llr.jacobians.jacobian import evaluate
 from llr.operators import _ops
 
@@ -31,7 +32,7 @@ def test_every_model_on_every_path(case, backend):
     J = llr.jacobian(model, x, backend=backend)
     assert J.dtype == F64
     assert not J.requires_grad
-    assert_matches(J, llr.inputs.evaluation.reference.jacobian(model, x))
+    assert_matches(J, reference.jacobian(model, x))
 
 
 @pytest.mark.parametrize("case", list(LOOPED))
@@ -39,7 +40,7 @@ def test_what_vmap_cannot_take_is_looped_over(case, caplog):
     model, x = make(case)
     with caplog.at_level(logging.INFO, logger="llr"):
         J, path = evaluate(model, x)
-    assert_matches(J, llr.inputs.evaluation.reference.jacobian(model, x))
+    assert_matches(J, reference.jacobian(model, x))
     assert path == "autograd loop"
     assert "vmap cannot take this model" in caplog.text
     assert "looping over samples" in caplog.text
@@ -51,7 +52,7 @@ def test_float32(case, backend):
     if case in LOOPED and backend == "torch":
         pytest.skip("vmap cannot take it, and no other may take over from a backend asked for")
     model, x = make(case)
-    expected = llr.inputs.evaluation.reference.jacobian(
+    expected = reference.jacobian(
         model.float().double(), x.float().double() if x.is_floating_point() else x
     )
     J = llr.jacobian(model.float(), x.float() if x.is_floating_point() else x, backend=backend)
@@ -73,7 +74,7 @@ def test_the_path_is_named(backend, path):
     model, x = make("mlp")
     J, taken = evaluate(model, x, backend=backend)
     assert taken == path
-    assert_matches(J, llr.inputs.evaluation.reference.jacobian(model, x))
+    assert_matches(J, reference.jacobian(model, x))
     assert llr.plan(model, x, backend=backend).backend in ("native", backend)
     assert path in str(llr.plan(model, x, backend=backend))
 
@@ -85,9 +86,7 @@ def test_evaluate_in_another_dtype(case):
     J, _ = evaluate(model, x, dtype=F64)
     assert J.dtype == F64
     assert next(model.parameters()).dtype == F32
-    exact = llr.inputs.evaluation.reference.jacobian(
-        model.double(), x.double() if x.is_floating_point() else x
-    )
+    exact = reference.jacobian(model.double(), x.double() if x.is_floating_point() else x)
     assert_matches(J, exact)
 
 
@@ -99,7 +98,7 @@ def test_chunks(case, backend, chunk_size):
         backend = "loop"
     model, x = make(case)
     J = llr.jacobian(model, x, backend=backend, chunk_size=chunk_size)
-    assert_matches(J, llr.inputs.evaluation.reference.jacobian(model, x))
+    assert_matches(J, reference.jacobian(model, x))
 
 
 def test_no_more_samples_at_a_time_than_asked_for():
@@ -115,7 +114,7 @@ def test_no_more_samples_at_a_time_than_asked_for():
 @pytest.mark.parametrize("case", ["mlp", "traced", "conv2d", "nested", "embedding"])
 def test_few_samples(case, backend, n):
     model, x = make(case)
-    full = llr.inputs.evaluation.reference.jacobian(model, x)
+    full = reference.jacobian(model, x)
     J = llr.jacobian(model, x[:n], backend=backend)
     assert J.shape == full[:n].shape
     assert_matches(J, full[:n])
@@ -191,7 +190,7 @@ def test_paths_agree(widths, n, activation, bias):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_callables(backend):
     params, x = affine_params(), samples()
-    expected = llr.inputs.evaluation.reference.jacobian(affine, x, params)
+    expected = reference.jacobian(affine, x, params)
     assert_matches(llr.jacobian(affine, x, params=params, backend=backend), expected)
     grads = {name: v.clone().requires_grad_() for name, v in params.items()}
     J = llr.jacobian(affine, x.requires_grad_(), params=grads, backend=backend)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import llr
+from llr.inputs.evaluation import reference
 from llr.inputs.problem import Problem, read_problem
 from llr.jacobians.layers import Factor, stream
 from llr.jacobians.signals import read_layers
@@ -259,7 +260,7 @@ def gram_of(parts: Iterable[Factor | Tensor]) -> Tensor:
 
 
 def expected_gram(model: nn.Module, x: Tensor) -> tuple[Tensor, int]:
-    J = llr.inputs.evaluation.reference.jacobian(model, x)
+    J = reference.jacobian(model, x)
     return torch.einsum("icp,jdp->icjd", J, J).reshape(len(x) * J.shape[1], -1), J.shape[1]
 
 
@@ -329,7 +330,7 @@ def test_callables_have_no_layers():
     layers = read_layers(problem, 2)
     assert layers.known == []
     assert layers.others == ["w", "b", "scale"]
-    J = llr.inputs.evaluation.reference.jacobian(affine, x, params).flatten(0, 1)
+    J = reference.jacobian(affine, x, params).flatten(0, 1)
     for room in (8, 200, 10**6):
         assert_matches(gram_of(stream(layers, room)), J @ J.T)
 

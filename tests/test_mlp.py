@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 import llr
+from llr.inputs.evaluation import reference
 from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
@@ -108,7 +109,7 @@ RECOGNISED: dict[str, Callable[[], nn.Module]] = {
 
 def without_unused(model: nn.Module) -> nn.Module:
     """Freezes what the forward does not use: the operator has no columns of zeros for it."""
-    used = llr.inputs.evaluation.reference.jacobian(model, torch.randn(2, 3)).abs().amax((0, 1))
+    used = reference.jacobian(model, torch.randn(2, 3)).abs().amax((0, 1))
     for name, columns in llr.layout(model).items():
         if not used[columns].any():
             model.get_parameter(name).requires_grad_(False)
@@ -120,7 +121,7 @@ def test_recognised(case):
     model = without_unused(RECOGNISED[case]()).double()
     x = torch.randn(6, 3, dtype=F64)
     assert llr.plan(model, x).backend == "native", llr.plan(model, x).reason
-    assert_matches(llr.jacobian(model, x), llr.inputs.evaluation.reference.jacobian(model, x))
+    assert_matches(llr.jacobian(model, x), reference.jacobian(model, x))
 
 
 def hooked(register: Callable[[nn.Module], object]) -> Callable[[], nn.Module]:
@@ -200,7 +201,7 @@ OTHERS: dict[str, Callable[[], nn.Module]] = {
 @pytest.mark.parametrize("case", list(OTHERS))
 def test_not_mistaken(case):
     model, x = OTHERS[case]().double(), 3 * torch.randn(6, 3, dtype=F64)
-    assert_matches(llr.jacobian(model, x), llr.inputs.evaluation.reference.jacobian(model, x))
+    assert_matches(llr.jacobian(model, x), reference.jacobian(model, x))
 
 
 NAMED = {
@@ -233,7 +234,7 @@ def test_global_hooks_are_seen():
     double = lambda module, _, y: 2 * y if isinstance(module, nn.Linear) else None  # noqa: E731
     handle = nn.modules.module.register_module_forward_hook(double)
     try:
-        assert_matches(llr.jacobian(model, x), llr.inputs.evaluation.reference.jacobian(model, x))
+        assert_matches(llr.jacobian(model, x), reference.jacobian(model, x))
     finally:
         handle.remove()
 
@@ -245,7 +246,7 @@ def test_softplus_beyond_its_threshold():
         model[0].weight.zero_()
         model[0].bias.fill_(20.5)
     x = torch.randn(6, 3, dtype=F64)
-    assert_matches(llr.jacobian(model, x), llr.inputs.evaluation.reference.jacobian(model, x))
+    assert_matches(llr.jacobian(model, x), reference.jacobian(model, x))
 
 
 @pytest.mark.parametrize("shape", [(6, 2, 3), (6, 1, 2, 3), (6, 6)])
@@ -253,7 +254,7 @@ def test_leading_flatten_takes_samples_of_any_shape(shape):
     model = nn.Sequential(nn.Flatten(), nn.Linear(6, 4), nn.Tanh(), nn.Linear(4, 2)).double()
     x = torch.randn(shape, dtype=F64)
     assert llr.plan(model, x).backend == "native"
-    assert_matches(llr.jacobian(model, x), llr.inputs.evaluation.reference.jacobian(model, x))
+    assert_matches(llr.jacobian(model, x), reference.jacobian(model, x))
 
 
 def test_samples_with_more_dimensions_go_through_torch():
@@ -261,7 +262,7 @@ def test_samples_with_more_dimensions_go_through_torch():
     assert llr.plan(model, x).reason == "samples of shape (5, 3)"
     J = llr.jacobian(model, x)
     assert J.shape == (6, 10, 26)
-    assert_matches(J, llr.inputs.evaluation.reference.jacobian(model, x))
+    assert_matches(J, reference.jacobian(model, x))
 
 
 def test_flatten_of_the_samples_dimension_is_refused():
@@ -275,14 +276,14 @@ def test_forward_that_hangs_on_an_attribute_is_read_afresh():
     x = torch.randn(6, 3, dtype=F64)
     for activation, scale in [(torch.tanh, 1), (torch.sin, 1), (torch.tanh, 3), (torch.cos, 1)]:
         model.activation, model.scale = activation, scale
-        assert_matches(llr.jacobian(model, x), llr.inputs.evaluation.reference.jacobian(model, x))
+        assert_matches(llr.jacobian(model, x), reference.jacobian(model, x))
 
 
 def test_changed_parts_are_read_afresh():
     model, x = mlp(3, 4, 2), torch.randn(6, 3, dtype=F64)
 
     def agrees() -> None:
-        assert_matches(llr.jacobian(model, x), llr.inputs.evaluation.reference.jacobian(model, x))
+        assert_matches(llr.jacobian(model, x), reference.jacobian(model, x))
 
     agrees()
     model[1] = nn.ReLU()
@@ -307,7 +308,7 @@ def test_a_copy_is_its_own_model():
     twin = copy.deepcopy(model)
     with torch.no_grad():
         twin[0].weight.mul_(2)
-    assert_matches(llr.jacobian(twin, x), llr.inputs.evaluation.reference.jacobian(twin, x))
+    assert_matches(llr.jacobian(twin, x), reference.jacobian(twin, x))
     assert torch.equal(llr.jacobian(model, x), before)
 
 

@@ -27,6 +27,7 @@ from llr.models import (
     TwoLayer,
     mlp,
 )
+from llr.operators import formula
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import certify, verify
 
@@ -153,10 +154,10 @@ class TestTwoLayer:
         assert (found.activation, found.traced) == (name, False)
 
     def test_activations_are_those_of_the_other_tables(self) -> None:
-        assert set(ACTIVATIONS) == set(reference.ACTIVATIONS) == set(balls.ACTIVATIONS)
+        assert set(ACTIVATIONS) == set(formula.ACTIVATIONS) == set(balls.ACTIVATIONS)
         z = torch.linspace(-3, 3, 7, dtype=F64)
         for name, layer in ACTIVATIONS.items():
-            torch.testing.assert_close(layer()(z), reference.ACTIVATIONS[name][0](z))
+            torch.testing.assert_close(layer()(z), formula.ACTIVATIONS[name][0](z))
 
     def test_mlp_parts(self) -> None:
         shared = Polynomial([0, 0, 1])
@@ -226,7 +227,7 @@ class TestConvolutions:
         weight = whole(m, s) if shared else whole(m, p, s)
         out, x = whole(m, p, seed=1), samples(3, d)
         model = Conv1dTwoLayer.of(weight / 8, out, d=d, activation=activation)
-        sigma = reference.ACTIVATIONS[activation][0]
+        sigma = formula.ACTIVATIONS[activation][0]
         for sample, value in zip(x, model(x), strict=True):
             expected = sum(
                 out[c, t] * sigma((weight[c] if shared else weight[c, t]) / 8 @ sample[t : t + s])

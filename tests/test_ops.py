@@ -26,8 +26,7 @@ from oracles import (
 from targets import Target
 from torch import Tensor
 
-from llr.inputs.evaluation import reference
-from llr.operators import _ops
+from llr.operators import _ops, formula
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 
@@ -121,7 +120,7 @@ def test_any_shape(widths, n, points, own_x, activation, dtype, data, target):
     biases = tuple(data.draw(st.lists(st.booleans(), min_size=layers, max_size=layers)))
     net = Net(tuple(widths), n, biases, points, own_x and points is not None)
     tensors = draw(net, dtype, target.device)
-    exact = reference.mlp_jacobian(*in_float64(tensors), activation)
+    exact = formula.mlp_jacobian(*in_float64(tensors), activation)
     assert_matches(
         target.op.mlp_jacobian(*tensors, activation), exact, 1e-13 if dtype == F64 else 1e-6
     )
@@ -159,7 +158,7 @@ LARGE = [
 def test_large_results(net, dtype, target):
     tensors = draw(target.sized(net), dtype, target.device)
     result = target.op.mlp_jacobian(*tensors, "tanh")
-    assert_matches(result, reference.mlp_jacobian(*in_float64(tensors), "tanh"))
+    assert_matches(result, formula.mlp_jacobian(*in_float64(tensors), "tanh"))
     few = tensors._replace(x=tensors.x[..., -2:, :])
     assert_matches(result[..., -2:, :, :], loop_jacobian(*few, "tanh"))
 
@@ -259,7 +258,7 @@ def test_columns_of_a_large_result(order, dtype, target):
     columns, expected = placed(target.op.mlp_jacobian(*tensors, "tanh"), net, order)
     result = target.op.mlp_jacobian(*tensors, "tanh", columns)
     assert torch.equal(result, expected)
-    assert_matches(result, reference.mlp_jacobian(*in_float64(tensors), "tanh", columns))
+    assert_matches(result, formula.mlp_jacobian(*in_float64(tensors), "tanh", columns))
 
 
 # --- the same bits on any number of threads ----------------------------------------------------------

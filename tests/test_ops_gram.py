@@ -24,8 +24,7 @@ from targets import Target
 from torch import Tensor
 from torch.library import opcheck
 
-from llr.inputs.evaluation import reference
-from llr.operators import _ops
+from llr.operators import _ops, formula
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 
@@ -49,7 +48,7 @@ def check(
 ) -> None:
     x, weights, biases = draw(net, dtype, target.device) if given is None else given
     exactly = [b if b is None else b.double() for b in biases]
-    J = reference.mlp_jacobian(x.double(), [w.double() for w in weights], exactly, activation)
+    J = formula.mlp_jacobian(x.double(), [w.double() for w in weights], exactly, activation)
     plain = target.op.mlp_gram(x, weights, biases, activation)
     both = target.op.mlp_gram(x, weights, biases, activation, None, True)
     assert plain.dtype == both.dtype == F64
@@ -100,7 +99,7 @@ def test_parameter_points(n, points, own_x, target):
 def test_every_choice_of_tensors(target):
     x, weights, biases = draw(Net((3, 4, 2, 2), 5), F64, target.device)
     sizes = [12, 4, 8, 2, 4, 2]
-    blocks = reference.mlp_jacobian(x, weights, biases, "tanh").split(sizes, -1)
+    blocks = formula.mlp_jacobian(x, weights, biases, "tanh").split(sizes, -1)
     for chosen in itertools.product([False, True], repeat=6):
         if any(chosen):
             starts = itertools.accumulate(itertools.compress(sizes, chosen), initial=0)
@@ -129,7 +128,7 @@ def test_integers_beyond_a_double(activation, dtype, target):
     drawn = (torch.randint(-512, 512, size) for size in sizes)
     x, w0, w1, w2, b0, b2 = (t.to(target.device, dtype) for t in drawn)
     exactly = [t.double() for t in (w0, w1, w2)], [b0.double(), None, b2.double()]
-    J = reference.mlp_jacobian(x.double(), *exactly, activation).flatten(0, 1)
+    J = formula.mlp_jacobian(x.double(), *exactly, activation).flatten(0, 1)
     exact = as_integers(J, 0) @ as_integers(J, 0).T
     assert max(abs(v) for v in exact.flat) > 2**60
     K = target.op.mlp_gram(x, [w0, w1, w2], [b0, None, b2], activation, None, True)
@@ -236,7 +235,7 @@ def test_autograd_learns_that_it_changed(target):
 
 def test_from_a_network_to_its_singular_values(target):
     tensors = draw(Net((3, 6, 6, 2), 40), F64, target.device)
-    J = reference.mlp_jacobian(*tensors, "tanh").flatten(0, 1)
+    J = formula.mlp_jacobian(*tensors, "tanh").flatten(0, 1)
     K = target.op.mlp_gram(*tensors, "tanh", None, True).view(2, 80, 80)
     values, expected = torch.linalg.svdvals(_ops.gram_factor(K)), torch.linalg.svdvals(J)
     assert (values - expected[: len(values)]).abs().max() <= 1e-13 * expected[0]

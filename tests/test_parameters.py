@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.func import stack_module_state
 
 import llr
+from llr.inputs.evaluation import reference
 
 F64 = torch.float64
 BACKENDS = ["auto", "torch", "loop"]
@@ -69,7 +70,7 @@ def test_columns_follow_named_parameters(kind, backend):
     ):
         assert (name, columns) == (expected_name, slice(start, start + p.numel()))
         start = columns.stop
-        alone = llr.inputs.evaluation.reference.jacobian(model, x, {name: p})
+        alone = reference.jacobian(model, x, {name: p})
         assert_matches(J[..., columns], alone)
     assert J.shape[-1] == start
 
@@ -133,13 +134,13 @@ def test_frozen_parameters_are_no_columns(kind, backend):
 def test_values_by_name(kind, backend):
     model, x = MODELS[kind](), samples()
     changed = {name: v + 0.5 for name, v in values(model).items()}
-    expected = llr.inputs.evaluation.reference.jacobian(model, x, changed)
+    expected = reference.jacobian(model, x, changed)
     backwards = dict(reversed(changed.items()))
     assert_matches(llr.jacobian(model, x, params=backwards, backend=backend), expected)
     # Some of them: the others stay as they are, and are no columns.
     name, value = list(changed.items())[1]
     J = llr.jacobian(model, x, params={name: value}, backend=backend)
-    assert_matches(J, llr.inputs.evaluation.reference.jacobian(model, x, {name: value}))
+    assert_matches(J, reference.jacobian(model, x, {name: value}))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -147,7 +148,7 @@ def test_values_by_name(kind, backend):
 def test_values_of_frozen_parameters_make_columns(kind, backend):
     model, x = MODELS[kind](), samples()
     model.requires_grad_(False)
-    expected = llr.inputs.evaluation.reference.jacobian(model, x, values(model))
+    expected = reference.jacobian(model, x, values(model))
     assert_matches(llr.jacobian(model, x, params=values(model), backend=backend), expected)
 
 
@@ -177,9 +178,7 @@ def test_parameter_points_with_the_rest_frozen(kind, backend):
     J = llr.jacobian(model, x, params=points, backend=backend)
     assert J.shape == (3, 5, J.shape[2], value.numel())
     for i in range(3):
-        assert_matches(
-            J[i], llr.inputs.evaluation.reference.jacobian(model, x, {name: points[name][i]})
-        )
+        assert_matches(J[i], reference.jacobian(model, x, {name: points[name][i]}))
 
 
 @pytest.mark.parametrize("backend", ["auto", "torch", "loop"])

@@ -13,6 +13,7 @@ from oracles import assert_matches
 from torch import Tensor, nn
 
 import llr
+from llr.inputs.evaluation import reference
 from llr.landscape import criticality
 
 BACKENDS = ["auto", "torch", "loop"]
@@ -215,7 +216,7 @@ def test_accepted(case, backend):
             buffer.add_(1)  # statistics other than the initial ones
     assert_matches(
         llr.jacobian(model, x, backend=backend),
-        llr.inputs.evaluation.reference.jacobian(model, x),
+        reference.jacobian(model, x),
         tolerance=1e-12,
     )
 
@@ -346,7 +347,7 @@ def test_a_generator_of_its_own_is_no_randomness():
     for backend in ("auto", "loop"):
         assert_matches(
             llr.jacobian(model, x, backend=backend),
-            llr.inputs.evaluation.reference.jacobian(model, x),
+            reference.jacobian(model, x),
             tolerance=1e-12,
         )
 

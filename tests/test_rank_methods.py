@@ -14,6 +14,7 @@ from test_rank import DEGENERATE, samples, two_layer
 from torch import nn
 
 import llr
+from llr.inputs.evaluation import reference
 from llr.inputs.problem import read_problem
 from llr.jacobians.jacobian import prepare
 from llr.operators import _ops
@@ -41,7 +42,7 @@ class TestAgreement:
     def test_every_model(self, case: str) -> None:
         torch.manual_seed(0)
         model, x = make(case)
-        J = llr.inputs.evaluation.reference.jacobian(model, x).flatten(0, 1)
+        J = reference.jacobian(model, x).flatten(0, 1)
         exact = torch.linalg.svdvals(J)
         for method in FLOAT_METHODS:
             result = llr.rank(model, x, method=method)

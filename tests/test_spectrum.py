@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 import llr
-from llr.linalg.spectrum import tolerance
 from llr.operators import _ops
+from llr.ranks.matrices import tolerance
 
 DTYPES = [torch.float32, torch.float64]
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import llr
 from llr import recovery
+from llr.inputs.evaluation import reference
 from llr.inputs.evaluation.precision import Precision
 from llr.inputs.evaluation.surroundings import closed, full_precision
 from llr.landscape import hessian_spectrum
@@ -92,7 +93,7 @@ ENTRIES: dict[str, Callable[[nn.Module, Tensor], object]] = {
     "tsqr": lambda m, x: llr.rank(m, x, method="tsqr").spectrum,
     "gram rank": lambda m, x: llr.rank(m, x, method="gram").spectrum,
     "plan": lambda m, x: str(llr.plan(m, x)),
-    "reference": llr.inputs.evaluation.reference.jacobian,
+    "reference": reference.jacobian,
     "model rank": lambda m, x: str(llr.model_rank(m, sample_shape=x.shape[1:], max_samples=30)),
     "guarantee": lambda m, x: str(llr.has_llr_guarantee(m, x)),
 }

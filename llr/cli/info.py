@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 
 from llr.inputs.accept import takes
-from llr.inputs.evaluation import reference
 from llr.inputs.evaluation.surroundings import full_precision, outside_inference_mode
 from llr.inputs.memory import format_bytes, memory_budget
 from llr.inputs.roles import a_device
-from llr.linalg.spectrum import svdvals
-from llr.operators import _ops, double_double
+from llr.operators import _ops, double_double, formula
+from llr.ranks.matrices import svdvals
 
 
 @dataclass(frozen=True)
@@ -180,7 +179,7 @@ def _checks(device: torch.device) -> list[Check]:
 
     for dtype, allowed in _ALLOWED.items():
         kind = str(dtype).removeprefix("torch.")
-        for activation in reference.ACTIVATIONS:
+        for activation in formula.ACTIVATIONS:
             name = f"mlp_jacobian {activation} {kind}"
             add(name, allowed, partial(_mlp_error, activation, dtype, device))
         # Ten short sides of eps.
@@ -239,13 +238,13 @@ def _error_of_net(
     pairs = list(zip(widths[1:], widths[:-1], strict=True))
     weights = [draw(*batch, out, into) for out, into in pairs]
     biases = [draw(*batch, out) if layer != 1 else None for layer, (out, _) in enumerate(pairs)]
-    exact = reference.mlp_jacobian(
+    exact = formula.mlp_jacobian(
         x.double(),
         [w.double() for w in weights],
         [None if b is None else b.double() for b in biases],
         activation,
     )
-    compute = reference.mlp_jacobian if _ops.why_no_kernel(device) else _ops.mlp_jacobian
+    compute = formula.mlp_jacobian if _ops.why_no_kernel(device) else _ops.mlp_jacobian
     with full_precision():
         result = compute(
             x.to(device),
@@ -275,7 +274,7 @@ def _mlp_gram_error(device: torch.device) -> float:
     x, first, bias, second = (
         torch.randn(*size, generator=generator, dtype=torch.float64) for size in sizes
     )
-    J = reference.mlp_jacobian(x, [first, second], [bias, None], "tanh").flatten(0, 1)
+    J = formula.mlp_jacobian(x, [first, second], [bias, None], "tanh").flatten(0, 1)
     x, first, bias, second = (t.to(device) for t in (x, first, bias, second))
     K = _ops.mlp_gram(x, [first, second], [bias, None], "tanh")
     return _relative(K, (J @ J.T).view(70, 2, 70, 2))
@@ -292,7 +291,7 @@ def _lm_error(widths: tuple[int, int, int], n: int) -> float:
     first, bias, second, x, y = (
         torch.randn(*size, generator=generator, dtype=torch.float64) for size in sizes
     )
-    J = reference.mlp_jacobian(x, [first, second], [bias, None], "tanh")
+    J = formula.mlp_jacobian(x, [first, second], [bias, None], "tanh")
     outputs = torch.tanh(x @ first.mT + bias[:, None]) @ second.mT
     theta = torch.cat([first.flatten(1), bias, second.flatten(1)], 1)
     return _step_error(theta, x, y, J, outputs, ("mlp", widths, "tanh", (True, False)))

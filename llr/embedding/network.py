@@ -30,7 +30,7 @@ class Network:
     """(n_l, n_(l-1)) each; of a convolution (channels, kernel numbers) and (positions, channels)."""
     biases: tuple[Tensor | None, ...]
     activation: str
-    """A name of :data:`llr.inputs.evaluation.reference.ACTIVATIONS`, or "polynomial"."""
+    """A name of :data:`llr.operators.formula.ACTIVATIONS`, or "polynomial"."""
     layer: nn.Module
     """The activation as a layer."""
     places: tuple[Tensor, ...]

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from llr.inputs import gate
 from llr.inputs.activations import Erf, Polynomial, Sine
 from llr.inputs.mlp import SETTINGS
+from llr.linalg.balls import Array
 
-Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 OTHERWISE = 'or take method="svd", which works for any model'
 

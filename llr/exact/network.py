@@ -26,18 +26,17 @@ import torch
 from flint import arb_mat, fmpq_mat
 from torch import Tensor, nn
 
-from llr.exact.chain import ENCODINGS, OTHERWISE, Affine, Array, Entrywise, Step, dense, steps_of
+from llr.exact.chain import ENCODINGS, OTHERWISE, Affine, Entrywise, Step, dense, steps_of
 from llr.exact.enclosure import network_departure
 from llr.inputs.accept import a_model, takes, valued
 from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.mlp import MLP
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model, Problem, read_problem
-from llr.inputs.roles import sizes, whole
+from llr.inputs.roles import check_int, sizes, whole
 from llr.linalg.arithmetic import BALLS, RATIONALS, Arithmetic
-from llr.linalg.balls import activation, is_rational, precision
+from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS, Array, activation, is_rational, precision
 from llr.linalg.deadline import poll
-from llr.ranks.certificates.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
 
 # Rows of the Jacobian that are added up at a time: numpy does not look at signals inside of it.
 _ROWS = 64

@@ -101,7 +101,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sin": Sine,
     "identity": nn.Identity,
 }
-"""name -> what makes a layer of it; the names are those of ``llr.inputs.evaluation.reference.ACTIVATIONS``."""
+"""name -> what makes a layer of it; the names are those of ``llr.operators.formula.ACTIVATIONS``."""
 
 
 def activation_layer(activation: str | nn.Module) -> nn.Module:

@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llr.inputs.evaluation import reference
 from llr.inputs.evaluation.surroundings import full_precision
 from llr.inputs.mlp import MLP
-from llr.operators import _ops
+from llr.operators import _ops, formula
 
 Link = tuple[str | None, Tensor | None]
 """The name of a parameter, None for another tensor, and its value, None for a bias that is not there."""
@@ -111,7 +110,7 @@ def _forward(
     mlp: MLP, tensors: Sequence[Tensor | None], x: Tensor
 ) -> tuple[list[_Layer], Tensor, Tensor]:
     """The layers' signals; the outputs, and how far rounding may take them."""
-    sigma, slope = reference.ACTIVATIONS[mlp.activation]
+    sigma, slope = formula.ACTIVATIONS[mlp.activation]
     u = torch.finfo(x.dtype).eps
     layers = [_Layer(x, torch.zeros_like(x), None, None)]
     for i, (W, b) in enumerate(zip(tensors[::2], tensors[1::2], strict=True)):
@@ -165,7 +164,7 @@ def _backward(
 def _jacobian(mlp: MLP, tensors: Sequence[Tensor | None], x: Tensor) -> Tensor:
     """The Jacobian by all tensors, from what computes it: the native operator where there is one."""
     weights, biases = [t for t in tensors[::2] if t is not None], tensors[1::2]
-    compute = reference.mlp_jacobian if _ops.why_no_kernel(x.device) else _ops.mlp_jacobian
+    compute = formula.mlp_jacobian if _ops.why_no_kernel(x.device) else _ops.mlp_jacobian
     return compute(x, weights, biases, mlp.activation)
 
 

@@ -21,9 +21,9 @@ from torch import Tensor, fx, nn
 
 from llr.inputs import gate
 from llr.inputs.activations import Erf, Sine
-from llr.inputs.evaluation.reference import ACTIVATIONS
 from llr.inputs.evaluation.trace import ChangedBuffer, UnknownTensor, traced
 from llr.inputs.reading import Reading
+from llr.operators.formula import ACTIVATIONS
 
 
 class NotAnMLP(Exception):

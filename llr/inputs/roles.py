@@ -260,3 +260,24 @@ def a_device_here(name: str, value: Any) -> Any:
             f"{name} is {value!r}; expected a device of this machine, such as 'cpu'"
         ) from None
     return device
+
+
+def check_int(name: str, value: object, least: int, most: int | None = None) -> None:
+    """Refuse what is no integer of this range."""
+    if type(value) is not int or value < least or (most is not None and value > most):
+        limits = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} is {shown(value)}; expected an integer {limits}")
+
+
+def shown(value: object) -> str:
+    """A value for a message, not longer than a line."""
+    if type(value) is int and value.bit_length() > 200:
+        return f"an integer of {value.bit_length()} bits"
+    try:
+        text = repr(value)
+    except (
+        ValueError,
+        RecursionError,
+    ):  # integers inside that are too long, structures without an end
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."

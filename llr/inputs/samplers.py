@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from llr.inputs.mlp import NotAnMLP, read_mlp
-from llr.inputs.tensors import refuse_complex
-from llr.linalg.spectrum import check_finite
+from llr.inputs.tensors import check_finite, refuse_complex
 from llr.models import Conv1dTwoLayer, MatrixFactorization
 
 Domain = tuple[float | Tensor, float | Tensor]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llr.inputs.memory import fits, format_bytes, memory_budget
+from llr.operators.finite import check_finite as check_finite
 
 _ORDINARY = (Tensor, nn.Parameter)
 _DENSE = torch.strided

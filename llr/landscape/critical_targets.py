@@ -12,7 +12,7 @@ from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.problem import read_problem
 from llr.inputs.roles import a_generator, number
 from llr.jacobians.jacobian import execute, prepare
-from llr.linalg.spectrum import tolerance
+from llr.linalg.spectrum import threshold
 
 
 @takes(model=a_module, x=valued, y=valued, size=number, generator=a_generator)
@@ -83,7 +83,7 @@ def critical_targets(
 def critical_error(J: Tensor, error: Tensor) -> tuple[Tensor, int]:
     """The part of an error (n q) in the kernel of J', for J (n q, P), and the rank of J."""
     U, values, _ = torch.linalg.svd(J, full_matrices=False)
-    rank = int((values > tolerance(values, min(J.shape))).sum())
+    rank = int((values > threshold(values, min(J.shape))).sum())
     span = U[:, :rank]
     for _ in range(2):  # the second time takes away what the first one left by rounding
         error = error - span @ (span.mT @ error)

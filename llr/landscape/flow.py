@@ -18,13 +18,12 @@ from llr.inputs.evaluation.forward_errors import derivatives
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model
-from llr.inputs.roles import a_sequence, number, real
+from llr.inputs.roles import a_sequence, check_int, number, real
 from llr.jacobians.jacobian import evaluate
 from llr.landscape.spectra import check_affordable
 from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.linalg.error_bound import estimated_error
-from llr.linalg.spectrum import count, singular_values
-from llr.ranks.certificates.certificate import check_int
+from llr.linalg.spectrum import CLEAR_GAP, counted, singular_values
 
 _LEAST_POINTS = 3  # of a slope that is worth the name
 _NOISE = 1e3  # residuals of fewer integration errors than this are noise
@@ -148,8 +147,8 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
     n, q, P = J.shape
     values = singular_values(J.reshape(n * q, P), "the Jacobian")
     error = estimated_error(values, min(n * q, P), P, values.dtype)
-    counted = count(values, n * q, P, error=error, lower_from="estimate", rtol=rtol)
-    rank = int(counted.rank)
+    found = counted(values, min(n * q, P), error=error, lower_from="estimate", rtol=rtol)
+    rank = int(found.rank)
     if rank == 0:
         raise ValueError("the Jacobian on these samples is zero; gradient flow stands still")
     eigenvalues = values**2 / n
@@ -157,7 +156,7 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
         rate=float(eigenvalues[rank - 1]),
         fastest=float(eigenvalues[0]),
         rank=rank,
-        ambiguous=counted.open and not counted.clear,
+        ambiguous=bool(found.ambiguous) and float(found.gap) < CLEAR_GAP,
         n_samples=n,
         n_observations=n * q,
         n_params=P,

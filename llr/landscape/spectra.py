@@ -21,7 +21,7 @@ from llr.inputs.problem import Model
 from llr.inputs.roles import maybe, real, whole
 from llr.jacobians.jacobian import evaluate
 from llr.landscape.surface import Loss, Surface, hessian_of, pullback
-from llr.linalg.spectrum import singular_values, tolerance
+from llr.linalg.spectrum import singular_values, threshold
 
 Kind = Literal["full", "gauss-newton"]
 Method = Literal["auto", "dense", "lanczos"]
@@ -230,7 +230,7 @@ def _gauss_newton_spectrum(
     # Eigenvalues of (S J)'(S J) as squares of singular values: squaring the matrix instead would drown those
     # below eps times the largest.
     values = singular_values(curvatures.sqrt()[:, None] * rows)
-    tol = float(tolerance(values, min(rows.shape))) ** 2
+    tol = float(threshold(values, min(rows.shape))) ** 2
     spectrum = torch.cat((values.new_zeros(P - len(values)), values.flip(0) ** 2))
     tol = tol if rtol is None else rtol * float(spectrum[-1])
     return _counted("gauss-newton", spectrum, tol, P, "dense")

@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.func import grad
 
 from llr.inputs.evaluation.forward_errors import explained
-from llr.inputs.evaluation.reference import ACTIVATIONS
 from llr.landscape.surface import Surface
 from llr.lifting.chain import Chain
-from llr.linalg.spectrum import singular_values, tolerance
+from llr.linalg.spectrum import singular_values, threshold
+from llr.operators.formula import ACTIVATIONS
 from llr.theory.groups import PARITY
 
 _EPS = torch.finfo(torch.float64).eps
@@ -176,4 +176,4 @@ class Equations:
 def _basis(columns: Tensor, rtol: float | None = None) -> Tensor:
     """Orthonormal columns with the same span."""
     U, values, _ = torch.linalg.svd(columns, full_matrices=False)
-    return U[:, values > tolerance(values, min(columns.shape), rtol=rtol)]
+    return U[:, values > threshold(values, min(columns.shape), rtol=rtol)]

@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from llr.exact.chain import Array
 from llr.inputs.accept import a_module, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.lifting.chain import Chain, chain_of, check_index, read_chain
+from llr.linalg.balls import Array
 
 Real = float | Fraction
 _WHY = "a neuron is duplicated in each of two that follow each other"

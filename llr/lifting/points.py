@@ -12,14 +12,13 @@ from torch import Tensor, nn
 
 from llr.inputs.accept import a_module, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.inputs.roles import a_seed, number, real
+from llr.inputs.roles import a_seed, check_int, number, real
 from llr.inputs.tensors import refuse_complex
 from llr.landscape import Criticality, HessianSpectrum, criticality, hessian_spectrum
 from llr.landscape.critical_targets import critical_targets
 from llr.landscape.surface import Loss, Surface
 from llr.lifting.chain import Chain, chain_of, check_index, read_chain
 from llr.lifting.equations import Equations
-from llr.ranks.certificates.certificate import check_int
 
 Kind = Literal["strict saddle", "local minimum", "degenerate"]
 

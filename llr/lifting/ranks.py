@@ -8,8 +8,8 @@ from typing import Any
 
 from flint import arb, arb_mat
 
+from llr.linalg.decimals import decimal_below
 from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, remainder
-from llr.ranks.certificates.certificate import decimal_below
 
 # Where the rank has not grown at this precision, and what is left shrinks as zeros do, it will not grow.
 _ENOUGH_BITS = 256

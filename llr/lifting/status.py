@@ -15,11 +15,10 @@ from torch import Tensor, nn
 
 from llr.inputs.accept import a_module, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.inputs.roles import a_seed
+from llr.inputs.roles import a_seed, check_int
 from llr.lifting.pair import Pair
 from llr.lifting.ranks import RankBounds, rank_bounds
-from llr.linalg.balls import precision
-from llr.ranks.certificates.certificate import HIGHEST_BITS, LOWEST_BITS, check_int
+from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS, precision
 from llr.theory.formal import Formal
 from llr.theory.formal_span import combination
 from llr.theory.symbols import Vector, primitive

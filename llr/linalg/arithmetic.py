@@ -13,8 +13,7 @@ import numpy as np
 from flint import arb, arb_mat, fmpq, fmpq_mat
 from torch import Tensor
 
-from llr.exact.chain import Array
-from llr.linalg.balls import Number
+from llr.linalg.balls import Array, Number
 from llr.linalg.deadline import poll
 
 # Products of so many numbers at a time, at 64 bits: between them a time limit and signals are looked at.

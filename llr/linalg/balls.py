@@ -17,11 +17,18 @@ from fractions import Fraction
 from typing import Any
 
 import flint
+import numpy as np
 from flint import arb, fmpq
 
 Number = Any
 """A ball (``flint.arb``) or a rational (``flint.fmpq``)."""
 Function = Callable[[Number], Number]
+Array = np.ndarray[Any, Any]
+"""An array of such numbers."""
+
+LOWEST_BITS, HIGHEST_BITS = 32, 1 << 20
+MOST_BITS = 4096
+"""The precision that :func:`llr.certify` ends at unless it is told otherwise."""
 
 _PRECISION = threading.RLock()
 
@@ -113,7 +120,7 @@ ACTIVATIONS: dict[str, tuple[Function, Function]] = {
     "erf": (lambda z: z.erf(), lambda z: (-z * z).exp() * 2 / arb.pi().sqrt()),
     "sin": (lambda z: z.sin(), lambda z: z.cos()),
 }
-"""name -> (sigma, sigma') in exact arithmetic, the twin of ``llr.inputs.evaluation.reference.ACTIVATIONS``."""
+"""name -> (sigma, sigma') in exact arithmetic, the twin of ``llr.operators.formula.ACTIVATIONS``."""
 RATIONAL = frozenset({"identity", "relu"})
 """Those of them whose values and slopes at rational numbers are rational."""
 

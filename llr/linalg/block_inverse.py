@@ -21,8 +21,8 @@ from dataclasses import dataclass
 import numpy as np
 from flint import arb, arb_mat
 
-from llr.exact.chain import Array
 from llr.linalg.arithmetic import BALLS, each
+from llr.linalg.balls import Array
 from llr.linalg.deadline import poll
 
 

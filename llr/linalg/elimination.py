@@ -12,13 +12,12 @@ from typing import Any, cast
 import numpy as np
 from flint import arb, arb_mat, fmpq_mat, fmpz_mat, nmod_mat
 
-from llr.exact.chain import Array
 from llr.linalg.arithmetic import BALLS, each
-from llr.linalg.balls import precision
+from llr.linalg.balls import Array, precision
 from llr.linalg.block_inverse import approximate_solution, determinant_bounds, largest_piece, solved
 from llr.linalg.deadline import poll
+from llr.linalg.decimals import EXPONENT_BITS
 from llr.linalg.integers import exact_rank, integer_rows
-from llr.ranks.certificates.certificate import EXPONENT_BITS
 
 Pivots = list[tuple[int, int]]
 """(row, column), in the order of elimination."""

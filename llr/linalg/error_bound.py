@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from llr.inputs.evaluation.reference import ACTIVATIONS
+from llr.operators.formula import ACTIVATIONS
 
 U = 2.0**-53
 FLOAT32 = 2.0**-24
@@ -68,7 +68,7 @@ def layer_errors(
         x: (n, d), or (B, n, d).
         weights: per layer (out, in), or (B, out, in).
         biases: per layer (out) or (B, out), or None.
-        activation: a name in :data:`llr.inputs.evaluation.reference.ACTIVATIONS`.
+        activation: a name in :data:`llr.operators.formula.ACTIVATIONS`.
         autograd: whether torch computes the activations and their slopes, which are then right to a few units
             of 1 rather than of themselves; the native table is otherwise.
     """

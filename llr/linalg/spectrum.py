@@ -1,4 +1,4 @@
-"""Singular values, and how many of them are proved not to be zero.
+"""Singular values, and how many of them are above their error.
 
 Plain linear algebra on tensors ``(..., m, n)``; nothing here knows about models.
 """
@@ -7,24 +7,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from llr.inputs.accept import needed, takes
-from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.inputs.roles import real, whole
-from llr.inputs.tensors import as_matrix
-from llr.linalg.equilibrate import scaled, scales
 from llr.linalg.error_bound import svd_error
-from llr.linalg.integers import rank_of_floats
 from llr.operators import _ops
-from llr.ranks.different import bounds_of_matrices
-from llr.ranks.result import CLEAR_GAP, RankResult, is_open
-
-__all__ = ["RankResult", "check_finite", "count", "numerical_rank", "svdvals", "tolerance"]
+from llr.operators.finite import check_finite
 
 log = logging.getLogger("llr")
 
@@ -37,69 +27,11 @@ _LinAlgError = torch.linalg.LinAlgError  # type: ignore[attr-defined] # public, 
 _BLOCK_ROWS = 256
 _BLOCKS_AT_ONCE = 64
 
-# Up to these, a few milliseconds of exact elimination settle what a count leaves open.
-_SMALL_SIDE, _SMALL_ENTRIES = 16, 1024
 
+# From this ratio on, a count does not hang on where the line is drawn.
+CLEAR_GAP = 1e3
 
-def check_finite(A: Tensor, what: str, axes: Sequence[str]) -> None:
-    """Raise ValueError if `A` has a NaN or Inf entry, saying how many and where the first is.
-
-    `axes` names the last dimensions of `A` in the message; those before them are called "batch".
-    """
-    # Extremes carry NaN and Inf along, and unlike isfinite(A).all() they need no memory of A's size.
-    if A.numel() == 0 or bool(torch.isfinite(torch.stack((A.amin(), A.amax()))).all()):
-        return
-    bad = (~torch.isfinite(A)).nonzero()
-    names = ["batch"] * (A.dim() - len(axes)) + list(axes)
-    where = ", ".join(f"{n} {i}" for n, i in zip(names, bad[0].tolist(), strict=True))
-    raise ValueError(
-        f"{what} has {len(bad)} NaN or Inf entries out of {A.numel()}, the first "
-        f"({A[tuple(bad[0])].item()}) at {where}; a rank needs finite numbers"
-    )
-
-
-@takes(A=as_matrix)
-@outside_inference_mode
-def svdvals(A: Tensor) -> Tensor:
-    """The singular values of a matrix or a batch of matrices, largest first.
-
-    The error is at most 10 eps * sigma_1 times the short side (on random matrices of short side n up to 100,
-    1.6 sqrt(n) eps * sigma_1 was the most), whatever the longer side: matrices much longer than wide,
-    or wider than long, are first reduced to a triangle by QR of short blocks. (LAPACK's direct route
-    loses a factor of hundreds at 100,000 columns, more than the tolerance used for ranks allows.)
-    The arithmetic is float64 for float32 matrices too, for the same reason: their spectrum is
-    limited by the rounding of their entries alone. Matrices are scaled by a power of two, so that entries
-    may be as large or small as the dtype holds.
-
-    The native operator does it, on the CPU and where the library has kernels for the GPU: many small
-    matrices (short side up to 128) at once, on the CPU in the lanes of the vector registers, with the same
-    result in every bit for any number of threads. Elsewhere, and without the native library, torch does it.
-    If neither finds the values of a matrix, they are computed as the eigenvalues of the symmetric
-    [[0, R], [R', 0]] on the CPU, and a warning is logged.
-
-    Args:
-        A: shape ``(..., m, n)``, float32 or float64, any strides. Empty sides are allowed.
-
-    Returns:
-        Shape ``(..., min(m, n))``, dtype and device of `A`, without autograd history.
-
-    Raises:
-        TypeError: `A` is not a float32 or float64 tensor.
-        ValueError: fewer than two dimensions, NaN or Inf entries, or singular values too large
-            for the dtype.
-        torch.linalg.LinAlgError: no method converged.
-
-    Source: Golub and Kahan, "Calculating the singular values and pseudo-inverse of a matrix", SIAM J. Numer.
-    Anal. 2 (1965); Fernando and Parlett, "Accurate singular values and differential qd algorithms", Numer.
-    Math. 67 (1994); Demmel, Grigori, Hoemmen, Langou, "Communication-optimal parallel and sequential QR and
-    LU factorizations", SIAM J. Sci. Comput. 34 (2012), for the blocked QR.
-
-    Example:
-        >>> import llr, torch
-        >>> llr.svdvals(torch.tensor([[3.0, 0.0], [0.0, -4.0]]))
-        tensor([4., 3.])
-    """
-    return singular_values(A, "A")
+_PROVED = ("error bound", "certificate")
 
 
 def singular_values(A: Tensor, name: str = "the matrix") -> Tensor:
@@ -194,35 +126,10 @@ def shorten(tall: Tensor) -> Tensor:
     return tall.double()
 
 
-@takes(spectrum=needed, short_side=whole, rtol=real, atol=real)
-def tolerance(
+def threshold(
     spectrum: Tensor, short_side: int, *, rtol: float | None = None, atol: float | None = None
 ) -> Tensor:
-    """A tolerance for singular values by size: ``max(atol, rtol * sigma_1)``.
-
-    By default ``rtol = eps(dtype) * short_side`` and ``atol = 0``. The short side, not the long
-    one: rounding every entry of A perturbs the singular values by at most
-    ``eps ||A||_F <= eps sqrt(short_side) sigma_1``, however long the other side is, and `svdvals`
-    keeps to the same scale. The usual rule ``eps * max(m, n)`` reaches 1 in float32 at 8.4 million
-    columns, which makes the rank of every such matrix 0.
-
-    Args:
-        spectrum: singular values, descending, shape ``(..., k)``, float32 or float64.
-        short_side: ``min(m, n)`` of the matrix.
-        rtol: tolerance relative to sigma_1, finite and >= 0.
-        atol: absolute tolerance, finite and >= 0.
-
-    Returns:
-        Shape ``(...)``, dtype and device of `spectrum`; an empty spectrum has sigma_1 = 0.
-
-    Raises:
-        ValueError: `rtol` or `atol` is negative, NaN or infinite.
-
-    Example:
-        >>> import llr, torch
-        >>> llr.tolerance(torch.tensor([8.0, 1.0]), 2, rtol=0.25)
-        tensor(2.)
-    """
+    """What :func:`llr.tolerance` returns."""
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be a finite number >= 0, got {value}")
@@ -237,155 +144,36 @@ def tolerance(
     return (rtol * largest).clamp(min=atol or 0.0)
 
 
-@takes(A=as_matrix, rtol=real, atol=real)
-@outside_inference_mode
-def numerical_rank(
-    A: Tensor, *, rtol: float | None = None, atol: float | None = None
-) -> RankResult:
-    """The rank of a matrix or a batch of matrices as floating point sees it, with its evidence.
-
-    The singular values above their error bound, ``2u (10 + 2 min(m, n)) sigma_1`` with the u of A's dtype,
-    are counted: A has at least this rank. Where that does not meet an upper bound (the shape; rows or columns
-    that are zero, or equal bit by bit), rows and columns are multiplied by powers of two, so that units do
-    not decide, and counted again. What is then still open, for matrices of a short side up to 16 and of up
-    to 1024 entries together, is settled by exact elimination if that gives the same rank. With `rtol` or
-    `atol` the values above `tolerance` are counted instead.
-
-    Args:
-        A: shape ``(..., m, n)``, float32 or float64. An all-zero or empty matrix has rank 0.
-        rtol: count what is above ``rtol * sigma_1`` instead.
-        atol: count what is above `atol` instead. The larger of the two holds.
-
-    Returns:
-        A `RankResult`; batched over the leading dimensions of `A`. It is about the given numbers; that a
-        matrix which was rounded before has full rank says little, and ``clear`` tells whether there is a
-        large gap. So where exact elimination gives a larger rank than is counted, the count remains, is
-        ambiguous, and ``reason`` (for one matrix) says what was found.
-
-    Raises:
-        TypeError, ValueError, torch.linalg.LinAlgError: as `svdvals` and `tolerance`.
-
-    Example:
-        >>> import llr, torch
-        >>> llr.numerical_rank(torch.ones(3, 4)).rank
-        1
-        >>> settled = llr.numerical_rank(torch.tensor([[1.0, 2.0], [3.0, 6.0]]))
-        >>> settled.rank, settled.exact, settled.upper_from
-        (1, True, 'exact elimination')
-    """
-    return rank_of_matrix(A, "A", rtol=rtol, atol=atol)
+def is_open(lower: Tensor, upper: int | Tensor, lower_from: str) -> Tensor:
+    """Whether bounds leave a rank open: they do not meet, or the lower one is estimated (and not 0)."""
+    return (lower != upper) | (lower_from not in _PROVED and upper > 0)
 
 
-def rank_of_matrix(
-    A: Tensor, name: str, *, rtol: float | None = None, atol: float | None = None
-) -> RankResult:
-    """`numerical_rank` of a matrix which messages call `name`."""
-    values = singular_values(A, name)
-    m, n = A.shape[-2:]
-    found = count(values, m, n, rtol=rtol, atol=atol)
-    if rtol is not None or atol is not None or not found.open:
-        return found
-    matrices = A.detach().reshape(math.prod(A.shape[:-2]), m, n)
-    which, some = _left_open(found, matrices)
-    for bound, why in bounds_of_matrices(some):
-        found = _at_most(found, which, bound, why)
-    found, exact = _eliminated(found, matrices)
-    if found.open:
-        found = with_equilibrated(found, matrices)
-    if found.open and exact is not None and found.spectrum.dim() == 1:
-        found = replace(
-            found,
-            reason=f"taken as exact numbers the entries have rank {exact}, by exact elimination",
-        )
-    return found
+@dataclass(frozen=True)
+class Counted:
+    """How many singular values are above their error, or above a tolerance, and how clearly so."""
+
+    rank: Tensor
+    """(...), as all of these."""
+    lower: Tensor
+    """How many are above their error."""
+    tol: Tensor
+    """What was counted above."""
+    gap: Tensor
+    """The smallest value that counts over the largest that does not, and over what drowns in the error."""
+    ambiguous: Tensor
 
 
-def _left_open(found: RankResult, matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """The places of the matrices (k, m, n) whose ranks are open, and those matrices."""
-    if len(matrices) == 1:
-        return torch.zeros(1, dtype=torch.int64, device=matrices.device), matrices
-    which = torch.as_tensor(found.ambiguous).reshape(-1).nonzero()[:, 0]
-    return which, matrices[which]
-
-
-def _at_most(found: RankResult, which: Tensor, bound: Tensor, why: str) -> RankResult:
-    """With an upper bound for each of the matrices at these places."""
-    upper = torch.as_tensor(found.upper)
-    bounds = upper.reshape(-1).to(bound.device, copy=True)
-    bounds[which] = bounds[which].minimum(bound)
-    return found.at_most(bounds.reshape(upper.shape), why)
-
-
-def _eliminated(found: RankResult, matrices: Tensor) -> tuple[RankResult, int | None]:
-    """With the ranks of small matrices whose entries are taken as exact numbers; the last of these ranks.
-
-    Such a rank is an upper bound of what is counted, and settles the count if they are the same. It is no
-    rank in place of the count: of a matrix that has been rounded it says little.
-    """
-    side = min(matrices.shape[-2:])
-    if not found.open or side > _SMALL_SIDE:
-        return found, None
-    which, some = _left_open(found, matrices)
-    if some.numel() > _SMALL_ENTRIES:
-        return found, None
-    ranks = [rank_of_floats(A) for A in some.tolist()]
-    bound = torch.tensor([side if r is None else r for r in ranks], device=matrices.device)
-    return _at_most(found, which, bound, "exact elimination"), ranks[-1]
-
-
-def with_equilibrated(
-    found: RankResult,
-    matrices: Tensor,
-    error: Callable[[Tensor, Tensor], Tensor] | None = None,
-    dtype: torch.dtype | None = None,
-) -> RankResult:
-    """The count on the matrices with equilibrated rows and columns, where it is not less.
-
-    Args:
-        found: what was counted on them as they are.
-        matrices: (B, m, n), of which B counts, or one.
-        error: exponents of rows (B, m) and columns (B, n) -> how far the scaled matrices may be from the
-            exact ones, (B); default: they are exact.
-        dtype: in whose precision the SVD errs; default: the matrices', since their entries have been rounded
-            to it.
-    """
-    if not matrices.numel():
-        return found
-    rows, columns = scales(matrices)
-    values = singular_values(scaled(matrices, rows, columns))
-    bounds = svd_error(values, min(matrices.shape[-2:]), dtype or found.dtype)
-    bounds = bounds if error is None else bounds + error(rows, columns).to(bounds)
-    shape = found.spectrum.shape
-    again = count(
-        values.reshape(shape), found.n_rows, found.n_params, error=bounds.reshape(shape[:-1])
-    )
-    return found.or_equilibrated(again)
-
-
-def count(
+def counted(
     spectrum: Tensor,
-    n_rows: int,
-    n_params: int,
+    upper: int,
     *,
     error: Tensor | None = None,
     lower_from: str = "error bound",
     rtol: float | None = None,
     atol: float | None = None,
-    method: str = "svd",
-) -> RankResult:
-    """The rank of an (n_rows, n_params) matrix, or a batch, from its singular values (..., k).
-
-    Args:
-        spectrum: descending.
-        n_rows: rows of the matrix.
-        n_params: columns of the matrix.
-        error: how far the values may be from the exact ones, (...), float64; default: what `svdvals` errs.
-        lower_from: what `error` is, "error bound" or "estimate".
-        rtol: count above a tolerance instead, as `tolerance`.
-        atol: the same.
-        method: how the values were found.
-    """
-    upper = min(n_rows, n_params)
+) -> Counted:
+    """Count singular values (..., k); arguments as :func:`llr.ranks.matrices.count`, `upper` the short side."""
     if error is None:
         error = svd_error(spectrum, upper, spectrum.dtype)
     # Strictly above, or an all-zero matrix (error 0) would have full rank. Values of another dtype have been
@@ -399,7 +187,7 @@ def count(
         floor = exact.clamp(min=0.0).maximum(error[..., None])
         ambiguous = is_open(lower, upper, lower_from)
     else:
-        tol = tolerance(spectrum, upper, rtol=rtol, atol=atol).double()
+        tol = threshold(spectrum, upper, rtol=rtol, atol=atol).double()
         rank, floor = (exact > tol[..., None]).sum(-1), exact
         ambiguous = ((exact - tol[..., None]).abs() < error[..., None]).any(-1)
     ends = tol[..., None]
@@ -411,19 +199,4 @@ def count(
         gap = torch.full_like(gap, math.inf)
     if rtol is not None or atol is not None:
         ambiguous = ambiguous | (gap < CLEAR_GAP)
-    batched = spectrum.dim() > 1
-    return RankResult(
-        rank=rank if batched else int(rank),
-        spectrum=spectrum,
-        tol=tol if batched else float(tol),
-        gap=gap if batched else float(gap),
-        ambiguous=ambiguous if batched else bool(ambiguous),
-        method=method,
-        dtype=spectrum.dtype,
-        n_rows=n_rows,
-        n_params=n_params,
-        lower=lower if batched else int(lower),
-        lower_from=lower_from,
-        upper=torch.full_like(lower, upper) if batched else upper,
-        counted_above="error" if rtol is None and atol is None else "tolerance",
-    )
+    return Counted(rank, lower, tol, gap, ambiguous)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llr.inputs.evaluation.reference import ACTIVATIONS
+from llr.operators.formula import ACTIVATIONS
 
 FLOATS = (torch.float64, torch.float32)
 

@@ -102,7 +102,7 @@ def mlp_jacobian(
     columns: Sequence[int] | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
-    """``torch.ops.llr.mlp_jacobian``; arguments and result as :func:`llr.inputs.evaluation.reference.mlp_jacobian`."""
+    """``torch.ops.llr.mlp_jacobian``; arguments and result as :func:`llr.operators.formula.mlp_jacobian`."""
     if out is None:
         return cast(Tensor, _native.mlp_jacobian(x, weights, biases, activation, columns))
     _native.mlp_jacobian_out(x, weights, biases, activation, columns, out=out)
@@ -284,7 +284,7 @@ def lm_solve(
         kind: "mlp", whose parameters are W_1, b_1, W_2, ...; "conv1d" and "local1d", kernels shared by all
             positions or not, then output weights; "factorization", A and then B.
         sizes: widths; (d, kernel size, channels); (rows, rank, columns).
-        activation: a name in :data:`llr.inputs.evaluation.reference.ACTIVATIONS`; "identity" for a factorization.
+        activation: a name in :data:`llr.operators.formula.ACTIVATIONS`; "identity" for a factorization.
         biases: whether each layer of an MLP has them; empty for others.
         options: damping, down, up, progress, stall, iterations, tol, first; see
             :class:`llr.recovery.Damping` and :func:`llr.recovery.levenberg_marquardt`.

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from llr.inputs.evaluation import reference
-from llr.operators import _arguments, _ops
+from llr.operators import _arguments, _ops, formula
 
 
 def result_shape(
@@ -172,7 +171,7 @@ def _vmap_svdvals(
 def _formula(x: Tensor, *network: Any) -> Tensor:
     """The function in torch operations. The kernel of autograd has checked the arguments."""
     try:
-        return reference.mlp_jacobian(x, *network)
+        return formula.mlp_jacobian(x, *network)
     except (
         ArithmeticError,
         AttributeError,

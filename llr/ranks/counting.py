@@ -10,13 +10,15 @@ from torch import Tensor
 
 from llr.inputs.memory import fits
 from llr.inputs.problem import Problem
+from llr.inputs.tensors import check_finite
 from llr.jacobians.gram import BLOCK_BYTES, evaluate_triangle, gram_with_error
 from llr.jacobians.jacobian import execute_with_error
 from llr.jacobians.paths import Plan, native_arguments
 from llr.linalg.equilibrate import scaled_error, times_power
 from llr.linalg.error_bound import estimated_error, layer_errors, row_errors, svd_error
-from llr.linalg.spectrum import check_finite, count, singular_values, with_equilibrated
+from llr.linalg.spectrum import singular_values
 from llr.operators import _ops
+from llr.ranks.matrices import count, with_equilibrated
 from llr.ranks.methods import Cost
 from llr.ranks.result import RankResult
 

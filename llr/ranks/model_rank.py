@@ -24,9 +24,8 @@ from llr.inputs.accept import a_model, a_sampler, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection, columns_of_callable, columns_of_module
 from llr.inputs.problem import Model
-from llr.inputs.roles import a_function, a_seed, sizes, word
+from llr.inputs.roles import a_function, a_seed, check_int, sizes, word
 from llr.inputs.samplers import Sampler, read_sampler
-from llr.ranks.certificates.certificate import check_int
 from llr.ranks.result import RankResult
 from llr.ranks.saturation import Certify, Look, Progress, Search, ambiguous, proved
 

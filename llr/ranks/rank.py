@@ -14,11 +14,11 @@ from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model, read_problem
 from llr.inputs.roles import a_function, a_precision, real, word
 from llr.jacobians.jacobian import prepare
-from llr.linalg.spectrum import rank_of_matrix
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import Progress, certify
 from llr.ranks.counting import Count, ImmoderateSquaresError
 from llr.ranks.different import bounds_of_model
+from llr.ranks.matrices import rank_of_matrix
 from llr.ranks.methods import METHODS, choose, costs
 from llr.ranks.result import RankResult
 from llr.theory.upper import upper_bound

@@ -10,20 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from llr.linalg.spectrum import CLEAR_GAP, is_open
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from llr.ranks.certificates.certificate import Certificate
-
-# From this ratio on, a count does not hang on where the line is drawn.
-CLEAR_GAP = 1e3
-
-_PROVED = ("error bound", "certificate")
-
-
-def is_open(lower: Tensor, upper: int | Tensor, lower_from: str) -> Tensor:
-    """Whether bounds leave a rank open: they do not meet, or the lower one is estimated (and not 0)."""
-    return (lower != upper) | (lower_from not in _PROVED and upper > 0)
 
 
 @dataclass(frozen=True, eq=False)

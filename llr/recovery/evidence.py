@@ -14,7 +14,7 @@ import torch
 from flint import arb, arb_mat
 from torch import Tensor
 
-from llr.inputs.evaluation.reference import ACTIVATIONS
+from llr.operators.formula import ACTIVATIONS
 from llr.recovery.polish import Polished
 from llr.recovery.precise import floats
 from llr.recovery.rounding import UNIT

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from llr.inputs.evaluation.forward_errors import derivatives
-from llr.inputs.evaluation.reference import ACTIVATIONS, mlp_jacobian, output_leaves
+from llr.inputs.evaluation.reference import output_leaves
 from llr.inputs.problem import Problem
+from llr.operators.formula import ACTIVATIONS, mlp_jacobian
 from llr.recovery import damping as codes
 from llr.recovery.damping import CONVERGED, FAILED, LIMIT, SKIPPED, STALLED, Damping
 

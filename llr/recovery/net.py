@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from llr.inputs.evaluation.reference import ACTIVATIONS
 from llr.models import TwoLayer
+from llr.operators.formula import ACTIVATIONS
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from llr.inputs.evaluation.reference import ACTIVATIONS
 from llr.inputs.tensors import refuse_complex
+from llr.operators.formula import ACTIVATIONS
 from llr.recovery.net import Net
 
 UNIT = {"float64": 2.0**-53, "float32": 2.0**-24, "float16": 2.0**-11, "bfloat16": 2.0**-8}

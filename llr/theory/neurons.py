@@ -22,11 +22,10 @@ from llr.exact.kinks import off_analytic
 from llr.exact.network import Network, read_network
 from llr.inputs.accept import modules, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.inputs.roles import a_flag, a_seed, maybe, whole
+from llr.inputs.roles import a_flag, a_seed, check_int, maybe, whole
 from llr.inputs.samplers import read_sampler
-from llr.linalg.balls import coefficients
+from llr.linalg.balls import LOWEST_BITS, coefficients
 from llr.linalg.elimination import Scaled, find_pivots, prove
-from llr.ranks.certificates.certificate import LOWEST_BITS, check_int
 from llr.theory.span import Function, Span
 from llr.theory.structure import exact_row
 from llr.theory.symbols import ONE, Symbols, Vector, combined

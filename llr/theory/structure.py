@@ -37,7 +37,7 @@ class TwoLayerNet:
     """``sum_i a_i s(w_i . x + b_i) (+ c)``, one hidden layer."""
 
     activation: str
-    """A name of :data:`llr.inputs.evaluation.reference.ACTIVATIONS`, or "polynomial"."""
+    """A name of :data:`llr.operators.formula.ACTIVATIONS`, or "polynomial"."""
     w: Matrix
     """(m, d)"""
     b: Row | None

@@ -116,7 +116,7 @@ class Symbols:
         """The value and the slope of the neuron with this activation and preactivation.
 
         Args:
-            act: a name of ``llr.inputs.evaluation.reference.ACTIVATIONS``, or "polynomial".
+            act: a name of ``llr.operators.formula.ACTIVATIONS``, or "polynomial".
             z: what the activation is applied to.
             coefficients: of a polynomial, from the constant upwards.
 

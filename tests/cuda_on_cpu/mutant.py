@@ -14,7 +14,7 @@ from oracles import Net, assert_matches, draw, loop_jacobian
 from targets import target
 from torch import Tensor
 
-from llr.inputs.evaluation import reference
+from llr.operators import formula
 
 F64 = torch.float64
 
@@ -29,7 +29,7 @@ def jacobian(op: Any) -> None:
     assert_matches(op.mlp_jacobian(*tensors, "tanh"), loop_jacobian(*tensors, "tanh"))
     # Several groups to a block; to be quick, of the columns only those that the block reads its inputs for.
     tensors = draw(Net((1, 20, 30), 200))
-    J = reference.mlp_jacobian(*tensors, "tanh")
+    J = formula.mlp_jacobian(*tensors, "tanh")
     assert_matches(op.mlp_jacobian(*tensors, "tanh", [0, -1, -1, -1]), J[..., :20])
 
 

@@ -13,7 +13,7 @@ import torch
 from oracles import ACTIVATIONS, Net, assert_matches, draw, loop_jacobian, name
 from torch import Tensor
 
-from llr.inputs.evaluation import reference
+from llr.operators import formula
 
 F64, F32 = torch.float64, torch.float32
 both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
@@ -105,7 +105,7 @@ def test_angles_of_every_size(power, emulated):
 @pytest.mark.parametrize("net", [*WHOLE[:4], IN_PIECES[0], IN_PIECES[2]], ids=name)
 def test_only_ends_of_rows_are_written_number_by_number(net, misalignment, dtype, emulated):
     tensors = draw(net, dtype)
-    expected = reference.mlp_jacobian(*in_float64(tensors), "tanh")
+    expected = formula.mlp_jacobian(*in_float64(tensors), "tanh")
     memory = torch.full((expected.numel() + 32,), 12345.0, dtype=dtype)
     V = 16 // dtype.itemsize
     start = -(memory.data_ptr() // dtype.itemsize) % V + V + misalignment

@@ -4,37 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, cast
-
-from flint import arb, fmpz
+from typing import Any
 
 from llr.inputs.files.arrays import read_file
 from llr.inputs.files.load import write_atomic
-from llr.linalg.balls import precision
+from llr.inputs.roles import check_int, shown
+from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS
+from llr.linalg.decimals import DECIMAL
 
 FORMAT = "llr rank certificate 1"
-LOWEST_BITS, HIGHEST_BITS = 32, 1 << 20
-MOST_BITS = 4096
-"""The precision that :func:`llr.certify` ends at unless it is told otherwise."""
 _CHOICES = {
     "upper_from": ("shape", "theory", "caller", "exact rank"),
     "arithmetic": ("balls", "rationals"),
     "stopped": ("upper bound met", "stopped growing", "precision cap", "time limit"),
 }
 _HEX = re.compile(r"[0-9a-f]{64}")
-DECIMAL = re.compile(r"(\d)\.(\d{1,30})e([+-]?\d{1,19})")
-# Exponents of two up to this many bits have decimal ones of as many digits as DECIMAL takes.
-EXPONENT_BITS = 62
-# Beyond these decimal or binary exponents powers are balls: as integers they would not fit any memory.
-_EXACT_TEN, _EXACT_TWO = 5_000, 20_000
-# Of which the decimal exponent takes away at most 62.
-_DECIMAL_BITS = 256
 
 
 @dataclass(frozen=True)
@@ -96,7 +85,7 @@ class Certificate:
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{name} is {_shown(getattr(self, name))}; expected one of {', '.join(choices)}"
+                    f"{name} is {shown(getattr(self, name))}; expected one of {', '.join(choices)}"
                 )
         rational = self.arithmetic == "rationals"
         finished = self.upper_from == "exact rank" or self.stopped == "time limit"
@@ -104,7 +93,7 @@ class Certificate:
             not finished if rational else self.upper_from == "exact rank"
         ):
             raise ValueError(
-                f"bits is {_shown(self.bits)} and upper_from is {self.upper_from!r} with arithmetic="
+                f"bits is {shown(self.bits)} and upper_from is {self.upper_from!r} with arithmetic="
                 f"{self.arithmetic!r}; expected None and 'exact rank' with rationals, and only there"
             )
         if self.bits is not None:
@@ -113,27 +102,27 @@ class Certificate:
             raise ValueError(f"stopped is {self.stopped!r} at rank {self.rank} of {self.upper}")
         if not isinstance(self.bound, str) or not DECIMAL.fullmatch(self.bound):
             raise ValueError(
-                f"bound is {_shown(self.bound)}; expected a decimal such as '1.25e-300'"
+                f"bound is {shown(self.bound)}; expected a decimal such as '1.25e-300'"
             )
         if self.bound.startswith("0"):
             raise ValueError(f"bound is {self.bound!r}; expected a positive number")
         for name in ("structure", "version"):
             if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} is {_shown(getattr(self, name))}; expected text")
+                raise ValueError(f"{name} is {shown(getattr(self, name))}; expected text")
         if not self.checksum:
             object.__setattr__(self, "checksum", self._digest())
         for name in ("model", "samples", "checksum"):
             value = getattr(self, name)
             if not isinstance(value, str) or not _HEX.fullmatch(value):
-                raise ValueError(f"{name} is {_shown(value)}; expected 64 hexadecimal digits")
+                raise ValueError(f"{name} is {shown(value)}; expected 64 hexadecimal digits")
 
     def _check_indices(self, name: str, size: int) -> None:
         value = getattr(self, name)
         if not isinstance(value, tuple) or any(type(i) is not int for i in value):
-            raise ValueError(f"{name} is {_shown(value)}; expected a tuple of integers")
+            raise ValueError(f"{name} is {shown(value)}; expected a tuple of integers")
         if list(value) != sorted(set(value)) or not all(0 <= i < size for i in value):
             raise ValueError(
-                f"{name} must ascend within 0 to {size - 1}, each once; got {_shown(value)}"
+                f"{name} must ascend within 0 to {size - 1}, each once; got {shown(value)}"
             )
         if len(value) != self.rank:
             raise ValueError(f"{name} has {len(value)} entries; expected rank = {self.rank}")
@@ -194,7 +183,7 @@ class Certificate:
         del values["format"]
         for name in ("rows", "columns"):
             if not isinstance(values[name], list):
-                raise ValueError(f"{name} is {_shown(values[name])}; expected a list of integers")
+                raise ValueError(f"{name} is {shown(values[name])}; expected a list of integers")
             values[name] = tuple(values[name])
         if not values["checksum"]:
             raise ValueError("checksum is empty; expected 64 hexadecimal digits")
@@ -226,64 +215,3 @@ class Certificate:
             return cls.from_dict(found)
         except ValueError as error:
             raise ValueError(f"certificate {os.fspath(path)}: {error}") from error
-
-
-def decimal_below(value: arb) -> str:
-    """Twelve digits of an exact positive number, rounded down; for :attr:`Certificate.bound`.
-
-    The work is bounded whatever the exponent, which may be any of :data:`EXPONENT_BITS`.
-    """
-    man, exp = (int(part) for part in value.man_exp())
-    power = math.floor((man.bit_length() + exp) * math.log10(2)) - 12
-    if abs(exp) <= _EXACT_TWO and man.bit_length() <= _EXACT_TWO:
-        scaled = man * 10 ** max(-power, 0) << max(exp, 0)
-        digits = str((scaled >> max(-exp, 0)) // 10 ** max(power, 0))
-        return f"{digits[0]}.{digits[1:12]}e{power + len(digits) - 1}"
-    with precision(_DECIMAL_BITS):
-        power = _floor((value.log() / arb(10).log()).lower() - 11)
-        digits = str(_floor((value / _power_of_ten(power)).lower()))
-    return f"{digits[0]}.{digits[1:12]}e{power + len(digits) - 1}"
-
-
-def at_most(bound: str, value: arb) -> bool:
-    """Whether a decimal as :func:`decimal_below` writes it is certainly at most an exact number >= 0."""
-    whole, fraction, power = cast(re.Match[str], DECIMAL.fullmatch(bound)).groups()
-    digits, ten = int(whole + fraction), int(power) - len(fraction)
-    man, exp = value.man_exp()
-    if abs(ten) > _EXACT_TEN or abs(int(exp)) > _EXACT_TWO:
-        with precision(_DECIMAL_BITS):
-            return bool(digits * _power_of_ten(ten) <= value)
-    left = fmpz(digits) * fmpz(10) ** max(ten, 0) * fmpz(2) ** max(-int(exp), 0)
-    right = man * fmpz(10) ** max(-ten, 0) * fmpz(2) ** max(int(exp), 0)
-    return bool(left <= right)
-
-
-def _floor(x: arb) -> int:
-    """The floor of a ball, which is exact but for a rounding that does not matter here."""
-    man, exp = x.floor().lower().man_exp()
-    return int(man) << int(exp) if exp >= 0 else int(man) >> -int(exp)
-
-
-def _power_of_ten(exponent: int) -> arb:
-    return (exponent * arb(10).log()).exp()
-
-
-def check_int(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Refuse what is no integer of this range."""
-    if type(value) is not int or value < least or (most is not None and value > most):
-        limits = f">= {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} is {_shown(value)}; expected an integer {limits}")
-
-
-def _shown(value: object) -> str:
-    """A value for a message, not longer than a line."""
-    if type(value) is int and value.bit_length() > 200:
-        return f"an integer of {value.bit_length()} bits"
-    try:
-        text = repr(value)
-    except (
-        ValueError,
-        RecursionError,
-    ):  # integers inside that are too long, structures without an end
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 100 else f"{text[:97]}..."

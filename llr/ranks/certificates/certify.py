@@ -24,18 +24,12 @@ from llr.inputs.accept import a_model, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model
-from llr.inputs.roles import a_function
-from llr.linalg.balls import precision
+from llr.inputs.roles import a_function, check_int
+from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS, MOST_BITS, precision
 from llr.linalg.deadline import TimeLimit, check_timeout, time_limit
+from llr.linalg.decimals import decimal_below
 from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, rational_pivots, remainder
-from llr.ranks.certificates.certificate import (
-    HIGHEST_BITS,
-    LOWEST_BITS,
-    MOST_BITS,
-    Certificate,
-    check_int,
-    decimal_below,
-)
+from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.verification import Verdict, verify
 from llr.theory.upper import upper_bound
 

@@ -8,25 +8,19 @@ from dataclasses import dataclass
 from flint import arb, arb_mat
 from torch import Tensor
 
-from llr.exact.chain import Array
 from llr.exact.network import Network, read_network
 from llr.inputs.accept import a_model, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model
-from llr.linalg.balls import precision
+from llr.inputs.roles import check_int
+from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS, MOST_BITS, Array, precision
 from llr.linalg.block_inverse import checked_inverse, largest_piece
 from llr.linalg.deadline import TimeLimit, check_timeout, time_limit
+from llr.linalg.decimals import at_most
 from llr.linalg.elimination import Scaled, find_pivots
 from llr.linalg.integers import exact_rank, integer_rows
-from llr.ranks.certificates.certificate import (
-    HIGHEST_BITS,
-    LOWEST_BITS,
-    MOST_BITS,
-    Certificate,
-    at_most,
-    check_int,
-)
+from llr.ranks.certificates.certificate import Certificate
 from llr.theory.upper import upper_bound
 
 # The precision at which the check begins.

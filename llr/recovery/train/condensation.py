@@ -14,7 +14,7 @@ from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.mlp import MLP, NotAnMLP, read_mlp
 from llr.inputs.parameters import layout
 from llr.inputs.roles import number, real, whole
-from llr.linalg.spectrum import check_finite
+from llr.inputs.tensors import check_finite
 from llr.models import TwoLayer
 from llr.ranks.rank import rank
 from llr.ranks.result import RankResult

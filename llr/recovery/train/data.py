@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from llr.inputs.memory import fits, format_bytes, memory_budget
-from llr.inputs.tensors import as_double, refuse_complex
-from llr.linalg.spectrum import check_finite
+from llr.inputs.tensors import as_double, check_finite, refuse_complex
 
 
 @dataclass(frozen=True, eq=False)

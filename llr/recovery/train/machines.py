@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 
-from llr.inputs.evaluation.reference import ACTIVATIONS
 from llr.inputs.mlp import MLP
 from llr.inputs.parameters import layout
 from llr.inputs.problem import Problem, read_problem
 from llr.landscape.surface import Surface
 from llr.models import Conv1dTwoLayer, MatrixFactorization
 from llr.models.parts import departure_from
+from llr.operators.formula import ACTIVATIONS
 from llr.recovery.train.data import Data
 
 Tape = Any
