@@ -2,16 +2,15 @@
 
 from importlib.metadata import PackageNotFoundError, version
 
-from llr.cli.info import info as info
-from llr.cli.info import selftest as selftest
 from llr.inputs.evaluation import reference as reference
 from llr.inputs.memory import memory_budget as memory_budget
 from llr.inputs.memory import set_memory_budget as set_memory_budget
 from llr.inputs.parameters import layout as layout
 from llr.jacobians.gram import gram as gram
+from llr.jacobians.info import info as info
+from llr.jacobians.info import selftest as selftest
 from llr.jacobians.jacobian import jacobian as jacobian
 from llr.jacobians.jacobian import plan as plan
-from llr.operators import _transforms as _transforms
 from llr.ranks.certificates import certify as certify
 from llr.ranks.certificates.certificate import Certificate as Certificate
 from llr.ranks.guarantee import Guarantee as Guarantee

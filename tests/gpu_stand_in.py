@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from llr.inputs import gate
+from llr.inputs import gate, warned
 from llr.operators import _ops
 
 GPU = torch.device("cuda", 0)
@@ -178,4 +178,4 @@ def stand_in(
 def forget() -> None:
     """What llr has found out about devices, and said."""
     _ops._why_not_on_gpu.cache_clear()
-    _ops._warn_once.cache_clear()
+    warned._warn_once.cache_clear()

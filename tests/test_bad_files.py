@@ -17,7 +17,7 @@ import torch
 from sweep_cases import ENVIRONMENT
 from test_cli import refusal, run
 
-from llr.inputs.files.load import load_model
+from llr.models.load import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-from llr.inputs.files.load import load_model
+from llr.models.load import load_model
 
 
 class Net(nn.Module):

@@ -16,7 +16,7 @@ import torch
 from test_cli import rank_as_json, refusal, run
 
 import llr
-from llr.inputs.files.load import load_model
+from llr.models.load import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -17,7 +17,7 @@ from torch import nn
 
 import llr
 from llr.cli import demo
-from llr.inputs.files.load import load_model
+from llr.models.load import load_model
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import verify
 
@@ -129,8 +129,9 @@ class TestRun:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, extra: str
     ) -> None:
         monkeypatch.setitem(sys.modules, missing, None)
-        monkeypatch.delitem(sys.modules, "llr.plotting", raising=False)
-        monkeypatch.delattr(llr, "plot", raising=False)
+        for name in ("llr.plotting", "llr.ranks.figure"):
+            monkeypatch.delattr(name, raising=False)
+            monkeypatch.delitem(sys.modules, name, raising=False)
         with pytest.raises(ImportError, match=rf"pip install 'llr\[{extra}\]'"):
             demo.run(tmp_path / "out", quick=True)
         assert not (tmp_path / "out").exists()

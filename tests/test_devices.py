@@ -19,6 +19,7 @@ from oracles import assert_matches, mlp
 from torch import Tensor, nn
 
 import llr
+from llr.inputs import warned
 from llr.inputs.problem import read_problem
 from llr.jacobians.gram import evaluate_gram
 from llr.jacobians.jacobian import evaluate
@@ -305,7 +306,7 @@ def test_other_devices_go_without_a_warning():
     assert _ops.why_no_kernel(torch.device("meta")) == "no native kernel for meta"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _ops.warn_of_no_kernel(torch.device("mps"), "no native kernel for mps")
+        warned.warn_of_no_kernel(torch.device("mps"), "no native kernel for mps")
     K = torch.zeros(3, 3, dtype=F64)
     assert _ops.has_kernel(K, K)
     assert not _ops.has_kernel(K, K.to("meta"))

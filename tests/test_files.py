@@ -18,8 +18,8 @@ from torch import nn
 
 import llr
 from llr.inputs.files.layout import Layout
-from llr.inputs.files.load import as_taken_by, load_inputs, write_atomic
-from llr.inputs.files.writing import require_directory, require_writable
+from llr.inputs.files.load import as_taken_by, load_inputs
+from llr.inputs.files.writing import require_directory, require_writable, write_atomic
 
 SUFFIXES = [".csv", ".tsv", ".txt", ".dat", ".npy", ".npz", ".pt", ".safetensors"]
 

@@ -13,6 +13,7 @@ from oracles import assert_matches
 from torch import Tensor, nn
 
 import llr
+from llr.inputs import warned as warnings_of_llr
 from llr.inputs.evaluation import reference
 from llr.jacobians.jacobian import evaluate
 from llr.operators import _ops
@@ -236,7 +237,7 @@ def test_default_dtype(case):
 def test_without_the_native_library(monkeypatch):
     monkeypatch.setattr(_ops, "NATIVE", False)
     monkeypatch.setattr(_ops, "REASON", "it was left out")
-    _ops._warn_once.cache_clear()
+    warnings_of_llr._warn_once.cache_clear()
     model, x = make("mlp")
     with pytest.warns(
         RuntimeWarning, match="without its native library.*it was left out"
@@ -251,4 +252,4 @@ def test_without_the_native_library(monkeypatch):
         ValueError, match="backend='native' cannot compute this model: it was left out"
     ):
         llr.jacobian(model, x, backend="native")
-    _ops._warn_once.cache_clear()
+    warnings_of_llr._warn_once.cache_clear()

@@ -19,6 +19,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from train_cases import Own, Tied, frozen_bias
 
 import llr
+from llr.inputs import warned as warnings_of_llr
 from llr.inputs.problem import read_problem
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
 from llr.operators import _ops
@@ -385,10 +386,10 @@ def test_what_the_caller_may_have_switched_on():
 def test_without_the_library_it_says_so(monkeypatch):
     model, theta, x, y = problem("two-layer", sets=1)
     without_library(monkeypatch)
-    _ops._warn_once.cache_clear()
+    warnings_of_llr._warn_once.cache_clear()
     with pytest.warns(RuntimeWarning, match="without its native library") as warned:
         fits = levenberg_marquardt(model, theta, x[0], y[0])
-    _ops._warn_once.cache_clear()
+    warnings_of_llr._warn_once.cache_clear()
     assert len(warned) == 1
     assert warned[0].filename == __file__
     assert fits.method == "torch: it was left out"

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from llr.inputs.activations import ACTIVATIONS
-from llr.inputs.files.load import load_model
+from llr.models.load import load_model
 
 ZOO = """
     import torch

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 
 import llr
 from llr import plotting as plot
+from llr.ranks import figure as spectra
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -56,7 +57,7 @@ def test_given_axes_are_used(deficient: llr.RankResult) -> None:
 
 def test_several_results_are_labelled(deficient: llr.RankResult) -> None:
     full = llr.numerical_rank(torch.eye(5).double())
-    ax = plot.spectrum({"narrow": deficient, "wide": full})
+    ax = spectra.spectrum({"narrow": deficient, "wide": full})
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert labels == ["narrow: rank 3", "wide: rank 5", "error or tolerances"]
     colours = {by_label(ax, name).get_color() for name in ("narrow", "wide")}
@@ -65,7 +66,7 @@ def test_several_results_are_labelled(deficient: llr.RankResult) -> None:
 
 def test_more_results_than_the_palette_have_distinct_colours() -> None:
     results = {str(i): llr.numerical_rank(torch.eye(3) * i) for i in range(1, 12)}
-    ax = plot.spectrum(results)
+    ax = spectra.spectrum(results)
     lines = [line for line in ax.get_lines() if line.get_label()[0].isdigit()]
     assert len({matplotlib.colors.to_hex(line.get_color()) for line in lines}) == 11
 
@@ -123,7 +124,7 @@ def test_other_formats_are_refused(deficient: llr.RankResult, tmp_path: Path, na
 
 def test_nothing_is_clipped(deficient: llr.RankResult, tmp_path: Path) -> None:
     rows = [{"label": f"10-{2**k}-1", "P": 12 * 2**k, "rank": 3, "n_rows": 442} for k in range(8)]
-    figure = plot.widths(rows, {row["label"]: deficient for row in rows})
+    figure = spectra.widths(rows, {row["label"]: deficient for row in rows})
     plot.save(figure, tmp_path / "w.png")
     image = pixels(tmp_path / "w.png")
     assert image.shape[:2] == (1080, 2160)
@@ -140,7 +141,7 @@ def test_nothing_is_clipped(deficient: llr.RankResult, tmp_path: Path) -> None:
 
 def test_no_empty_space_above_the_legend() -> None:
     rows = [{"label": "a", "P": 5, "rank": 5, "n_rows": 9}]
-    figure = plot.widths(rows, {"a": llr.numerical_rank(torch.eye(5))})
+    figure = spectra.widths(rows, {"a": llr.numerical_rank(torch.eye(5))})
     figure.draw_without_rendering()
     legend = figure.legends[0].get_window_extent()
     lowest = min(ax.get_tightbbox().y0 for ax in figure.axes)
@@ -152,7 +153,7 @@ def test_rank_panel(deficient: llr.RankResult) -> None:
         {"label": "a", "P": 10, "rank": 10, "n_rows": 20},
         {"label": "b", "P": 50, "rank": 15, "n_rows": 20},
     ]
-    figure = plot.widths(rows, {row["label"]: deficient for row in rows})
+    figure = spectra.widths(rows, {row["label"]: deficient for row in rows})
     panel = figure.axes[1]
     bound = by_label(panel, "min(20")
     corners = np.array(bound.get_xydata())
@@ -171,7 +172,8 @@ def test_global_state_is_left_alone(deficient: llr.RankResult, tmp_path: Path) -
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, deficient: llr.RankResult) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.delitem(sys.modules, "llr.plotting")
-    monkeypatch.delattr(llr, "plot")
+    for name in ("llr.plotting", "llr.ranks.figure"):
+        monkeypatch.delattr(name)
+        monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"figures need matplotlib: pip install 'llr\[plot\]'"):
         deficient.plot()

@@ -12,6 +12,7 @@ from embedding_cases import network, normal_samples
 from llr import landscape, theory
 from llr.embedding import split
 from llr.landscape import critical_targets
+from llr.landscape import figure as plot_landscape
 from llr.models import DeepLinear, TwoLayer, mlp
 from llr.theory import figure as plot_theory
 
@@ -57,7 +58,7 @@ def test_branches(width: int) -> None:
         w=torch.tensor([[1.5]]), b=torch.tensor([0.25]), a=torch.tensor([[1.0]]), c=None
     )
     found = landscape.branches(target, width)
-    ax = plot_theory.branches(found)
+    ax = plot_landscape.branches(found)
     lines = ax.get_lines()
     spans = [(row.tangent, row.codimension) for row in found]
     assert [tuple(line.get_xdata()) for line in lines[: len(spans)]] == spans
@@ -79,7 +80,7 @@ class TestEmbedded:
 
     def test_eigenvalues_and_shares(self, tmp_path: Path) -> None:
         found = self.spectrum(0.5)
-        figure = plot_theory.embedded(found)
+        figure = plot_landscape.embedded(found)
         left, right = figure.axes[:2]
         for ax, spectrum in ((left, found.narrow), (right, found.wide)):
             points = ax.collections[0].get_offsets().data.tolist()
@@ -99,11 +100,11 @@ class TestEmbedded:
         assert [bluer[i] for i in order] == sorted(bluer)
         assert bluer[order[0]] < 0 < bluer[order[-1]]
         assert len(set(map(tuple, left.collections[0].get_facecolors()))) == 1
-        plot_theory.save(figure, tmp_path / "s.png")
+        plot_landscape.save(figure, tmp_path / "s.png")
         assert matplotlib.image.imread(tmp_path / "s.png").std() > 0.05
 
     def test_negative_side_is_drawn_where_there_is_one(self) -> None:
         for found in (self.spectrum(0.5), self.spectrum(2.0)):
-            ticks = plot_theory.embedded(found).axes[0].get_yticks().tolist()
+            ticks = plot_landscape.embedded(found).axes[0].get_yticks().tolist()
             assert 0.0 in ticks
             assert (min(ticks) < 0) == (found.wide.index + found.narrow.index > 0)

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
 from llr.inputs.evaluation.surroundings import torch_threads
-from llr.inputs.files.load import load_model, write_atomic
-from llr.inputs.files.writing import require_directory
+from llr.inputs.files.writing import require_directory, write_atomic
+from llr.models.load import load_model
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import certify
 from llr.ranks.rank import rank
@@ -100,9 +100,9 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
 
 
 def _figures() -> Any:
-    from llr import plotting as plot  # noqa: PLC0415 - matplotlib is optional
+    from llr.ranks import figure  # noqa: PLC0415 - matplotlib is optional
 
-    return plot
+    return figure
 
 
 def _diabetes() -> tuple[Tensor, Tensor]:

@@ -15,8 +15,6 @@ from torch import Tensor
 
 import llr
 from llr.cli import demo as demo_module
-from llr.cli.info import info as collect_info
-from llr.cli.info import selftest as run_selftest
 from llr.cli.output import apart
 from llr.cli.recovery import recover_command, reproduce_command
 from llr.cli.shell import (
@@ -33,6 +31,8 @@ from llr.cli.sweep import sweep
 from llr.cli.theory import embed, reduce, theory
 from llr.inputs.samplers import all_samples
 from llr.inputs.samplers import sample_shape as shape_of_samples
+from llr.jacobians.info import info as collect_info
+from llr.jacobians.info import selftest as run_selftest
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import certify as prove
 from llr.ranks.certificates.certify import verify as check

@@ -22,8 +22,7 @@ from torch import nn
 import llr
 from llr.cli.source import Source as Source
 from llr.cli.source import model_options as model_options
-from llr.inputs.files.load import write_atomic
-from llr.inputs.files.writing import require_directory, require_writable
+from llr.inputs.files.writing import require_directory, require_writable, write_atomic
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -149,7 +148,7 @@ def write_json(path: str | None, document: dict[str, Any]) -> None:
         write_atomic(path, text)
 
 
-def plotting(plot_out: str | None, module: str = "plot") -> Any:
+def plotting(plot_out: str | None, module: str = "plotting") -> Any:
     """The plotting module if a figure is wanted; refuses a bad name before the work, not after."""
     if plot_out is None:
         return None

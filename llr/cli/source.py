@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from llr.cli.output import printing_apart
 from llr.inputs.activations import ACTIVATIONS
 from llr.inputs.files.layout import Layout
-from llr.inputs.files.load import as_taken_by, converted, load_inputs, load_model
-from llr.models.load import names_widths
+from llr.inputs.files.load import as_taken_by, converted, load_inputs
+from llr.models.load import load_model, names_widths
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 

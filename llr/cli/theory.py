@@ -22,11 +22,12 @@ from llr.cli.shell import (
     save_weights,
     write_json,
 )
-from llr.inputs.files.load import load_inputs, read_widths
+from llr.inputs.files.load import load_inputs
 from llr.inputs.samplers import read_sampler
 from llr.landscape import branches as find_branches
 from llr.landscape import critical_targets, embedded_spectrum
 from llr.models import ACTIVATIONS, Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
+from llr.models.load import read_widths
 from llr.theory import (
     model_rank_of_function,
     optimistic_sample_size,
@@ -137,7 +138,7 @@ def branches(
     d: int, k: int, width: int, q: int, bias: bool, json_out: str | None, plot_out: str | None
 ) -> None:
     """Every way to represent a function of K random tanh neurons in a wider network."""
-    drawing = plotting(plot_out, "plot_theory")
+    drawing = plotting(plot_out, "landscape.figure")
     found = find_branches(TwoLayer(d, k, q, bias=bias, generator=_seeded()).double(), width)
     if drawing is not None:
         drawing.save(drawing.branches(found).figure, plot_out)
@@ -235,7 +236,7 @@ def embed(
     Hessians are those of the squared error, at the targets nearest to --targets (default: random ones) for
     which MODEL is critical. --out has the names of mlp: models, or those of llr.models.
     """
-    drawing = plotting(plot_out, "plot_theory")
+    drawing = plotting(plot_out, "landscape.figure")
     if out is not None:
         require_weights(out)
     net = source.load()
@@ -296,7 +297,7 @@ def _stratify(
     table: bool = True,
 ) -> None:
     """The table of an architecture, after what is known of one function."""
-    drawing = plotting(plot_out, "plot_theory")
+    drawing = plotting(plot_out, "theory.figure")
     found = rank_stratification(model)
     if drawing is not None:
         drawing.save(drawing.stratification(found).figure, plot_out)

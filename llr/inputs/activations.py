@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llr.inputs.accept import takes
 from llr.inputs.roles import a_sequence
+from llr.operators import formula
 
 
 class Erf(nn.Module):
@@ -101,7 +102,9 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sin": Sine,
     "identity": nn.Identity,
 }
-"""name -> what makes a layer of it; the names are those of ``llr.operators.formula.ACTIVATIONS``."""
+"""name -> what makes a layer of it."""
+FUNCTIONS = formula.ACTIVATIONS
+"""name -> (sigma, sigma') on tensors."""
 
 
 def activation_layer(activation: str | nn.Module) -> nn.Module:

@@ -6,6 +6,7 @@ points stay the first n when more are drawn. Randomness comes from a generator o
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,6 @@ from torch import Tensor, nn
 
 from llr.inputs.mlp import NotAnMLP, read_mlp
 from llr.inputs.tensors import check_finite, refuse_complex
-from llr.models import Conv1dTwoLayer, MatrixFactorization
 
 Domain = tuple[float | Tensor, float | Tensor]
 Sampler = str | Domain | Tensor | Callable[[int, torch.Generator], Tensor]
@@ -240,9 +240,19 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
     return found
 
 
-def all_samples(model: object) -> Tensor | None:
-    """Every sample that there is, for a model of finitely many other than tokens."""
-    return model.pairs() if isinstance(model, MatrixFactorization) else None
+@functools.singledispatch
+def all_samples(_: object) -> Tensor | None:
+    """Every sample that there is, for a model of finitely many other than tokens.
+
+    A model's class registers what it has; so it does with :func:`own_shape`.
+    """
+    return None
+
+
+@functools.singledispatch
+def own_shape(_: object) -> tuple[int, ...] | None:
+    """The shape of one sample, for a model whose class says it."""
+    return None
 
 
 def sample_shape(
@@ -270,8 +280,8 @@ def sample_shape(
         return given or ((width // first.embedding_dim,) if after else ()), first.num_embeddings
     if given is not None:
         return given, None
-    if isinstance(model, Conv1dTwoLayer):
-        return (model.d,), None
+    if (own := own_shape(model)) is not None:
+        return own, None
     if isinstance(model, nn.Module):
         try:
             return (read_mlp(model).widths[0],), None

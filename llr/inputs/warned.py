@@ -1,9 +1,15 @@
-"""Where a warning of llr's belongs: at the line that called llr."""
+"""Warnings, at the line that called llr."""
 
 from __future__ import annotations
 
+import functools
 import sys
+import warnings
 from types import FrameType
+
+import torch
+
+from llr.operators import _ops
 
 
 def stacklevel() -> int:
@@ -13,3 +19,19 @@ def stacklevel() -> int:
     while frame is not None and frame.f_globals.get("__name__", "").startswith("llr."):
         level, frame = level + 1, frame.f_back
     return level
+
+
+def warn_of_no_kernel(device: torch.device, reason: str) -> None:
+    """Say, once for each reason, that MLPs on this device go without the native operators."""
+    if device.type in ("cpu", "cuda"):  # for others there is no build that has kernels
+        _warn_once(reason)
+
+
+@functools.cache
+def _warn_once(reason: str) -> None:
+    what = "native operators on this GPU" if _ops.NATIVE else "native library"
+    warnings.warn(
+        f"llr runs without its {what} and computes MLPs through torch, more slowly: {reason}",
+        RuntimeWarning,
+        stacklevel=stacklevel(),
+    )

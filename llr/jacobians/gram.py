@@ -15,6 +15,7 @@ from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model, Problem, read_problem
 from llr.inputs.roles import word
+from llr.inputs.warned import warn_of_no_kernel
 from llr.jacobians.jacobian import prepare
 from llr.jacobians.layers import Factor, stream
 from llr.jacobians.paths import native_arguments
@@ -142,6 +143,11 @@ def gram_with_error(
     return K.reshape(shape), _NAMES[chosen], None
 
 
+def gram_factor(K: Tensor) -> Tensor:
+    """L with L L' = K, for K in two parts as :func:`gram_with_error` gives it."""
+    return _ops.gram_factor(K)
+
+
 def evaluate_triangle(
     problem: Problem, outputs: int | None = None, *, chunk_size: int | None = None
 ) -> tuple[Tensor, str]:
@@ -237,7 +243,7 @@ def _choose(problem: Problem, backend: str, native_bytes: int) -> str:
                 f"backend='native' cannot compute this model: {obstacle}; backend='auto' goes layer by layer"
             )
         if problem.mlp is not None and missing:
-            _ops.warn_of_no_kernel(problem.x.device, missing)
+            warn_of_no_kernel(problem.x.device, missing)
     has_layers = isinstance(problem.model, nn.Module)
     if backend == "layers" and not has_layers:
         raise ValueError(

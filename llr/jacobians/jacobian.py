@@ -17,6 +17,7 @@ from llr.inputs.parameters import Selection
 from llr.inputs.probes import count_on_meta
 from llr.inputs.problem import Model, Problem, read_problem
 from llr.inputs.roles import word
+from llr.inputs.warned import warn_of_no_kernel
 from llr.jacobians.paths import NAMES, WORKING_BYTES, Plan, native_arguments, run
 from llr.operators import _ops
 
@@ -204,7 +205,7 @@ def _choose(problem: Problem, backend: str) -> tuple[str, str]:
             f"backend='native' cannot compute this model: {obstacle}; backend='auto' goes through torch.func"
         )
     if problem.mlp is not None:
-        _ops.warn_of_no_kernel(problem.x.device, obstacle)
+        warn_of_no_kernel(problem.x.device, obstacle)
     return "torch", obstacle
 
 

@@ -139,6 +139,11 @@ def native_arguments(
     return problem.x, cast(list[Tensor], tensors[::2]), tensors[1::2], mlp.activation, places
 
 
+def is_native(problem: Problem) -> bool:
+    """Whether a native operator computes this model: an MLP on a device with kernels."""
+    return problem.mlp is not None and _ops.has_kernel(problem.x)
+
+
 def _native(problem: Problem, out: Tensor | None) -> Tensor:
     return _ops.mlp_jacobian(*native_arguments(problem), out)
 

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from llr.embedding import Embedding
 from llr.inputs.accept import a_module, takes, valued, with_matrix
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.roles import real
 from llr.landscape.spectra import HessianSpectrum, check_affordable, spectrum_of
 from llr.landscape.surface import Loss, Surface, hessian_of
+
+
+class HasMatrix(Protocol):
+    """The record of an affine map of parameters, such as :class:`llr.embedding.Embedding`."""
+
+    @property
+    def matrix(self) -> Tensor:
+        """(P_wide, P_narrow)."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +82,7 @@ class EmbeddedSpectrum:
 def embedded_spectrum(
     narrow: nn.Module,
     wide: nn.Module,
-    embedding: Tensor | Embedding,
+    embedding: Tensor | HasMatrix,
     x: Tensor,
     y: Tensor,
     loss: Loss = "mse",

@@ -12,11 +12,11 @@ from scipy.optimize import least_squares
 from torch import Tensor
 from torch.func import grad
 
+from llr.inputs.activations import FUNCTIONS
 from llr.inputs.evaluation.forward_errors import explained
 from llr.landscape.surface import Surface
 from llr.lifting.chain import Chain
 from llr.linalg.spectrum import singular_values, threshold
-from llr.operators.formula import ACTIVATIONS
 from llr.theory.groups import PARITY
 
 _EPS = torch.finfo(torch.float64).eps
@@ -50,7 +50,7 @@ class Equations:
         Raises:
             ValueError: the errors are 0.
         """
-        sigma = ACTIVATIONS[chain.activation][0]
+        sigma = FUNCTIONS[chain.activation][0]
         a = surface.problem.x
 
         def through(a: Tensor, first: int, last: int) -> Tensor:
@@ -83,7 +83,7 @@ class Equations:
 
     def values(self, v: Tensor) -> Tensor:
         """(n): the neuron on the samples."""
-        return ACTIVATIONS[self.activation][0](self.inputs @ v)
+        return FUNCTIONS[self.activation][0](self.inputs @ v)
 
     def sums(self, v: Tensor) -> Tensor:
         """(k): what has to vanish."""
@@ -95,7 +95,7 @@ class Equations:
 
     def _derivatives(self, v: Tensor) -> Tensor:
         """(n, n_in + 1): of the values."""
-        slopes = ACTIVATIONS[self.activation][1](self.inputs @ v)
+        slopes = FUNCTIONS[self.activation][1](self.inputs @ v)
         return slopes[:, None] * self.inputs
 
     def coupling(self, v: Tensor) -> int:

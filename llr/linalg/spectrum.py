@@ -31,7 +31,7 @@ _BLOCKS_AT_ONCE = 64
 # From this ratio on, a count does not hang on where the line is drawn.
 CLEAR_GAP = 1e3
 
-_PROVED = ("error bound", "certificate")
+PROVED = ("error bound", "certificate")
 
 
 def singular_values(A: Tensor, name: str = "the matrix") -> Tensor:
@@ -146,7 +146,7 @@ def threshold(
 
 def is_open(lower: Tensor, upper: int | Tensor, lower_from: str) -> Tensor:
     """Whether bounds leave a rank open: they do not meet, or the lower one is estimated (and not 0)."""
-    return (lower != upper) | (lower_from not in _PROVED and upper > 0)
+    return (lower != upper) | (lower_from not in PROVED and upper > 0)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from llr.exact.chain import Affine, Shape, Step, dense, register, steps_of
 from llr.inputs.accept import takes
 from llr.inputs.activations import activation_layer
 from llr.inputs.roles import a_flag, a_float_dtype, a_generator
+from llr.inputs.samplers import own_shape
 from llr.models.parts import check_shape, check_sizes, check_tensors, normal, set_tensors
 
 
@@ -161,3 +162,8 @@ def _convolution(module: Conv1dTwoLayer, shape: Shape) -> tuple[Sequence[Step], 
 
 
 register(Conv1dTwoLayer, _convolution)
+
+
+@own_shape.register
+def _(model: Conv1dTwoLayer) -> tuple[int, ...]:
+    return (model.d,)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from llr.exact.chain import Shape, Step, dense, register
 from llr.inputs.accept import takes
 from llr.inputs.roles import a_float_dtype, a_generator
+from llr.inputs.samplers import all_samples
 from llr.models.parts import (
     check_shape,
     check_sizes,
@@ -138,3 +139,8 @@ def _one_hot(module: MatrixFactorization, pairs: Tensor) -> Tensor:
 
 
 register(MatrixFactorization, _factorization, _one_hot)
+
+
+@all_samples.register
+def _(model: MatrixFactorization) -> Tensor:
+    return model.pairs()

@@ -57,7 +57,7 @@ def load_model(
         RuntimeError: the callable raised an exception, or ended the program.
 
     Example:
-        >>> from llr.inputs.files.load import load_model
+        >>> from llr.models.load import load_model
         >>> [p.shape[0] for p in load_model("mlp:10-64-1").parameters()]
         [64, 64, 1, 1]
     """
@@ -93,7 +93,7 @@ def read_widths(text: str) -> list[int]:
         ValueError: anything else, or a network that is larger than the memory budget.
 
     Example:
-        >>> from llr.inputs.files.load import read_widths
+        >>> from llr.models.load import read_widths
         >>> read_widths("10-64-1")
         [10, 64, 1]
     """

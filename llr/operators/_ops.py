@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import json
 import re
-import warnings
 from collections.abc import Sequence
 from importlib import import_module, resources
 from typing import Any, cast
@@ -18,7 +17,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from llr.inputs.warned import stacklevel
 from llr.operators import double_double
 
 BUILD_FACTS = "_build.json"
@@ -201,22 +199,6 @@ def _covers(archs: str, capability: tuple[int, int]) -> bool:
         ):
             return True
     return not known  # nothing to go by: the kernels will tell
-
-
-def warn_of_no_kernel(device: torch.device, reason: str) -> None:
-    """Say, once for each reason, that MLPs on this device go without the native operators."""
-    if device.type in ("cpu", "cuda"):  # for others there is no build that has kernels
-        _warn_once(reason)
-
-
-@functools.cache
-def _warn_once(reason: str) -> None:
-    what = "native operators on this GPU" if NATIVE else "native library"
-    warnings.warn(
-        f"llr runs without its {what} and computes MLPs through torch, more slowly: {reason}",
-        RuntimeWarning,
-        stacklevel=stacklevel(),
-    )
 
 
 def svdvals(A: Tensor, sweeps: int = 100) -> Tensor:

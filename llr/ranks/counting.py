@@ -11,13 +11,12 @@ from torch import Tensor
 from llr.inputs.memory import fits
 from llr.inputs.problem import Problem
 from llr.inputs.tensors import check_finite
-from llr.jacobians.gram import BLOCK_BYTES, evaluate_triangle, gram_with_error
+from llr.jacobians.gram import BLOCK_BYTES, evaluate_triangle, gram_factor, gram_with_error
 from llr.jacobians.jacobian import execute_with_error
 from llr.jacobians.paths import Plan, native_arguments
 from llr.linalg.equilibrate import scaled_error, times_power
 from llr.linalg.error_bound import estimated_error, layer_errors, row_errors, svd_error
 from llr.linalg.spectrum import singular_values
-from llr.operators import _ops
 from llr.ranks.matrices import count, with_equilibrated
 from llr.ranks.methods import Cost
 from llr.ranks.result import RankResult
@@ -83,7 +82,7 @@ class Count:
             K = K.reshape(2, *batch, N, N)
             if not _squares_are_moderate(K):
                 raise ImmoderateSquaresError
-            L = _ops.gram_factor(K)
+            L = gram_factor(K)
             # The factor is made in two parts of double-double before it is rounded.
             values, self.held = (
                 singular_values(L, "the factor of the Gram matrix"),
@@ -184,7 +183,7 @@ class Count:
             sizes = self.factor[0].diagonal(dim1=-2, dim2=-1).clamp(min=0).sqrt()
             power = -torch.frexp(sizes).exponent
             factor = times_power(self.factor, power[:, :, None] + power[:, None, :])
-            values = singular_values(_ops.gram_factor(factor))
+            values = singular_values(gram_factor(factor))
         else:
             power = -torch.frexp(self.factor.abs().amax(-2)).exponent
             factor = times_power(self.factor, power[:, None, :].expand_as(self.factor))

@@ -11,8 +11,7 @@ import torch
 from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.problem import Problem
 from llr.jacobians.gram import BLOCK_BYTES, LEAST_COLUMNS, signal_bytes
-from llr.jacobians.paths import Plan
-from llr.operators import _ops
+from llr.jacobians.paths import Plan, is_native
 
 METHODS = ("auto", "svd", "tsqr", "gram", "certified")
 
@@ -53,10 +52,8 @@ def costs(problem: Problem, prepared: Plan) -> dict[str, Cost]:
     terms = P if problem.mlp is None else sum(a + b for a, b in pairwise(problem.mlp.widths))
     gram = _DOUBLE_DOUBLE * (0.5 * N * N * terms + 0.6 * N**3) + 3.0 * N**3
     held = 6 * square if not points else 4 * square + 2 * batch * square
-    if problem.mlp is not None and _ops.has_kernel(problem.x):
-        gram_bytes = held + signal_bytes(problem)
-    else:
-        gram_bytes = _with_blocks(held, N, J, device)
+    native = is_native(problem)
+    gram_bytes = held + signal_bytes(problem) if native else _with_blocks(held, N, J, device)
     estimates = [
         Cost("svd", 2.0 * N * P * s + values, prepared.nbytes + _beside(J, s, batch, device)),
         Cost("tsqr", 2.0 * P * N * N + values, _with_blocks(3 * square, N, J, device)),

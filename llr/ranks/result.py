@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from llr.linalg.spectrum import CLEAR_GAP, is_open
+from llr.linalg.spectrum import CLEAR_GAP, PROVED, is_open
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -121,7 +121,7 @@ class RankResult:
         better = bound < before
         if not bool(better.any()):
             return self
-        lower, certain = torch.as_tensor(self.lower), self.lower_from in _PROVED
+        lower, certain = torch.as_tensor(self.lower), self.lower_from in PROVED
         if certain and bool((wrong := lower > bound).any()):
             least = int(lower[wrong].max())
             if upper_from == "caller":
@@ -222,7 +222,7 @@ class RankResult:
                 else "a singular value is within its error of the tolerance"
             )
         least = ""
-        if self.lower_from not in _PROVED:
+        if self.lower_from not in PROVED:
             if self.lower == self.upper:
                 return (
                     f"that is the most ({self.upper_from}), but the error is estimated, not bounded"
@@ -314,9 +314,9 @@ class RankResult:
         writes; nothing of pyplot's global state is touched. Needs matplotlib
         (``pip install 'llr[plot]'``), else ImportError.
         """
-        from llr import plotting as plot  # noqa: PLC0415 - matplotlib is optional
+        from llr.ranks import figure  # noqa: PLC0415 - matplotlib is optional
 
-        return plot.spectrum(self, ax=ax)
+        return figure.spectrum(self, ax=ax)
 
 
 def _plain(value: Any) -> Any:

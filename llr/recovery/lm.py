@@ -17,6 +17,7 @@ from llr.inputs.parameters import layout
 from llr.inputs.problem import Problem, read_problem
 from llr.inputs.roles import a_flag
 from llr.inputs.tensors import as_double
+from llr.inputs.warned import warn_of_no_kernel
 from llr.models import MatrixFactorization
 from llr.operators import _ops
 from llr.recovery import lm_native, lm_reference
@@ -161,7 +162,7 @@ def levenberg_marquardt(
     obstacle = lm_native.why_not(problem, known, starts, y[0].numel())
     if known is None or obstacle:
         if known is not None and not _ops.NATIVE:
-            _ops.warn_of_no_kernel(starts.device, obstacle)
+            warn_of_no_kernel(starts.device, obstacle)
         solution = _in_torch(problem, known, starts, samples, y, which, chosen, tol, first)
     else:
         solution = lm_native.solve(known, starts, samples, y, which, chosen, tol, first)

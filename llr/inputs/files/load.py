@@ -25,9 +25,6 @@ from llr.inputs.files.arrays import (
 )
 from llr.inputs.files.layout import Layout
 from llr.inputs.files.tables import read_table
-from llr.inputs.files.writing import write_atomic as write_atomic
-from llr.models.load import load_model as load_model
-from llr.models.load import read_widths as read_widths
 
 _TEXT = (".csv", ".tsv", ".txt", ".dat")
 _BINARY = (".npy", ".npz", ".pt", ".safetensors")

@@ -20,7 +20,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
 
     Example:
         >>> import tempfile, pathlib
-        >>> from llr.inputs.files.load import write_atomic
+        >>> from llr.inputs.files.writing import write_atomic
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     write_atomic(pathlib.Path(folder, "new", "r.json"), "{}")
         ...     pathlib.Path(folder, "new", "r.json").read_text()

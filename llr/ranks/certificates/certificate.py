@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llr.inputs.files.arrays import read_file
-from llr.inputs.files.load import write_atomic
+from llr.inputs.files.writing import write_atomic
 from llr.inputs.roles import check_int, shown
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS
 from llr.linalg.decimals import DECIMAL

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llr.inputs.files.load import write_atomic
+from llr.inputs.files.writing import write_atomic
 from llr.recovery.sweep.spec import ordered
 from llr.recovery.sweep.store import Row, Store
 

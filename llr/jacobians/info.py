@@ -15,8 +15,14 @@ from llr.inputs.accept import takes
 from llr.inputs.evaluation.surroundings import full_precision, outside_inference_mode
 from llr.inputs.memory import format_bytes, memory_budget
 from llr.inputs.roles import a_device
+from llr.linalg.spectrum import singular_values
 from llr.operators import _ops, double_double, formula
-from llr.ranks.matrices import svdvals
+
+UNKNOWN = "unknown"
+try:
+    VERSION = version("llr")
+except PackageNotFoundError:  # a checkout that was never installed
+    VERSION = UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -38,12 +44,8 @@ def info() -> Info:
         >>> "torch" in llr.info().facts
         True
     """
-    try:
-        own = version("llr")
-    except PackageNotFoundError:
-        own = "not installed"
     facts = {
-        "llr": own,
+        "llr": "not installed" if VERSION == UNKNOWN else VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "backend": "native" if _ops.NATIVE else "torch.func",
@@ -263,7 +265,7 @@ def _svdvals_error(dtype: torch.dtype, device: torch.device) -> float:
         A[..., -1] = A[..., 0]  # rank deficient
         A = A.to(dtype)
         exact = torch.linalg.svdvals(A.double())
-        error = _difference(svdvals(A.to(device)), exact).abs().amax(-1) / exact[..., 0]
+        error = _difference(singular_values(A.to(device)), exact).abs().amax(-1) / exact[..., 0]
         worst = max(worst, float(error.max()) / min(shape[-2:]), key=lambda e: (e != e, e))
     return worst
 
@@ -359,7 +361,7 @@ def _factor_error(device: torch.device) -> float:
     _ops.gram_add_(K, delta, a)
     rows = (delta.mT @ a).flatten(1).cpu()  # J, of rank 45
     exact = torch.linalg.svdvals(rows)
-    return _relative(svdvals(_ops.gram_factor(K))[: len(exact)], exact)
+    return _relative(singular_values(_ops.gram_factor(K))[: len(exact)], exact)
 
 
 def _nonfinite_error(device: torch.device) -> float:

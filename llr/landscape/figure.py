@@ -1,0 +1,146 @@
+"""Figures of landscapes: branches of global minima, embedded Hessians.
+
+Needs matplotlib, as :mod:`llr.plotting` does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from llr.landscape.branches import Branches
+from llr.landscape.embedded import EmbeddedSpectrum
+from llr.landscape.spectra import HessianSpectrum
+from llr.plotting import (
+    COLOURS,
+    GREY,
+    STYLE,
+    axes_for,
+    mark_parameters,
+    name_rows,
+    new_figure,
+)
+from llr.plotting import save as save
+
+# At most so many powers of ten are labelled on either side of zero.
+_DECADES = 4
+_NEW_TO_OLD = LinearSegmentedColormap.from_list("share", [COLOURS[1], "#C4C4C4", COLOURS[0]])
+
+
+@matplotlib.rc_context(STYLE)
+def branches(found: Branches, ax: Axes | None = None) -> Axes:
+    """Draw from how many observations on each branch of global minima is isolated.
+
+    Below the ring (dim T) a branch is not isolated, from the dot (its codimension) on it is; where both are
+    at one place, the branch is linearly stable.
+
+    Args:
+        found: what :func:`llr.landscape.branches` returned.
+        ax: where to draw; default: a new figure.
+
+    Returns:
+        The axes; ``ax.figure`` is the figure.
+
+    Example:
+        >>> from llr import landscape
+        >>> from llr.landscape import figure
+        >>> from llr.models import TwoLayer
+        >>> ax = figure.branches(landscape.branches(TwoLayer(1, 1), 3))
+    """
+    rows = list(found)
+    ax = axes_for(ax, len(rows))
+    for place, row in enumerate(rows):
+        ax.plot([row.tangent, row.codimension], [place, place], color=COLOURS[0], lw=4, alpha=0.35)
+    places = range(len(rows))
+    marks: Any = {"ls": "", "marker": "o", "color": COLOURS[0]}
+    starts, ends = ([getattr(row, name) for row in rows] for name in ("tangent", "codimension"))
+    ax.plot(starts, places, **marks, ms=7, mfc="white", label=r"$\dim\,T$")
+    ax.plot(ends, places, **marks, ms=3.5, label="codimension")
+    mark_parameters(ax, found.n_params)
+    name_rows(ax, [row.description for row in rows])
+    ax.set_xlim(0, 1.08 * max(found.n_params, 1))
+    ax.set_xlabel("observations")
+    ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    return ax
+
+
+@matplotlib.rc_context(STYLE)
+def embedded(found: EmbeddedSpectrum) -> Figure:
+    """Draw the Hessian's eigenvalues before and after an embedding, and which of them it explains.
+
+    Eigenvalues are coloured by the share of their eigenvectors that lies in the image of the embedding: blue
+    ones are directions of the narrow network, red ones are new. The axis is linear between the smallest sizes
+    that are not zero, and logarithmic beyond them.
+
+    Args:
+        found: what :func:`llr.landscape.embedded_spectrum` returned.
+
+    Returns:
+        The figure.
+
+    Example:
+        >>> import torch
+        >>> from llr import landscape
+        >>> from llr.embedding import split
+        >>> from llr.landscape import figure
+        >>> from llr.models import mlp
+        >>> narrow, x = mlp([1, 1, 1]).double(), torch.randn(9, 1).double()
+        >>> wide, embedding = split(narrow, 0, 0)
+        >>> spectrum = landscape.embedded_spectrum(narrow, wide, embedding, x, x.sin())
+        >>> drawn = figure.embedded(spectrum)
+    """
+    figure = new_figure(6.4, 3.2)
+    sizes = (found.narrow.n_params, found.wide.n_params)
+    left, right = figure.subplots(
+        1, 2, sharey=True, width_ratios=(max(sizes[0], sum(sizes) / 4), sizes[1])
+    )
+    _eigenvalues(left, "narrow", found.narrow, [1.0] * sizes[0])
+    _eigenvalues(right, "wide", found.wide, found.explained.tolist())
+    counted = [
+        abs(v)
+        for spectrum in (found.narrow, found.wide)
+        for v in spectrum.eigenvalues.tolist()
+        if abs(v) > spectrum.tolerance
+    ]
+    _symmetric_scale(left, counted or [1.0], found.wide.index + found.narrow.index > 0)
+    left.set_ylabel("eigenvalues of the Hessian")
+    shares = ScalarMappable(cmap=_NEW_TO_OLD)
+    shares.set_clim(0, 1)
+    bar = figure.colorbar(
+        shares, ax=right, label="share in the image", ticks=[0, 0.5, 1], aspect=30
+    )
+    bar.outline.set_linewidth(0.8)
+    return figure
+
+
+def _eigenvalues(ax: Axes, name: str, spectrum: HessianSpectrum, shares: Sequence[float]) -> None:
+    values = spectrum.eigenvalues.flip(0).tolist()
+    shown = [v if abs(v) > spectrum.tolerance else 0.0 for v in values]
+    fill = [_NEW_TO_OLD(min(max(share, 0.0), 1.0)) for share in reversed(shares)]
+    ax.axhline(0, color=GREY, lw=0.8)
+    index = range(1, len(shown) + 1)
+    size = min(22.0, max(5.0, 1500 / len(shown)))
+    ax.scatter(index, shown, s=size, c=fill, linewidths=0, zorder=3)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=4))
+    ax.set_xlabel("index $i$")
+    zero = "" if spectrum.nullity is None else f", {spectrum.nullity} zero"
+    ax.set_title(f"{name}, $P = {spectrum.n_params}$\n{spectrum.index} negative{zero}", loc="left")
+
+
+def _symmetric_scale(ax: Axes, sizes: Sequence[float], negative: bool) -> None:
+    """Powers of ten on both sides of zero, a few of them labelled."""
+    low, high = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)))
+    ax.set_yscale("symlog", linthresh=10.0**low)
+    step = max(1, math.ceil((high - low) / _DECADES))
+    powers = [10.0**e for e in range(high, low - 1, -step)]
+    ticks = [*(-p for p in powers if negative), 0.0, *reversed(powers)]
+    ax.yaxis.set_major_locator(FixedLocator(sorted(ticks)))
+    ax.yaxis.set_minor_locator(NullLocator())
