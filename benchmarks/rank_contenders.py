@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
 import llr
+from llr import verify
 from llr.operators import _ops
-from llr.ranks.certificates.certify import verify
 
 OP, LLR, TORCH = "torch.ops.llr.svdvals", "llr.svdvals", "torch.linalg.svdvals"
 NUMPY, GESDD, GEJSV, JAX = "numpy", "scipy gesdd", "scipy gejsv", "JAX"

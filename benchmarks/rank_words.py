@@ -27,9 +27,9 @@ import torch
 from torch import Tensor, nn
 
 import llr
+from llr import RankResult
 from llr.inputs.activations import activation_layer
 from llr.linalg.spectrum import CLEAR_GAP
-from llr.ranks.result import RankResult
 
 F64 = torch.float64
 LOST = 0.02  # of those that were clear and right, at most so many may be ambiguous

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
+from llr import certify
 from llr.embedding import Embedding, reduce
 from llr.models import Conv1dTwoLayer, mlp
-from llr.ranks.certificates.certify import certify
 from llr.theory.formal import formal
 from llr.theory.formal_span import contained
 from llr.theory.symbols import Symbols

@@ -12,8 +12,7 @@ import torch
 from face_models import MODELS, USUAL, plain
 from torch import nn
 
-from llr import embedding, landscape, models, recovery
-from llr.ranks.certificates import certify
+from llr import certify, embedding, landscape, models, recovery
 
 Draw = Callable[[random.Random, dict[str, Any]], Any]
 
@@ -244,7 +243,7 @@ def vector(r: random.Random, context: dict[str, Any]) -> Any:
 
 
 def certificate(r: random.Random, _: dict[str, Any]) -> Any:
-    made = certify.certify(nn.Linear(3, 1), torch.eye(3))
+    made = certify(nn.Linear(3, 1), torch.eye(3))
     return r.choice([made, None, "x", {}])
 
 

@@ -41,9 +41,8 @@ from face_arguments import (
 from torch import nn
 
 import llr
-from llr import embedding, landscape, lifting, models, recovery, theory
+from llr import certify, embedding, landscape, lifting, models, recovery, theory, verify
 from llr.exact import network as exact
-from llr.ranks.certificates import certify
 from llr.recovery import train as training
 from llr.theory import neurons
 
@@ -96,13 +95,13 @@ FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Draw], dict[str, Draw]]
     "layout": (llr.layout, {"model": model}, {"params": params}),
     "memory_budget": (llr.memory_budget, {}, {"device": device}),
     "certify": (
-        certify.certify,
+        certify,
         {"model": model, "x": tensor},
         {"params": params, "upper": integer, "bits": one_of(64, np.int64(64), 1, "x"),
          "max_bits": one_of(128, np.int64(64), 2.5), "progress": progress},
     ),
     "verify": (
-        certify.verify,
+        verify,
         {"certificate": certificate, "model": model, "x": tensor},
         {"params": params},
     ),

@@ -20,12 +20,11 @@ import torch
 from flint import arb
 from torch import Tensor, nn
 
+from llr import Certificate, certify, verify
 from llr.linalg.balls import precision
 from llr.linalg.deadline import TimeLimit, poll, time_limit
 from llr.linalg.decimals import at_most, decimal_below
 from llr.models import Polynomial, TwoLayer
-from llr.ranks.certificates.certificate import Certificate
-from llr.ranks.certificates.certify import certify, verify
 
 CASES = int(os.environ.get("LLR_RANDOM_CASES", "150"))
 

@@ -15,10 +15,9 @@ from hypothesis import strategies as st
 from oracles import mlp
 from torch import Tensor, nn
 
+from llr import Certificate, certify, verify
 from llr.linalg.balls import precision
 from llr.linalg.decimals import at_most, decimal_below
-from llr.ranks.certificates.certificate import Certificate
-from llr.ranks.certificates.certify import certify, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

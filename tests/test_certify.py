@@ -18,7 +18,8 @@ from test_rank import DEGENERATE, samples, two_layer
 from torch import Tensor, nn
 
 import llr
-from llr.ranks.certificates.certify import Certificate, certify, verify
+from llr import certify, verify
+from llr.ranks.certificates.certify import Certificate
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

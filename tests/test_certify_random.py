@@ -12,8 +12,8 @@ import torch
 from flint import fmpz_mat
 from torch import Tensor, nn
 
+from llr import certify, verify
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, Polynomial
-from llr.ranks.certificates.certify import certify, verify
 
 CASES = int(os.environ.get("LLR_RANDOM_CASES", "60"))
 F64 = torch.float64

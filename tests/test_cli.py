@@ -17,12 +17,12 @@ import pytest
 import safetensors.torch
 import torch
 from click.testing import CliRunner, Result
-from llr.cli.info import Check, SelfTest
 
 import llr
 from llr.cli import demo
 from llr.cli import main as cli
 from llr.models.load import load_model
+from llr.ranks.info import Check, SelfTest
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

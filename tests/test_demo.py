@@ -15,11 +15,9 @@ from rich.console import Console
 from sklearn.datasets import load_diabetes
 from torch import nn
 
-import llr
+from llr import Certificate, verify
 from llr.cli import demo
 from llr.models.load import load_model
-from llr.ranks.certificates.certificate import Certificate
-from llr.ranks.certificates.certify import verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

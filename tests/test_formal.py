@@ -10,8 +10,8 @@ import torch
 from theory_cases import random_cases, random_two_layer, structure
 from torch import Tensor, nn
 
+from llr import certify
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer, mlp
-from llr.ranks.certificates.certify import certify
 from llr.theory import tangent_dimension
 from llr.theory.formal import formal, formal_tangent
 from llr.theory.formal_span import combination, contained, formal_rank

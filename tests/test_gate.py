@@ -13,7 +13,7 @@ from gate_claims import truth, wrong
 from torch import Tensor, nn
 
 import llr
-from llr.ranks.certificates.certify import certify
+from llr import certify
 
 CASES = int(os.environ.get("LLR_RANDOM_CASES", "40"))
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")

@@ -12,8 +12,8 @@ from test_certify import random_net
 from test_model_rank import F64, TWO, Entries
 from test_rank import DEGENERATE, W1, W2, samples, two_layer
 
+from llr import model_rank
 from llr.ranks.guarantee import has_llr_guarantee, llr_sample_size
-from llr.ranks.model_rank import model_rank
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -12,9 +12,9 @@ from targets import emulated, require_gpus
 from torch import Tensor
 
 import llr
-from llr.cli.info import Check
 from llr.inputs.evaluation import reference
 from llr.operators import _ops, formula
+from llr.ranks.info import Check
 
 
 @pytest.fixture

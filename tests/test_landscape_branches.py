@@ -14,9 +14,9 @@ import torch
 from test_landscape_critical import F64, randn
 from torch import nn
 
+from llr import certify
 from llr.landscape import Branch, branches, criticality, hessian_spectrum, random_point
 from llr.models import TwoLayer, mlp
-from llr.ranks.certificates import certify
 from llr.theory.groups import group_neurons
 from llr.theory.structure import TwoLayerNet, read_structure
 
@@ -72,7 +72,7 @@ class TestDimensions:
             point = random_point(target, branch, torch.Generator().manual_seed(number))
             x = randn(2 * branch.n_params, target[0].in_features, seed=number)
             torch.testing.assert_close(point(x), target(x))
-            proved = certify.certify(point, x, upper=None).rank
+            proved = certify(point, x, upper=None).rank
             assert proved == branch.tangent, (branch, point.state_dict())
 
     def test_the_cases_tell_wrong_formulas_apart(self) -> None:
@@ -127,7 +127,7 @@ class TestDimensions:
             point = random_point(target, branch, torch.Generator().manual_seed(5))
             for n in range(1, branch.tangent):
                 x = randn(n, 1, seed=n)
-                assert certify.certify(point, x, upper=None).rank == n
+                assert certify(point, x, upper=None).rank == n
                 assert branch.isolation(n) == "not isolated"
                 assert branch.n_params - n > branch.dimension
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
 import llr
+from llr import certify
 from llr.landscape import embedded_spectrum, hessian_spectrum
 from llr.models import DeepLinear, MatrixFactorization, mlp
-from llr.ranks.certificates import certify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -116,7 +116,7 @@ class TestNullity:
         n_params = sum(p.numel() for p in model.parameters())
         x = samples(2 * n_params, model[0].in_features)
         y = model(x).detach()
-        rank = certify.certify(model, x).rank
+        rank = certify(model, x).rank
         for kind in ("full", "gauss-newton"):
             found = hessian_spectrum(model, x, y, kind=kind)
             assert (found.nullity, found.index) == (n_params - rank, 0)

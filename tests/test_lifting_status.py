@@ -23,12 +23,12 @@ from lifting_cases import (
 from torch import nn
 
 import llr
+from llr import certify
 from llr.inputs.samplers import read_sampler
 from llr.landscape import critical_targets, criticality
 from llr.lifting import LiftStatus, lift_status, lifted_family, status
 from llr.lifting.ranks import RankBounds, rank_bounds
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer, mlp
-from llr.ranks.certificates.certify import certify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -14,10 +14,10 @@ from test_rank import DEGENERATE, W1, W2, samples, two_layer
 from torch import Tensor, nn
 
 import llr
+from llr import model_rank, verify
 from llr.inputs.samplers import read_sampler
-from llr.ranks.certificates.certify import verify
 from llr.ranks.guarantee import Guarantee, has_llr_guarantee
-from llr.ranks.model_rank import ModelRank, model_rank
+from llr.ranks.model_rank import ModelRank
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -11,6 +11,7 @@ from test_rank import F64, samples
 from torch import Tensor, nn
 
 import llr
+from llr import Certificate, certify, verify
 from llr.exact import chain
 from llr.exact import network as exact
 from llr.inputs.evaluation import reference
@@ -28,8 +29,6 @@ from llr.models import (
     mlp,
 )
 from llr.operators import formula
-from llr.ranks.certificates.certificate import Certificate
-from llr.ranks.certificates.certify import certify, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -13,10 +13,10 @@ from test_models import whole
 from test_rank import F64
 from torch import nn
 
+from llr import certify, verify
 from llr.exact import network as exact
 from llr.linalg import balls
 from llr.models import Polynomial, TwoLayer
-from llr.ranks.certificates.certify import certify, verify
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -14,11 +14,11 @@ from test_rank import DEGENERATE, samples, two_layer
 from torch import nn
 
 import llr
+from llr import verify
 from llr.inputs.evaluation import reference
 from llr.inputs.problem import read_problem
 from llr.jacobians.jacobian import prepare
 from llr.operators import _ops
-from llr.ranks.certificates.certify import verify
 from llr.ranks.methods import choose, costs
 
 F64 = torch.float64

@@ -12,7 +12,7 @@ from test_model_rank import Entries, source
 from torch import nn
 
 import llr
-from llr.ranks.model_rank import model_rank
+from llr import model_rank
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

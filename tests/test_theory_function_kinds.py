@@ -18,8 +18,8 @@ from theory_cases import (
 )
 from torch import Tensor, nn
 
+from llr import certify
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
-from llr.ranks.certificates.certify import certify
 from llr.theory import (
     Dimension,
     model_rank_of_function,

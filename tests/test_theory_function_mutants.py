@@ -14,8 +14,8 @@ from function_search import Setting, smallest
 from theory_cases import F64, generic_samples
 from torch import nn
 
+from llr import certify
 from llr.models import Conv1dTwoLayer, TwoLayer, mlp
-from llr.ranks.certificates.certify import certify
 from llr.theory import (
     Dimension,
     convolution_function,

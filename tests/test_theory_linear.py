@@ -12,10 +12,10 @@ import torch
 from theory_cases import random_cases
 from torch import Tensor, nn
 
+from llr import certify
 from llr.embedding import split
 from llr.exact import network as exact
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer
-from llr.ranks.certificates.certify import certify
 from llr.theory import Dimension, generic_rank, read_structure, tangent_dimension
 from llr.theory.linear import surrounding_ranks
 from llr.theory.structure import rank

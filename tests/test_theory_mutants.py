@@ -15,8 +15,8 @@ import torch
 from theory_cases import certified, random_cases, random_two_layer, structure
 from torch import nn
 
+from llr import certify
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization
-from llr.ranks.certificates.certify import certify
 from llr.theory import (
     convolution,
     groups,

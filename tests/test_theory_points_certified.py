@@ -10,8 +10,8 @@ import torch
 from theory_cases import ANALYTIC, F64, build, generic_samples, random_cases, random_two_layer
 from torch import Tensor, nn
 
+from llr import certify
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
-from llr.ranks.certificates.certify import certify
 from llr.theory import Points, points, points_needed, tangent_dimension
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")

@@ -24,8 +24,8 @@ from theory_cases import (
 )
 from torch import nn
 
+from llr import certify
 from llr.models import DeepLinear, Polynomial, TwoLayer
-from llr.ranks.certificates.certify import certify
 from llr.theory import polynomial
 from llr.theory.groups import group_neurons
 from llr.theory.periodic import _expanded_rank, _rank_in_balls, turned_rank

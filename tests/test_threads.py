@@ -18,10 +18,9 @@ import torch
 from torch import Tensor, nn
 
 import llr
-from llr import embedding, landscape, lifting, recovery, theory
+from llr import certify, embedding, landscape, lifting, recovery, theory, verify
 from llr.exact import network as exact
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
-from llr.ranks.certificates.certify import certify, verify
 from llr.recovery import train
 from llr.theory import neurons
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llr import certify
 from llr.models import ACTIVATIONS, Polynomial, TwoLayer
-from llr.ranks.certificates.certify import certify
 from llr.theory.structure import TwoLayerNet, rank, read_structure
 
 F64 = torch.float64

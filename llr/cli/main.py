@@ -13,7 +13,6 @@ import torch
 from rich.progress import Progress, TextColumn
 from torch import Tensor
 
-import llr
 from llr.cli import demo as demo_module
 from llr.cli.output import apart
 from llr.cli.recovery import recover_command, reproduce_command
@@ -31,11 +30,12 @@ from llr.cli.sweep import sweep
 from llr.cli.theory import embed, reduce, theory
 from llr.inputs.samplers import all_samples
 from llr.inputs.samplers import sample_shape as shape_of_samples
-from llr.jacobians.info import info as collect_info
-from llr.jacobians.info import selftest as run_selftest
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import certify as prove
-from llr.ranks.certificates.certify import verify as check
+from llr.ranks.certificates.verification import verify as check
+from llr.ranks.info import VERSION
+from llr.ranks.info import info as collect_info
+from llr.ranks.info import selftest as run_selftest
 from llr.ranks.model_rank import model_rank as rank_of_model
 from llr.ranks.rank import METHODS
 from llr.ranks.rank import rank as rank_of
@@ -45,7 +45,7 @@ _OPEN = 3
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(llr.__version__, prog_name="llr")
+@click.version_option(VERSION, prog_name="llr")
 def main() -> None:
     """How many samples a network needs: Jacobians, their rank, and how sure it is."""
 
@@ -366,7 +366,3 @@ def _reporting() -> Iterator[Callable[[int | None, int, int], None] | None]:
 def _own_dtype(net: torch.nn.Module) -> torch.dtype:
     floating = (p.dtype for p in net.parameters() if p.is_floating_point())
     return next(floating, torch.get_default_dtype())
-
-
-if __name__ == "__main__":
-    main()

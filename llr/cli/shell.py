@@ -19,10 +19,10 @@ import torch
 from rich.console import Console
 from torch import nn
 
-import llr
 from llr.cli.source import Source as Source
 from llr.cli.source import model_options as model_options
 from llr.inputs.files.writing import require_directory, require_writable, write_atomic
+from llr.ranks.info import VERSION
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
@@ -140,7 +140,7 @@ def write_json(path: str | None, document: dict[str, Any]) -> None:
     """Write a result and the versions that made it; '-' is standard output, None nowhere."""
     if path is None:
         return
-    versions = {"llr": llr.__version__, "torch": str(torch.__version__)}
+    versions = {"llr": VERSION, "torch": str(torch.__version__)}
     text = json.dumps({**document, **versions}, indent=1, allow_nan=False)
     if path == "-":
         click.echo(text)
@@ -148,13 +148,12 @@ def write_json(path: str | None, document: dict[str, Any]) -> None:
         write_atomic(path, text)
 
 
-def plotting(plot_out: str | None, module: str = "plotting") -> Any:
+def plotting(plot_out: str | None, module: str = "ranks.figure") -> Any:
     """The plotting module if a figure is wanted; refuses a bad name before the work, not after."""
     if plot_out is None:
         return None
-    from llr import plotting as plot  # noqa: PLC0415 - matplotlib is optional
-
-    plot.require_format(plot_out)
+    figures = importlib.import_module("llr.ranks.figure")  # says how to get matplotlib
+    figures.require_format(plot_out)
     return importlib.import_module(f"llr.{module}")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -193,11 +192,10 @@ def plot(file: Path, figure: Path, where: tuple[str, ...], success: str, predict
 
     Lines over n; a heat map of n and width if there are several widths.
     """
-    drawing = plotting(str(figure))
-    figures = importlib.import_module("llr.recovery.sweep.figure")
+    drawing = plotting(str(figure), "recovery.sweep.figure")
     with read_store(file) as store:
-        rows = figures.selected(store.rows(), where)
-    drawing.save(figures.draw(rows, success=success, predicted=predicted), figure)
+        rows = drawing.selected(store.rows(), where)
+    drawing.save(drawing.draw(rows, success=success, predicted=predicted), figure)
     click.echo(f"wrote {figure}")
 
 

@@ -18,8 +18,7 @@ from llr.exact.network import read_network
 from llr.inputs.accept import a_module, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.roles import a_seed
-from llr.jacobians.jacobian import jacobian
-from llr.landscape.critical_targets import critical_error, error_of
+from llr.landscape.critical_targets import error_of, relative_gradients
 from llr.linalg.balls import Number
 from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.linalg.integers import exact_rank, integer_rows
@@ -33,8 +32,6 @@ _BITS, _MOST_BITS = 64, 4096
 _ENOUGH_BITS = 512
 # On some samples torch's functions are not the analytic ones: on kinks, and beyond 20.
 _PIECEWISE = ("relu", "softplus")
-# How many times the effect of rounding a gradient may be and count as zero.
-_MARGIN = 16.0
 
 
 @dataclass(frozen=True)
@@ -197,7 +194,7 @@ def check(
         error = torch.randn(out.numel(), generator=generator, dtype=out.dtype)
     else:
         error = error_of(out, y)
-    narrow_gradient, wide_gradient, critical = _criticality(small, large, x, error)
+    narrow_gradient, wide_gradient, critical = relative_gradients(small, large, x, error)
     symbols = Symbols()
     functions = formal(small, symbols), formal(large, symbols)
     same = difference <= rounding_of(x.reshape(len(x), -1), below, above)
@@ -225,23 +222,6 @@ def check(
         reasons=reasons,
         n_observations=out.numel(),
     )
-
-
-def _criticality(
-    narrow: nn.Module, wide: nn.Module, x: Tensor, error: Tensor
-) -> tuple[float, float, bool | None]:
-    """Relative gradients of both where the narrow one vanishes, and whether the wide one does too."""
-    matrices = [jacobian(model, x).flatten(0, 1) for model in (narrow, wide)]
-    error, rank = critical_error(matrices[0], error)
-    if rank >= len(error) or not bool(error.any()):
-        return 0.0, 0.0, None
-    size = float(error.norm())
-    gradients = [
-        float((J.mT @ error).norm()) / (max(float(torch.linalg.matrix_norm(J, 2)), 1e-300) * size)
-        for J in matrices
-    ]
-    eps = torch.finfo(error.dtype).eps * max(matrices[0].shape)
-    return gradients[0], gradients[1], gradients[1] <= _MARGIN * eps
 
 
 def _dimensions(

@@ -11,8 +11,11 @@ from llr.inputs.accept import a_module, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.problem import read_problem
 from llr.inputs.roles import a_generator, number
-from llr.jacobians.jacobian import execute, prepare
+from llr.jacobians.jacobian import execute, jacobian, prepare
 from llr.linalg.spectrum import threshold
+
+# How many times the effect of rounding a gradient may be and count as zero.
+_MARGIN = 16.0
 
 
 @takes(model=a_module, x=valued, y=valued, size=number, generator=a_generator)
@@ -100,3 +103,20 @@ def error_of(outputs: Tensor, y: Tensor) -> Tensor:
     if not bool(torch.isfinite(y).all()):
         raise ValueError("y has NaN or infinity; expected finite targets")
     return (outputs - y.detach().to(outputs).reshape(outputs.shape)).flatten()
+
+
+def relative_gradients(
+    narrow: nn.Module, wide: nn.Module, x: Tensor, error: Tensor
+) -> tuple[float, float, bool | None]:
+    """Relative gradients of both where the narrow one vanishes, and whether the wide one does too."""
+    matrices = [jacobian(model, x).flatten(0, 1) for model in (narrow, wide)]
+    error, rank = critical_error(matrices[0], error)
+    if rank >= len(error) or not bool(error.any()):
+        return 0.0, 0.0, None
+    size = float(error.norm())
+    gradients = [
+        float((J.mT @ error).norm()) / (max(float(torch.linalg.matrix_norm(J, 2)), 1e-300) * size)
+        for J in matrices
+    ]
+    eps = torch.finfo(error.dtype).eps * max(matrices[0].shape)
+    return gradients[0], gradients[1], gradients[1] <= _MARGIN * eps

@@ -24,6 +24,7 @@ from llr.plotting import (
     new_figure,
     palette,
 )
+from llr.plotting import require_format as require_format
 from llr.plotting import save as save
 
 if TYPE_CHECKING:

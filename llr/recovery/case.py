@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from llr.ranks.rank import rank
+from llr import rank
 from llr.recovery import noisy, words
 from llr.recovery.hunt import Hit, Hunt
 from llr.recovery.judge import judged

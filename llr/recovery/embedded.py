@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import torch
 
+from llr import rank
 from llr.embedding import widen
-from llr.ranks.rank import rank
 from llr.recovery.experiment import Setting, Value
 from llr.recovery.experiment import run_cell as recovered
 

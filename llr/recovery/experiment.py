@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import vector_to_parameters
 
-from llr.jacobians.jacobian import jacobian
+from llr import jacobian
 from llr.linalg.spectrum import singular_values
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer
 from llr.recovery.recover import recover

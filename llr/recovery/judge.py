@@ -9,7 +9,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from llr.jacobians.jacobian import jacobian
+from llr import jacobian
 from llr.linalg.balls import precision
 from llr.recovery.alias import aliases
 from llr.recovery.domain import Domain, errors

@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from llr.plotting import COLOURS, GREY, STYLE, new_figure
+from llr.plotting import save as save
 from llr.recovery.sweep.spec import Value, ordered, table_order
 from llr.recovery.sweep.store import Row
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
-from llr.jacobians.info import VERSION
+from llr import __version__
 from llr.recovery.sweep.lock import only_writer
 from llr.recovery.sweep.runner import DEFAULT_RUNNER, Outcome, Result
 from llr.recovery.sweep.spec import Cell, Spec, Value, ordered, table_order
@@ -269,7 +269,7 @@ def _is_new(connection: sqlite3.Connection) -> bool:
 def _create(connection: sqlite3.Connection, spec: Spec, runner: str, threads: int) -> None:
     for statement in _SCHEMA.split(";"):  # executescript would commit first
         connection.execute(statement)
-    about = {"runner": runner, "threads": str(threads), "llr": VERSION}
+    about = {"runner": runner, "threads": str(threads), "llr": __version__}
     about["digest"] = _digest_of_all(about)
     connection.executemany("INSERT INTO about VALUES (?, ?)", about.items())
     _add(connection, spec.cells)

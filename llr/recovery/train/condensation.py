@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from llr import RankResult, rank
 from llr.inputs.accept import a_module, needed, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.mlp import MLP, NotAnMLP, read_mlp
@@ -16,8 +17,6 @@ from llr.inputs.parameters import layout
 from llr.inputs.roles import number, real, whole
 from llr.inputs.tensors import check_finite
 from llr.models import TwoLayer
-from llr.ranks.rank import rank
-from llr.ranks.result import RankResult
 
 # s(-z) = -s(z): such neurons are the same in both directions, up to the sign of what goes out.
 _ODD = frozenset({"identity", "tanh", "erf", "sin"})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llr import jacobian
 from llr.inputs.parameters import layout
-from llr.jacobians.jacobian import jacobian
 from llr.recovery.train.result import Task
 
 _LARGEST_POWER = 1000  # of 2, by which starts are scaled up
