@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import llr
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 
 F64 = torch.float64
 

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 
 HERE = Path(__file__).parent
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import llr
 import llr.recovery.train
 from llr import embedding, landscape, lifting, models, recovery, theory
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 from llr.theory import neurons
 
 F64 = torch.float64

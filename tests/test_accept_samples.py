@@ -14,7 +14,7 @@ from accept_cases import agree, mlp, normed, samples
 from torch import Tensor, nn
 
 import llr
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 
 F64 = torch.float64
 

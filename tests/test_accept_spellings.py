@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import llr
 from llr import embedding, models, recovery
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 
 F64 = torch.float64
 

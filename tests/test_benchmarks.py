@@ -12,7 +12,7 @@ import pytest
 import torch
 from benchmark_modules import imported, tables
 
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 
 # The benchmark runs without the native library too, with fewer contenders.
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")

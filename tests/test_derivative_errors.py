@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import llr
 from llr import landscape, lifting, models, recovery
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 from llr.recovery.train import train
 
 CALLS: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {

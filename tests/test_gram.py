@@ -15,8 +15,8 @@ from oracles import assert_matches, mlp
 from torch import Tensor, nn
 
 import llr
-from llr.inputs.evaluation import reference
 from llr.inputs.problem import read_problem
+from llr.jacobians import reference
 from llr.jacobians.gram import evaluate_gram, evaluate_triangle
 from llr.linalg.balls import precision
 from llr.operators import _ops

@@ -12,7 +12,7 @@ from targets import emulated, require_gpus
 from torch import Tensor
 
 import llr
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 from llr.operators import _ops, formula
 from llr.ranks.info import Check
 

@@ -14,7 +14,7 @@ from oracles import MODULES, assert_matches, error, mlp
 from torch import Tensor, nn
 
 import llr
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 from llr.jacobians.jacobian import evaluate
 from llr.operators import _ops
 

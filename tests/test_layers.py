@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import llr
-from llr.inputs.evaluation import reference
 from llr.inputs.problem import Problem, read_problem
+from llr.jacobians import reference
 from llr.jacobians.layers import Factor, stream
 from llr.jacobians.signals import read_layers
 

@@ -14,8 +14,8 @@ import llr
 from llr import Certificate, certify, verify
 from llr.exact import chain
 from llr.exact import network as exact
-from llr.inputs.evaluation import reference
 from llr.inputs.mlp import read_mlp
+from llr.jacobians import reference
 from llr.linalg import balls
 from llr.models import (
     ACTIVATIONS,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import stack_module_state
 
 import llr
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 
 F64 = torch.float64
 BACKENDS = ["auto", "torch", "loop"]

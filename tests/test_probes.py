@@ -13,7 +13,7 @@ from oracles import assert_matches
 from torch import Tensor, nn
 
 import llr
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 from llr.landscape import criticality
 
 BACKENDS = ["auto", "torch", "loop"]

@@ -15,8 +15,8 @@ from torch import nn
 
 import llr
 from llr import verify
-from llr.inputs.evaluation import reference
 from llr.inputs.problem import read_problem
+from llr.jacobians import reference
 from llr.jacobians.jacobian import prepare
 from llr.operators import _ops
 from llr.ranks.methods import choose, costs

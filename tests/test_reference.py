@@ -10,7 +10,7 @@ from oracles import ACTIVATIONS, Net, assert_matches, draw, loop_jacobian, mlp
 from torch import Tensor, nn
 from torch.func import functional_call, jacrev, vmap
 
-from llr.inputs.evaluation import reference
+from llr.jacobians import reference
 from llr.operators import formula
 
 F64 = torch.float64

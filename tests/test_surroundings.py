@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 import llr
 from llr import recovery
-from llr.inputs.evaluation import reference
 from llr.inputs.evaluation.precision import Precision
 from llr.inputs.evaluation.surroundings import closed, full_precision
+from llr.jacobians import reference
 from llr.landscape import hessian_spectrum
 from llr.models import Conv1dTwoLayer, MatrixFactorization
 from llr.recovery.train import train

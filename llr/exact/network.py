@@ -113,7 +113,7 @@ class Network:
         """See :func:`rational_jacobian`."""
         if not self.rational:
             raise ValueError(
-                f"the derivatives of {self.structure} are no rational numbers; take llr.exact.network.jacobian"
+                f"the derivatives of {self.structure} are no rational numbers; take llr.exact.jacobian"
             )
         self._check_budget(64 * len(self.steps))
         J = self._evaluate(RATIONALS, rows)
@@ -328,8 +328,8 @@ def jacobian(
 
     Args:
         model: an MLP, one of :mod:`llr.models`, or an ``nn.Sequential`` of linear layers, 1-d convolutions,
-            reshapes and activations (see :data:`llr.exact.chain.RULES`, and :func:`llr.exact.chain.register` for other
-            classes).
+            reshapes and activations (see :data:`llr.exact.chain.RULES`, and :func:`llr.exact.chain.register`
+            for other classes).
         x: (n, ...) samples.
         bits: working precision; an entry of moderate size has about so many correct bits.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.

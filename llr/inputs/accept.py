@@ -110,7 +110,8 @@ def a_module(name: str, value: Any) -> nn.Module:
     """A module without wrappers that has numbers.
 
     Raises:
-        TypeError: what :func:`a_model` and :func:`llr.inputs.tensors.plain` refuse; parameters on the meta device.
+        TypeError: what :func:`a_model` and :func:`llr.inputs.tensors.plain` refuse; parameters on the meta
+            device.
     """
     value = a_planned_module(name, value)
     for parameter, p in value.named_parameters():
@@ -129,7 +130,7 @@ def a_planned_module(name: str, value: Any) -> nn.Module:
 
 
 def a_model_or_matrix(name: str, value: Any) -> Any:
-    """A model as for :func:`a_model`, or a matrix as for :func:`llr.inputs.tensors.as_matrix`, called "matrix"."""
+    """A model as for :func:`a_model`, or a matrix as for :func:`llr.inputs.tensors.as_matrix`."""
     if isinstance(value, nn.Module) or (callable(value) and not isinstance(value, Tensor)):
         return a_model(name, value)
     arrays = isinstance(value, Tensor | list | tuple | int | float) or hasattr(value, "__array__")

@@ -76,7 +76,7 @@ class Polynomial(nn.Module):
 
     @property
     def name(self) -> str:
-        """The name under which :func:`llr.linalg.balls.activation` finds it; tells the coefficients exactly."""
+        """The name under which :func:`llr.linalg.balls.activation` finds it, with exact coefficients."""
         return f"polynomial({', '.join(repr(c).removesuffix('.0') for c in self.coefficients)})"
 
     def forward(self, z: Tensor) -> Tensor:

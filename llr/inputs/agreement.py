@@ -1,7 +1,7 @@
 """Whether a module computes the MLP that it was read as: both in floating point, at a few samples.
 
-:mod:`llr.inputs.gate` looks at what stands between a module's call and its class's forward; here the numbers are
-compared, for what such a look cannot see. The allowance is what rounding explains: an error bound that is
+:mod:`llr.inputs.gate` looks at what stands between a module's call and its class's forward; here the numbers
+are compared, for what such a look cannot see. The allowance is what rounding explains: an error bound that is
 carried along with the layers.
 
 Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms" (2002), section 3.1, for the sums.

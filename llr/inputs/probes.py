@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from llr.inputs.evaluation.reference import output_leaves
+from llr.inputs.evaluation.outputs import output_leaves
 
 _EVAL = "call model.eval() first"
 

@@ -1,1 +1,5 @@
-"""jacobians"""
+"""Jacobians and Gram matrices of models.
+
+``jacobian``: `llr.jacobian`, `llr.plan`. ``paths``: the native operator, torch.func, one gradient at a time.
+``signals``, ``layers``: J in parts. ``gram``: `llr.gram`. ``reference``: the slow Jacobian to compare with.
+"""

@@ -100,7 +100,8 @@ def evaluate_gram(
 ) -> tuple[Tensor, str]:
     """:func:`gram` of a problem read in float64, and the name of what computed it.
 
-    With `outputs`, the q that :func:`llr.jacobians.jacobian.prepare` has found, the model is not probed again.
+    With `outputs`, the q that :func:`llr.jacobians.jacobian.prepare` has found, the model is not probed
+    again.
     """
     return gram_with_error(
         problem, outputs, precision=precision, backend=backend, chunk_size=chunk_size, errors=False

@@ -1,9 +1,10 @@
 """A model's Jacobian as a stream of parts, none of them as large as the whole.
 
 A part is a :class:`Factor`, which stands for the columns of a layer's weight without holding them, or a block
-of columns. Layers come from :mod:`llr.jacobians.signals`, parameters that are in none from :mod:`llr.jacobian`. What is
-held at a time is limited. Where the signals of all layers fit beside the parts, the model is run once on all
-samples, a chunk at a time; otherwise the parameters are gone through in groups, and it is run for each group.
+of columns. Layers come from :mod:`llr.jacobians.signals`, parameters that are in none from
+:mod:`llr.jacobian`. What is held at a time is limited. Where the signals of all layers fit beside the parts,
+the model is run once on all samples, a chunk at a time; otherwise the parameters are gone through in groups,
+and it is run for each group.
 """
 
 from __future__ import annotations

@@ -13,15 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.func import jacrev, vmap
 
-from llr.inputs.evaluation import reference
 from llr.inputs.evaluation.compare import UNSUPPORTED, ragged, why_unsupported
 from llr.inputs.evaluation.forward_errors import derivatives, from_torch
+from llr.inputs.evaluation.outputs import output_leaves
 from llr.inputs.evaluation.probe import Probe, probe
 from llr.inputs.evaluation.surroundings import closed
 from llr.inputs.memory import format_bytes
 from llr.inputs.mlp import MLP
 from llr.inputs.parameters import Columns
 from llr.inputs.problem import Problem
+from llr.jacobians import reference
 from llr.operators import _ops
 
 log = logging.getLogger("llr")
@@ -197,7 +198,7 @@ def _torch_rows(
     problem: Problem, values: dict[str, Tensor], x: Tensor, q: int, create_graph: bool
 ) -> tuple[dict[str, Tensor], Tensor]:
     def outputs(values: dict[str, Tensor], sample: Tensor) -> tuple[Tensor, Tensor]:
-        leaves = reference.output_leaves(problem.call(values, sample[None]))
+        leaves = output_leaves(problem.call(values, sample[None]))
         value = torch.cat([leaf.reshape(-1) for leaf in leaves])
         if len(value) != q:
             raise ValueError(ragged(len(value), q))
@@ -224,7 +225,7 @@ def _loop_rows(
 
     def call(values: Mapping[str, Tensor], x: Tensor) -> Any:
         outputs = problem.call(values, x)
-        parts = [leaf.detach().flatten() for leaf in reference.output_leaves(outputs)]
+        parts = [leaf.detach().flatten() for leaf in output_leaves(outputs)]
         values_of.append(torch.cat(parts))
         return outputs
 

@@ -26,8 +26,8 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from llr.inputs import gate
 from llr.inputs.evaluation.forward_errors import derivatives
+from llr.inputs.evaluation.outputs import output_leaves
 from llr.inputs.evaluation.probe import probe
-from llr.inputs.evaluation.reference import output_leaves
 from llr.inputs.evaluation.surroundings import closed
 from llr.inputs.parameters import Columns
 from llr.inputs.problem import Problem

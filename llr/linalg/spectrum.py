@@ -173,7 +173,7 @@ def counted(
     rtol: float | None = None,
     atol: float | None = None,
 ) -> Counted:
-    """Count singular values (..., k); arguments as :func:`llr.ranks.matrices.count`, `upper` the short side."""
+    """Count singular values (..., k); as :func:`llr.ranks.matrices.count`, `upper` the short side."""
     if error is None:
         error = svd_error(spectrum, upper, spectrum.dtype)
     # Strictly above, or an all-zero matrix (error 0) would have full rank. Values of another dtype have been

@@ -20,7 +20,7 @@ from llr.inputs.named import (
     named_object,
     program_arguments,
 )
-from llr.models import mlp
+from llr.models.networks import mlp
 
 
 def load_model(

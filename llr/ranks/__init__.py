@@ -1,1 +1,6 @@
-"""ranks"""
+"""Ranks and what they say.
+
+``matrices``: `llr.svdvals`, `llr.tolerance`, `llr.numerical_rank`. ``rank``: `llr.rank`, by ``methods`` and
+``counting``; ``result``: `RankResult`. ``model_rank``, ``saturation``, ``guarantee``: models rather than
+samples. ``certificates``: proofs. ``info``: `llr.info`, `llr.selftest`. ``figure``: figures.
+"""

@@ -3,8 +3,8 @@
 The tangent space T of a model at parameters theta is spanned by the functions df(.; theta) / d theta_i on the
 whole input space; dim T is the rank of the model there. The Jacobian on n samples has rank at most dim T.
 Where it has that rank, the samples pin the function down near theta: they have the LLR guarantee (Local
-Linear Recovery, :mod:`llr.ranks.guarantee`). Of a scalar analytic model almost every sample of dim T or more points
-has it, and none of fewer.
+Linear Recovery, :mod:`llr.ranks.guarantee`). Of a scalar analytic model almost every sample of dim T or more
+points has it, and none of fewer.
 
 Sources: Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear Models" (2023), for the rank
 and the optimistic sample size; Zhang et al., "Local Linear Recovery Guarantee of Deep Neural Networks at

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.func import jacrev, vmap
 
 from llr.inputs.evaluation.forward_errors import derivatives
-from llr.inputs.evaluation.reference import output_leaves
+from llr.inputs.evaluation.outputs import output_leaves
 from llr.inputs.problem import Problem
 from llr.operators.formula import ACTIVATIONS, mlp_jacobian
 from llr.recovery import damping as codes

@@ -2,6 +2,8 @@
 
 from llr.theory.function import model_rank_of_function as model_rank_of_function
 from llr.theory.function import optimistic_sample_size as optimistic_sample_size
+from llr.theory.neurons import Independence as Independence
+from llr.theory.neurons import independence as independence
 from llr.theory.points import Points as Points
 from llr.theory.points import points_needed as points_needed
 from llr.theory.result import Dimension as Dimension

@@ -120,7 +120,7 @@ def independence(
 
     Raises:
         ValueError: a layer that is not there, networks on different inputs, no networks, a precision out of
-            range; what :func:`llr.exact.network.jacobian` refuses.
+            range; what :func:`llr.exact.jacobian` refuses.
         TypeError: no network.
 
     Source: docs/theory.md, Proposition 8.1.

@@ -212,7 +212,7 @@ def read_structure(model: nn.Module) -> Structure:
 
 
 def confirmed_mlp(model: nn.Module) -> MLP:
-    """The module as an MLP, and compared with it in numbers; NotAnMLP as for :func:`llr.inputs.mlp.read_mlp`."""
+    """The module as an MLP, compared with it in numbers; NotAnMLP as for :func:`llr.inputs.mlp.read_mlp`."""
     mlp = read_mlp(model)
     device = mlp.weights[0].device
     if (torch.float64, device) in mlp.confirmed or device.type == "meta":

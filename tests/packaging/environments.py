@@ -122,7 +122,7 @@ class Environment:
         code = (
             "import json, pathlib, warnings\n"
             "import torch, llr\n"
-            "from llr import _ops\n"
+            "from llr.operators import _ops\n"
             "with warnings.catch_warnings(record=True) as caught:\n"
             "    warnings.simplefilter('always')\n"
             "    for _ in range(2):\n"

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from llr.inputs.evaluation.forward_errors import first_sentence
-from llr.inputs.evaluation.reference import output_leaves
+from llr.inputs.evaluation.outputs import output_leaves
 from llr.inputs.evaluation.watch import place
 from llr.inputs.memory import memory_budget
 

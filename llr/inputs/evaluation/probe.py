@@ -33,7 +33,7 @@ from llr.inputs.evaluation.compare import (
     ragged,
     why_unsupported,
 )
-from llr.inputs.evaluation.reference import output_leaves
+from llr.inputs.evaluation.outputs import output_leaves
 from llr.inputs.evaluation.surroundings import closed, random_state
 from llr.inputs.evaluation.watch import Origins, Watch
 from llr.inputs.problem import Problem

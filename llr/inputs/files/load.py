@@ -41,8 +41,8 @@ def load_inputs(
     r"""The samples of a file, shape (n, ...); a one-dimensional array of n numbers becomes (n, 1).
 
     Args:
-        path: .csv, .tsv, .txt or .dat (see :func:`llr.inputs.files.tables.read_table`), ``-`` for such text on
-            standard input, .npy or .npz (never pickled), .pt (loaded with ``weights_only=True``) or
+        path: .csv, .tsv, .txt or .dat (see :func:`llr.inputs.files.tables.read_table`), ``-`` for such text
+            on standard input, .npy or .npz (never pickled), .pt (loaded with ``weights_only=True``) or
             .safetensors.
         dtype: of the result. None keeps integers, int64 those of text, and makes float64 of everything
             else.

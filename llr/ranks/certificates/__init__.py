@@ -1,1 +1,4 @@
-"""certificates"""
+"""Proofs of ranks.
+
+``certificate``: `Certificate` and its JSON. ``certify``: `llr.certify`. ``verification``: `llr.verify`.
+"""

@@ -63,7 +63,7 @@ def certify(
     grows. For models of ReLU, polynomials and linear layers the rank is found exactly, in rational numbers.
 
     Args:
-        model: an MLP, or what else :func:`llr.exact.network.jacobian` reads.
+        model: an MLP, or what else :func:`llr.exact.jacobian` reads.
         x: (n, ...) samples.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         upper: an upper bound known otherwise, to stop there. It is believed, not proved. The bound is never
@@ -80,7 +80,7 @@ def certify(
 
     Raises:
         ValueError: `upper` is disproved; precisions or `timeout` out of range; what
-            :func:`llr.exact.network.jacobian` refuses.
+            :func:`llr.exact.jacobian` refuses.
         TimeoutError: `timeout` was over before the model was read.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llr.inputs.evaluation.forward_errors import explained
+from llr.inputs.evaluation.outputs import output_leaves
 from llr.inputs.evaluation.precision import Precision
 from llr.inputs.evaluation.private import Private
 from llr.inputs.evaluation.surroundings import outside_inference_mode
@@ -37,7 +38,7 @@ def jacobian(model: Model, x: Tensor, params: Mapping[str, Tensor] | None = None
 
     Example:
         >>> import torch
-        >>> from llr.inputs.evaluation import reference
+        >>> from llr.jacobians import reference
         >>> x = torch.tensor([[2.0, 3.0]])
         >>> reference.jacobian(torch.nn.Linear(2, 1), x)
         tensor([[[2., 3., 1.]]])
@@ -98,28 +99,3 @@ def sample_rows(
 def dense(gradient: Tensor) -> Tensor:
     """A gradient as a dense tensor: embeddings with ``sparse=True`` have sparse ones."""
     return gradient if gradient.layout is torch.strided else gradient.to_dense()
-
-
-def output_leaves(output: object) -> list[Tensor]:
-    """The tensors of a model's output: a tensor, or nested tuples, lists and mappings, in their order.
-
-    Raises:
-        TypeError: something else than floating-point tensors is among them.
-    """
-    if isinstance(output, Tensor):
-        if not output.is_floating_point():
-            raise TypeError(
-                f"the model's output is a tensor of {output.dtype}; expected floating point"
-                + (" (torch.view_as_real(output))" if output.is_complex() else "")
-            )
-        return [output]
-    if isinstance(output, Mapping):
-        return [leaf for value in output.values() for leaf in output_leaves(value)]
-    if isinstance(output, tuple | list):
-        return [leaf for value in output for leaf in output_leaves(value)]
-    if output is None:
-        return []
-    raise TypeError(
-        f"the model's output holds a {type(output).__name__}; expected a tensor, or tuples, lists and "
-        "mappings of tensors"
-    )

@@ -1,0 +1,132 @@
+"""The folders of the package import one way, and ``llr`` shows what a user calls and nothing else."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import grimp
+import pytest
+
+import llr
+
+# Each may import what stands below it. "llr" is llr/__init__.py.
+ORDER = (
+    "cli",
+    "recovery",
+    "embedding",
+    "lifting",
+    "landscape",
+    "llr",
+    "neurons",
+    "ranks",
+    "theory",
+    "models",
+    "exact",
+    "plotting",
+    "jacobians",
+    "linalg",
+    "inputs",
+    "operators",
+)
+FUNCTIONS = [
+    "jacobian",
+    "plan",
+    "gram",
+    "rank",
+    "svdvals",
+    "numerical_rank",
+    "tolerance",
+    "model_rank",
+    "has_llr_guarantee",
+    "llr_sample_size",
+    "certify",
+    "verify",
+    "layout",
+    "memory_budget",
+    "set_memory_budget",
+    "info",
+    "selftest",
+]
+RESULTS = ["Certificate", "Guarantee", "ModelRank", "RankResult", "Verdict"]
+PACKAGES = ["embedding", "landscape", "lifting", "models", "neurons", "recovery", "theory"]
+
+
+def box(module: str) -> str:
+    """The folder or file directly in llr/ that a module is in."""
+    return module.split(".")[1] if "." in module else module
+
+
+def edges(graph: grimp.ImportGraph) -> set[tuple[str, str]]:
+    """Which boxes import which. ``python -m llr.recovery.sweep`` is a command, and imported by nothing."""
+    found = {
+        (box(module), box(imported))
+        for module in graph.modules
+        if not module.endswith(".__main__")
+        for imported in graph.find_modules_directly_imported_by(module)
+    }
+    return {(above, below) for above, below in found if above != below}
+
+
+def against(graph: grimp.ImportGraph) -> set[tuple[str, str]]:
+    """The edges that do not go down the order."""
+    place = {name: i for i, name in enumerate(ORDER)}
+    return {(above, below) for above, below in edges(graph) if place[above] >= place[below]}
+
+
+def levels(graph: grimp.ImportGraph) -> int:
+    depth: dict[str, int] = {}
+    for name in reversed(ORDER):
+        depth[name] = 1 + max((depth[b] for a, b in edges(graph) if a == name), default=0)
+    return max(depth.values())
+
+
+@pytest.fixture
+def graph() -> grimp.ImportGraph:
+    # What is imported for annotations alone never runs.
+    return grimp.build_graph("llr", exclude_type_checking_imports=True, cache_dir=None)
+
+
+def test_order(graph: grimp.ImportGraph) -> None:
+    assert {box(module) for module in graph.modules} == set(ORDER)
+    assert against(graph) == set()
+    assert levels(graph) <= 9
+    assert len(edges(graph)) <= 60
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported"),
+    [
+        ("llr.linalg.balls", "llr.ranks.rank"),
+        ("llr.theory.result", "llr"),
+        ("llr.recovery.targets", "llr.cli.shell"),
+        ("llr.operators._ops", "llr.inputs.memory"),  # closes a circle of two
+    ],
+)
+def test_an_import_against_the_order_is_found(
+    graph: grimp.ImportGraph, importer: str, imported: str
+) -> None:
+    graph.add_import(importer=importer, imported=imported)
+    assert against(graph) == {(box(importer), box(imported))}
+
+
+def test_dir() -> None:
+    shown = [name for name in dir(llr) if not (name.startswith("__") and name.endswith("__"))]
+    assert sorted(shown) == sorted([*FUNCTIONS, *RESULTS, *PACKAGES])
+    assert all(callable(getattr(llr, name)) for name in (*FUNCTIONS, *RESULTS))
+
+
+def test_sub_packages_are_loaded_on_first_use() -> None:
+    code = f"""
+import sys
+import llr
+for name in ("recovery", "embedding", "lifting", "landscape", "cli"):
+    assert f"llr.{{name}}" not in sys.modules, name
+for name in {PACKAGES}:
+    assert getattr(llr, name).__name__ == f"llr.{{name}}"
+try:
+    llr.nothing
+except AttributeError as error:
+    assert str(error) == "module 'llr' has no attribute 'nothing'"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
