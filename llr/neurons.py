@@ -1,4 +1,4 @@
-"""Linear independence of functions of neurons; the code is in :mod:`llr.theory.neurons`."""
+"""Linear independence of functions of neurons; the code is in :mod:`llr.theory.spans.neurons`."""
 
-from llr.theory.neurons import Independence as Independence
-from llr.theory.neurons import independence as independence
+from llr.theory.spans.neurons import Independence as Independence
+from llr.theory.spans.neurons import independence as independence

@@ -12,9 +12,9 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from llr import certify
 from llr.embedding import Embedding, reduce
 from llr.models import Conv1dTwoLayer, mlp
-from llr.theory.formal import formal
-from llr.theory.formal_span import contained
-from llr.theory.symbols import Symbols
+from llr.theory.spans.formal import formal
+from llr.theory.spans.formal_span import contained
+from llr.theory.spans.symbols import Symbols
 
 F64 = torch.float64
 ACTIVATIONS = ("tanh", "erf", "sigmoid", "softplus", "gelu", "silu", "relu", "sin")

@@ -44,7 +44,7 @@ import llr
 from llr import certify, embedding, landscape, lifting, models, recovery, theory, verify
 from llr.exact import network as exact
 from llr.recovery import train as training
-from llr.theory import neurons
+from llr.theory.spans import neurons
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Draw], dict[str, Draw]]] = {
     # name: the function, what it needs, what it may be given

@@ -8,8 +8,9 @@ from fractions import Fraction
 
 from function_search import REFLECTIONS, Setting
 
-from llr.theory import Dimension, function
-from llr.theory.structure import TwoLayerNet
+from llr.theory import Dimension
+from llr.theory.functions import function
+from llr.theory.structures.structure import TwoLayerNet
 
 Neuron = tuple[Sequence[int], int, Sequence[Fraction | int]]
 

@@ -17,7 +17,7 @@ import llr
 import llr.recovery.train
 from llr import embedding, landscape, lifting, models, recovery, theory
 from llr.jacobians import reference
-from llr.theory import neurons
+from llr.theory.spans import neurons
 
 F64 = torch.float64
 

@@ -33,8 +33,8 @@ from llr.models import (
     TwoLayer,
     mlp,
 )
-from llr.theory.formal import formal
-from llr.theory.symbols import Symbols
+from llr.theory.spans.formal import formal
+from llr.theory.spans.symbols import Symbols
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

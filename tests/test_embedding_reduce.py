@@ -38,7 +38,7 @@ from llr.models import (
     mlp,
 )
 from llr.theory import read_structure
-from llr.theory.reduction import reduce_network
+from llr.theory.functions.reduction import reduce_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from llr import certify
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer, mlp
 from llr.theory import tangent_dimension
-from llr.theory.formal import formal, formal_tangent
-from llr.theory.formal_span import combination, contained, formal_rank
-from llr.theory.symbols import Symbols
-from llr.theory.two_layer import two_layer_tangent
+from llr.theory.spans.formal import formal, formal_tangent
+from llr.theory.spans.formal_span import combination, contained, formal_rank
+from llr.theory.spans.symbols import Symbols
+from llr.theory.tangents.two_layer import two_layer_tangent
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

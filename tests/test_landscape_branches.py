@@ -17,8 +17,8 @@ from torch import nn
 from llr import certify
 from llr.landscape import Branch, branches, criticality, hessian_spectrum, random_point
 from llr.models import TwoLayer, mlp
-from llr.theory.groups import group_neurons
-from llr.theory.structure import TwoLayerNet, read_structure
+from llr.theory.structures.groups import group_neurons
+from llr.theory.structures.structure import TwoLayerNet, read_structure
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

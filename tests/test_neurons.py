@@ -25,9 +25,9 @@ from llr.models import (
     TwoLayer,
     mlp,
 )
-from llr.theory import groups
-from llr.theory.neurons import Independence, _networks, _values, independence
-from llr.theory.span import Function
+from llr.theory.spans.neurons import Independence, _networks, _values, independence
+from llr.theory.spans.span import Function
+from llr.theory.structures import groups
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -288,13 +288,17 @@ class TestRandomNetworks:
     @pytest.mark.parametrize(
         ("name", "wrong", "activation"),
         [
-            ("llr.theory.symbols._AT_ZERO", dict.fromkeys(groups.PARITY, (None, None)), "tanh"),
-            ("llr.theory.symbols.Symbols.is_constant", lambda _, v: not any(v), "erf"),
-            ("llr.theory.symbols.Symbols.is_constant", lambda *_: False, "sigmoid"),
-            ("llr.theory.span.Echelon.reduce", lambda _, v: (v, {}), "silu"),
-            ("llr.theory.neurons.Function", lambda *parts: Function(parts[0]), "sin"),
             (
-                "llr.theory.neurons.Function",
+                "llr.theory.spans.symbols._AT_ZERO",
+                dict.fromkeys(groups.PARITY, (None, None)),
+                "tanh",
+            ),
+            ("llr.theory.spans.symbols.Symbols.is_constant", lambda _, v: not any(v), "erf"),
+            ("llr.theory.spans.symbols.Symbols.is_constant", lambda *_: False, "sigmoid"),
+            ("llr.theory.spans.span.Echelon.reduce", lambda _, v: (v, {}), "silu"),
+            ("llr.theory.spans.neurons.Function", lambda *parts: Function(parts[0]), "sin"),
+            (
+                "llr.theory.spans.neurons.Function",
                 lambda *parts: Function(parts[0], len(parts) > 1 or None),
                 "sin",
             ),

@@ -27,10 +27,10 @@ from llr.theory import (
     read_structure,
     tangent_dimension,
 )
-from llr.theory.convolution import convolution_tangent
-from llr.theory.convolution_function import as_two_layer, convolution_model_rank
-from llr.theory.linear_function import linear_model_rank
-from llr.theory.structure import ConvNet, DeepNet
+from llr.theory.functions.convolution_function import as_two_layer, convolution_model_rank
+from llr.theory.functions.linear_function import linear_model_rank
+from llr.theory.structures.structure import ConvNet, DeepNet
+from llr.theory.tangents.convolution import convolution_tangent
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

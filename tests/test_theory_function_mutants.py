@@ -18,20 +18,22 @@ from llr import certify
 from llr.models import Conv1dTwoLayer, TwoLayer, mlp
 from llr.theory import (
     Dimension,
+    model_rank_of_function,
+    optimistic_sample_size,
+    read_structure,
+    tangent_dimension,
+)
+from llr.theory.functions import (
     convolution_function,
     deep_function,
     function,
     hinge_function,
-    model_rank_of_function,
-    optimistic_sample_size,
     points,
     prices,
-    read_structure,
-    tangent_dimension,
     two_layer_function,
 )
 from llr.theory.result import Term
-from llr.theory.two_layer import two_layer_tangent
+from llr.theory.tangents.two_layer import two_layer_tangent
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -17,8 +17,8 @@ from llr.embedding import split
 from llr.exact import network as exact
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer
 from llr.theory import Dimension, generic_rank, read_structure, tangent_dimension
-from llr.theory.linear import surrounding_ranks
-from llr.theory.structure import rank
+from llr.theory.structures.structure import rank
+from llr.theory.tangents.linear import surrounding_ranks
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

@@ -17,18 +17,12 @@ from torch import nn
 
 from llr import certify
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization
-from llr.theory import (
-    convolution,
-    groups,
-    linear,
-    periodic,
-    polynomial,
-    tangent_dimension,
-    two_layer,
-)
-from llr.theory.groups import Grouping, group_neurons
-from llr.theory.structure import ConvNet, LinearNet, Row, TwoLayerNet, rank
-from llr.theory.two_layer import two_layer_tangent
+from llr.theory import tangent_dimension
+from llr.theory.structures import groups
+from llr.theory.structures.groups import Grouping, group_neurons
+from llr.theory.structures.structure import ConvNet, LinearNet, Row, TwoLayerNet, rank
+from llr.theory.tangents import convolution, linear, periodic, polynomial, two_layer
+from llr.theory.tangents.two_layer import two_layer_tangent
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

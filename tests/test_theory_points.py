@@ -10,7 +10,8 @@ from theory_cases import build
 from torch import nn
 
 from llr.models import Conv1dTwoLayer, MatrixFactorization, TwoLayer, mlp
-from llr.theory import points, points_needed
+from llr.theory import points_needed
+from llr.theory.functions import points
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

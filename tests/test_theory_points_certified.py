@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from llr import certify
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
-from llr.theory import Points, points, points_needed, tangent_dimension
+from llr.theory import Points, points_needed, tangent_dimension
+from llr.theory.functions import points
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 

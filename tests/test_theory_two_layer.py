@@ -26,13 +26,13 @@ from torch import nn
 
 from llr import certify
 from llr.models import DeepLinear, Polynomial, TwoLayer
-from llr.theory import polynomial
-from llr.theory.groups import group_neurons
-from llr.theory.periodic import _expanded_rank, _rank_in_balls, turned_rank
-from llr.theory.polynomial import alexander_hirschowitz, polynomial_tangent
 from llr.theory.result import Dimension
-from llr.theory.structure import Row, TwoLayerNet, rank
-from llr.theory.two_layer import (
+from llr.theory.structures.groups import group_neurons
+from llr.theory.structures.structure import Row, TwoLayerNet, rank
+from llr.theory.tangents import polynomial
+from llr.theory.tangents.periodic import _expanded_rank, _rank_in_balls, turned_rank
+from llr.theory.tangents.polynomial import alexander_hirschowitz, polynomial_tangent
+from llr.theory.tangents.two_layer import (
     affine_part,
     generic_rank,
     has_slope,
@@ -197,7 +197,7 @@ class TestFacts:
         assert has_slope("gelu", Fraction(digits))
 
     def test_undecidable(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("llr.theory.two_layer._HIGHEST_BITS", 64)
+        monkeypatch.setattr("llr.theory.tangents.two_layer._HIGHEST_BITS", 64)
         with pytest.raises(ValueError, match=r"the slope of GELU at b = -3/4 .* move this bias"):
             has_slope("gelu", Fraction(-3, 4))
 

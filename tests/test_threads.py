@@ -22,7 +22,7 @@ from llr import certify, embedding, landscape, lifting, recovery, theory, verify
 from llr.exact import network as exact
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
 from llr.recovery import train
-from llr.theory import neurons
+from llr.theory.spans import neurons
 
 ROUNDS = int(os.environ.get("LLR_RANDOM_CASES", "1"))
 """So many times all calls are made in a random order, shared out among the threads, each call twice."""

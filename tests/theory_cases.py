@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llr import certify
 from llr.models import ACTIVATIONS, Polynomial, TwoLayer
-from llr.theory.structure import TwoLayerNet, rank, read_structure
+from llr.theory.structures.structure import TwoLayerNet, rank, read_structure
 
 F64 = torch.float64
 

@@ -23,9 +23,9 @@ from llr.linalg.balls import Number
 from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.linalg.integers import exact_rank, integer_rows
 from llr.ranks.certificates.certify import certify
-from llr.theory.formal import Formal, formal
-from llr.theory.formal_span import contained, formal_rank
-from llr.theory.symbols import Symbols
+from llr.theory.spans.formal import Formal, formal
+from llr.theory.spans.formal_span import contained, formal_rank
+from llr.theory.spans.symbols import Symbols
 
 _BITS, _MOST_BITS = 64, 4096
 # A precision at which a rank that does not grow any more is not limited by it.

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from llr.embedding.network import Network
-from llr.theory.formal import Formal
-from llr.theory.groups import named
-from llr.theory.structure import ConvNet, exact_matrix
-from llr.theory.symbols import Vector
+from llr.theory.spans.formal import Formal
+from llr.theory.spans.symbols import Vector
+from llr.theory.structures.groups import named
+from llr.theory.structures.structure import ConvNet, exact_matrix
 
 _Signal = tuple[Vector, ...]
 """A neuron as a function; of a channel, one for each position."""

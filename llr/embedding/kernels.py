@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from llr.theory.span import Echelon
-from llr.theory.structure import ConvNet
-from llr.theory.symbols import Symbols, Vector
+from llr.theory.spans.span import Echelon
+from llr.theory.spans.symbols import Symbols, Vector
+from llr.theory.structures.structure import ConvNet
 
 _ZERO = Fraction(0)
 _Place = tuple[int, int]

@@ -10,9 +10,9 @@ from flint import arb, fmpq
 
 from llr.embedding.network import Network
 from llr.linalg.balls import precision
-from llr.theory.span import Echelon, in_words
-from llr.theory.structure import Row, exact_matrix, exact_row, rank
-from llr.theory.symbols import ONE, Monomial, Symbols, Vector, combined
+from llr.theory.spans.span import Echelon, in_words
+from llr.theory.spans.symbols import ONE, Monomial, Symbols, Vector, combined
+from llr.theory.structures.structure import Row, exact_matrix, exact_row, rank
 
 _ZERO, _UNIT = Fraction(0), Fraction(1)
 # Numbers such as tanh(1) are found to so many bits before they are rounded to float64.

@@ -14,8 +14,8 @@ from llr.inputs.activations import Polynomial, activation_layer
 from llr.inputs.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, DeepLinear, TwoLayer
 from llr.models.parts import layers_of
-from llr.theory.groups import PARITY
-from llr.theory.structure import ConvNet, Factorization, Structure, read_structure
+from llr.theory.structures.groups import PARITY
+from llr.theory.structures.structure import ConvNet, Factorization, Structure, read_structure
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,15 @@ from llr.inputs.accept import a_module, takes
 from llr.inputs.activations import Polynomial
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.models import Conv1dTwoLayer
-from llr.theory.formal import formal
-from llr.theory.structure import ConvNet, Row, exact_row, read_structure, warn_of_near_copies
-from llr.theory.symbols import Symbols
+from llr.theory.spans.formal import formal
+from llr.theory.spans.symbols import Symbols
+from llr.theory.structures.structure import (
+    ConvNet,
+    Row,
+    exact_row,
+    read_structure,
+    warn_of_near_copies,
+)
 
 # Outputs are compared at so many standard normal points.
 _SAMPLES = 256

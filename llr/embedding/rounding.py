@@ -14,8 +14,8 @@ from llr.embedding.network import Network
 from llr.inputs.activations import Polynomial
 from llr.linalg.balls import precision
 from llr.models import Conv1dTwoLayer
-from llr.theory.formal import Formal, formal
-from llr.theory.symbols import Vector, combined
+from llr.theory.spans.formal import Formal, formal
+from llr.theory.spans.symbols import Vector, combined
 
 # How many times the effect of rounding outputs may differ by.
 _MARGIN = 8.0

@@ -16,7 +16,7 @@ from llr.inputs.roles import a_generator, an_instance
 from llr.landscape.branches import Branch
 from llr.landscape.target import Target, read_target
 from llr.models import TwoLayer
-from llr.theory.structure import Row
+from llr.theory.structures.structure import Row
 
 _ACTIVATIONS = {"tanh": math.tanh, "erf": math.erf}
 _GRID = 2**12  # free weights are multiples of 1 / _GRID: sums and differences of them are exact

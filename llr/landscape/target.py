@@ -7,8 +7,8 @@ from fractions import Fraction
 
 from torch import nn
 
-from llr.theory.groups import PARITY, group_neurons
-from llr.theory.structure import Row, TwoLayerNet, read_structure
+from llr.theory.structures.groups import PARITY, group_neurons
+from llr.theory.structures.structure import Row, TwoLayerNet, read_structure
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llr.inputs.mlp import NotAnMLP, read_mlp
 from llr.models.parts import layers_of
-from llr.theory.structure import read_structure
+from llr.theory.structures.structure import read_structure
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,7 +17,7 @@ from llr.inputs.evaluation.forward_errors import explained
 from llr.landscape.surface import Surface
 from llr.lifting.chain import Chain
 from llr.linalg.spectrum import singular_values, threshold
-from llr.theory.groups import PARITY
+from llr.theory.structures.groups import PARITY
 
 _EPS = torch.finfo(torch.float64).eps
 _STEPS = 200

@@ -10,11 +10,17 @@ from torch import Tensor, nn
 from llr.exact.kinks import off_analytic
 from llr.exact.network import Network, read_network
 from llr.inputs.samplers import read_sampler
-from llr.theory.formal import Formal, formal
-from llr.theory.formal_span import formal_rank
-from llr.theory.structure import DeepNet, Factorization, Structure, TwoLayerNet, read_structure
-from llr.theory.symbols import Symbols
-from llr.theory.tangent import dimension_of
+from llr.theory.spans.formal import Formal, formal
+from llr.theory.spans.formal_span import formal_rank
+from llr.theory.spans.symbols import Symbols
+from llr.theory.structures.structure import (
+    DeepNet,
+    Factorization,
+    Structure,
+    TwoLayerNet,
+    read_structure,
+)
+from llr.theory.tangents.tangent import dimension_of
 
 _SPARE_SAMPLES = 16
 

@@ -19,9 +19,9 @@ from llr.inputs.roles import a_seed, check_int
 from llr.lifting.pair import Pair
 from llr.lifting.ranks import RankBounds, rank_bounds
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS, precision
-from llr.theory.formal import Formal
-from llr.theory.formal_span import combination
-from llr.theory.symbols import Vector, primitive
+from llr.theory.spans.formal import Formal
+from llr.theory.spans.formal_span import combination
+from llr.theory.spans.symbols import Vector, primitive
 
 Agreement = Literal["exact", "rounding"]
 

@@ -26,7 +26,7 @@ from llr.inputs.samplers import Source, all_samples, checked_points, sample_shap
 from llr.ranks.model_rank import ModelRank
 from llr.ranks.model_rank import model_rank as find_model_rank
 from llr.ranks.saturation import Certify, Found, Look, Search, ambiguous
-from llr.theory.upper import upper_bound
+from llr.theory.tangents.upper import upper_bound
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from llr.ranks.different import bounds_of_model
 from llr.ranks.matrices import rank_of_matrix
 from llr.ranks.methods import METHODS, choose, costs
 from llr.ranks.result import RankResult
-from llr.theory.upper import upper_bound
+from llr.theory.tangents.upper import upper_bound
 
 __all__ = ["METHODS", "RankResult", "rank"]
 

@@ -17,7 +17,7 @@ from llr.inputs.samplers import Source
 from llr.jacobians.jacobian import prepare
 from llr.ranks.rank import METHODS, rank
 from llr.ranks.result import RankResult
-from llr.theory.upper import upper_bound
+from llr.theory.tangents.upper import upper_bound
 
 Certify = Literal["auto"] | bool
 Progress = Callable[[int, int, int], None]

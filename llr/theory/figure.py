@@ -17,7 +17,7 @@ from llr.plotting import (
     name_rows,
 )
 from llr.plotting import save as save
-from llr.theory.stratification import Stratification
+from llr.theory.functions.stratification import Stratification
 
 _WORDS = {"exact": "proved", "almost everywhere": "almost all", "bounds": "at most"}
 

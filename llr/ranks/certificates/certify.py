@@ -31,7 +31,7 @@ from llr.linalg.decimals import decimal_below
 from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, rational_pivots, remainder
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.verification import Verdict, verify
-from llr.theory.upper import upper_bound
+from llr.theory.tangents.upper import upper_bound
 
 __all__ = ["Certificate", "Verdict", "certify", "verify"]
 

@@ -21,7 +21,7 @@ from llr.linalg.decimals import at_most
 from llr.linalg.elimination import Scaled, find_pivots
 from llr.linalg.integers import exact_rank, integer_rows
 from llr.ranks.certificates.certificate import Certificate
-from llr.theory.upper import upper_bound
+from llr.theory.tangents.upper import upper_bound
 
 # The precision at which the check begins.
 _FIRST_BITS = 128

@@ -8,12 +8,10 @@ from torch import nn
 
 from llr.inputs.accept import a_module, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.theory.convolution import convolution_tangent
-from llr.theory.formal import formal_tangent
-from llr.theory.groups import PARITY
-from llr.theory.linear import factorization_tangent, linear_tangent
 from llr.theory.result import Dimension
-from llr.theory.structure import (
+from llr.theory.spans.formal import formal_tangent
+from llr.theory.structures.groups import PARITY
+from llr.theory.structures.structure import (
     ConvNet,
     DeepNet,
     Factorization,
@@ -24,7 +22,9 @@ from llr.theory.structure import (
     read_structure,
     warn_of_near_copies,
 )
-from llr.theory.two_layer import two_layer_tangent
+from llr.theory.tangents.convolution import convolution_tangent
+from llr.theory.tangents.linear import factorization_tangent, linear_tangent
+from llr.theory.tangents.two_layer import two_layer_tangent
 
 
 @takes(model=a_module)

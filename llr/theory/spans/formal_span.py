@@ -8,8 +8,8 @@ from fractions import Fraction
 
 from flint import fmpq, fmpq_mat
 
-from llr.theory.structure import rank
-from llr.theory.symbols import Monomial, Vector, primitive
+from llr.theory.spans.symbols import Monomial, Vector, primitive
+from llr.theory.structures.structure import rank
 
 
 def formal_rank(vectors: Sequence[Vector]) -> int:
@@ -20,8 +20,8 @@ def formal_rank(vectors: Sequence[Vector]) -> int:
 
     Example:
         >>> from llr.models import mlp
-        >>> from llr.theory.formal import formal
-        >>> from llr.theory.formal_span import formal_rank
+        >>> from llr.theory.spans.formal import formal
+        >>> from llr.theory.spans.formal_span import formal_rank
         >>> formal_rank(formal(mlp([2, 5, 1])).neurons[0])
         5
     """
@@ -68,7 +68,7 @@ def contained(small: Sequence[Vector], large: Sequence[Vector]) -> bool:
 
     Example:
         >>> from fractions import Fraction
-        >>> from llr.theory.formal_span import contained
+        >>> from llr.theory.spans.formal_span import contained
         >>> x, y = {(1,): Fraction(1)}, {(2,): Fraction(1)}
         >>> contained([x], [x, y]), contained([x, y], [x])
         (True, False)
@@ -81,11 +81,11 @@ def combination(small: Sequence[Vector], large: Sequence[Vector]) -> list[list[F
 
     Returns:
         C with small'_i = sum_j C[i][j] large'_j, where v' is v divided by the numbers that are a factor of
-        it (:func:`llr.theory.symbols.primitive`); None if they are no such combinations.
+        it (:func:`llr.theory.spans.symbols.primitive`); None if they are no such combinations.
 
     Example:
         >>> from fractions import Fraction
-        >>> from llr.theory.formal_span import combination
+        >>> from llr.theory.spans.formal_span import combination
         >>> x, y = {(1,): Fraction(1)}, {(2,): Fraction(3)}
         >>> combination([{(1,): Fraction(2), (2,): Fraction(1)}], [x, y])
         [[Fraction(2, 1), Fraction(1, 3)]]

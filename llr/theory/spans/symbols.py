@@ -15,8 +15,8 @@ from typing import Literal, NamedTuple, cast
 from flint import arb, fmpq
 
 from llr.linalg.balls import Number, activation, precision
-from llr.theory.groups import PARITY
-from llr.theory.structure import Row
+from llr.theory.structures.groups import PARITY
+from llr.theory.structures.structure import Row
 
 Monomial = tuple[int, ...]
 """Symbols, ascending, as often as they occur; those of numbers are negative and come first."""
@@ -87,7 +87,7 @@ class Symbols:
 
     Example:
         >>> from fractions import Fraction
-        >>> from llr.theory.symbols import Symbols
+        >>> from llr.theory.spans.symbols import Symbols
         >>> symbols = Symbols()
         >>> z = {symbols.coordinate(0): Fraction(2)}
         >>> plus, minus = symbols.neuron("tanh", z), symbols.neuron("tanh", {m: -c for m, c in z.items()})

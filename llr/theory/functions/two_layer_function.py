@@ -5,22 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-from llr.theory.groups import PARITY
-from llr.theory.hinge_function import hinge_rank
-from llr.theory.neuron_sum import NeuronSum, check_irrational, neuron_sum
-from llr.theory.polynomial_function import polynomial_rank
-from llr.theory.prices import (
+from llr.theory.functions.hinge_function import hinge_rank
+from llr.theory.functions.neuron_sum import NeuronSum, check_irrational, neuron_sum
+from llr.theory.functions.polynomial_function import polynomial_rank
+from llr.theory.functions.prices import (
     Rank,
     constant_neuron_price,
     not_in_width,
     of_neurons,
     require_constant_neuron,
 )
+from llr.theory.functions.sine_function import sine_rank
+from llr.theory.functions.subset_sums import reachable
 from llr.theory.result import Dimension, Term
-from llr.theory.sine_function import sine_rank
-from llr.theory.structure import TwoLayerNet
-from llr.theory.subset_sums import reachable
-from llr.theory.two_layer import two_layer_tangent
+from llr.theory.structures.groups import PARITY
+from llr.theory.structures.structure import TwoLayerNet
+from llr.theory.tangents.two_layer import two_layer_tangent
 
 
 def two_layer_model_rank(target: TwoLayerNet, architecture: TwoLayerNet) -> Dimension:

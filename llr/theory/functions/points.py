@@ -16,10 +16,9 @@ from llr.exact import network as exact
 from llr.inputs.accept import a_module, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.linalg.elimination import Scaled, find_pivots, prove
-from llr.theory.groups import group_neurons
-from llr.theory.linear import surrounding_ranks
 from llr.theory.result import Dimension
-from llr.theory.structure import (
+from llr.theory.structures.groups import group_neurons
+from llr.theory.structures.structure import (
     LinearNet,
     Matrix,
     Row,
@@ -29,8 +28,9 @@ from llr.theory.structure import (
     read_structure,
     warn_of_near_copies,
 )
-from llr.theory.tangent import dimension_of, incoming
-from llr.theory.two_layer import has_value, two_layer_tangent
+from llr.theory.tangents.linear import surrounding_ranks
+from llr.theory.tangents.tangent import dimension_of, incoming
+from llr.theory.tangents.two_layer import has_value, two_layer_tangent
 
 # Subspaces of the outputs that are looked at, the smallest first: so many, times the neurons.
 _SUBSPACES = 20_000

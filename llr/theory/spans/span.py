@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import NamedTuple
 
-from llr.theory.symbols import ONE, Monomial, Symbols, Vector, combined
+from llr.theory.spans.symbols import ONE, Monomial, Symbols, Vector, combined
 
 
 class Function(NamedTuple):
@@ -28,8 +28,8 @@ class Span:
 
     Example:
         >>> from fractions import Fraction
-        >>> from llr.theory.span import Function, Span
-        >>> from llr.theory.symbols import Symbols
+        >>> from llr.theory.spans.span import Function, Span
+        >>> from llr.theory.spans.symbols import Symbols
         >>> symbols = Symbols()
         >>> x, span = symbols.coordinate(0), Span(symbols, constant=True)
         >>> print(span.add(0, Function({x: Fraction(2)})))
@@ -77,7 +77,7 @@ class Echelon:
 
     Example:
         >>> from fractions import Fraction
-        >>> from llr.theory.span import Echelon
+        >>> from llr.theory.spans.span import Echelon
         >>> echelon = Echelon()
         >>> echelon.add(0, {(1,): Fraction(2)})
         >>> echelon.reduce({(1,): Fraction(1)})
@@ -110,7 +110,7 @@ def in_words(combination: Mapping[int | None, Fraction]) -> str:
 
     Example:
         >>> from fractions import Fraction
-        >>> from llr.theory.span import in_words
+        >>> from llr.theory.spans.span import in_words
         >>> in_words({2: Fraction(-1), None: Fraction(1, 2)})
         '-neuron 2 + 1/2'
     """

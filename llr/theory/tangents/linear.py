@@ -8,7 +8,7 @@ from flint import fmpq, fmpq_mat
 
 from llr.linalg.integers import exact_rank
 from llr.theory.result import Dimension, Term
-from llr.theory.structure import Factorization, LinearNet, Matrix, rank
+from llr.theory.structures.structure import Factorization, LinearNet, Matrix, rank
 
 
 def factorization_tangent(net: Factorization) -> Dimension:

@@ -10,8 +10,8 @@ from flint import arb, arb_mat, fmpq, fmpq_mat
 
 from llr.linalg.balls import precision
 from llr.linalg.elimination import Scaled, find_pivots, prove
-from llr.theory.groups import Group
-from llr.theory.structure import Row, TwoLayerNet, rank
+from llr.theory.structures.groups import Group
+from llr.theory.structures.structure import Row, TwoLayerNet, rank
 
 # In balls a full rank is proved at once. An exact decision expands minors of twice as many rows as there are
 # outputs, over all halves of the rows: 924 products at six.

@@ -10,7 +10,7 @@ from itertools import chain, combinations
 from math import comb
 
 from llr.theory.result import Dimension, Term
-from llr.theory.structure import Row, TwoLayerNet, rank
+from llr.theory.structures.structure import Row, TwoLayerNet, rank
 
 # A Jacobian of more entries than this is looked at on fewer points than determine a polynomial.
 ENTRIES = 1_000_000

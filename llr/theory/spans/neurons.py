@@ -26,9 +26,9 @@ from llr.inputs.roles import a_flag, a_seed, check_int, maybe, whole
 from llr.inputs.samplers import read_sampler
 from llr.linalg.balls import LOWEST_BITS, coefficients
 from llr.linalg.elimination import Scaled, find_pivots, prove
-from llr.theory.span import Function, Span
-from llr.theory.structure import exact_row
-from llr.theory.symbols import ONE, Symbols, Vector, combined
+from llr.theory.spans.span import Function, Span
+from llr.theory.spans.symbols import ONE, Symbols, Vector, combined
+from llr.theory.structures.structure import exact_row
 
 # Beyond what the spans of some hundred analytic functions need, and within seconds.
 _MOST_BITS = 2048
@@ -128,7 +128,7 @@ def independence(
     Example:
         >>> import torch
         >>> from llr.models import TwoLayer
-        >>> from llr.theory.neurons import independence
+        >>> from llr.theory.spans.neurons import independence
         >>> w = torch.tensor([[1.0, 2.0], [0.5, 0.0], [-1.0, -2.0]])
         >>> model = TwoLayer.of(w, torch.zeros(3), torch.ones(3, 1), activation="sigmoid")
         >>> print(independence(model))

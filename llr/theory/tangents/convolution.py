@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from fractions import Fraction
 
-from llr.theory.groups import PARITY
 from llr.theory.result import Dimension, Term
-from llr.theory.structure import ConvNet, Row, rank
+from llr.theory.structures.groups import PARITY
+from llr.theory.structures.structure import ConvNet, Row, rank
 
 
 def convolution_tangent(net: ConvNet) -> Dimension:

@@ -6,7 +6,10 @@ from dataclasses import replace
 from fractions import Fraction
 from math import comb
 
-from llr.theory.polynomial import (
+from llr.theory.functions.prices import not_in_width
+from llr.theory.result import Dimension, Term
+from llr.theory.structures.structure import Row, TwoLayerNet, outer, rank, unit_vectors
+from llr.theory.tangents.polynomial import (
     ENTRIES,
     degree,
     evaluate,
@@ -15,9 +18,6 @@ from llr.theory.polynomial import (
     polynomial_tangent,
     random_points,
 )
-from llr.theory.prices import not_in_width
-from llr.theory.result import Dimension, Term
-from llr.theory.structure import Row, TwoLayerNet, outer, rank, unit_vectors
 
 
 def polynomial_rank(target: TwoLayerNet, net: TwoLayerNet) -> Dimension:

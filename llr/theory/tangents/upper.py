@@ -13,8 +13,8 @@ from llr.exact.network import network_of_mlp
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Problem
 from llr.theory.result import Dimension
-from llr.theory.structure import read_structure
-from llr.theory.tangent import dimension_of
+from llr.theory.structures.structure import read_structure
+from llr.theory.tangents.tangent import dimension_of
 
 _BEYOND = 20.0  # torch's softplus is the identity there
 

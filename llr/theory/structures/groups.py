@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Literal
 
-from llr.theory.structure import Row, TwoLayerNet, rank
+from llr.theory.structures.structure import Row, TwoLayerNet, rank
 
 Parity = Literal["odd", "odd+const", "hinge", "sin", "polynomial"]
 
@@ -79,7 +79,7 @@ def group_neurons(net: TwoLayerNet) -> Grouping:
     Example:
         >>> import torch
         >>> from llr.models import TwoLayer
-        >>> from llr.theory.structure import read_structure
+        >>> from llr.theory.structures.structure import read_structure
         >>> model = TwoLayer(1, 3)
         >>> with torch.no_grad():
         ...     _ = model[0].weight.copy_(torch.tensor([[1.0], [0.0], [-1.0]])), model[0].bias.zero_()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from flint import fmpq_mat
 
-from llr.theory.formal import formal_tangent
-from llr.theory.linear import exactly, linear_map, matrix_rank_cost, product_rank, rational
 from llr.theory.result import Dimension, Term
-from llr.theory.structure import DeepNet, Factorization, LinearNet
+from llr.theory.spans.formal import formal_tangent
+from llr.theory.structures.structure import DeepNet, Factorization, LinearNet
+from llr.theory.tangents.linear import exactly, linear_map, matrix_rank_cost, product_rank, rational
 
 
 def factorization_model_rank(target: Factorization, net: Factorization) -> Dimension:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from llr.theory.convolution import all_neurons, require_odd
-from llr.theory.neuron_sum import NeuronSum, neuron_sum
+from llr.theory.functions.neuron_sum import NeuronSum, neuron_sum
 from llr.theory.result import Dimension, Term
-from llr.theory.structure import ConvNet, Row, TwoLayerNet
+from llr.theory.structures.structure import ConvNet, Row, TwoLayerNet
+from llr.theory.tangents.convolution import all_neurons, require_odd
 
 
 def as_two_layer(net: ConvNet) -> TwoLayerNet:

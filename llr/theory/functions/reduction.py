@@ -8,9 +8,9 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from llr.linalg.balls import precision
-from llr.theory.groups import PARITY
-from llr.theory.structure import DeepNet
-from llr.theory.symbols import ONE, Symbols, Vector, combined
+from llr.theory.spans.symbols import ONE, Symbols, Vector, combined
+from llr.theory.structures.groups import PARITY
+from llr.theory.structures.structure import DeepNet
 
 # Numbers such as tanh(1) are rounded to so many bits in the network that is returned.
 _BITS = 256

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from llr.theory.neuron_sum import NeuronSum
+from llr.theory.functions.neuron_sum import NeuronSum
 from llr.theory.result import Term
-from llr.theory.structure import TwoLayerNet
-from llr.theory.two_layer import kink
+from llr.theory.structures.structure import TwoLayerNet
+from llr.theory.tangents.two_layer import kink
 
 Rank = tuple[int, list[Term]]
 """A lower bound, and the summands of the upper one."""

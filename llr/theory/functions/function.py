@@ -6,12 +6,13 @@ from torch import nn
 
 from llr.inputs.accept import a_module, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.theory.convolution_function import as_two_layer, convolution_model_rank
-from llr.theory.deep_function import deep_model_rank
-from llr.theory.groups import PARITY
-from llr.theory.linear_function import factorization_model_rank, linear_model_rank
+from llr.theory.functions.convolution_function import as_two_layer, convolution_model_rank
+from llr.theory.functions.deep_function import deep_model_rank
+from llr.theory.functions.linear_function import factorization_model_rank, linear_model_rank
+from llr.theory.functions.two_layer_function import two_layer_model_rank
 from llr.theory.result import Dimension, Term
-from llr.theory.structure import (
+from llr.theory.structures.groups import PARITY
+from llr.theory.structures.structure import (
     ConvNet,
     DeepNet,
     Factorization,
@@ -21,8 +22,7 @@ from llr.theory.structure import (
     read_structure,
     warn_of_near_copies,
 )
-from llr.theory.tangent import dimension_of, incoming
-from llr.theory.two_layer_function import two_layer_model_rank
+from llr.theory.tangents.tangent import dimension_of, incoming
 
 
 @takes(model=a_module)

@@ -11,15 +11,22 @@ from torch import nn
 
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.linalg.balls import ACTIVATIONS, precision
-from llr.theory.groups import PARITY as PARITY
-from llr.theory.groups import Group as Group
-from llr.theory.groups import Grouping as Grouping
-from llr.theory.groups import group_neurons as group_neurons
-from llr.theory.groups import named
-from llr.theory.periodic import phases, sine_group
-from llr.theory.polynomial import polynomial_generic_rank, polynomial_tangent
 from llr.theory.result import Dimension, Term
-from llr.theory.structure import Row, TwoLayerNet, outer, rank, read_structure, unit_vectors
+from llr.theory.structures.groups import PARITY as PARITY
+from llr.theory.structures.groups import Group as Group
+from llr.theory.structures.groups import Grouping as Grouping
+from llr.theory.structures.groups import group_neurons as group_neurons
+from llr.theory.structures.groups import named
+from llr.theory.structures.structure import (
+    Row,
+    TwoLayerNet,
+    outer,
+    rank,
+    read_structure,
+    unit_vectors,
+)
+from llr.theory.tangents.periodic import phases, sine_group
+from llr.theory.tangents.polynomial import polynomial_generic_rank, polynomial_tangent
 
 # The slope of GELU has a zero near -0.75; the float64 numbers beside it are told from it by a hundred bits.
 _HIGHEST_BITS = 1 << 16
@@ -48,7 +55,7 @@ def two_layer_tangent(net: TwoLayerNet) -> Dimension:
     Example:
         >>> import torch
         >>> from llr.models import TwoLayer
-        >>> from llr.theory.structure import read_structure
+        >>> from llr.theory.structures.structure import read_structure
         >>> model = TwoLayer(2, 2)
         >>> with torch.no_grad():
         ...     model[0].weight[1], model[0].bias[1] = -model[0].weight[0], -model[0].bias[0]

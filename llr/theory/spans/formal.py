@@ -15,10 +15,11 @@ from functools import cached_property
 from torch import nn
 
 from llr.inputs.mlp import NotAnMLP, read_mlp
-from llr.theory.formal_span import formal_rank
-from llr.theory.groups import group_neurons, named
 from llr.theory.result import Dimension, Status, Term
-from llr.theory.structure import (
+from llr.theory.spans.formal_span import formal_rank
+from llr.theory.spans.symbols import ONE, Monomial, Symbols, Vector, combined, primitive
+from llr.theory.structures.groups import group_neurons, named
+from llr.theory.structures.structure import (
     ConvNet,
     DeepNet,
     LinearNet,
@@ -28,7 +29,6 @@ from llr.theory.structure import (
     TwoLayerNet,
     read_structure,
 )
-from llr.theory.symbols import ONE, Monomial, Symbols, Vector, combined, primitive
 
 # About a second's work. Beyond it a network is too wide and deep to be written out path by path.
 _MOST_TERMS = 200_000
@@ -203,7 +203,7 @@ def formal(
     Example:
         >>> import torch
         >>> from llr.models import mlp
-        >>> from llr.theory.formal import formal
+        >>> from llr.theory.spans.formal import formal
         >>> twins = mlp([1, 2, 1])
         >>> with torch.no_grad():
         ...     _ = twins[0].weight.copy_(torch.tensor([[1.0], [-1.0]])), twins[0].bias.zero_()
@@ -294,7 +294,7 @@ def formal_tangent(net: Structure | nn.Module) -> Dimension:
 
     Example:
         >>> from llr.models import mlp
-        >>> from llr.theory.formal import formal_tangent
+        >>> from llr.theory.spans.formal import formal_tangent
         >>> print(formal_tangent(mlp([1, 2, 2, 1])).status)
         almost everywhere
     """

@@ -10,18 +10,18 @@ from itertools import combinations, product
 from math import comb
 from typing import Literal
 
-from llr.theory.neuron_sum import NeuronSum, without_constants
-from llr.theory.prices import (
+from llr.theory.functions.neuron_sum import NeuronSum, without_constants
+from llr.theory.functions.prices import (
     Rank,
     makes_constants,
     not_in_width,
     of_neurons,
     require_constant_neuron,
 )
+from llr.theory.functions.subset_sums import is_sum_modulo, reachable
 from llr.theory.result import Term
-from llr.theory.structure import Matrix, Row, TwoLayerNet, outer, rank, unit_vectors
-from llr.theory.subset_sums import is_sum_modulo, reachable
-from llr.theory.two_layer import constants, kink
+from llr.theory.structures.structure import Matrix, Row, TwoLayerNet, outer, rank, unit_vectors
+from llr.theory.tangents.two_layer import constants, kink
 
 # Ways to make the affine part that are tried one by one, a few seconds' worth.
 _PLANS = 600

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import combinations
 
-from llr.theory.groups import group_neurons
-from llr.theory.periodic import phases
-from llr.theory.prices import Rank, not_in_width
+from llr.theory.functions.prices import Rank, not_in_width
 from llr.theory.result import Term
-from llr.theory.structure import Row, TwoLayerNet
+from llr.theory.structures.groups import group_neurons
+from llr.theory.structures.structure import Row, TwoLayerNet
+from llr.theory.tangents.periodic import phases
 
 Wave = dict[Fraction, Row]
 """The outgoing weights at each phase, none of them 0."""

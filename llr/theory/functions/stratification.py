@@ -12,13 +12,11 @@ from torch import nn
 
 from llr.inputs.accept import a_module, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.theory.groups import PARITY
-from llr.theory.hinge_function import affine_size
-from llr.theory.linear import matrix_rank_cost
-from llr.theory.polynomial import polynomial_generic_rank
-from llr.theory.prices import makes_constants
+from llr.theory.functions.hinge_function import affine_size
+from llr.theory.functions.prices import makes_constants
 from llr.theory.result import Status
-from llr.theory.structure import (
+from llr.theory.structures.groups import PARITY
+from llr.theory.structures.structure import (
     ConvNet,
     DeepNet,
     Factorization,
@@ -28,7 +26,9 @@ from llr.theory.structure import (
     read_structure,
     unit_vectors,
 )
-from llr.theory.two_layer import kink
+from llr.theory.tangents.linear import matrix_rank_cost
+from llr.theory.tangents.polynomial import polynomial_generic_rank
+from llr.theory.tangents.two_layer import kink
 
 # Narrower networks of a deep one are listed up to so many.
 _ROWS = 10_000

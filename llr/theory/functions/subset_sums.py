@@ -9,7 +9,7 @@ from math import comb
 
 from flint import fmpq, fmpq_mat
 
-from llr.theory.structure import Row, rank
+from llr.theory.structures.structure import Row, rank
 
 # Sums that are formed at most, a few seconds' worth; enough for forty vectors.
 _SUMS = 1 << 22

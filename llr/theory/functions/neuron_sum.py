@@ -9,8 +9,8 @@ from math import lcm
 from flint import arb, fmpq
 
 from llr.linalg.balls import ACTIVATIONS, precision
-from llr.theory.groups import PARITY, Group, group_neurons
-from llr.theory.structure import Matrix, Row, TwoLayerNet
+from llr.theory.structures.groups import PARITY, Group, group_neurons
+from llr.theory.structures.structure import Matrix, Row, TwoLayerNet
 
 _BITS = 1024
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-from llr.theory.formal import formal_tangent
-from llr.theory.reduction import Reduction, reduce_network
+from llr.theory.functions.reduction import Reduction, reduce_network
 from llr.theory.result import Dimension, Status, Term
-from llr.theory.structure import DeepNet, Row
+from llr.theory.spans.formal import formal_tangent
+from llr.theory.structures.structure import DeepNet, Row
 
 
 def deep_model_rank(target: DeepNet, net: DeepNet) -> Dimension:
