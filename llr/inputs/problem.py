@@ -1,6 +1,6 @@
 """A model, its columns and its samples, read and checked before any work.
 
-Every check here needs no evaluation of the model; :mod:`llr.inputs.probes` has those that do.
+Every check here needs no evaluation of the model; :mod:`llr.inputs.layer_modes` has those that do.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from llr.inputs.evaluation.precision import Precision
 from llr.inputs.evaluation.private import Private
 from llr.inputs.evaluation.sparse_gradients import dense_gradients, has_sparse_gradients
 from llr.inputs.evaluation.surroundings import closed, ordinary
+from llr.inputs.layer_modes import refuse_layers, refuse_quantized
 from llr.inputs.mlp import MLP, NotAnMLP, read_mlp
 from llr.inputs.parameters import Columns, Selection, columns_of_callable, columns_of_module
-from llr.inputs.probes import refuse_layers, refuse_quantized
 from llr.inputs.tensors import as_tensor, is_plain, refuse_meta, wider
 from llr.operators import _ops
 

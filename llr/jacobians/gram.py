@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from llr.inputs.accept import a_model, takes, valued
-from llr.inputs.evaluation.probe import refuse_interactions
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.parameters import Selection
+from llr.inputs.probe import refuse_interactions
 from llr.inputs.problem import Model, Problem, read_problem
 from llr.inputs.roles import word
 from llr.inputs.warned import warn_of_no_kernel

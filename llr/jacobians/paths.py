@@ -16,11 +16,11 @@ from torch.func import jacrev, vmap
 from llr.inputs.evaluation.compare import UNSUPPORTED, ragged, why_unsupported
 from llr.inputs.evaluation.forward_errors import derivatives, from_torch
 from llr.inputs.evaluation.outputs import output_leaves
-from llr.inputs.evaluation.probe import Probe, probe
 from llr.inputs.evaluation.surroundings import closed
 from llr.inputs.memory import format_bytes
 from llr.inputs.mlp import MLP
 from llr.inputs.parameters import Columns
+from llr.inputs.probe import Probe, probe
 from llr.inputs.problem import Problem
 from llr.jacobians import reference
 from llr.operators import _ops

@@ -27,9 +27,9 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from llr.inputs import gate
 from llr.inputs.evaluation.forward_errors import derivatives
 from llr.inputs.evaluation.outputs import output_leaves
-from llr.inputs.evaluation.probe import probe
 from llr.inputs.evaluation.surroundings import closed
 from llr.inputs.parameters import Columns
+from llr.inputs.probe import probe
 from llr.inputs.problem import Problem
 from llr.operators.formula import ACTIVATIONS
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.func import grad, vjp, vmap
 
 from llr.inputs.evaluation.forward_errors import derivatives, explained
-from llr.inputs.evaluation.probe import refuse_interactions
 from llr.inputs.evaluation.surroundings import silent_vmap
 from llr.inputs.parameters import Columns, Selection
+from llr.inputs.probe import refuse_interactions
 from llr.inputs.problem import Model, Problem, read_problem
 from llr.inputs.tensors import refuse_complex
 

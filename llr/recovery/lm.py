@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from llr.inputs.accept import a_module, takes, valued
-from llr.inputs.evaluation.probe import refuse_interactions
 from llr.inputs.evaluation.surroundings import closed, ordinary, outside_inference_mode
 from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.parameters import layout
+from llr.inputs.probe import refuse_interactions
 from llr.inputs.problem import Problem, read_problem
 from llr.inputs.roles import a_flag
 from llr.inputs.tensors import as_double

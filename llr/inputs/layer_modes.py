@@ -1,6 +1,6 @@
 """Refuses layers with which a model has no per-sample Jacobian, by the look of them.
 
-:mod:`llr.inputs.evaluation.probe` refuses what shows when the model runs.
+:mod:`llr.inputs.probe` refuses what shows when the model runs.
 """
 
 from __future__ import annotations
