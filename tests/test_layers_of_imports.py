@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 
 import grimp
 import pytest
@@ -108,6 +109,32 @@ def test_an_import_against_the_order_is_found(
 ) -> None:
     graph.add_import(importer=importer, imported=imported)
     assert against(graph) == {(box(importer), box(imported))}
+
+
+def circle_in(graph: grimp.ImportGraph, folder: str) -> list[str]:
+    """Files and sub-folders of one folder that import each other; empty where there are none."""
+    below: dict[str, set[str]] = {}
+    for module in graph.find_descendants(folder):
+        child = ".".join(module.split(".")[: folder.count(".") + 2])
+        for imported in graph.find_modules_directly_imported_by(module):
+            if imported.startswith(f"{folder}.") and not (f"{imported}.").startswith(f"{child}."):
+                other = ".".join(imported.split(".")[: folder.count(".") + 2])
+                below.setdefault(child, set()).add(other)
+    try:
+        TopologicalSorter(below).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_no_circle_within_a_folder(graph: grimp.ImportGraph) -> None:
+    folders = [
+        module for module in graph.modules if module != "llr" and graph.find_children(module)
+    ]
+    assert len(folders) > 15
+    assert [found for folder in folders if (found := circle_in(graph, folder))] == []
+    graph.add_import(importer="llr.theory.structures.groups", imported="llr.theory.spans.formal")
+    assert circle_in(graph, "llr.theory")
 
 
 def test_dir() -> None:
