@@ -19,6 +19,7 @@ from llr.probes import count_on_meta
 from llr.problem import Model, Problem, read_problem
 from llr.roles import word
 from llr.surroundings import outside_inference_mode
+from llr.tensors import is_plain
 
 BACKENDS = ("auto", "native", "torch", "loop")
 
@@ -225,6 +226,11 @@ def _probed(problem: Problem) -> Probe:
 
 
 def _check_out(out: Tensor, shape: tuple[int, ...], problem: Problem) -> None:
+    if not is_plain(out):
+        kind = "nested" if out.is_nested else "quantized" if out.is_quantized else str(out.layout)
+        raise TypeError(
+            f"out is a {type(out).__name__} ({kind}); expected a dense torch.Tensor to write into"
+        )
     if tuple(out.shape) != shape:
         raise ValueError(f"out has shape {tuple(out.shape)}; expected {shape}")
     if out.dtype != problem.dtype or out.device != problem.x.device:
