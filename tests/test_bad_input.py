@@ -212,6 +212,8 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:.*[qQ]uantiz")
 @pytest.mark.parametrize("case", list(BAD))
 def test_bad_input(case):
     call, kind, message = BAD[case]
