@@ -28,7 +28,7 @@ help:
 	@echo "make packaging  the tests of the installation itself, with and without torch or a compiler"
 	@echo "make lint       ruff: style and likely bugs"
 	@echo "make type       mypy"
-	@echo "make bench      Jacobians, ranks, training and fits against their peers and the limits of the machine"
+	@echo "make bench      Jacobians, ranks, training and fits against their peers and the limits of the machine; how often words are wrong"
 	@echo "make install    the environment alone"
 	@echo "make clean      remove builds and caches, not the environment"
 	@echo
@@ -69,6 +69,7 @@ bench: $(VENV)/.llr-dev
 	$(BIN)/python benchmarks/jacobian.py $(ARGS)
 	$(BIN)/python benchmarks/rank.py $(ARGS)
 	$(BIN)/python benchmarks/rank_words.py $(filter --quick,$(ARGS))
+	$(BIN)/python benchmarks/claims.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/training.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/recovery.py $(filter --quick,$(ARGS))
 

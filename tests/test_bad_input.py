@@ -192,6 +192,18 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "out requires a gradient; expected a plain tensor (out.detach())",
     ),
+    **{
+        f"{name} out": (
+            lambda make=make: llr.jacobian(GOOD, X, out=make()),
+            TypeError,
+            f"out is a Tensor ({name}); expected a dense torch.Tensor to write into",
+        )
+        for name, make in {
+            "nested": lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+            "torch.sparse_coo": lambda: torch.zeros(5, 2, 26, dtype=F64).to_sparse(),
+            "quantized": lambda: torch.quantize_per_tensor(torch.ones(5), 0.1, 0, torch.qint8),
+        }.items()
+    },
     "out and a graph": (
         lambda: llr.jacobian(GOOD, X, out=torch.empty(5, 2, 26, dtype=F64), create_graph=True),
         ValueError,
@@ -200,6 +212,8 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:.*[qQ]uantiz")
 @pytest.mark.parametrize("case", list(BAD))
 def test_bad_input(case):
     call, kind, message = BAD[case]

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 CALLS = """
 import signal, threading, time
 import torch
-from llr import _ops
+from llr.operators import _ops
 
 f64 = dict(dtype=torch.float64)
 torch.manual_seed(0)

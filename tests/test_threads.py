@@ -15,6 +15,7 @@ import models
 import pytest
 import test_private
 import torch
+from oracles import run_python
 from torch import Tensor, nn
 
 import llr
@@ -286,3 +287,31 @@ def test_random_numbers_of_other_threads_are_theirs(calls: Calls) -> None:
             time.sleep(5e-4)
     torch.manual_seed(0)
     assert all(torch.equal(value, torch.rand(1)) for value in drawn)
+
+
+# Python up to 3.11 collects garbage in the middle of torch.get_rng_state.
+COLLECTING = """
+import gc, threading, torch
+from llr.inputs.evaluation.surroundings import _global_state
+
+class Cycle:
+    pass
+
+def work():
+    for _ in range(40000):
+        garbage = Cycle()
+        garbage.tensor, garbage.itself = torch.empty(1), garbage
+        _global_state()
+
+gc.set_threshold(7)
+threads = [threading.Thread(target=work) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print("done")
+"""
+
+
+def test_garbage_collected_while_the_random_state_is_read() -> None:
+    assert run_python(COLLECTING, timeout=100).stdout == "done\n"

@@ -203,19 +203,31 @@ def random_state(device: torch.device, drew: Callable[[], bool]) -> Iterator[Non
     Other threads may draw meanwhile, so a state that merely differs stays. It is put back if random numbers
     were drawn, or if it is that of a seed: forward has called ``torch.manual_seed``.
     """
-    seed, before = torch.initial_seed(), torch.get_rng_state()
+    seed, before = torch.initial_seed(), _global_state()
     of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
     try:
         yield
     finally:
         if drew() or torch.initial_seed() != seed or _is_seeded(before):
-            torch.set_rng_state(before)
+            with _GENERATOR:
+                torch.set_rng_state(before)
             if of_device is not None:
                 torch.cuda.set_rng_state(of_device, device)
 
 
+# torch.get_rng_state makes a Python object while it holds the generator's lock. If Python collects garbage
+# just then, the interpreter may be handed to another thread; one that asks for the same state would wait for
+# the lock without giving the interpreter back, for ever. So llr's threads ask one after the other.
+_GENERATOR = threading.RLock()
+
+
+def _global_state() -> Tensor:
+    with _GENERATOR:
+        return torch.get_rng_state()
+
+
 def _is_seeded(before: Tensor) -> bool:
-    now = torch.get_rng_state()
+    now = _global_state()
     if torch.equal(now, before):
         return False
     return torch.equal(now, torch.Generator().manual_seed(torch.initial_seed()).get_state())

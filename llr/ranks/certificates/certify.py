@@ -88,7 +88,7 @@ def certify(
 
     Example:
         >>> import torch
-        >>> from llr.certify import certify, verify
+        >>> from llr import certify, verify
         >>> model = torch.nn.Sequential(torch.nn.Linear(1, 2), torch.nn.Tanh(), torch.nn.Linear(2, 1))
         >>> x = torch.linspace(-1, 1, 14)[:, None]
         >>> certificate = certify(model, x)

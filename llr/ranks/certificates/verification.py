@@ -83,7 +83,7 @@ def verify(
 
     Example:
         >>> import torch
-        >>> from llr.certify import certify, verify
+        >>> from llr import certify, verify
         >>> model, x = torch.nn.Linear(2, 1), torch.eye(2)
         >>> certificate = certify(model, x)
         >>> verify(certificate, model, x + 1).reason

@@ -128,7 +128,7 @@ def independence(
     Example:
         >>> import torch
         >>> from llr.models import TwoLayer
-        >>> from llr.theory.spans.neurons import independence
+        >>> from llr.neurons import independence
         >>> w = torch.tensor([[1.0, 2.0], [0.5, 0.0], [-1.0, -2.0]])
         >>> model = TwoLayer.of(w, torch.zeros(3), torch.ones(3, 1), activation="sigmoid")
         >>> print(independence(model))
