@@ -400,7 +400,7 @@ class TestWriteAtomic:
         path.write_text("old")
         code = f"""
             import os, signal
-            from llr.inputs import writing
+            from llr.inputs.files import writing
             writing.os.fsync = lambda _: os.kill(os.getpid(), signal.SIGKILL)
             writing.write_atomic({str(path)!r}, "new" * 100000)
         """
