@@ -20,7 +20,7 @@ from llr.ranks.info import Check
 @pytest.fixture
 def only_tanh(monkeypatch):
     """Self-tests of one activation, which are faster."""
-    monkeypatch.setattr(reference, "ACTIVATIONS", {"tanh": formula.ACTIVATIONS["tanh"]})
+    monkeypatch.setattr(formula, "ACTIVATIONS", {"tanh": formula.ACTIVATIONS["tanh"]})
 
 
 def test_facts():
