@@ -27,7 +27,7 @@ from llr.problem import Model
 from llr.result import RankResult
 from llr.roles import a_function, a_seed, sizes, word
 from llr.samplers import Sampler, read_sampler
-from llr.saturation import Certify, Look, Progress, Search, ambiguous, proved
+from llr.saturation import Certify, Look, Progress, Search, proved, unclear
 from llr.surroundings import outside_inference_mode
 
 # How many times P + margin scalar observations are tried where max_samples does not say.
@@ -46,9 +46,10 @@ class ModelRank:
         upper: what it is at most: the number of parameters, or the caller's `upper`, or the rank on all
             points of a finite domain.
         upper_from: "parameters", "theory" (a closed form), "caller" (believed, not proved) or "domain".
-        ambiguous: whether the rank is open: a count of singular values that is neither exact nor clear or
-            below what is proved, or a certificate that reached its precision cap. A count that is not
-            ambiguous has a gap of 1e3, which smooth functions also have by chance: it is counted, not proved.
+        ambiguous: whether the rank on the longest sample is open, as for `RankResult`: its bounds do not meet,
+            or the lower one is an estimate, or more is proved on another sample.
+        clear: whether that count has a gap of 1e3, or that proof did not grow with the precision. Smooth
+            functions have such gaps by chance, too.
         saturated: whether the rank stopped growing as the samples grew, or cannot grow. If not, dim T may
             well be larger.
         reason: why the search ended, in words.
@@ -64,6 +65,7 @@ class ModelRank:
     upper: int
     upper_from: str
     ambiguous: bool
+    clear: bool
     saturated: bool
     reason: str
     samples: Tensor
@@ -96,7 +98,11 @@ class ModelRank:
             f"{'sample' if self.n_samples == 1 else 'samples'} ({self.sampler})"
         )
         if self.ambiguous:
-            line += "; AMBIGUOUS: singular values without a clear gap, or fewer than are proved"
+            line += (
+                "; AMBIGUOUS (clear gap): no upper bound meets it, or the error is estimated"
+                if self.clear
+                else "; AMBIGUOUS (no clear gap): singular values without a gap, or fewer than are proved"
+            )
         return line if self.saturated else f"{line}; NOT SATURATED: {self.reason}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -109,6 +115,7 @@ class ModelRank:
             "upper_from": self.upper_from,
             "exact": self.exact,
             "ambiguous": self.ambiguous,
+            "clear": self.clear,
             "saturated": self.saturated,
             "reason": self.reason,
             "n_samples": self.n_samples,
@@ -232,12 +239,14 @@ def model_rank(
     limit, limit_from = look.upper, look.upper_from
     if whole is not None and int(whole.upper) < limit:
         limit, limit_from = int(whole.upper), "domain"
+    last = found.trials[-1].result
     return ModelRank(
         rank=dimension,
         lower=lower,
         upper=limit,
         upper_from=limit_from,
-        ambiguous=ambiguous(found.trials[-1].result) or lower > found.best,
+        ambiguous=lower < limit and (last.open or lower > found.best),
+        clear=not unclear(last) and lower <= found.best,
         saturated=lower == limit or (found.saturated and lower <= found.best),
         reason=found.reason,
         samples=source.first(n).clone(),
