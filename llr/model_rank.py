@@ -32,6 +32,7 @@ from llr.surroundings import outside_inference_mode
 
 # How many times P + margin scalar observations are tried where max_samples does not say.
 _PATIENCE = 16
+_MOST_MARGIN = 10**6
 _LISTED_NUMBERS = 4096
 """Samples of more numbers are left out of to_dict()."""
 
@@ -46,8 +47,8 @@ class ModelRank:
         upper: what it is at most: the number of parameters, or the caller's `upper`, or the rank on all
             points of a finite domain.
         upper_from: "parameters", "theory" (a closed form), "caller" (believed, not proved) or "domain".
-        ambiguous: whether the rank on the longest sample is open, as for `RankResult`: its bounds do not meet,
-            or the lower one is an estimate, or more is proved on another sample.
+        ambiguous: whether the rank on the longest sample is open, as for `RankResult`: its bounds do not
+            meet, or the lower one is an estimate, or more is proved on another sample.
         clear: whether that count has a gap of 1e3, or that proof did not grow with the precision. Smooth
             functions have such gaps by chance, too.
         saturated: whether the rank stopped growing as the samples grew, or cannot grow. If not, dim T may
@@ -174,7 +175,7 @@ def model_rank(
         upper: an upper bound of dim T known from theory; believed.
         certify: "auto" proves where N rows and P columns have N P (200 + min(N, P)) <= 1e8 and
             :mod:`llr.exact` reads the model; True proves whatever it takes, False never.
-        margin: how far the observations must outnumber the rank.
+        margin: how far the observations must outnumber the rank, from 1 to a million.
         max_samples: the most points to draw; default: 16 (P + margin) observations' worth.
         seed: of the samples, a function of seed and sampler alone. The global generator is not used.
         sample_shape: shape of one sample, where the model does not tell: all but MLPs and ``nn.Sequential``
@@ -201,8 +202,8 @@ def model_rank(
         >>> llr.model_rank(model).rank  # four functions and the constant
         5
     """
-    for name, value, least in (("margin", margin, 1), ("seed", seed, 0)):
-        check_int(name, value, least)
+    check_int("margin", margin, 1, _MOST_MARGIN)
+    check_int("seed", seed, 0)
     for name, bound in (("max_samples", max_samples), ("upper", upper)):
         if bound is not None:
             check_int(name, bound, 1 if name == "max_samples" else 0)

@@ -25,7 +25,7 @@ from llr.elimination import Scaled, find_pivots, prove
 from llr.exact import Network, read_network
 from llr.kinks import off_analytic
 from llr.roles import a_flag, a_seed, maybe, whole
-from llr.samplers import read_sampler
+from llr.samplers import read_sampler, sample_shape
 from llr.surroundings import outside_inference_mode
 from llr.theory.span import Function, Span
 from llr.theory.structure import exact_row
@@ -189,10 +189,16 @@ def _networks(
 
     if x is not None:
         return read(x)
+    try:
+        shape, _ = sample_shape(modules[0], None)
+    except ValueError:
+        raise ValueError(
+            f"what samples a {type(modules[0]).__name__} takes cannot be read off it; give x="
+        ) from None
     source = read_sampler(
         "normal",
         modules[0],
-        shape=None,
+        shape=shape,
         dtype=torch.float64,
         device=torch.device("cpu"),
         seed=seed,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llr.accept import a_model_or_matrix, takes, valued
-from llr.certificate import Certificate
+from llr.certificate import HIGHEST_BITS, Certificate, check_int
 from llr.certify import Progress, certify
 from llr.counting import Count, ImmoderateSquaresError
 from llr.different import bounds_of_model
@@ -30,6 +30,7 @@ __all__ = ["METHODS", "RankResult", "rank"]
 _AT_ONCE, _BITS_AT_ONCE = 1e7, 256
 _SMALL, _BITS_OF_SMALL = 2e6, 512
 _SECONDS_PER_OPERATION = 1e-7
+_FIRST_BITS = 64  # of a certificate
 
 # A closed form takes about 10 microseconds a parameter: as long as so many operations of a count.
 _FEW_PARAMETERS = 2500
@@ -148,7 +149,15 @@ def rank(
         )
     if upper is not None and (not isinstance(upper, int) or upper < 0):
         raise ValueError(f"upper is {upper!r}; expected a number of dimensions, 0 or more")
+    if resolve not in (None, True, False):
+        raise ValueError(f"resolve is {resolve!r}; expected True, False or None")
+    check_int("max_bits", max_bits, _FIRST_BITS, HIGHEST_BITS)
     if method == "certified":
+        if rtol is not None or atol is not None:
+            raise ValueError(
+                "rtol and atol count singular values above a tolerance, and method='certified' counts none; "
+                "leave one of them away"
+            )
         if dtype not in ("auto", None, torch.float64):
             raise TypeError(
                 f"dtype is {dtype}, but a certificate is about the exact values of the parameters; leave it "

@@ -19,7 +19,18 @@ from llr.theory.groups import named
 from llr.theory.periodic import phases, sine_group
 from llr.theory.polynomial import polynomial_generic_rank, polynomial_tangent
 from llr.theory.result import Dimension, Term
-from llr.theory.structure import Row, TwoLayerNet, outer, rank, read_structure, unit_vectors
+from llr.theory.structure import (
+    ConvNet,
+    Factorization,
+    LinearNet,
+    Row,
+    Structure,
+    TwoLayerNet,
+    outer,
+    rank,
+    read_structure,
+    unit_vectors,
+)
 
 # The slope of GELU has a zero near -0.75; the float64 numbers beside it are told from it by a hundred bits.
 _HIGHEST_BITS = 1 << 16
@@ -117,6 +128,8 @@ def generic_rank(architecture: nn.Module | TwoLayerNet) -> Dimension:
         (25, 20)
     """
     net = read_structure(architecture) if isinstance(architecture, nn.Module) else architecture
+    if not isinstance(net, Structure):
+        raise TypeError(f"architecture is {type(net).__name__}; expected a module such as TwoLayer")
     if not isinstance(net, TwoLayerNet) or net.activation not in PARITY:
         raise ValueError(
             f"architecture is {_words(net)}; expected a two-layer network with one of {', '.join(PARITY)}. "
@@ -303,4 +316,9 @@ def _describe_affine(affine: Sequence[Affine]) -> str:
 def _words(structure: object) -> str:
     if isinstance(structure, TwoLayerNet):
         return f"a two-layer network of {structure.activation}"
-    return f"a {type(structure).__name__}"
+    names = {
+        ConvNet: "a convolution",
+        Factorization: "a matrix factorization",
+        LinearNet: "a linear network",
+    }
+    return names.get(type(structure), "a network of more than two layers")
