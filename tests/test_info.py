@@ -12,7 +12,6 @@ from targets import emulated, require_gpus
 from torch import Tensor
 
 import llr
-from llr.jacobians import reference
 from llr.operators import _ops, formula
 from llr.ranks.info import Check
 

@@ -24,8 +24,8 @@ from theory_cases import (
 )
 from torch import nn
 
-from llr import certify
 from llr.models import DeepLinear, Polynomial, TwoLayer
+from llr.ranks.certificates import certify
 from llr.theory.result import Dimension
 from llr.theory.structures.groups import group_neurons
 from llr.theory.structures.structure import Row, TwoLayerNet, rank
@@ -353,7 +353,9 @@ class TestWords:
         assert (twins.lower, twins.upper, twins.status) == (4, 8, "bounds")
 
     def test_wrong_models(self) -> None:
-        with pytest.raises(ValueError, match=r"architecture is a LinearNet; expected a two-layer"):
+        with pytest.raises(
+            ValueError, match=r"architecture is a linear network; expected a two-layer"
+        ):
             generic_rank(DeepLinear([2, 3, 1]))
         net = structure(build("tanh", [(W1, 0.5, [1.0])]))
         wrong = TwoLayerNet("hardtanh", net.w, net.b, net.a, net.c, net.d, net.q)

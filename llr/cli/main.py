@@ -272,7 +272,8 @@ def model_rank(
 ) -> None:
     """The dimension of MODEL's tangent space: its rank on as many samples as it takes.
 
-    Exit code 3 if it is ambiguous, or did not stop growing: then it is at least the number given.
+    Exit code 3 if it is ambiguous without a clear gap (of 1000), or did not stop growing: then it is at
+    least the number given.
     """
     shape = None if sample_shape is None else _sizes(sample_shape)
     if shape is not None and source.inputs is not None:
@@ -301,7 +302,7 @@ def model_rank(
     console.print(str(result), markup=False)
     if json_out not in (None, "-"):
         console.print(f"wrote  {json_out}", markup=False)
-    if result.ambiguous or not result.saturated:
+    if (result.ambiguous and not result.clear) or not result.saturated:
         sys.exit(_OPEN)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import os
 from pathlib import Path
@@ -92,8 +91,9 @@ class set_memory_budget:  # noqa: N801 - used like a function, as torch.set_grad
         value = parse_bytes(nbytes) if isinstance(nbytes, str) else nbytes
         if value is not None and not isinstance(value, numbers.Real):
             raise TypeError(f"memory budget is {nbytes!r}; expected a number of bytes, or text")
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"memory budget is {nbytes!r}; expected a positive number of bytes")
+        if value is not None and not 0 < value < 2**63:
+            shown = repr(nbytes) if abs(value) < 2**128 else "beyond 2^128"
+            raise ValueError(f"memory budget is {shown}; expected a positive number of bytes")
         self._previous = _budget
         _budget = None if value is None else int(value)
 

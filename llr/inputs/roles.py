@@ -51,6 +51,9 @@ def marks(name: str, value: Any) -> Any:
     raise TypeError(f"{name} is {value!r}; expected an integer, or a list of points")
 
 
+_MOST_BITS = 1023  # of an integer that float64 holds
+
+
 def real(name: str, value: Any) -> Any:
     """A real number, or None.
 
@@ -61,6 +64,10 @@ def real(name: str, value: Any) -> Any:
     if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex():
         refuse_meta(name, value)
         return value.item()
+    if type(value) is int and value.bit_length() > _MOST_BITS:
+        raise ValueError(
+            f"{name} is an integer of {value.bit_length()} bits; expected a number that float64 holds"
+        )
     if value is None or (isinstance(value, numbers.Real) and not isinstance(value, bool)):
         return value
     raise TypeError(f"{name} is {value!r}; expected a real number")

@@ -217,8 +217,11 @@ def flow(
         if not 0 < value < math.inf:
             raise ValueError(f"{name} is {value!r}; expected a positive number")
     at = np.asarray(times, dtype=np.float64)
-    if at.ndim != 1 or len(at) < 2 or at[0] < 0 or not bool((np.diff(at) > 0).all()):
-        raise ValueError(f"times is {times!r}; expected at least two increasing numbers from 0 on")
+    increasing = at.ndim == 1 and len(at) >= 2 and at[0] >= 0 and bool((np.diff(at) > 0).all())
+    if not increasing or not math.isfinite(at[-1]):
+        raise ValueError(
+            f"times is {times!r}; expected at least two increasing finite numbers from 0 on"
+        )
     check_int("max_evaluations", max_evaluations, 1)
     surface = Surface.of(model, x, y, loss, params)
     check_affordable(surface)
@@ -233,8 +236,9 @@ def flow(
         evaluations += 1
         if evaluations > max_evaluations:
             raise RuntimeError(
-                f"gradient flow is at time {time:.3g} after {max_evaluations} gradients; a kink of the model "
-                "may be in its way. Take a larger rtol, earlier times, or raise max_evaluations"
+                f"gradient flow is at time {time:.3g} after max_evaluations={max_evaluations} gradients. "
+                "Raise max_evaluations, take a larger rtol or earlier times; along a kink, as of ReLU, no "
+                "number may be enough"
             )
         with derivatives(surface.theta, "parameters"):
             return cast(np.ndarray, -slope(vector(theta)).cpu().numpy())

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llr.exact.kinks import off_analytic
 from llr.exact.network import Network, read_network
-from llr.inputs.samplers import read_sampler
+from llr.inputs.samplers import read_sampler, sample_shape
 from llr.theory.spans.formal import Formal, formal
 from llr.theory.spans.formal_span import formal_rank
 from llr.theory.spans.symbols import Symbols
@@ -57,10 +57,16 @@ class Pair:
                 f"{sizes[1][0]} and {sizes[1][1]}; expected networks of the same function"
             )
         if x is None:
+            try:
+                shape, _ = sample_shape(narrow, None)
+            except ValueError:
+                raise ValueError(
+                    f"what samples a {type(narrow).__name__} takes cannot be read off it; give x="
+                ) from None
             source = read_sampler(
                 "normal",
                 narrow,
-                shape=None,
+                shape=shape,
                 dtype=torch.float64,
                 device=torch.device("cpu"),
                 seed=seed,

@@ -133,11 +133,6 @@ def threshold(
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-    if spectrum.dim() == 0 or spectrum.dtype not in (torch.float32, torch.float64):
-        raise TypeError(
-            f"spectrum is {spectrum.dtype} of shape {tuple(spectrum.shape)}; expected singular values "
-            "(..., k) in float32 or float64"
-        )
     if rtol is None:
         rtol = torch.finfo(spectrum.dtype).eps * short_side
     largest = spectrum[..., 0] if spectrum.shape[-1] else spectrum.new_zeros(spectrum.shape[:-1])

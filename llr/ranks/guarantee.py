@@ -25,7 +25,7 @@ from llr.inputs.roles import sizes, word
 from llr.inputs.samplers import Source, all_samples, checked_points, sample_shape
 from llr.ranks.model_rank import ModelRank
 from llr.ranks.model_rank import model_rank as find_model_rank
-from llr.ranks.saturation import Certify, Found, Look, Search, ambiguous
+from llr.ranks.saturation import Certify, Found, Look, Search
 from llr.theory.tangents.upper import upper_bound
 
 
@@ -88,7 +88,7 @@ def has_llr_guarantee(
 
     Returns:
         A `Guarantee`, true or false. A rank counted in floating point can be too small, which then reads as
-        no guarantee; ``reason`` says where it is counted, and where the count is ambiguous.
+        no guarantee; ``reason`` says where it is counted, where the count is ambiguous, and with what gap.
 
     Raises:
         TypeError: `options` beside `model_rank`.
@@ -254,7 +254,8 @@ class _Case:
             reason += " (proved)"
         elif not self.found.prove:
             last = self.found.trials[-1].result
-            reason += " (counted in floating point" + (", ambiguous)" if ambiguous(last) else ")")
+            gap = "clear gap" if last.clear else "no clear gap"
+            reason += " (counted in floating point" + (f", ambiguous, {gap})" if last.open else ")")
         return Guarantee(holds, r, target.rank, proved, n, reason + target.doubt)
 
 
@@ -264,7 +265,8 @@ def _target(model_rank: int | ModelRank) -> _Target:
         if not model_rank.saturated:
             doubt = f"; the model rank had not saturated: {model_rank.reason}"
         elif model_rank.ambiguous:
-            doubt = "; the model rank is ambiguous"
+            gap = "clear gap" if model_rank.clear else "no clear gap"
+            doubt = f"; the model rank is ambiguous ({gap})"
         return _Target(model_rank.rank, model_rank.lower, model_rank.upper, doubt)
     if type(model_rank) is not int or model_rank < 0:
         raise ValueError(

@@ -93,13 +93,27 @@ def tolerance(
         Shape ``(...)``, dtype and device of `spectrum`; an empty spectrum has sigma_1 = 0.
 
     Raises:
-        ValueError: `rtol` or `atol` is negative, NaN or infinite.
+        ValueError: `rtol` or `atol` is negative, NaN or infinite; numbers that are not descending or below 0;
+            a `short_side` below 0.
 
     Example:
         >>> import llr, torch
         >>> llr.tolerance(torch.tensor([8.0, 1.0]), 2, rtol=0.25)
         tensor(2.)
     """
+    if spectrum.dim() == 0 or spectrum.dtype not in (torch.float32, torch.float64):
+        raise TypeError(
+            f"spectrum is {spectrum.dtype} of shape {tuple(spectrum.shape)}; expected singular values "
+            "(..., k) in float32 or float64"
+        )
+    least = spectrum[..., -1:].amin() if spectrum.numel() else 0.0
+    if spectrum.isnan().any() or least < 0 or (spectrum.diff(dim=-1) > 0).any():
+        raise ValueError(
+            "spectrum is no list of singular values; expected numbers >= 0 in descending order, "
+            "as llr.svdvals returns them"
+        )
+    if type(short_side) is not int or not 0 <= short_side < 2**53:
+        raise ValueError(f"short_side is {short_side!r}; expected min(m, n) of the matrix")
     return threshold(spectrum, short_side, rtol=rtol, atol=atol)
 
 

@@ -27,10 +27,11 @@ from llr.inputs.problem import Model
 from llr.inputs.roles import a_function, a_seed, check_int, sizes, word
 from llr.inputs.samplers import Sampler, read_sampler
 from llr.ranks.result import RankResult
-from llr.ranks.saturation import Certify, Look, Progress, Search, ambiguous, proved
+from llr.ranks.saturation import Certify, Look, Progress, Search, proved, unclear
 
 # How many times P + margin scalar observations are tried where max_samples does not say.
 _PATIENCE = 16
+_MOST_MARGIN = 10**6
 _LISTED_NUMBERS = 4096
 """Samples of more numbers are left out of to_dict()."""
 
@@ -45,9 +46,10 @@ class ModelRank:
         upper: what it is at most: the number of parameters, or the caller's `upper`, or the rank on all
             points of a finite domain.
         upper_from: "parameters", "theory" (a closed form), "caller" (believed, not proved) or "domain".
-        ambiguous: whether the rank is open: a count of singular values that is neither exact nor clear or
-            below what is proved, or a certificate that reached its precision cap. A count that is not
-            ambiguous has a gap of 1e3, which smooth functions also have by chance: it is counted, not proved.
+        ambiguous: whether the rank on the longest sample is open, as for `RankResult`: its bounds do not
+            meet, or the lower one is an estimate, or more is proved on another sample.
+        clear: whether that count has a gap of 1e3, or that proof did not grow with the precision. Smooth
+            functions have such gaps by chance, too.
         saturated: whether the rank stopped growing as the samples grew, or cannot grow. If not, dim T may
             well be larger.
         reason: why the search ended, in words.
@@ -63,6 +65,7 @@ class ModelRank:
     upper: int
     upper_from: str
     ambiguous: bool
+    clear: bool
     saturated: bool
     reason: str
     samples: Tensor
@@ -95,7 +98,11 @@ class ModelRank:
             f"{'sample' if self.n_samples == 1 else 'samples'} ({self.sampler})"
         )
         if self.ambiguous:
-            line += "; AMBIGUOUS: singular values without a clear gap, or fewer than are proved"
+            line += (
+                "; AMBIGUOUS (clear gap): no upper bound meets it, or the error is estimated"
+                if self.clear
+                else "; AMBIGUOUS (no clear gap): singular values without a gap, or fewer than are proved"
+            )
         return line if self.saturated else f"{line}; NOT SATURATED: {self.reason}"
 
     def to_dict(self) -> dict[str, Any]:
@@ -108,6 +115,7 @@ class ModelRank:
             "upper_from": self.upper_from,
             "exact": self.exact,
             "ambiguous": self.ambiguous,
+            "clear": self.clear,
             "saturated": self.saturated,
             "reason": self.reason,
             "n_samples": self.n_samples,
@@ -166,7 +174,7 @@ def model_rank(
         upper: an upper bound of dim T known from theory; believed.
         certify: "auto" proves where N rows and P columns have N P (200 + min(N, P)) <= 1e8 and
             :mod:`llr.exact.network` reads the model; True proves whatever it takes, False never.
-        margin: how far the observations must outnumber the rank.
+        margin: how far the observations must outnumber the rank, from 1 to a million.
         max_samples: the most points to draw; default: 16 (P + margin) observations' worth.
         seed: of the samples, a function of seed and sampler alone. The global generator is not used.
         sample_shape: shape of one sample, where the model does not tell: all but MLPs and ``nn.Sequential``
@@ -193,8 +201,8 @@ def model_rank(
         >>> llr.model_rank(model).rank  # four functions and the constant
         5
     """
-    for name, value, least in (("margin", margin, 1), ("seed", seed, 0)):
-        check_int(name, value, least)
+    check_int("margin", margin, 1, _MOST_MARGIN)
+    check_int("seed", seed, 0)
     for name, bound in (("max_samples", max_samples), ("upper", upper)):
         if bound is not None:
             check_int(name, bound, 1 if name == "max_samples" else 0)
@@ -231,12 +239,14 @@ def model_rank(
     limit, limit_from = look.upper, look.upper_from
     if whole is not None and int(whole.upper) < limit:
         limit, limit_from = int(whole.upper), "domain"
+    last = found.trials[-1].result
     return ModelRank(
         rank=dimension,
         lower=lower,
         upper=limit,
         upper_from=limit_from,
-        ambiguous=ambiguous(found.trials[-1].result) or lower > found.best,
+        ambiguous=lower < limit and (last.open or lower > found.best),
+        clear=not unclear(last) and lower <= found.best,
         saturated=lower == limit or (found.saturated and lower <= found.best),
         reason=found.reason,
         samples=source.first(n).clone(),

@@ -12,8 +12,9 @@ from llr.inputs.accept import a_model_or_matrix, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model, read_problem
-from llr.inputs.roles import a_function, a_precision, real, word
+from llr.inputs.roles import a_function, a_precision, check_int, real, word
 from llr.jacobians.jacobian import prepare
+from llr.linalg.balls import HIGHEST_BITS
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import Progress, certify
 from llr.ranks.counting import Count, ImmoderateSquaresError
@@ -30,6 +31,7 @@ __all__ = ["METHODS", "RankResult", "rank"]
 _AT_ONCE, _BITS_AT_ONCE = 1e7, 256
 _SMALL, _BITS_OF_SMALL = 2e6, 512
 _SECONDS_PER_OPERATION = 1e-7
+_FIRST_BITS = 64  # of a certificate
 
 # A closed form takes about 10 microseconds a parameter: as long as so many operations of a count.
 _FEW_PARAMETERS = 2500
@@ -148,7 +150,15 @@ def rank(
         )
     if upper is not None and (not isinstance(upper, int) or upper < 0):
         raise ValueError(f"upper is {upper!r}; expected a number of dimensions, 0 or more")
+    if resolve not in (None, True, False):
+        raise ValueError(f"resolve is {resolve!r}; expected True, False or None")
+    check_int("max_bits", max_bits, _FIRST_BITS, HIGHEST_BITS)
     if method == "certified":
+        if rtol is not None or atol is not None:
+            raise ValueError(
+                "rtol and atol count singular values above a tolerance, and method='certified' counts none; "
+                "leave one of them away"
+            )
         if dtype not in ("auto", None, torch.float64):
             raise TypeError(
                 f"dtype is {dtype}, but a certificate is about the exact values of the parameters; leave it "

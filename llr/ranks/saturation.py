@@ -175,7 +175,7 @@ class Search:
     def grow(self, n: int, *, prove: bool, give_way: bool = False) -> Found:
         """Double the number of points from n until the rank has saturated.
 
-        With `give_way`, a count of singular values ends where it is ambiguous and a proof is at hand.
+        With `give_way`, a count of singular values ends where it is unclear and a proof is at hand.
         """
         found, q = Found(prove), self.look.outputs
         most = min(self.most, self.source.limit or self.most)
@@ -201,7 +201,7 @@ class Search:
                 found.reason = f"twice {before.n} samples did not raise the rank"
             if found.saturated:
                 return found
-            if give_way and ambiguous(trial.result) and self.look.provable(n):
+            if give_way and unclear(trial.result) and self.look.provable(n):
                 found.complete, found.reason = False, "singular values do not tell the rank"
                 return found
             # In an endless sequence; a finite one may have its new points later.
@@ -237,8 +237,8 @@ class Search:
         return high.n, high.result
 
 
-def ambiguous(result: RankResult) -> bool:
-    """Whether the rank is neither exact nor clear: a count with a large gap is taken, as counted."""
+def unclear(result: RankResult) -> bool:
+    """Whether the rank is neither exact nor clear."""
     return result.open and not result.clear
 
 

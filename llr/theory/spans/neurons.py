@@ -23,7 +23,7 @@ from llr.exact.network import Network, read_network
 from llr.inputs.accept import modules, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.roles import a_flag, a_seed, check_int, maybe, whole
-from llr.inputs.samplers import read_sampler
+from llr.inputs.samplers import read_sampler, sample_shape
 from llr.linalg.balls import LOWEST_BITS, coefficients
 from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.theory.spans.span import Function, Span
@@ -188,10 +188,16 @@ def _networks(
 
     if x is not None:
         return read(x)
+    try:
+        shape, _ = sample_shape(modules[0], None)
+    except ValueError:
+        raise ValueError(
+            f"what samples a {type(modules[0]).__name__} takes cannot be read off it; give x="
+        ) from None
     source = read_sampler(
         "normal",
         modules[0],
-        shape=None,
+        shape=shape,
         dtype=torch.float64,
         device=torch.device("cpu"),
         seed=seed,

@@ -18,7 +18,11 @@ from llr.theory.structures.groups import Grouping as Grouping
 from llr.theory.structures.groups import group_neurons as group_neurons
 from llr.theory.structures.groups import named
 from llr.theory.structures.structure import (
+    ConvNet,
+    Factorization,
+    LinearNet,
     Row,
+    Structure,
     TwoLayerNet,
     outer,
     rank,
@@ -124,6 +128,8 @@ def generic_rank(architecture: nn.Module | TwoLayerNet) -> Dimension:
         (25, 20)
     """
     net = read_structure(architecture) if isinstance(architecture, nn.Module) else architecture
+    if not isinstance(net, Structure):
+        raise TypeError(f"architecture is {type(net).__name__}; expected a module such as TwoLayer")
     if not isinstance(net, TwoLayerNet) or net.activation not in PARITY:
         raise ValueError(
             f"architecture is {_words(net)}; expected a two-layer network with one of {', '.join(PARITY)}. "
@@ -310,4 +316,9 @@ def _describe_affine(affine: Sequence[Affine]) -> str:
 def _words(structure: object) -> str:
     if isinstance(structure, TwoLayerNet):
         return f"a two-layer network of {structure.activation}"
-    return f"a {type(structure).__name__}"
+    names = {
+        ConvNet: "a convolution",
+        Factorization: "a matrix factorization",
+        LinearNet: "a linear network",
+    }
+    return names.get(type(structure), "a network of more than two layers")
