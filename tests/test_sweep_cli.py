@@ -218,8 +218,9 @@ class TestLooking:
         assert said == "error: Parquet needs pyarrow: pip install 'llr[parquet]'"
         for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
             monkeypatch.setitem(sys.modules, name, None)
-        monkeypatch.delitem(sys.modules, "llr.plotting", raising=False)
-        monkeypatch.delattr("llr.plotting", raising=False)
+        for name in ("llr.plotting", "llr.ranks.figure"):
+            monkeypatch.delattr(name, raising=False)
+            monkeypatch.delitem(sys.modules, name, raising=False)
         said = refusal("sweep", "plot", "spec.sqlite", "f.png")
         assert said == "error: figures need matplotlib: pip install 'llr[plot]'"
 

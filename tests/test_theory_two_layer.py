@@ -24,8 +24,8 @@ from theory_cases import (
 )
 from torch import nn
 
+from llr import certify
 from llr.models import DeepLinear, Polynomial, TwoLayer
-from llr.ranks.certificates import certify
 from llr.theory.result import Dimension
 from llr.theory.structures.groups import group_neurons
 from llr.theory.structures.structure import Row, TwoLayerNet, rank
