@@ -233,7 +233,7 @@ PUBLIC = {
     f"{module.__name__}.{name}": value
     for module in (llr, embedding, landscape, theory, lifting, recovery, train)
     for name, value in vars(module).items()
-    if inspect.isfunction(value) and value.__module__.startswith("llr")
+    if inspect.isfunction(value) and value.__module__.startswith("llr") and name[0] != "_"
 }
 
 
