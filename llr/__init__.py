@@ -9,29 +9,19 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from llr.inputs.memory import memory_budget as memory_budget
-from llr.inputs.memory import set_memory_budget as set_memory_budget
-from llr.inputs.parameters import layout as layout
-from llr.jacobians.gram import gram as gram
-from llr.jacobians.jacobian import jacobian as jacobian
-from llr.jacobians.jacobian import plan as plan
-from llr.ranks.certificates.certificate import Certificate as Certificate
-from llr.ranks.certificates.certify import certify as certify
-from llr.ranks.certificates.verification import Verdict as Verdict
-from llr.ranks.certificates.verification import verify as verify
-from llr.ranks.guarantee import Guarantee as Guarantee
-from llr.ranks.guarantee import has_llr_guarantee as has_llr_guarantee
-from llr.ranks.guarantee import llr_sample_size as llr_sample_size
-from llr.ranks.info import VERSION
-from llr.ranks.info import info as info
-from llr.ranks.info import selftest as selftest
-from llr.ranks.matrices import numerical_rank as numerical_rank
-from llr.ranks.matrices import svdvals as svdvals
-from llr.ranks.matrices import tolerance as tolerance
-from llr.ranks.model_rank import ModelRank as ModelRank
-from llr.ranks.model_rank import model_rank as model_rank
-from llr.ranks.rank import rank as rank
-from llr.ranks.result import RankResult as RankResult
+from llr.inputs.memory import memory_budget, set_memory_budget
+from llr.inputs.parameters import layout
+from llr.jacobians.gram import gram
+from llr.jacobians.jacobian import jacobian, plan
+from llr.ranks.certificates.certificate import Certificate
+from llr.ranks.certificates.certify import certify
+from llr.ranks.certificates.verification import Verdict, verify
+from llr.ranks.guarantee import Guarantee, has_llr_guarantee, llr_sample_size
+from llr.ranks.info import VERSION, info, selftest
+from llr.ranks.matrices import numerical_rank, svdvals, tolerance
+from llr.ranks.model_rank import ModelRank, model_rank
+from llr.ranks.rank import rank
+from llr.ranks.result import RankResult
 
 if TYPE_CHECKING:
     from llr import embedding as embedding
@@ -44,7 +34,12 @@ if TYPE_CHECKING:
 
 __version__ = VERSION
 
-_FUNCTIONS = (
+__all__ = [
+    "Certificate",
+    "Guarantee",
+    "ModelRank",
+    "RankResult",
+    "Verdict",
     "certify",
     "gram",
     "has_llr_guarantee",
@@ -62,8 +57,7 @@ _FUNCTIONS = (
     "svdvals",
     "tolerance",
     "verify",
-)
-_RESULTS = ("Certificate", "Guarantee", "ModelRank", "RankResult", "Verdict")
+]
 _PACKAGES = ("embedding", "landscape", "lifting", "models", "neurons", "recovery", "theory")
 
 
@@ -75,4 +69,4 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     special = [name for name in globals() if name.startswith("__")]
-    return [*_FUNCTIONS, *_RESULTS, *_PACKAGES, *special]
+    return [*__all__, *_PACKAGES, *special]
