@@ -298,7 +298,7 @@ def _check_values(columns: Columns, x: Tensor) -> None:
     tensors = _tensors(columns, x)
     if x.is_meta:
         refuse_meta("the model" if tensors[1].is_meta else "x", x)
-    if _transformed(tensors):
+    if transformed(tensors):
         return  # there are no numbers to look at
     floating = [t for t in tensors if t.dtype in (torch.float32, torch.float64)]
     if len(floating) < len(tensors):
@@ -317,7 +317,7 @@ def _check_values(columns: Columns, x: Tensor) -> None:
     )
 
 
-def _transformed(tensors: Sequence[Tensor]) -> bool:
+def transformed(tensors: Sequence[Tensor]) -> bool:
     """Whether this happens inside somebody's vmap, grad or jvp."""
     return any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
 
@@ -351,7 +351,7 @@ def _mistaken(problem: Problem, x: Tensor) -> str:
     ):  # without inputs or neurons there is nothing to say
         return ""
     point = problem.point()
-    if type(x) not in (Tensor, nn.Parameter) or x.is_meta or _transformed([x, *point.values()]):
+    if type(x) not in (Tensor, nn.Parameter) or x.is_meta or transformed([x, *point.values()]):
         # There are no numbers to compare.
         return "a traced module inside a transform of torch.func" if mlp.traced else ""
     links = [(name, point.get(name or "", tensor)) for name, tensor in problem.chain()]

@@ -17,8 +17,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.func import vjp, vmap
+from torch.func import vmap
 
+from llr.evaluation.batched import Comparison, WrongDerivatives, batched_rows
 from llr.evaluation.compare import (
     EVAL,
     UNSUPPORTED,
@@ -37,6 +38,9 @@ from llr.evaluation.watch import Origins, Watch
 from llr.problem import Problem
 from llr.reference import output_leaves
 from llr.surroundings import closed, random_state
+
+_MOST_NUMBERS = 1 << 20
+"""Of derivatives, that are looked at to see whether vmap gives the right ones."""
 
 
 @dataclass
@@ -183,7 +187,7 @@ class _Examination:
             self.watch.draws_own,
             count,
             functools.partial(self._all, count, outputs),
-            functools.partial(self._obstacle, few[:1]),
+            functools.partial(self._obstacle, few, outputs),
         )
 
     def _refuse_randomness(self, together: Sequence[Tensor], few: Tensor) -> None:
@@ -359,21 +363,25 @@ class _Examination:
             "differentiated by them"
         )
 
-    def _obstacle(self, x: Tensor) -> str:
-        """Why vmap cannot take the model, by one sample and one of its derivatives."""
+    def _obstacle(self, x: Tensor, outputs: int) -> str:
+        """Why vmap cannot take the model or differentiates it wrongly, by a few samples."""
         if self.transformed:
             return ""
 
-        def pulled(sample: Tensor) -> tuple[Tensor, Any]:
-            def outputs(values: dict[str, Tensor]) -> Tensor:
-                return flat(self.problem.call(values, sample[None]))
-
-            value, pull = cast(Any, vjp(outputs, self.values))
-            return value, pull(torch.ones_like(value))
-
+        values = {name: v.detach() for name, v in self.values.items()}
+        numbers = len(x) * sum(v.numel() for v in values.values())
+        like = {"dtype": self.problem.dtype, "device": x.device}
+        if outputs * numbers <= _MOST_NUMBERS:
+            basis = torch.eye(outputs, **like)
+        else:  # a few combinations instead of all outputs
+            generator = torch.Generator().manual_seed(1)
+            basis = torch.randn(4, outputs, generator=generator).to(**like)
         try:
-            with closed(), torch.no_grad():
-                vmap(pulled)(x.clone())
+            with closed(), torch.enable_grad():
+                rows, _ = batched_rows(self.problem, values, x.clone(), basis)
+                Comparison(self.problem)(values, x, rows, basis)
+        except WrongDerivatives as error:
+            return str(error)
         except UNSUPPORTED as error:
             return why_unsupported(error, self.watch.draws_own)
         return ""
