@@ -317,6 +317,19 @@ def _check_values(columns: Columns, x: Tensor) -> None:
     )
 
 
+def as_leaves(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values, detached, as parameters in training are.
+
+    A forward may retain gradients of what it computes and register hooks on it, which torch refuses where no
+    gradient is required. Inside of somebody's transform they are left as they are.
+    """
+    detached = {name: v.detach() for name, v in values.items()}
+    if not transformed(list(values.values())):
+        for v in detached.values():
+            v.requires_grad_()
+    return detached
+
+
 def transformed(tensors: Sequence[Tensor]) -> bool:
     """Whether this happens inside somebody's vmap, grad or jvp."""
     return any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))

@@ -44,7 +44,8 @@ def batched_rows(
     """
 
     def outputs(values: dict[str, Tensor], sample: Tensor) -> Tensor:
-        found = flat(problem.call(values, sample[None]))
+        # Cloned here: a forward may work in place, which vjp allows for its own tensors only.
+        found = flat(problem.call(values, sample[None].clone()))
         if len(found) != basis.shape[1]:
             raise ValueError(ragged(len(found), basis.shape[1]))
         return found

@@ -16,7 +16,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.func import vmap
 
 from llr.evaluation.batched import Comparison, WrongDerivatives, batched_rows
@@ -35,7 +34,7 @@ from llr.evaluation.compare import (
     why_unsupported,
 )
 from llr.evaluation.watch import Origins, Watch
-from llr.problem import Problem
+from llr.problem import Problem, as_leaves, transformed
 from llr.reference import output_leaves
 from llr.surroundings import closed, random_state
 
@@ -128,7 +127,7 @@ def refuse_interactions(problem: Problem) -> None:
     found = probe(problem)
     if found.together is None:
         return
-    values = {name: v.detach() for name, v in problem.point().items()}
+    values = as_leaves(problem.point())
     step = math.ceil(len(found.together) / max(1, found.count))
     last = len(found.together) - 1
     some = torch.arange(
@@ -160,8 +159,8 @@ class _Examination:
     def __init__(self, problem: Problem) -> None:
         x = problem.x.detach()
         self.problem, self.x = problem, x if len(x) else x.new_zeros(1, *x.shape[1:])
-        self.values = {name: v.detach().clone() for name, v in problem.point().items()}
-        self.transformed = any(map(is_functorch_wrapped_tensor, (x, *self.values.values())))
+        self.values = as_leaves({name: v.clone() for name, v in problem.point().items()})
+        self.transformed = transformed([x, *self.values.values()])
         """Whether this happens inside of somebody's grad or jvp."""
         self.module = isinstance(problem.model, nn.Module)
         self.watch = self._watch()
@@ -208,8 +207,6 @@ class _Examination:
     def _watched(self, few: Tensor) -> list[Tensor]:
         """The outputs, after a look at every operation."""
         leaves = self.values
-        if not self.transformed:
-            leaves = {name: v.requires_grad_() for name, v in leaves.items()}
         try:
             outputs = self._run(leaves, few, self.escapes, self.watch)
         except Exception as error:
@@ -222,7 +219,6 @@ class _Examination:
         self._refuse_unfaithful()
         if not self.transformed:
             self._refuse_independence(outputs, leaves)
-        self.values = {name: v.detach() for name, v in leaves.items()}
         return [leaf.detach() for leaf in outputs]
 
     def _few(self) -> Tensor:
@@ -370,12 +366,12 @@ class _Examination:
 
         values = {name: v.detach() for name, v in self.values.items()}
         numbers = len(x) * sum(v.numel() for v in values.values())
-        like = {"dtype": self.problem.dtype, "device": x.device}
+        like = next(iter(values.values()))
         if outputs * numbers <= _MOST_NUMBERS:
-            basis = torch.eye(outputs, **like)
+            basis = torch.eye(outputs, dtype=like.dtype, device=like.device)
         else:  # a few combinations instead of all outputs
             generator = torch.Generator().manual_seed(1)
-            basis = torch.randn(4, outputs, generator=generator).to(**like)
+            basis = torch.randn(4, outputs, generator=generator).to(like)
         try:
             with closed(), torch.enable_grad():
                 rows, _ = batched_rows(self.problem, values, x.clone(), basis)
