@@ -54,7 +54,7 @@ def batched_rows(
         value, pull = cast(Any, vjp(lambda values: outputs(values, sample), dict(values)))
         return vmap(pull)(basis)[0], value
 
-    return cast(tuple[dict[str, Tensor], Tensor], vmap(one)(x))
+    return vmap(one)(x)
 
 
 class Comparison:
