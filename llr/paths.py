@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +16,7 @@ from torch.func import jacrev
 from llr import _ops, reference
 from llr.evaluation.batched import Comparison, WrongDerivatives, batched_rows
 from llr.evaluation.compare import UNSUPPORTED, flat, ragged, why_unsupported
+from llr.evaluation.overwrites import overwriting
 from llr.evaluation.probe import Probe, probe
 from llr.forward_errors import derivatives, from_torch
 from llr.memory import format_bytes
@@ -77,7 +79,8 @@ def run(
             problem, x=problem.x.detach(), columns=replace(problem.columns, values=detached)
         )
     # With gradients recorded: without, torch differentiates LU factors wrongly under vmap.
-    with closed(), torch.enable_grad(), derivatives(problem.x):
+    place = functools.partial(overwriting, problem)
+    with closed(), torch.enable_grad(), derivatives(problem.x, overwriting=place):
         if prepared.backend == "torch":
             try:
                 return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"

@@ -46,6 +46,7 @@ _MOST_NUMBERS = 1 << 20
 class Probe:
     """What a model turned out to be."""
 
+    model: object
     outputs: int
     """q, numbers for each sample."""
     leaves: list[Tensor]
@@ -95,7 +96,7 @@ class Probe:
         alone = alone.to(together.device)
         if not close(together, alone, loose(alone)):
             count = len(cast(Tensor, self.together))
-            raise ValueError(interacting(difference(together, alone), count))
+            raise ValueError(interacting(self.model, difference(together, alone), count))
 
 
 def probe(problem: Problem) -> Probe:
@@ -174,13 +175,14 @@ class _Examination:
         # The second one alone: where one sample hangs on another, it mostly hangs on an earlier one.
         single = self._detached(few[-1:])
         try:
-            compare_alone(together, single, len(few))
+            compare_alone(self.problem.model, together, single, len(few))
         except ValueError:
             self._refuse_randomness(together, few)
             raise
         outputs = sum(leaf.numel() for leaf in single)
         count = affordable(len(self.x), outputs, max(1, self.watch.nbytes // len(few)), few.device)
         return Probe(
+            self.problem.model,
             outputs,
             single,
             self.watch.draws_own,
