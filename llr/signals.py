@@ -12,6 +12,7 @@ combination of the outputs: a parameter that is also used where no hook sees it 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
 from llr import gate
+from llr.evaluation.overwrites import overwriting
 from llr.evaluation.probe import probe
 from llr.forward_errors import derivatives
 from llr.parameters import Columns
@@ -320,7 +322,8 @@ def _hooked(problem: Problem, x: Tensor, layers: Sequence[Layer]) -> dict[Layer,
     if not layers:
         return {}
     leaves = {name: v.detach().requires_grad_() for name, v in problem.columns.values.items()}
-    with torch.enable_grad(), closed(), derivatives(x):
+    place = functools.partial(overwriting, problem)
+    with torch.enable_grad(), closed(), derivatives(x, overwriting=place):
         model = problem.copy(leaves)
         with _recording(model, layers) as calls:
             parts = output_leaves(problem.run(model, x.detach().clone()))
