@@ -47,6 +47,7 @@ class Isolation:
             to the targets' root mean square.
         kappa: of the smallest box; proved where it is at most 1/2. Infinite where no bound was found.
         inverse: (P, n q), a left inverse of the weighted Jacobian, approximately; None if it is singular.
+        rho: (P), the sides of the box of parameters; empty if not isolated.
     """
 
     isolated: bool
@@ -54,6 +55,7 @@ class Isolation:
     eps: float
     kappa: float
     inverse: arb_mat | None
+    rho: tuple[arb, ...] = ()
 
 
 def isolation(fit: Polished, corner: Tensor, size: float) -> Isolation:
@@ -80,9 +82,10 @@ def isolation(fit: Polished, corner: Tensor, size: float) -> Isolation:
     sides = [box * r / t.abs_lower() for r, t in zip(rho, fit.theta, strict=True) if t != 0]
     radius = min((float(s.lower()) for s in sides), default=math.inf)
     # The network that is returned has these parameters rounded to float64.
-    apart = [2 * r + arb(2) ** -53 * abs(t) for r, t in zip(rho, fit.theta, strict=True)]
+    factor = (1 / (1 - first)).upper()
+    apart = [factor * r + arb(2) ** -53 * abs(t) for r, t in zip(rho, fit.theta, strict=True)]
     bound = (_eps(fit, apart, corner) / arb(size)).upper()
-    return Isolation(True, radius, _above(bound), float(first), C)
+    return Isolation(True, radius, _above(bound), _above(first), C, tuple(rho))
 
 
 def _inverse(fit: Polished) -> arb_mat | None:

@@ -12,7 +12,8 @@ from torch import Tensor
 from llr.balls import precision
 from llr.jacobian import jacobian
 from llr.recovery.alias import aliases
-from llr.recovery.domain import Domain, errors
+from llr.recovery.bound import bound
+from llr.recovery.domain import Domain
 from llr.recovery.evidence import Evidence, evidence
 from llr.recovery.isolation import Isolation, isolation
 from llr.recovery.net import Net
@@ -122,12 +123,11 @@ def judged(fit: Polished, data: Data64, starts: int) -> Judgement:
         alone = isolation(fit, near.corner, size)
         weight = evidence(fit, x, y, starts)
         eps = eps_doubled = math.inf
-        if alone.inverse is not None:
-            inside = near.points()
-            points = inside if far is near else torch.cat((inside, far.points()))
-            found = _SAFETY * errors(fit, alone.inverse, points).amax(1) / size
-            eps = float(found[: len(inside)].max())
-            eps_doubled = float(found.max())
+        if alone.isolated and alone.inverse is not None:
+            eps = bound(fit, alone.inverse, alone.rho, alone.kappa, near) / size
+            eps_doubled = eps
+            if far is not near:
+                eps_doubled = bound(fit, alone.inverse, alone.rho, alone.kappa, far) / size
     frequencies = aliases(data.x) if data.activation == "sin" else None
     reasons = [
         *_observations(weight),
