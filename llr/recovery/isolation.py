@@ -31,8 +31,8 @@ _SLOPE = {
 }
 """Bounds of sup |sigma'|."""
 _BOUNDED = {"tanh", "sigmoid", "erf", "sin"}
-_SWITCH = 20  # torch's softplus is the identity beyond it
-_JUMP = 2.1e-9  # and this is more than what it leaves out there
+SWITCH = 20  # torch's softplus is the identity beyond it
+JUMP = 2.1e-9  # and this is more than what it leaves out there
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _smooth(point: Point) -> bool:
         return False
     if name != "softplus":
         return True
-    return all(z < _SWITCH or z > _SWITCH for z in point.z)
+    return all(z < SWITCH or z > SWITCH for z in point.z)
 
 
 def _eps(fit: Polished, rho: Sequence[arb], corner: Tensor) -> arb:
@@ -172,7 +172,7 @@ def _eps(fit: Polished, rho: Sequence[arb], corner: Tensor) -> arb:
             a, da = A[o * k + j], rA[o * k + j]
             # softplus(z) <= |z| + log 2; gelu and silu are at most |z|.
             h = arb(1) if form.activation in _BOUNDED else z + 1
-            jump = arb(_JUMP) if form.activation == "softplus" and not z < _SWITCH else arb(0)
+            jump = arb(JUMP) if form.activation == "softplus" and not z < SWITCH else arb(0)
             total = total + da * h + (a + da) * (slope * dz + jump)
         upper = total.upper()
         worst = upper if upper > worst else worst

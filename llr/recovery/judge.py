@@ -12,7 +12,7 @@ from torch import Tensor
 from llr.balls import precision
 from llr.jacobian import jacobian
 from llr.recovery.alias import aliases
-from llr.recovery.bound import bound
+from llr.recovery.bound import bounds
 from llr.recovery.domain import Domain
 from llr.recovery.evidence import Evidence, evidence
 from llr.recovery.isolation import Isolation, isolation
@@ -24,13 +24,12 @@ from llr.recovery.rounding import Rounding
 
 DIGITS = 1e-4
 """Of the function on the domain: what is determined less well than this, relatively, is not recovered."""
-_OUTSIDE = 3.0  # times that on the box doubled, where nothing is claimed
 DECADES = 4.0
 """Of surprise, beyond the number of starts, that the agreement must have."""
 
 _ALL = 400  # observations that are all used
 _PER_PARAMETER = 20  # of more, so many for each parameter
-_SAFETY = 2.0  # a maximum over a few points is stated twice as large
+_FRESH = 512  # points for the size of a function
 _REST = 3.0  # roundings: two, and one of the evaluation in float64
 
 
@@ -42,7 +41,7 @@ class Judgement:
     isolation: Isolation
     evidence: Evidence
     eps: float
-    """On the domain, relative to the root mean square of the targets, to first order."""
+    """A bound on the domain, relative to the root mean square of the targets; infinite if not isolated."""
     eps_doubled: float
     """The same on the box doubled."""
     frequencies: Tensor | None
@@ -117,26 +116,30 @@ def judged(fit: Polished, data: Data64, starts: int) -> Judgement:
         starts: that were tried before it was found.
     """
     x, y = (data.x, data.y) if fit.rows is None else (data.x[fit.rows], data.y[fit.rows])
-    near, far = data.domain, data.domain.doubled
+    near = data.domain
     size = data.size
     with precision(BITS):
         alone = isolation(fit, near.corner, size)
         weight = evidence(fit, x, y, starts)
         eps = eps_doubled = math.inf
-        if alone.isolated and alone.inverse is not None:
-            eps = bound(fit, alone.inverse, alone.rho, alone.kappa, near) / size
-            eps_doubled = eps
-            if far is not near:
-                eps_doubled = bound(fit, alone.inverse, alone.rho, alone.kappa, far) / size
+        if alone.isolated:
+            found = bounds(fit, alone, near, (1.0,) if near.given else (1.0, 2.0))
+            eps, eps_doubled = found[0] / size, found[-1] / size
     frequencies = aliases(data.x) if data.activation == "sin" else None
     reasons = [
         *_observations(weight),
         *_surprise(weight, starts),
         *_uniqueness(alone, weight, fit, data.activation),
-        *_condition(alone, eps, eps_doubled, near),
+        *_condition(alone, eps, eps_doubled / _share(fit.net, data), near),
         *_unseen(frequencies, fit, data),
     ]
     return Judgement(fit, alone, weight, eps, eps_doubled, frequencies, tuple(reasons))
+
+
+def _share(net: Net, data: Data64) -> float:
+    """How large the function is on the box doubled, in parts of the targets; at most 1."""
+    values = net(data.domain.doubled.points(_FRESH, corners=0))
+    return min(1.0, float(values.square().mean().sqrt()) / data.size)
 
 
 def _observations(found: Evidence) -> list[Reason]:
@@ -195,22 +198,19 @@ def _uniqueness(found: Isolation, weight: Evidence, fit: Polished, activation: s
 
 
 def _condition(found: Isolation, eps: float, doubled: float, near: Domain) -> list[Reason]:
-    if not found.isolated:  # the numbers mean nothing
+    if not found.isolated or doubled <= DIGITS:  # if not isolated there is no number
         return []
-    limit = _SAFETY * DIGITS
     value, where = eps, near.name
-    if eps <= limit:
-        limit *= 1 if near.given else _OUTSIDE
+    if eps <= DIGITS:
         value, where = doubled, "twice the box of the samples"
-    if value <= limit:
-        return []
     return [
         Reason(
             "conditioning",
             value,
-            limit,
-            f"rounding leaves the function open by {value:.1e} of its size on {where}, over {limit:.0e}",
-            "more samples, targets with more digits, or domain= if less than that matters",
+            DIGITS,
+            f"rounding leaves the function open by {value:.1e} of its size on {where}, over {DIGITS:.0e}",
+            "more samples, samples where the function varies most, targets with more digits, or domain= if "
+            "less than that matters",
         )
     ]
 
