@@ -41,8 +41,8 @@ def bounds(fit: Polished, near: Isolation, domain: Domain, factors: Sequence[flo
     """At most so far from a fit is any network near it that fits to rounding, everywhere on a box.
 
     With C, rho and kappa of the isolation the parameters of such a network are theta + C e + h, where
-    |e_i| <= 1 + |r_i| and |h| <= kappa / (1 - kappa) rho. What this does to a neuron is bounded on each of many
-    intervals of its preactivation z, by the mean value theorem. The change of w.x + b is linear in z where x
+    |e_i| <= 1 + |r_i| and |h| <= kappa / (1 - kappa) rho. What this does to a neuron is bounded on each of
+    many intervals of its preactivation z, by the mean value theorem. The change of w.x + b is linear in z where x
     moves along w; what x does across w is added. So are the neurons.
 
     Args:
@@ -87,7 +87,9 @@ def bounds(fit: Polished, near: Isolation, domain: Domain, factors: Sequence[flo
     apart = []
     for i in range(0, k, step):
         some = slice(i, i + step)
-        change = along[:, some, None] * (z[:, some] - middle[some, None])[..., None] + at[some, None]
+        change = (
+            along[:, some, None] * (z[:, some] - middle[some, None])[..., None] + at[some, None]
+        )
         own = C_a.view(form.q, k, -1)[:, some]
         rounding = rest_a.view(form.q, k)[:, some] + 2 * (k + 6) * unit * net.a[:, some].abs()
         apart.append(
@@ -166,9 +168,7 @@ def _range(
     function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, turns: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
     """Middle and half the length of the values between low and high; monotone between the turns."""
-    values = [function(low), function(high)]
-    for t in turns:
-        values.append(function(torch.minimum(low.new_tensor(t).maximum(low), high)))
-    stacked = torch.stack(values)
+    at = [low, high, *(torch.minimum(low.new_tensor(t).maximum(low), high) for t in turns)]
+    stacked = function(torch.stack(at))
     least, most = stacked.amin(0), stacked.amax(0)
     return least / 2 + most / 2, (most / 2 - least / 2).nan_to_num(math.inf)

@@ -18,12 +18,14 @@ from llr.recovery.evidence import Evidence, evidence
 from llr.recovery.isolation import Isolation, isolation
 from llr.recovery.net import Net
 from llr.recovery.outcome import Reason
+from llr.recovery.phrases import counted
 from llr.recovery.polish import Polished, polished
 from llr.recovery.precise import BITS, Form
 from llr.recovery.rounding import Rounding
 
 DIGITS = 1e-4
-"""Of the function on the domain: what is determined less well than this, relatively, is not recovered."""
+"""Of a function: two that differ by less than this, relatively, are not told apart."""
+_OPEN, _OPEN_DOUBLED = 2e-4, 6e-4  # bounds of what rounding may leave open; the errors are smaller
 DECADES = 4.0
 """Of surprise, beyond the number of starts, that the agreement must have."""
 
@@ -164,7 +166,7 @@ def _surprise(found: Evidence, starts: int) -> list[Reason]:
             "evidence",
             found.decades,
             DECADES,
-            f"after {starts:,} starts the fit is worth {found.decades:.1f} decades, of {DECADES:g}",
+            f"after {counted(starts, 'start')} the fit is worth {found.decades:.1f} decades, of {DECADES:g}",
             "more samples, or samples over a wider range",
         )
     ]
@@ -198,17 +200,20 @@ def _uniqueness(found: Isolation, weight: Evidence, fit: Polished, activation: s
 
 
 def _condition(found: Isolation, eps: float, doubled: float, near: Domain) -> list[Reason]:
-    if not found.isolated or doubled <= DIGITS:  # if not isolated there is no number
+    if not found.isolated:  # there is no number
         return []
-    value, where = eps, near.name
-    if eps <= DIGITS:
-        value, where = doubled, "twice the box of the samples"
+    value, limit, where = eps, _OPEN, near.name
+    if eps <= limit and not near.given:
+        value, limit, where = doubled, _OPEN_DOUBLED, "twice the box of the samples"
+    if value <= limit:
+        return []
     return [
         Reason(
             "conditioning",
             value,
-            DIGITS,
-            f"rounding leaves the function open by {value:.1e} of its size on {where}, over {DIGITS:.0e}",
+            limit,
+            f"rounding leaves the function open by up to {value:.1e} of its size on {where}, over "
+            f"{limit:.0e}",
             "more samples, samples where the function varies most, targets with more digits, or domain= if "
             "less than that matters",
         )

@@ -141,7 +141,10 @@ class Rounding:
         return cls(unit, errors, moved, words, looks if rounded else None, x_stored)
 
     def noise(self, x: Tensor, y: Tensor) -> float:
-        """A typical error of the targets, relative to their root mean square, for ordinary slopes."""
+        """A typical error of the targets, relative to their root mean square, for ordinary slopes.
+
+        At most 1e100, so that its square is finite.
+        """
         size = float(y.square().mean().sqrt())
         total = float(self.y.square().mean().sqrt()) / size
         if self.unit > UNIT["float64"]:
@@ -149,7 +152,7 @@ class Rounding:
         if self.x is not None:
             spread = (x - x.mean(0)).square().mean(0).sqrt().clamp_min(1e-300)
             total += float((self.x / spread).square().mean().sqrt())
-        return total
+        return min(total, 1e100)
 
     def usable(self, delta: Tensor, x: Tensor, y: Tensor) -> bool:
         """Whether a network with this rounding can be evaluated to about half of the digits there are."""
