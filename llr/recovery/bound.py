@@ -42,8 +42,8 @@ def bounds(fit: Polished, near: Isolation, domain: Domain, factors: Sequence[flo
 
     With C, rho and kappa of the isolation the parameters of such a network are theta + C e + h, where
     |e_i| <= 1 + |r_i| and |h| <= kappa / (1 - kappa) rho. What this does to a neuron is bounded on each of
-    many intervals of its preactivation z, by the mean value theorem. The change of w.x + b is linear in z where x
-    moves along w; what x does across w is added. So are the neurons.
+    many intervals of its preactivation z, by the mean value theorem. The change of w.x + b is linear in z
+    where x moves along w; what x does across w is added. So are the neurons.
 
     Args:
         fit: an isolated one.

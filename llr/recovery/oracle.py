@@ -14,7 +14,7 @@ from scipy.special import betaincinv
 from torch import Tensor, nn
 
 from llr.accept import valued
-from llr.forward_errors import from_torch
+from llr.forward_errors import explained, from_torch
 from llr.recovery.domain import Domain, errors
 from llr.recovery.judge import Data64, Judgement
 from llr.recovery.outcome import Checked
@@ -67,13 +67,13 @@ def asked(y: Function, x: Tensor, q: int | None = None) -> Tensor:
         TypeError: no tensor, array or list; a function that computes in another dtype than that of x.
         ValueError: another shape; operations of torch that fail.
     """
-    try:
-        with torch.no_grad():
+    with explained(x, "y"), torch.no_grad():
+        try:
             given = y(x.detach().clone())
-    except RuntimeError as error:
-        if not (from_torch(error) and _OF_DTYPES.search(str(error))):
-            raise
-        raise TypeError(_other_dtype(y, x.dtype)) from error
+        except RuntimeError as error:
+            if not (from_torch(error) and _OF_DTYPES.search(str(error))):
+                raise
+            raise TypeError(_other_dtype(y, x.dtype)) from error
     if given is None:
         raise TypeError("y(x) is None; expected a tensor")
     values: Tensor = valued("y(x)", given)

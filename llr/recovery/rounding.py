@@ -24,6 +24,7 @@ _CHANCE = (
     -6.0
 )  # log10 of the chance that ordinary numbers look rounded, below which they are taken as rounded
 _FINE = 1e-4  # a step of inputs above this part of their spread is a grid that was chosen
+_LARGEST = 1e100  # error whose square is far from the end of float64
 _FLOOR = 1e-6  # of the median: a target without any rounding would have an infinite weight
 _HALF = (
     1e8,
@@ -225,9 +226,12 @@ def _checked(name: str, error: float | Tensor, like: Tensor) -> Tensor:
         raise ValueError(
             f"{name} has shape {tuple(t.shape)}; expected a number, or the shape {tuple(like.shape)}"
         ) from None
-    wrong = ~(torch.isfinite(t) & (t >= 0))
+    wrong = ~((t >= 0) & (t <= _LARGEST))
     if bool(wrong.any()):
-        raise ValueError(f"{name} is {float(t[wrong][0])}; expected finite numbers, 0 or more")
+        value = float(t[wrong][0])
+        raise ValueError(
+            f"{name} is {value}; expected finite numbers, 0 or more and at most {_LARGEST:g}"
+        )
     return t.contiguous()
 
 
