@@ -4,9 +4,9 @@
     python benchmarks/claims.py --quick      # a few sets of each: proves that it runs
     python benchmarks/claims.py --only adversarial --seeds 16
 
-A claim is false if the squared error on the box of the samples doubled is above 1e-8 of the mean square. It is
-beyond its eps if the largest error on the domain, at random points and at the neurons' transitions, is above
-`evidence.eps`.
+A claim is false if the squared error on the box of the samples doubled is above 1e-8 of the mean square. It
+is beyond its eps if the largest error on the domain, at random points and at the neurons' transitions, is
+above `evidence.eps`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def error_on_doubled_box(x: Tensor, truth: object, model: object) -> float:
 
 
 def points_of_box(model: TwoLayer, low: Tensor, high: Tensor, count: int = 2000) -> Tensor:
-    """Random points of a box, its corners among them, and for every neuron points where it is not saturated."""
+    """Random points and corners of a box, and for every neuron points where it is not saturated."""
     generator = torch.Generator().manual_seed(5)
 
     def unit() -> Tensor:
@@ -77,7 +77,7 @@ def points_of_box(model: TwoLayer, low: Tensor, high: Tensor, count: int = 2000)
     for j, w in enumerate(layer.weight.detach()):
         p = unit()
         i = int((w * (high - low)).abs().argmax())
-        b = 0.0 if layer.bias is None else float(layer.bias[j])
+        b = 0.0 if layer.bias is None else float(layer.bias.detach()[j])
         z = 2 * torch.randn(count, dtype=torch.float64, generator=generator)
         p[:, i] += (z - b - p @ w) / w[i]
         points.append(p[((p >= low) & (p <= high)).all(1)])

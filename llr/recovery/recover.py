@@ -79,7 +79,7 @@ def recover(
     the share of inputs at which the network is wrong, without any assumption about the function.
 
     Args:
-        x: (n, d) samples, or (n,) for one input. The largest number of every column is from 1e-100 to 1e100
+        x: (n, d) samples, or (n,) for one input. The largest number of every column is from 1e-120 to 1e120
             in size, or zero; that of y too.
         y: (n,) or (n, q) targets; or a callable that gives them for x, (n, d), and is asked at fresh points
             afterwards. It gets copies in the dtype of x, and gives what y may be otherwise.

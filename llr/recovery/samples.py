@@ -60,7 +60,7 @@ def check_size(name: str, t: Tensor, least: float = 0.0) -> None:
         )
 
 
-LEAST, MOST = 1e-100, 1e100
+LEAST, MOST = 1e-120, 1e120
 """Sizes of samples and targets."""
 _NOISE = 1e30  # a noise_std of a size this many times away from that of the targets is a mistake
 
