@@ -72,7 +72,14 @@ class Budget:
         """A budget as users may give it: a number stands for starts."""
         if budget is None:
             return cls()
-        return budget if isinstance(budget, Budget) else cls(starts=budget)
+        if isinstance(budget, Budget):
+            return budget
+        if type(budget) is not int or budget < 1:
+            raise ValueError(
+                f"budget is {budget!r}; expected a number of starts, an integer >= 1, or "
+                "Budget(starts=, seconds=)"
+            )
+        return cls(starts=budget)
 
 
 @dataclass
