@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from llr.accept import a_model_or_matrix, takes, valued
-from llr.certificate import Certificate
+from llr.certificate import HIGHEST_BITS, LOWEST_BITS, Certificate, check_int
 from llr.certify import Progress, certify
 from llr.counting import Count, ImmoderateSquaresError
 from llr.different import bounds_of_model
@@ -98,7 +98,7 @@ def rank(
         upper: an upper bound known from theory; believed. A certificate stops when it gets there.
         resolve: whether a certificate settles what a count leaves open: True whatever it takes, False never;
             default: with method "auto", where that is quick.
-        max_bits: the precision at which a certificate gives up.
+        max_bits: the precision at which a certificate gives up, from 32 to 2^20.
         chunk_size: samples per step, as in `llr.jacobian`.
         backend: which code computes the Jacobian, as in `llr.jacobian`.
         progress: called as ``progress(bits, proved, upper)`` while "certified" works.
@@ -127,6 +127,7 @@ def rank(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    check_int("max_bits", max_bits, LOWEST_BITS, HIGHEST_BITS)
     if isinstance(model, Tensor):
         given = [x, params, chunk_size, upper, progress, resolve]
         if any(g is not None for g in given) or backend != "auto" or method not in ("auto", "svd"):
