@@ -49,6 +49,7 @@ from llr.shell import (
 )
 from llr.streams import standard_streams
 
+
 class _Commands(click.Group):
     """The commands; the text of --help goes where their results go, and may fail in the same ways."""
 

@@ -100,9 +100,9 @@ def recover_command(
     """Find the two-layer network that made DATA: rows of inputs and, in the last columns, outputs.
 
     DATA is a .csv, .tsv, .txt, .npy, .npz, .pt or .safetensors file, or - for text on standard input. Exit
-    code 0 if the network is recovered (or, with noise, accepted), 1 if nothing fits to rounding, 3 if networks
-    fit and the data do not decide. The closest network is written all the same. Ctrl-C ends the search: what
-    it found by then is printed and written, and the exit code is 130.
+    code 0 if the network is recovered (or, with noise, accepted), 1 if nothing fits to rounding, 3 if
+    networks fit and the data do not decide. The closest network is written all the same. Ctrl-C ends the
+    search: what it found by then is printed and written, and the exit code is 130.
     """
     if out is not None:
         require_weights(out)

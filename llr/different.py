@@ -27,10 +27,10 @@ _ROWS = 1 << 14  # and columns of all matrices of a batch
 def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
     """What the samples and the zeros among the parameters say about the rank of a model's Jacobian.
 
-    Samples that are equal have equal rows: equal bit by bit, or, for an MLP, as numbers. An odd function (tanh, erf, sin or nothing between
-    linear layers without biases) has the same derivatives, up to sign, at x and -x, and none at 0; with one
-    hidden layer of sigmoid, GELU or SiLU there is little more. What cannot reach an output, or is fed zeros
-    by every sample, has columns of zeros.
+    Samples that are equal have equal rows: equal bit by bit, or, for an MLP, as numbers. An odd function
+    (tanh, erf, sin or nothing between linear layers without biases) has the same derivatives, up to sign, at
+    x and -x, and none at 0; with one hidden layer of sigmoid, GELU or SiLU there is little more. What cannot
+    reach an output, or is fed zeros by every sample, has columns of zeros.
 
     Args:
         problem: the model, its columns and its samples; at one parameter point, or at several.

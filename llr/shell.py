@@ -117,7 +117,7 @@ _OURS = ("llr", "__main__", "click")
 def _fail(err: Exception, debug: bool) -> None:
     with standard_streams():
         if debug:
-            traceback.print_exc()
+            click.echo(traceback.format_exc(), err=True, nl=False)
         text = _one_line(err)
         click.echo(
             f"error: {in_shell_words(text) if isinstance(err, _OF_ARGUMENTS) else text}", err=True

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import traceback
 from collections.abc import Iterator
+from typing import TextIO
 
 from rich.console import Console
 
 CLOSED_PIPE = 141
 """The exit code of a program that SIGPIPE ends, in a shell."""
+
+# What writes to standard output and standard error for llr.
+_WRITERS = ("click", "rich", __name__)
 
 
 class PlainConsole(Console):
@@ -18,7 +23,7 @@ class PlainConsole(Console):
 
     def on_broken_pipe(self) -> None:
         """Called by rich while it handles the error."""
-        raise  # noqa: PLE0704 - the error that is being handled
+        raise
 
 
 @contextlib.contextmanager
@@ -33,33 +38,31 @@ def standard_streams() -> Iterator[None]:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as err:
-        failed = [name for name in ("stdout", "stderr") if not _writable(name)]
-        if not failed:
+        if not is_of_streams(err):
             raise
-        for name in failed:
-            _discard(name)
-        if isinstance(err, BrokenPipeError):
-            sys.exit(CLOSED_PIPE)
-        if "stderr" not in failed:
-            sys.stderr.write(
-                f"error: standard output cannot be written ({err.strerror or err}); make room there, or send "
-                "it elsewhere\n"
-            )
-        sys.exit(2)
+        if not isinstance(err, BrokenPipeError):
+            with contextlib.suppress(OSError):  # where it is standard error that cannot be written
+                sys.stderr.write(
+                    f"error: standard output cannot be written ({err.strerror or err}); make room there, or "
+                    "send it elsewhere\n"
+                )
+                sys.stderr.flush()
+        # Python writes what is left once more when it ends, and would complain.
+        for stream in (sys.stdout, sys.stderr):
+            _discard(stream)
+        sys.exit(2 if not isinstance(err, BrokenPipeError) else CLOSED_PIPE)
 
 
-def _writable(name: str) -> bool:
-    # What could not be written is still in the buffer, so that this tells whose error it was.
-    stream = getattr(sys, name)
-    try:
-        if stream is not None:
-            stream.flush()
-    except OSError:
-        return False
-    return True
+def is_of_streams(err: OSError) -> bool:
+    """Whether an error is one of standard output or standard error: raised by what writes them for llr."""
+    frames = [frame for frame, _ in traceback.walk_tb(err.__traceback__)]
+    name = str(frames[-1].f_globals.get("__name__"))
+    return err.filename is None and name.startswith(_WRITERS)
 
 
-def _discard(name: str) -> None:
-    """Send what is left of a stream nowhere: Python writes it once more when it ends, and would complain."""
-    with open(os.devnull, "wb") as nowhere:
-        os.dup2(nowhere.fileno(), getattr(sys, name).fileno())
+def _discard(stream: TextIO | None) -> None:
+    if stream is None:
+        return
+    # ValueError: what stands in for a stream, in tests and notebooks, may be no file of the system.
+    with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), stream.fileno())

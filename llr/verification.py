@@ -122,7 +122,11 @@ def verify(
         return Verdict(False, f"not checked: timeout={timeout} seconds were over", checked=False)
     if reason:
         return Verdict(False, reason)
-    above = "believed as the caller gave it, and not disproved" if certificate.upper_from == "caller" else "checked"
+    above = (
+        "believed as the caller gave it, and not disproved"
+        if certificate.upper_from == "caller"
+        else "checked"
+    )
     return Verdict(
         True,
         f"rank >= {certificate.rank} is proved again; the upper bound {certificate.upper} is {above}",
@@ -173,9 +177,7 @@ def _disproved(certificate: Certificate, network: Network) -> str:
         least = prove(A, find_pivots(A)[: certificate.upper + 1], search=False)[0]
     if least <= certificate.upper:
         return ""
-    return (
-        f"upper is {certificate.upper}, as the caller gave it; the rank is at least {least}, which is certain"
-    )
+    return f"upper is {certificate.upper}, from a caller; the rank is certainly at least {least}"
 
 
 def _unproved(certificate: Certificate, network: Network) -> str:

@@ -122,12 +122,12 @@ def _require_room(spec: str, widths: Sequence[int]) -> None:
 def _require_bytes(spec: str, widths: Sequence[int], each: int, more: int = 0) -> None:
     numbers = linear_numbers(widths, True, True)
     nbytes = each * numbers + more
+    copies = f", and {format_bytes(nbytes)} with the copies that reading makes" if more else ""
     if not fits(nbytes, _CPU):
         raise ValueError(
             f"model {spec!r}: its {numbers:,} parameters take {format_bytes(8 * numbers)} in float64"
-            f"{f', and {format_bytes(nbytes)} with the copies that reading them makes' if more else ''}, more "
-            f"than the memory budget of {format_bytes(memory_budget(_CPU))}; give smaller widths, or more "
-            "memory by LLR_MEMORY_BUDGET"
+            f"{copies}, more than the memory budget of {format_bytes(memory_budget(_CPU))}; give smaller "
+            "widths, or more memory by LLR_MEMORY_BUDGET"
         )
 
 
