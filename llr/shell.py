@@ -144,7 +144,7 @@ def in_shell_words(text: str) -> str:
             continue
         text = re.sub(f"{name}=(?=[\\w'\"+.-])", f"{on} ", text)
         text = re.sub(f"{name}=", on, text)
-        if re.match(f"{option.name} is ", text):
+        if re.match(f"{option.name} (is|pattern) ", text):
             text = re.sub(",? or None\\b", f", or no {on}", on + text[len(option.name) :])
     return text
 

@@ -120,7 +120,7 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
         lost = np.argwhere((narrower == 0) & (array != 0))
         if len(lost):
             raise ValueError(
-                f"the number {array[tuple(lost[0])]} {_place(lost[0].tolist())} is 0 in float64; expected "
+                f"the number {array[tuple(lost[0])]!s} {_place(lost[0].tolist())} is 0 in float64; expected "
                 "numbers that float64 holds"
             )
         array = narrower

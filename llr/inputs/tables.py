@@ -26,6 +26,7 @@ _FRACTION = r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?"
 _FRACTIONS = re.compile(f"{_FRACTION}( {_FRACTION})*", re.ASCII)
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)  # 1.234: a fraction, or thousands
 _EXACT = 2**53  # integers up to here are exact in float64
+_QUOTES = re.compile('"+')
 _NOT_ZERO = re.compile(r"[+-]?[0.]*[1-9]")
 
 
@@ -118,8 +119,9 @@ def _about_quotes(lines: Sequence[Line], error: str) -> str:
         )
     opened, quoted = lines[0].number, False
     for line in lines:
-        if line.text.count('"') % 2:
-            opened, quoted = line.number, not quoted
+        for quotes in _QUOTES.findall(line.text):
+            if len(quotes) % 2:  # two in a row stand for a quote in a cell, or for an empty cell
+                opened, quoted = line.number, not quoted
     if quoted:
         return f"line {opened}: the quote that opens there is not closed; expected a second one"
     return f"line {opened}: a cell is too long ({error}); expected numbers"
