@@ -74,8 +74,8 @@ def certify(
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         upper: an upper bound known otherwise, to stop there. It is believed, not proved. The bound is never
             more than the shorter side of the matrix, nor than a closed form that :mod:`llr.theory` has.
-        bits: the first precision.
-        max_bits: the last.
+        bits: the first precision, if `max_bits` is not less.
+        max_bits: the last, from 32 to 2^20.
         timeout: seconds after which the search ends with what is proved then; None for no limit. Single steps
             take about half a second at most, and longer only where the numbers have very many digits.
         progress: called as ``progress(bits, proved, upper)`` now and then; bits is None in rationals.
@@ -102,7 +102,7 @@ def certify(
         (7, True, True)
     """
     check_int("bits", bits, LOWEST_BITS, HIGHEST_BITS)
-    check_int("max_bits", max_bits, bits, HIGHEST_BITS)
+    check_int("max_bits", max_bits, LOWEST_BITS, HIGHEST_BITS)
     if upper is not None:
         check_int("upper", upper, 0)
     check_timeout(timeout)
@@ -117,7 +117,8 @@ def certify(
         report = progress or (lambda *_: None)
         if network.rational:
             return _in_rationals(network, goal, upper_from, upper, report)
-        return _in_balls(network, goal, upper_from, upper, bits, max_bits, report)
+        first = min(bits, max_bits)
+        return _in_balls(network, goal, upper_from, upper, first, max_bits, report)
 
 
 def _in_rationals(

@@ -45,7 +45,7 @@ class TestMethods:
 
     def test_upper(self) -> None:
         assert rank_as_json(*SOURCE, "--upper", 13)["upper"] == 13
-        assert "upper=9 is disproved" in refusal("rank", *SOURCE, "--upper", 9)
+        assert "--upper 9 is disproved" in refusal("rank", *SOURCE, "--upper", 9)
 
     def test_unknown(self) -> None:
         assert "'qr' is not one of" in run("rank", *SOURCE, "--method", "qr", code=2).output
@@ -98,17 +98,22 @@ class TestCertify:
 
     def test_bounds_of_the_work(self, here: Path) -> None:
         message = refusal("certify", *SOURCE, "--timeout", 1e-9, "--out", "proof.json")
-        assert "timeout=1e-09 seconds were over" in message
+        assert "--timeout 1e-09 seconds were over" in message
         assert not (here / "proof.json").exists()
         run("certify", *SOURCE, "--timeout", 300, "--out", "proof.json")
         verified = ("verify", "proof.json", *SOURCE)
         assert run(*verified, "--timeout", 300).stdout.startswith("holds: ")
         output = run(*verified, "--timeout", 1e-9, code=3).stdout
-        assert output == "not checked: timeout=1e-09 seconds were over\n"
+        assert output == "not checked: --timeout 1e-09 seconds were over\n"
         output = run(*verified, "--max-bits", 32, code=3).stdout
-        assert output.startswith("not checked: bits is 64, more than max_bits=32")
+        assert output.startswith(
+            "not checked: bits is 64, more than --max-bits 32; give --max-bits 64"
+        )
         assert "--timeout" in run(*verified, "--timeout", "soon", code=2).output
-        assert "timeout is -1" in refusal(*verified, "--timeout", -1)
+        message = refusal(*verified, "--timeout", -1)
+        assert (
+            "--timeout is -1.0; expected a positive number of seconds, or no --timeout" in message
+        )
 
     @pytest.mark.slow
     def test_interrupted(self, here: Path) -> None:

@@ -12,7 +12,14 @@ from torch import Tensor, nn
 from llr.accept import takes
 from llr.activations import activation_layer
 from llr.chain import Affine, Shape, Step, dense, register, steps_of
-from llr.models.parts import check_shape, check_sizes, check_tensors, normal, set_tensors
+from llr.models.parts import (
+    check_memory,
+    check_shape,
+    check_sizes,
+    check_tensors,
+    normal,
+    set_tensors,
+)
 from llr.roles import a_flag, a_float_dtype, a_generator
 
 
@@ -33,7 +40,8 @@ class Conv1dTwoLayer(nn.Module):
         generator: of the initial values; default: torch's.
 
     Raises:
-        ValueError: sizes that are not positive integers, a kernel longer than `d`, an unknown activation.
+        ValueError: sizes that are not positive integers, a kernel longer than `d`, more parameters than the
+            memory budget has, an unknown activation.
 
     Example:
         >>> import llr, torch
@@ -67,6 +75,7 @@ class Conv1dTwoLayer(nn.Module):
         self.shared, self.activation = shared, activation
         self.positions = d + 1 - kernel_size
         own = () if shared else (self.positions,)
+        check_memory(channels * (math.prod(own) * kernel_size + self.positions), dtype)
         self.weight: Tensor = normal(
             (channels, *own, kernel_size), 1 / math.sqrt(kernel_size), dtype, generator
         )
