@@ -44,6 +44,7 @@ __all__ = ["Certificate", "Verdict", "certify", "verify"]
 # Float64 parameters that differ by one unit in the last place differ by 2^-52; where such a difference shows
 # only to third order it is 2^-156. A rank that has not grown at this precision is not limited by it.
 _ENOUGH_BITS = 256
+_FIRST_BITS = 64
 
 
 Progress = Callable[[int | None, int, int], None]
@@ -57,7 +58,7 @@ def certify(
     *,
     params: Selection = None,
     upper: int | None = None,
-    bits: int = 64,
+    bits: int | None = None,
     max_bits: int = MOST_BITS,
     timeout: float | None = None,
     progress: Progress | None = None,
@@ -74,7 +75,7 @@ def certify(
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         upper: an upper bound known otherwise, to stop there. It is believed, not proved. The bound is never
             more than the shorter side of the matrix, nor than a closed form that :mod:`llr.theory` has.
-        bits: the first precision, if `max_bits` is not less.
+        bits: the first precision; None for 64, or `max_bits` if that is less.
         max_bits: the last, from 32 to 2^20.
         timeout: seconds after which the search ends with what is proved then; None for no limit. Single steps
             take about half a second at most, and longer only where the numbers have very many digits.
@@ -101,8 +102,9 @@ def certify(
         >>> certificate.rank, certificate.exact, bool(verify(certificate, model, x))
         (7, True, True)
     """
-    check_int("bits", bits, LOWEST_BITS, HIGHEST_BITS)
-    check_int("max_bits", max_bits, LOWEST_BITS, HIGHEST_BITS)
+    if bits is not None:
+        check_int("bits", bits, LOWEST_BITS, HIGHEST_BITS)
+    check_int("max_bits", max_bits, bits or LOWEST_BITS, HIGHEST_BITS)
     if upper is not None:
         check_int("upper", upper, 0)
     check_timeout(timeout)
@@ -117,7 +119,7 @@ def certify(
         report = progress or (lambda *_: None)
         if network.rational:
             return _in_rationals(network, goal, upper_from, upper, report)
-        first = min(bits, max_bits)
+        first = min(_FIRST_BITS, max_bits) if bits is None else bits
         return _in_balls(network, goal, upper_from, upper, first, max_bits, report)
 
 

@@ -17,6 +17,7 @@ import torch
 from sweep_cases import ENVIRONMENT
 from test_cli import refusal, run
 
+import llr
 from llr.files import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")

@@ -47,6 +47,17 @@ class TestMethods:
         assert rank_as_json(*SOURCE, "--upper", 13)["upper"] == 13
         assert "--upper 9 is disproved" in refusal("rank", *SOURCE, "--upper", 9)
 
+    def test_what_is_not_exact_is_called_ambiguous(self) -> None:
+        """Two copies of one neuron, and no closed form for a choice of parameters."""
+        net = load_model("mlp:2-2-1")
+        with torch.no_grad():
+            net[0].weight[1], net[0].bias[1] = net[0].weight[0], net[0].bias[0]
+        torch.save(net.state_dict(), "twins.pt")
+        twins = ("mlp:2-2-1", "--inputs", "x.npy", "--weights", "twins.pt", "--params", "*")
+        output = run("rank", *twins, "--method", "certified").stdout
+        assert "stopped growing); AMBIGUOUS: the bounds do not meet" in output
+        run("rank", *twins, "--method", "certified", "--strict", code=3)
+
     def test_unknown(self) -> None:
         assert "'qr' is not one of" in run("rank", *SOURCE, "--method", "qr", code=2).output
 

@@ -111,3 +111,12 @@ def test_a_sweep_says_that_it_goes_on(command: str, monkeypatch: pytest.MonkeyPa
     assert result.stderr == (
         "what is finished is kept; the same command goes on from there\ninterrupted\n"
     )
+
+
+def test_data_that_do_not_decide(tmp_path: Path) -> None:
+    """Fewer samples than parameters: exit code 3, no definite answer."""
+    x = np.linspace(-1, 1, 3)[:, None]
+    np.save(tmp_path / "few.npy", np.hstack((x, np.tanh(2 * x + 1))))
+    arguments = ("--max-width", 2, "--starts", 200, "--json", tmp_path / "r.json")
+    run("recover", tmp_path / "few.npy", *arguments, code=3)
+    assert json.loads((tmp_path / "r.json").read_text())["status"] == "ambiguous"
