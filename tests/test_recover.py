@@ -362,7 +362,7 @@ class TestBadInput:
                 X,
                 Y,
                 {"domain": (-1e200, 1.0)},
-                "domain has numbers of size 1e.200; expected at most",
+                "domain has numbers of size 1e.200 in column 0; expected",
             ),
             (X, Y, {"y_error": 1e200}, "y_error is 1e.200"),
             (X, Y, {"budget": 0}, "budget is 0; expected a number of starts"),
