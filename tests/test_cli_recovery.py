@@ -88,6 +88,16 @@ class TestProgress:
         assert found.status == "not_found"
         assert "The search was ended from outside" in found.claim
 
+    @pytest.mark.parametrize("noise_std", [None, 0.1])
+    def test_no_time_is_one_round(self, noise_std: float | None) -> None:
+        table = torch.from_numpy(np.load("data.npy"))
+        budget = llr.recovery.Budget(None, 1e-9)
+        found = llr.recovery.recover(
+            table[:, :2], table[:, 2:], max_width=3, budget=budget, noise_std=noise_std
+        )
+        assert found.status == "not_found"
+        assert 0 < found.starts < 100
+
     def test_other_values_do_not(self) -> None:
         table = torch.from_numpy(np.load("data.npy"))
         found = llr.recovery.recover(

@@ -95,10 +95,11 @@ class Spent:
     began: float = field(default_factory=time.monotonic)
 
     def left(self, wanted: int) -> int:
-        """How many of the wanted starts there may be."""
+        """How many of the wanted starts there may be: the first ones, however little time there is."""
         if self.stopped:
             return 0
-        if self.budget.seconds is not None and self.seconds > self.budget.seconds:
+        late = self.budget.seconds is not None and self.seconds > self.budget.seconds
+        if late and self.starts:
             return 0
         if self.budget.starts is None:
             return wanted
