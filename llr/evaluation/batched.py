@@ -81,7 +81,12 @@ class Comparison:
         if left <= 0:
             return
         some = list(dict.fromkeys((0, len(x) - 1)))[:left]
-        self._compare(values, x[some], {n: dense(r.detach())[some] for n, r in rows.items()}, basis)
+        self._compare(
+            values,
+            x[some],
+            {n: dense(r.detach())[some].to(device=x.device) for n, r in rows.items()},
+            basis,
+        )
         if basis is None:
             self._compared[names] = self._compared.get(names, 0) + len(some)
 
@@ -95,7 +100,8 @@ class Comparison:
         """One combination of all rows shows a wrong one among them."""
         first = next(iter(rows.values()))
         generator = torch.Generator().manual_seed(0)
-        mix = torch.randn(first.shape[:2], generator=generator, dtype=torch.float64).to(first)
+        mix = torch.randn(first.shape[:2], generator=generator, dtype=torch.float64)
+        mix = mix.to(device=x.device, dtype=first.dtype)
         truth = _gradients(self._problem, values, x, mix if basis is None else mix @ basis)
         size, eps = float(mix.norm()), torch.finfo(first.dtype).eps
         mixed = {name: torch.tensordot(mix, r, 2) for name, r in rows.items()}
@@ -128,7 +134,8 @@ def _gradients(
         outputs = torch.cat([leaf.reshape(len(x), -1) for leaf in leaves_of_output], 1)
     found: list[Tensor | None] = [None] * len(leaves)
     if outputs.requires_grad:
-        found = list(torch.autograd.grad(outputs, list(leaves.values()), mix, allow_unused=True))
+        value = (outputs * mix).sum()
+        found = list(torch.autograd.grad(value, list(leaves.values()), allow_unused=True))
     return {
         name: torch.zeros_like(leaf) if g is None else dense(g)
         for (name, leaf), g in zip(leaves.items(), found, strict=True)

@@ -373,7 +373,8 @@ class _Examination:
             basis = torch.eye(outputs, dtype=like.dtype, device=like.device)
         else:  # a few combinations instead of all outputs
             generator = torch.Generator().manual_seed(1)
-            basis = torch.randn(4, outputs, generator=generator).to(like)
+            basis = torch.randn(4, outputs, generator=generator)
+            basis = basis.to(device=like.device, dtype=like.dtype)
         try:
             with closed(), torch.enable_grad():
                 rows, _ = batched_rows(self.problem, values, x.clone(), basis)
