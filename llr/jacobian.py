@@ -19,7 +19,6 @@ from llr.probes import count_on_meta
 from llr.problem import Model, Problem, read_problem
 from llr.roles import word
 from llr.surroundings import outside_inference_mode
-from llr.tensors import is_plain
 
 BACKENDS = ("auto", "native", "torch", "loop")
 
@@ -226,7 +225,7 @@ def _probed(problem: Problem) -> Probe:
 
 
 def _check_out(out: Tensor, shape: tuple[int, ...], problem: Problem) -> None:
-    if not is_plain(out):
+    if out.is_nested or out.is_quantized or out.layout is not torch.strided:
         kind = "nested" if out.is_nested else "quantized" if out.is_quantized else str(out.layout)
         raise TypeError(
             f"out is a {type(out).__name__} ({kind}); expected a dense torch.Tensor to write into"
