@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 
 import torch
-from claims_sets import Set, kind, normal, options, planted, uniform
+from claims_sets import Function, Set, kind, normal, options, planted, uniform
 from torch import Tensor
 
 from llr.models import TwoLayer
+from llr.operators.formula import ACTIVATIONS
 from llr.recovery import Target, recover
 
 # Samples that are worth less than their number.
@@ -247,3 +248,45 @@ def samples_chosen_where_two_agree(seed, g):
                 a, b = (a, c) if gap(a) * gap(c) <= 0 else (c, b)
             points.append((a + b) / 2)
     return Set(torch.cat(points), target, options(3))
+
+
+# Functions with steep neurons, and claims about more than the samples see.
+
+
+def _network(g: torch.Generator, d: int, k: int, activation: str, scale: float) -> Function:
+    sigma = ACTIVATIONS[activation][0]
+    W, b, a = scale * normal(g, k, d), scale / 2 * normal(g, k), normal(g, 1, k)
+    return lambda x: sigma(x @ W.T + b) @ a.T
+
+
+def _stored(y: Tensor, decimals: int | None) -> Tensor:
+    return y if decimals is None else (y * 10.0**decimals).round() / 10.0**decimals
+
+
+@kind()
+def one_steep_neuron(seed, g):
+    w = (20.0, 60.0, 200.0)[seed % 3]
+    x = (uniform(g, 60, 1) + 1) / 2
+    return Set(x, lambda z: torch.tanh(w * (z - 0.5)), options(2, bias=True))
+
+
+@kind()
+def steep_neurons(seed, g):
+    activation = ("tanh", "erf", "sigmoid", "gelu")[seed % 4]
+    d, k, scale = 1 + seed % 3, 1 + seed // 3 % 2, (3.0, 10.0, 30.0, 100.0, 300.0)[seed % 5]
+    f, x = _network(g, d, k, activation, scale), normal(g, 60, d)
+    y = _stored(f(x), (None, 8, 7, 6, 5)[seed // 2 % 5])
+    return Set(x, f, options(k, activation, bias=True), y=y)
+
+
+@kind()
+def a_large_domain(seed, g):
+    f, x = _network(g, 2, 2, ("tanh", "erf", "sigmoid")[seed % 3], 1.0), normal(g, 60, 2)
+    reach = 10.0 ** (1 + seed % 9)
+    y = _stored(f(x), (None, 8, 6, 5)[seed % 4])
+    return Set(
+        x,
+        f,
+        options(2, ("tanh", "erf", "sigmoid")[seed % 3], bias=True, domain=(-reach, reach)),
+        y=y,
+    )

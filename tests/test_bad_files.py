@@ -17,6 +17,7 @@ import torch
 from sweep_cases import ENVIRONMENT
 from test_cli import refusal, run
 
+import llr
 from llr.models.load import load_model
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
@@ -370,8 +371,17 @@ class TestModelRankOfAnyModel:
     [
         (("rank", "mlp:999999999-999999999", "--inputs", "x.npy"), "more than the memory budget"),
         (("theory", "linear", "999999999-999999999-1"), "more than the memory budget"),
+        (("theory", "factorization", "--m", 10**9, "--p", 10**9, "--n", 1), "memory budget"),
+        (("theory", "two-layer", "--d", 10**9, "--k", 10**9), "memory budget"),
         (("embed", MODEL, "--to", "2-999999999999-1"), "expected at least two positive widths"),
     ],
 )
 def test_networks_that_cannot_be_meant(arguments: tuple[str, ...], message: str) -> None:
     assert message in refusal(*arguments)
+
+
+def test_copies_count() -> None:
+    """What reading a network holds beside its parameters is counted, before they are made."""
+    with llr.set_memory_budget("200 MB"):
+        message = refusal("rank", "mlp:2-999999-1", "--inputs", "x.npy")
+    assert "3,999,997 parameters take 32 MB in float64, and 416 MB with the copies" in message

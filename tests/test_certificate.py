@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,7 @@ class TestFiles:
             ({"structure": 3}, "structure is 3; expected text"),
             ({"checksum": "0" * 64}, "checksum does not fit"),
             ({"checksum": ""}, "checksum is empty"),
-            ({"note": 1}, "'note' is no field"),
+            ({"note": 1}, "the field 'note' is unknown"),
         ],
     )
     def test_malformed(
@@ -106,6 +107,15 @@ class TestFiles:
     def test_not_json_of_a_certificate(self, content: bytes, tmp_path: Path) -> None:
         (tmp_path / "c.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"c\.json: "):
+            Certificate.load(tmp_path / "c.json")
+
+    @pytest.mark.parametrize("name", ["rank", "upper", "checksum"])
+    def test_repeated_field(
+        self, case: tuple[nn.Sequential, Tensor, Certificate], tmp_path: Path, name: str
+    ) -> None:
+        text = json.dumps(case[2].to_dict())
+        (tmp_path / "c.json").write_text(f'{{"{name}": 99, {text[1:]}')
+        with pytest.raises(ValueError, match=rf"c\.json: the field '{name}' is there twice"):
             Certificate.load(tmp_path / "c.json")
 
     def test_missing_field(self, case: tuple[nn.Sequential, Tensor, Certificate]) -> None:
@@ -133,3 +143,40 @@ class TestDecimals:
         assert not at_most("1.0e-9999999", arb((1, -33_300_000)))
         assert not at_most("1.0e-5", arb(0))
         assert at_most("1.0e0", arb((1, 5)))
+
+
+class TestBoundsOfCallers:
+    @staticmethod
+    def forged(honest: Certificate, upper: int) -> Certificate:
+        """A certificate that proves nothing, with an upper bound that somebody made up."""
+        return replace(
+            honest,
+            rank=0,
+            rows=(),
+            columns=(),
+            bound=decimal_below(arb(1)),
+            upper=upper,
+            upper_from="caller",
+            stopped="time limit" if upper else "upper bound met",
+            checksum="",
+        )
+
+    @pytest.mark.parametrize("upper", [0, 4, 10, 11, 12])
+    def test_false_ones_are_refused(
+        self, case: tuple[nn.Sequential, Tensor, Certificate], upper: int
+    ) -> None:
+        model, x, honest = case
+        verdict = verify(self.forged(honest, upper), model, x, params="*")
+        assert verdict.checked
+        assert verdict.valid == (upper >= 11)
+        word = "believed as the caller gave it" if verdict else f"at least {upper + 1}"
+        assert word in verdict.reason
+
+    def test_of_a_relu_network(self) -> None:
+        model = nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1)).double()
+        x = torch.linspace(-2, 2, 20, dtype=torch.float64)[:, None]
+        honest = certify(model, x)
+        assert honest.rank > 1
+        for upper in range(1, honest.rank + 1):
+            verdict = verify(self.forged(honest, upper), model, x)
+            assert verdict.valid == (upper == honest.rank), verdict.reason

@@ -45,7 +45,18 @@ class TestMethods:
 
     def test_upper(self) -> None:
         assert rank_as_json(*SOURCE, "--upper", 13)["upper"] == 13
-        assert "upper=9 is disproved" in refusal("rank", *SOURCE, "--upper", 9)
+        assert "--upper 9 is disproved" in refusal("rank", *SOURCE, "--upper", 9)
+
+    def test_what_is_not_exact_is_called_ambiguous(self) -> None:
+        """Two copies of one neuron, and no closed form for a choice of parameters."""
+        net = load_model("mlp:2-2-1")
+        with torch.no_grad():
+            net[0].weight[1], net[0].bias[1] = net[0].weight[0], net[0].bias[0]
+        torch.save(net.state_dict(), "twins.pt")
+        twins = ("mlp:2-2-1", "--inputs", "x.npy", "--weights", "twins.pt", "--params", "*")
+        output = run("rank", *twins, "--method", "certified").stdout
+        assert "stopped growing); AMBIGUOUS: the bounds do not meet" in output
+        run("rank", *twins, "--method", "certified", "--strict", code=3)
 
     def test_unknown(self) -> None:
         assert "'qr' is not one of" in run("rank", *SOURCE, "--method", "qr", code=2).output
@@ -98,17 +109,22 @@ class TestCertify:
 
     def test_bounds_of_the_work(self, here: Path) -> None:
         message = refusal("certify", *SOURCE, "--timeout", 1e-9, "--out", "proof.json")
-        assert "timeout=1e-09 seconds were over" in message
+        assert "--timeout 1e-09 seconds were over" in message
         assert not (here / "proof.json").exists()
         run("certify", *SOURCE, "--timeout", 300, "--out", "proof.json")
         verified = ("verify", "proof.json", *SOURCE)
         assert run(*verified, "--timeout", 300).stdout.startswith("holds: ")
         output = run(*verified, "--timeout", 1e-9, code=3).stdout
-        assert output == "not checked: timeout=1e-09 seconds were over\n"
+        assert output == "not checked: --timeout 1e-09 seconds were over\n"
         output = run(*verified, "--max-bits", 32, code=3).stdout
-        assert output.startswith("not checked: bits is 64, more than max_bits=32")
+        assert output.startswith(
+            "not checked: bits is 64, more than --max-bits 32; give --max-bits 64"
+        )
         assert "--timeout" in run(*verified, "--timeout", "soon", code=2).output
-        assert "timeout is -1" in refusal(*verified, "--timeout", -1)
+        message = refusal(*verified, "--timeout", -1)
+        assert (
+            "--timeout is -1.0; expected a positive number of seconds, or no --timeout" in message
+        )
 
     @pytest.mark.slow
     def test_interrupted(self, here: Path) -> None:

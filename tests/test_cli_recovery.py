@@ -88,6 +88,16 @@ class TestProgress:
         assert found.status == "not_found"
         assert "The search was ended from outside" in found.claim
 
+    @pytest.mark.parametrize("noise_std", [None, 0.1])
+    def test_no_time_is_one_round(self, noise_std: float | None) -> None:
+        table = torch.from_numpy(np.load("data.npy"))
+        budget = llr.recovery.Budget(None, 1e-9)
+        found = llr.recovery.recover(
+            table[:, :2], table[:, 2:], max_width=3, budget=budget, noise_std=noise_std
+        )
+        assert found.status == "not_found"
+        assert 0 < found.starts < 100
+
     def test_other_values_do_not(self) -> None:
         table = torch.from_numpy(np.load("data.npy"))
         found = llr.recovery.recover(
@@ -111,3 +121,12 @@ def test_a_sweep_says_that_it_goes_on(command: str, monkeypatch: pytest.MonkeyPa
     assert result.stderr == (
         "what is finished is kept; the same command goes on from there\ninterrupted\n"
     )
+
+
+def test_data_that_do_not_decide(tmp_path: Path) -> None:
+    """Fewer samples than parameters: exit code 3, no definite answer."""
+    x = np.linspace(-1, 1, 3)[:, None]
+    np.save(tmp_path / "few.npy", np.hstack((x, np.tanh(2 * x + 1))))
+    arguments = ("--max-width", 2, "--starts", 200, "--json", tmp_path / "r.json")
+    run("recover", tmp_path / "few.npy", *arguments, code=3)
+    assert json.loads((tmp_path / "r.json").read_text())["status"] == "ambiguous"

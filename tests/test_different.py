@@ -50,6 +50,23 @@ class TestSamples:
         x[2, 0] = torch.nextafter(x[2, 0], torch.tensor(9.0).double())
         assert bounds(network(2, 3, 1), x)["different samples"] == 3
 
+    def test_zeros_of_either_sign_are_equal(self) -> None:
+        x = normal(5, 2)
+        x[3], x[4] = 0.0, -0.0
+        assert bounds(network(2, 3, 1), x)["different samples"] == 4
+
+        class Signed(nn.Module):
+            """What a function of one's own makes of -0 is not known."""
+
+            def __init__(self) -> None:
+                super().__init__()
+                self.last = nn.Linear(2, 1)
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.last(torch.copysign(torch.ones_like(x), x))
+
+        assert bounds(Signed().double(), x)["different samples"] == 5
+
     def test_tokens_and_a_model_without_rules(self) -> None:
         class Words(nn.Module):
             def __init__(self) -> None:

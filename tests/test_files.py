@@ -56,6 +56,11 @@ class TestNpy:
         np.save(tmp_path / "x.npy", array)
         assert (load_inputs(tmp_path / "x.npy").numpy() == array).all()
 
+    def test_small_numbers_are_not_zero(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "x.npy", np.array([[1, 2], [3, np.longdouble("1e-4000")]]))
+        with pytest.raises(ValueError, match=r"1e-4000 at sample 1, column 1 is 0 in float64"):
+            load_inputs(tmp_path / "x.npy")
+
     def test_shapes(self, tmp_path: Path) -> None:
         path = tmp_path / "x.npy"
         for shape, expected in (((4,), (4, 1)), ((2, 3, 4), (2, 3, 4)), ((0, 3), (0, 3))):
@@ -258,6 +263,33 @@ class TestIntegers:
         x = load_inputs(tmp_path / "x.npy")
         assert not x.is_floating_point()
         assert as_taken_by(nn.Embedding(9, 2), x, torch.float32).tolist() == self.words.tolist()
+
+    @pytest.mark.parametrize("kind", ["npy", "npz", "pt", "safetensors"])
+    @pytest.mark.parametrize(
+        "number", [2**53 + 1, -(2**53) - 1, 2**62 + 1, -(2**63) + 1, 2**63 + 1, 2**64 - 1]
+    )
+    def test_that_float64_rounds_are_refused(self, tmp_path: Path, kind: str, number: int) -> None:
+        path = tmp_path / f"x.{kind}"
+        x = np.array([[1, 2], [3, number]], dtype=np.uint64 if number > 2**63 else np.int64)
+        write = {
+            "npy": lambda: np.save(path, x),
+            "npz": lambda: np.savez(path, x=x),
+            "pt": lambda: torch.save(torch.from_numpy(x), path),
+            "safetensors": lambda: safetensors.torch.save_file({"x": torch.from_numpy(x)}, path),
+        }
+        write[kind]()
+        message = rf"the integer {number} at sample 1, column 1 is {int(float(number))} in float64"
+        with pytest.raises(ValueError, match=message):
+            load_inputs(path, torch.float64)
+        with pytest.raises(ValueError, match=message):
+            as_taken_by(nn.Linear(2, 1).double(), load_inputs(path), torch.float64)
+
+    def test_that_float64_holds(self, tmp_path: Path) -> None:
+        x = np.array([[2**53, -(2**53)], [2**60, 2**53 + 2]])
+        np.save(tmp_path / "x.npy", x)
+        assert load_inputs(tmp_path / "x.npy", torch.float64).tolist() == x.tolist()
+        np.save(tmp_path / "x.npy", np.array([[1], [2**63 + 2**60]], dtype=np.uint64))
+        assert load_inputs(tmp_path / "x.npy").tolist() == [[1], [2.0**63 + 2.0**60]]
 
     def test_whole_numbers_written_as_fractions(self) -> None:
         written = self.words.double()

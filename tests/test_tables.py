@@ -93,10 +93,15 @@ class TestRead:
     def test_integers_stay_integers(self) -> None:
         assert read_table(b"a,b\n1,-2\n+3,0\n").dtype == torch.int64
         assert read_table(b"a,b\n1,2\n3,0.0\n").dtype == torch.float64
-        exact, beyond = 2**53 - 1, 2**53 + 1
+        exact, beyond = 2**53 - 1, 2**53 + 2
         assert read_table(f"x\n{exact}\n5\n".encode()).tolist() == [[exact], [5]]
-        assert read_table(f"x\n{beyond}\n5\n".encode()).dtype == torch.float64
-        assert read_table(b"x\n123456789012345678901234567890\n").dtype == torch.float64
+        assert read_table(f"x\n{beyond}\n5\n".encode()).tolist() == [[float(beyond)], [5]]
+
+    def test_a_separator_at_the_end_of_every_line(self) -> None:
+        assert read("a,b,\n1.5,2.5,\n3,4,\n") == [[1.5, 2.5], [3, 4]]
+        assert read("1,5;2; \n3,5;4;\n") == [[1.5, 2], [3.5, 4]]
+        assert read("1\t2\t\n3\t4\t\n", ".tsv") == [[1, 2], [3, 4]]
+        assert read("7,\n2,\n") == [[7], [2]]
 
     def test_digits_are_kept(self) -> None:
         rng = np.random.default_rng(0)
@@ -145,8 +150,27 @@ class TestRefused:
             ("\n\n", "no numbers"),
             ("a,b\n", "no numbers"),
             (",a,b\n0,1,2\n", "save with index=False, or give --columns 2-"),
-            ('a,b\n"1,2\n', "line 2: unexpected end of data"),
-            ('a,b\n"1"2,3\n', "line 2: "),
+            ('a,b\n"1,2\n', "line 2: the quote that opens there is not closed"),
+            ('a,b\n1,2\n3,"4\n5,6\n7,8\n', "line 3: the quote that opens there is not closed"),
+            ('a,b\n"1\n","2\n3,4\n', "line 3: the quote that opens there is not closed"),
+            ('a,b\n"1\n2""5\n3,4\n', "line 2: the quote that opens there is not closed"),
+            ('a,b\n1,"2\n' + "3,4\n" * 40_000, "line 2: the quote that opens there is not closed"),
+            ("a,b\n1," + "2" * 200_000, "line 2: a cell is too long"),
+            ('a,b\n"1"2,3\n', "line 2: there is text behind a closing quote"),
+            ("a,b,c\n1,2,\n3,4,\n", "line 2, column 3 is empty"),
+            ("1,2,\n3,4,5\n", "line 1, column 3 is empty"),
+            (
+                "x\n9007199254740993\n",
+                "column 1 is '9007199254740993'; expected a finite number that",
+            ),
+            ("x\n-9007199254740993\n", "which makes -9007199254740992 of it"),
+            ("x\n123456789012345678901234567890\n", "makes 123456789012345677877719597056 of it"),
+            (
+                "1.5,2.5\n0.5,1e-400\n",
+                "line 2, column 2 is '1e-400'; expected a finite number; it is 0",
+            ),
+            ("1.5,2.5\n0.0,-1.0e-400\n", "line 2, column 2 is '-1.0e-400'"),
+            ("x;y\n1,5;2,5\n0,0;0,1e-400\n", "line 3, column 2 is '0,1e-400'"),
             ("1 2\n3 4\n", "--sep space"),
             ("1,5 2,5\n3,5 4,5\n", "--sep and --decimal"),
             ("a\tb\n1;2\t3\n", "';' and '\\t'"),

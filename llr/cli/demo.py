@@ -18,6 +18,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
+from llr.cli.streams import PlainConsole
 from llr.inputs.evaluation.surroundings import torch_threads
 from llr.inputs.files.writing import require_directory, write_atomic
 from llr.models.load import load_model
@@ -63,7 +64,7 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
         ImportError: scikit-learn or matplotlib is missing.
         ValueError: `out` cannot be made, or not be written into.
     """
-    console = console or Console()
+    console = console or PlainConsole()
     figures = _figures()
     x, y = _diabetes()
     require_directory(out, "out")
@@ -84,18 +85,20 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
             seconds = time.perf_counter() - start
             rows.append(_row(name, model, fit, results[name], proof, y, seconds))
             progress.advance(task)
-    facts = {"data": "scikit-learn diabetes", "samples": len(x), "decay": DECAY, "seed": SEED}
-    document = {**facts, "torch": str(torch.__version__), "networks": rows}
-    write_atomic(out / "ranks.json", json.dumps(document, indent=1, allow_nan=False))
-    figures.save(figures.widths(rows, results), out / "spectra.png")
     for line in (
         f"{len(x)} samples of scikit-learn's diabetes data. Tanh networks, weight decay {DECAY:g},",
         f"trained until the gradient norm is below {CONVERGED:.0e}. Ranks in float64.",
     ):
         console.print(line, highlight=False, soft_wrap=True)
     console.print(_table(rows))
-    for line in (*_explanation(rows), f"wrote {out / 'ranks.json'} and {out / 'spectra.png'}"):
+    for line in _explanation(rows):
         console.print(line, highlight=False, soft_wrap=True, markup=False)
+    facts = {"data": "scikit-learn diabetes", "samples": len(x), "decay": DECAY, "seed": SEED}
+    document = {**facts, "torch": str(torch.__version__), "networks": rows}
+    write_atomic(out / "ranks.json", json.dumps(document, indent=1, allow_nan=False))
+    figures.save(figures.widths(rows, results), out / "spectra.png")
+    wrote = f"wrote {out / 'ranks.json'} and {out / 'spectra.png'}"
+    console.print(wrote, highlight=False, soft_wrap=True, markup=False)
     return rows
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
@@ -18,14 +20,21 @@ from llr.cli.output import apart
 from llr.cli.recovery import recover_command, reproduce_command
 from llr.cli.shell import (
     DTYPES,
+    OPEN,
     OutputDirectory,
+    OutputText,
     Source,
+    Write,
+    as_json,
     console_beside,
+    deliver,
+    in_shell_words,
+    max_bits_option,
     model_options,
     plotting,
     reported,
-    write_json,
 )
+from llr.cli.streams import standard_streams
 from llr.cli.sweep import sweep
 from llr.cli.theory import embed, reduce, theory
 from llr.inputs.samplers import all_samples
@@ -40,11 +49,22 @@ from llr.ranks.model_rank import model_rank as rank_of_model
 from llr.ranks.rank import METHODS
 from llr.ranks.rank import rank as rank_of
 
-_OPEN = 3
-"""The exit code where a rank is found, but not for certain."""
+
+class _Commands(click.Group):
+    """The commands; the text of --help goes where their results go, and may fail in the same ways."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Parse the arguments: here --help and --version of the group itself are answered."""
+        with standard_streams():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command."""
+        with standard_streams():
+            return super().invoke(ctx)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="llr")
 def main() -> None:
     """How many samples a network needs: Jacobians, their rank, and how sure it is."""
@@ -100,9 +120,7 @@ def demo(out: Path, quick: bool) -> None:
 @click.option(
     "--strict", is_flag=True, help="Exit code 3 for every ambiguous rank, also with a clear gap."
 )
-@click.option(
-    "--max-bits", default=4096, show_default=True, help="Precision cap of --method certified."
-)
+@max_bits_option("Precision cap of proofs.")
 @click.option("--chunk-size", type=click.IntRange(min=1), help="Samples at a time.")
 @click.option(
     "--json", "json_out", metavar="FILE", help="Write the result as JSON; '-' for standard output."
@@ -148,34 +166,37 @@ def rank(
         max_bits=max_bits,
         chunk_size=chunk_size,
     )
-    if drawing is not None:
-        assert plot_out is not None
-        drawing.save(result.plot().figure, plot_out)
-    write_json(json_out, {**source.to_dict(), "samples": len(x), **result.to_dict()})
-    console = console_beside(json_out)
     outputs = result.n_rows // len(x)
-    console.print(source.line(net), markup=False)
-    console.print(f"J      {len(x)} samples x {outputs} outputs x {result.n_params} parameters")
-    console.print(str(result), markup=False)
+    lines = [
+        source.line(net),
+        f"J      {len(x)} samples x {outputs} outputs x {result.n_params} parameters",
+        in_shell_words(str(result)),
+    ]
     if result.open and result.reason:
-        console.print(f"how    {result.reason}", markup=False)
-    for written in (json_out, plot_out):
-        if written not in (None, "-"):
-            console.print(f"wrote  {written}", markup=False)
+        lines.append(f"how    {in_shell_words(result.reason)}")
+    document = {**source.to_dict(), "samples": len(x), **result.to_dict()}
+    files: list[tuple[str | None, Write]] = [
+        (json_out, as_json(document)),
+        (plot_out, lambda path: drawing.save(result.plot().figure, path)),
+    ]
+    deliver(lines, files)
     asked_for = rtol is not None or atol is not None
     if result.open and (strict or not (result.clear or asked_for)):
-        sys.exit(_OPEN)
+        sys.exit(OPEN)
 
 
 @main.command()
 @model_options(inputs=True)
 @click.option("--upper", type=int, help="A known upper bound of the rank: stop there.")
-@click.option("--max-bits", default=4096, show_default=True, help="Precision cap.")
+@max_bits_option("Precision cap.")
 @click.option(
     "--timeout", type=float, help="Seconds after which to end, with what is proved by then."
 )
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The certificate, as JSON."
+    "--out",
+    required=True,
+    type=OutputText(),
+    help="The certificate, as JSON; '-' for standard output.",
 )
 @reported
 def certify(
@@ -184,7 +205,8 @@ def certify(
     """Prove a lower bound of the rank of MODEL's Jacobian, and write the proof.
 
     The network counts as the function that its layers define at the exact binary values of its parameters and
-    samples.
+    samples. Exit code 0 also if the bound is not shown to be the rank, or --timeout or --max-bits ended the
+    search: the certificate that is written holds all the same, and says which.
     """
     net = source.load()
     x = source.samples(torch.float64, net)
@@ -198,18 +220,20 @@ def certify(
             timeout=timeout,
             progress=report,
         )
-    certificate.save(out)
-    click.echo(source.line(net))
-    click.echo(str(certificate))
-    click.echo(f"wrote  {out}")
+    deliver([source.line(net), str(certificate)], [(out, lambda path: _save(certificate, path))])
+
+
+def _save(certificate: Certificate, path: str | Path) -> None:
+    if str(path) == "-":
+        click.echo(json.dumps(certificate.to_dict(), indent=1))
+    else:
+        certificate.save(path)
 
 
 @main.command()
 @click.argument("certificate", type=click.Path(path_type=Path))
 @model_options(inputs=True)
-@click.option(
-    "--max-bits", default=4096, show_default=True, help="Precision that CERTIFICATE may ask for."
-)
+@max_bits_option("Precision that CERTIFICATE may ask for.")
 @click.option("--timeout", type=float, help="Seconds after which to give up.")
 @reported
 def verify(source: Source, certificate: Path, max_bits: int, timeout: float | None) -> None:
@@ -224,8 +248,8 @@ def verify(source: Source, certificate: Path, max_bits: int, timeout: float | No
         proof, net, x, params=list(source.params) or None, max_bits=max_bits, timeout=timeout
     )
     if not verdict.checked:
-        click.echo(verdict.reason)
-        sys.exit(_OPEN)
+        click.echo(in_shell_words(verdict.reason))
+        sys.exit(OPEN)
     click.echo(f"{'holds' if verdict else 'does NOT hold'}: {verdict.reason}")
     click.echo(source.line(net))
     if not verdict:
@@ -296,14 +320,10 @@ def model_rank(
         seed=source.seed,
         sample_shape=shape,
     )
-    write_json(json_out, {**source.to_dict(), **result.to_dict()})
-    console = console_beside(json_out)
-    console.print(source.line(net), markup=False)
-    console.print(str(result), markup=False)
-    if json_out not in (None, "-"):
-        console.print(f"wrote  {json_out}", markup=False)
+    lines = [source.line(net), in_shell_words(str(result))]
+    deliver(lines, [(json_out, as_json({**source.to_dict(), **result.to_dict()}))])
     if (result.ambiguous and not result.clear) or not result.saturated:
-        sys.exit(_OPEN)
+        sys.exit(OPEN)
 
 
 def _sizes(text: str) -> tuple[int, ...]:

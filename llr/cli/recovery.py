@@ -14,12 +14,16 @@ import torch
 from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 from llr.cli.shell import (
+    OPEN,
     OutputDirectory,
+    Write,
+    as_json,
     console_beside,
+    deliver,
+    in_shell_words,
     reported,
     require_weights,
     save_weights,
-    write_json,
 )
 from llr.cli.source import table_options
 from llr.cli.sweep import progress_bar, resumable
@@ -96,9 +100,9 @@ def recover_command(
     """Find the two-layer network that made DATA: rows of inputs and, in the last columns, outputs.
 
     DATA is a .csv, .tsv, .txt, .npy, .npz, .pt or .safetensors file, or - for text on standard input. Exit
-    code 0 if the network is recovered (or, with noise, accepted), 1 if nothing fits to rounding, or the data
-    do not decide. The closest network is written all the same. Ctrl-C ends the search: what it found by
-    then is printed and written, and the exit code is 130.
+    code 0 if the network is recovered (or, with noise, accepted), 1 if nothing fits to rounding, 3 if
+    networks fit and the data do not decide. The closest network is written all the same. Ctrl-C ends the
+    search: what it found by then is printed and written, and the exit code is 130.
     """
     if out is not None:
         require_weights(out)
@@ -133,19 +137,16 @@ def recover_command(
             seed=seed,
             progress=report,
         )
-    if out is not None:
-        save_weights(found.model, out)
-    write_json(json_out, {"data": str(data), **found.to_dict()})
-    console = console_beside(json_out)
-    console.print(str(found), markup=False)
-    for path in (out, json_out):
-        if path not in (None, "-"):
-            console.print(f"wrote  {path}", markup=False)
+    files: list[tuple[Path | str | None, Write]] = [
+        (out, lambda path: save_weights(found.model, path)),
+        (json_out, as_json({"data": str(data), **found.to_dict()})),
+    ]
+    deliver([in_shell_words(str(found))], files)
     if interrupted:
         click.echo("interrupted", err=True)
         sys.exit(130)
     if not found:
-        sys.exit(1)
+        sys.exit(OPEN if found.status == "ambiguous" else 1)
 
 
 @contextlib.contextmanager

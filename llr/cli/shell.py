@@ -6,12 +6,13 @@ import functools
 import importlib
 import json
 import os
+import re
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import safetensors.torch
@@ -21,13 +22,26 @@ from torch import nn
 
 from llr.cli.source import Source as Source
 from llr.cli.source import model_options as model_options
+from llr.cli.streams import PlainConsole, standard_streams
 from llr.inputs.files.writing import require_directory, require_writable, write_atomic
+from llr.ranks.certificates.certify import HIGHEST_BITS, LOWEST_BITS, MOST_BITS
 from llr.ranks.info import VERSION
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+OPEN = 3
+"""The exit code where there is no definite answer."""
 
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 # What llr, torch and the system raise about input; their messages speak for themselves.
 _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
+
+Write = Callable[[str | Path], None]
+"""Writes a result to the file of this name."""
+
+# Which of them are about the arguments of llr's functions.
+_OF_ARGUMENTS = (ValueError, TypeError, TimeoutError)
 
 # The parameters of commands that name what is written, and how people write them.
 _OUTPUTS = {
@@ -46,6 +60,25 @@ class OutputDirectory(click.Path):
         super().__init__(path_type=Path)
 
 
+class OutputText(click.Path):
+    """The type of an option that names a text file, or standard output as ``-``."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+
+def max_bits_option(help_text: str) -> Callable[[_Command], _Command]:
+    """``--max-bits``, with the same limits for every command."""
+    return click.option(
+        "--max-bits",
+        type=click.IntRange(LOWEST_BITS, HIGHEST_BITS),
+        metavar="INTEGER",
+        default=MOST_BITS,
+        show_default=True,
+        help=help_text,
+    )
+
+
 def reported(command: Callable[..., None]) -> Callable[..., None]:
     """Turn exceptions into one line on stderr and exit code 2, Ctrl-C into exit code 130.
 
@@ -56,11 +89,11 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def wrapper(*args: Any, debug: bool, **kwargs: Any) -> None:
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), standard_streams():
                 warnings.showwarning = _show_warning
                 _require_outputs(kwargs)
                 command(*args, **kwargs)
-        except (click.ClickException, click.exceptions.Exit, BrokenPipeError):
+        except (click.ClickException, click.exceptions.Exit):
             raise  # click's own business
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
@@ -77,18 +110,46 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
     return wrapper
 
 
-_OURS = ("llr", "__main__", "rich", "click")
+_OURS = ("llr", "__main__", "click")
 
 
 def _fail(err: Exception, debug: bool) -> None:
-    if debug:
-        traceback.print_exc()
-    click.echo(f"error: {_one_line(err)}", err=True)
+    with standard_streams():
+        if debug:
+            click.echo(traceback.format_exc(), err=True, nl=False)
+        text = _one_line(err)
+        click.echo(
+            f"error: {in_shell_words(text) if isinstance(err, _OF_ARGUMENTS) else text}", err=True
+        )
     sys.exit(2)
 
 
+def in_shell_words(text: str) -> str:
+    """A message of llr's functions in which arguments are named as options of the command that runs.
+
+    ``noise_std=`` becomes ``--noise-std``, ``max_bits=64`` becomes ``--max-bits 64``, and what stands at the
+    beginning of a message, ``seed is -5``, becomes ``--seed is -5``.
+    """
+    context = click.get_current_context(silent=True)
+    for option in context.command.params if context else ():
+        if not isinstance(option, click.Option) or not option.name:
+            continue
+        on, off = option.opts[-1], (option.secondary_opts or [""])[0]
+        name = rf"(?<![\w.=-]){option.name}"
+        if option.is_flag:
+            text = re.sub(f"{name}=(None)?(?=\\W|$)", on, text)
+            text = re.sub(f"{name}=True\\b", on, text)
+            text = re.sub(f"{name}=False\\b", off or f"no {on}", text)
+            continue
+        text = re.sub(f"{name}=(?=[\\w'\"+.-])", f"{on} ", text)
+        text = re.sub(f"{name}=", on, text)
+        if re.match(f"{option.name} (is|pattern) ", text):
+            text = re.sub(",? or None\\b", f", or no {on}", on + text[len(option.name) :])
+    return text
+
+
 def _is_ours(end: SystemExit) -> bool:
-    """Whether the program is ended by llr, or by what prints for it (a closed pipe), not by a model."""
+    """Whether the program is ended by llr, or by click for it, not by a model."""
     frames = [frame for frame, _ in traceback.walk_tb(end.__traceback__)]
     return str(frames[-1].f_globals.get("__name__")).partition(".")[0] in _OURS
 
@@ -114,11 +175,17 @@ def _require_outputs(arguments: dict[str, Any]) -> None:
         parameter.name: parameter.type for parameter in click.get_current_context().command.params
     }
     files: dict[Path, str] = {}
-    if arguments.get("json_out") == "-" and sys.stdout is None:
-        raise ValueError("--json -: standard output is closed")
     for name, option in _OUTPUTS.items():
         path = arguments.get(name)
-        if not isinstance(path, str | Path) or str(path) == "-":
+        if not isinstance(path, str | Path):
+            continue
+        if str(path) == "-":
+            if name != "json_out" and not isinstance(kinds.get(name), OutputText):
+                raise ValueError(
+                    f"{option} is '-', standard output, which is for text; expected the name of a file"
+                )
+            if sys.stdout is None:
+                raise ValueError(f"{option} -: standard output is closed")
             continue
         if isinstance(kinds.get(name), OutputDirectory):
             require_directory(path, option)
@@ -133,19 +200,54 @@ def _require_outputs(arguments: dict[str, Any]) -> None:
 
 def console_beside(json_out: str | None) -> Console:
     """Where people read: standard output, or standard error if JSON takes that one."""
-    return Console(stderr=json_out == "-", highlight=False, soft_wrap=True)
+    return PlainConsole(stderr=json_out == "-", highlight=False, soft_wrap=True)
 
 
-def write_json(path: str | None, document: dict[str, Any]) -> None:
-    """Write a result and the versions that made it; '-' is standard output, None nowhere."""
-    if path is None:
-        return
+def deliver(lines: Sequence[str], files: Sequence[tuple[str | Path | None, Write]]) -> None:
+    """Print a result for people, and write its files, each of them even if something else cannot be written.
+
+    Args:
+        lines: for people, on standard output, or on standard error if a file is ``-``.
+        files: names, and what writes each; those without a name are left out.
+
+    Raises:
+        OSError: something could not be written, or whatever a writer raises.
+    """
+    console = console_beside("-" if any(str(path) == "-" for path, _ in files) else None)
+    failures: list[Exception] = []
+    try:
+        for line in lines:
+            console.print(line, markup=False)
+    except OSError as err:
+        failures.append(err)
+    silent = bool(failures)
+    for path, write in files:
+        if path is None:
+            continue
+        try:
+            write(path)
+            if str(path) != "-" and not silent:
+                console.print(f"wrote  {path}", markup=False)
+        except Exception as err:  # whatever it is, the other files are still to be written
+            failures.append(err)
+    for other in failures[1:]:
+        click.echo(f"error: {_one_line(other)}", err=True)
+    if failures:
+        raise failures[0]
+
+
+def as_json(document: dict[str, Any]) -> Write:
+    """What writes a result, and the versions that made it, to a file or, for ``-``, to standard output."""
     versions = {"llr": VERSION, "torch": str(torch.__version__)}
-    text = json.dumps({**document, **versions}, indent=1, allow_nan=False)
-    if path == "-":
-        click.echo(text)
-    else:
-        write_atomic(path, text)
+
+    def write(path: str | Path) -> None:
+        text = json.dumps({**document, **versions}, indent=1, allow_nan=False)
+        if str(path) == "-":
+            click.echo(text)
+        else:
+            write_atomic(path, text)
+
+    return write
 
 
 def plotting(plot_out: str | None, module: str = "ranks.figure") -> Any:
@@ -163,8 +265,8 @@ def require_weights(path: Path) -> None:
         raise ValueError(f"--out is {str(path)!r}; expected a name ending in .safetensors")
 
 
-def save_weights(net: nn.Module, path: Path) -> None:
+def save_weights(net: nn.Module, path: str | Path) -> None:
     """Write a model's state dict, whole or not at all."""
-    require_weights(path)
+    require_weights(Path(path))
     state = {name: t.detach().contiguous().clone() for name, t in net.state_dict().items()}
     write_atomic(path, safetensors.torch.save(state))

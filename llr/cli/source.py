@@ -58,10 +58,11 @@ class Source:
     def samples(self, dtype: torch.dtype, net: nn.Module) -> Tensor:
         """What --inputs names, in `dtype`; integers stay integers if that is what `net` takes."""
         assert self.inputs is not None
+        name = f"inputs {'standard input' if str(self.inputs) == '-' else self.inputs}"
         x = load_inputs(self.inputs, layout=self.layout, key=self.inputs_key)
         with printing_apart():
-            x = as_taken_by(net, x, dtype)
-        return converted(x, dtype, f"inputs {self.inputs}") if x.is_floating_point() else x
+            x = as_taken_by(net, x, dtype, name)
+        return converted(x, dtype, name) if x.is_floating_point() else x
 
     @property
     def _activation(self) -> str | None:

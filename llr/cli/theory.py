@@ -14,13 +14,15 @@ from llr import embedding
 from llr.cli.output import apart
 from llr.cli.shell import (
     Source,
-    console_beside,
+    Write,
+    as_json,
+    deliver,
+    in_shell_words,
     model_options,
     plotting,
     reported,
     require_weights,
     save_weights,
-    write_json,
 )
 from llr.inputs.files.load import load_inputs
 from llr.inputs.samplers import read_sampler
@@ -122,7 +124,8 @@ def cnn(d: int, kernel: int, kernels: int, channels: int | None, json_out: str |
     for name, size in sizes.items():
         terms = "; ".join(term.text for term in size.terms)
         rows.append((name, str(size.n_params), str(int(size)), f"{terms} ({size.statement})"))
-    _report(json_out, {name: size.to_dict() for name, size in sizes.items()}, [_aligned(rows)], [])
+    document = {name: size.to_dict() for name, size in sizes.items()}
+    deliver([_aligned(rows)], [(json_out, as_json(document))])
 
 
 @theory.command()
@@ -140,9 +143,8 @@ def branches(
     """Every way to represent a function of K random tanh neurons in a wider network."""
     drawing = plotting(plot_out, "landscape.figure")
     found = find_branches(TwoLayer(d, k, q, bias=bias, generator=_seeded()).double(), width)
-    if drawing is not None:
-        drawing.save(drawing.branches(found).figure, plot_out)
-    _report(json_out, found.to_dict(), [str(found)], [plot_out])
+    figure = (plot_out, lambda path: drawing.save(drawing.branches(found).figure, path))
+    deliver([in_shell_words(str(found))], [figure, (json_out, as_json(found.to_dict()))])
 
 
 @theory.command()
@@ -186,7 +188,8 @@ def deep(
         raise ValueError("--plot draws the classes of all functions; leave --target away")
     narrow = mlp(read_widths(target), activation, generator=_seeded()).double()
     size = optimistic_sample_size(model, narrow)
-    _report(json_out, {"optimistic_sample_size": size.to_dict()}, [str(size)], [])
+    document = {"optimistic_sample_size": size.to_dict()}
+    deliver([in_shell_words(str(size))], [(json_out, as_json(document))])
 
 
 @theory.command()
@@ -204,7 +207,8 @@ def model(source: Source, json_out: str | None) -> None:
         "model_rank_of_function": apart(model_rank_of_function)(net),
     }
     document = {**source.to_dict(), **{name: value.to_dict() for name, value in found.items()}}
-    _report(json_out, document, [source.line(net), *map(str, found.values())], [])
+    lines = [source.line(net), *(in_shell_words(str(value)) for value in found.values())]
+    deliver(lines, [(json_out, as_json(document))])
 
 
 @click.command()
@@ -244,6 +248,7 @@ def embed(
     wide, record = apart(move)(net, read_widths(to), _seeded(source.seed))
     document: dict[str, Any] = {**source.to_dict(), "embedding": record.to_dict()}
     lines = [source.line(net), str(record)]
+    figure: Any = None
     if check or drawing is not None:
         x = _samples(source, net, record.n_wide)
         y = None if targets is None else load_inputs(targets, torch.float64, what="targets")
@@ -256,11 +261,15 @@ def embed(
             spectrum = apart(embedded_spectrum)(net, wide, record, x, y)
             document["hessian"] = spectrum.to_dict()
             lines.append(str(spectrum))
-            drawing.save(drawing.embedded(spectrum), plot_out)
+            figure = drawing.embedded(spectrum)
     elif targets is not None or source.inputs is not None:
         raise ValueError("samples are for --check and --plot; expected one of them")
-    _write(wide, out)
-    _report(json_out, document, lines, [out, plot_out])
+    files: list[tuple[Path | str | None, Write]] = [
+        (out, lambda path: save_weights(wide, path)),
+        (plot_out, lambda path: drawing.save(figure, path)),
+        (json_out, as_json(document)),
+    ]
+    deliver(lines, files)
 
 
 @click.command()
@@ -279,9 +288,12 @@ def reduce(source: Source, out: Path | None, json_out: str | None) -> None:
         require_weights(out)
     net = source.load()
     found = apart(embedding.reduce)(net)
-    _write(found.model, out)
     document = {**source.to_dict(), "reduction": found.to_dict()}
-    _report(json_out, document, [source.line(net), str(found)], [out])
+    files: list[tuple[Path | str | None, Write]] = [
+        (out, lambda path: save_weights(found.model, path)),
+        (json_out, as_json(document)),
+    ]
+    deliver([source.line(net), str(found)], files)
 
 
 def _seeded(seed: int = 0) -> torch.Generator:
@@ -299,25 +311,9 @@ def _stratify(
     """The table of an architecture, after what is known of one function."""
     drawing = plotting(plot_out, "theory.figure")
     found = rank_stratification(model)
-    if drawing is not None:
-        drawing.save(drawing.stratification(found).figure, plot_out)
     document = {**(document or {}), "stratification": found.to_dict()}
-    _report(json_out, document, [*lines, *([str(found)] if table else [])], [plot_out])
-
-
-def _report(
-    json_out: str | None,
-    document: dict[str, Any],
-    lines: Sequence[str],
-    written: Sequence[Path | str | None],
-) -> None:
-    write_json(json_out, document)
-    console = console_beside(json_out)
-    for line in lines:
-        console.print(line, markup=False)
-    for path in (*written, json_out):
-        if path not in (None, "-"):
-            console.print(f"wrote  {path}", markup=False)
+    figure = (plot_out, lambda path: drawing.save(drawing.stratification(found).figure, path))
+    deliver([*lines, *([str(found)] if table else [])], [figure, (json_out, as_json(document))])
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
@@ -341,8 +337,3 @@ def _samples(source: Source, net: nn.Module, n: int) -> Tensor:
         "normal", net, shape=None, dtype=torch.float64, device=device, seed=source.seed
     )
     return normal.first(n + 8)
-
-
-def _write(net: nn.Module, out: Path | None) -> None:
-    if out is not None:
-        save_weights(net, out)

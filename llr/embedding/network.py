@@ -132,7 +132,7 @@ def read(model: nn.Module) -> tuple[Network, Structure]:
     structure = read_structure(model)
     if isinstance(structure, Factorization):
         raise ValueError(
-            f"a {type(model).__name__} has no neurons to embed or merge; expected an MLP or a "
+            f"{type(model).__name__} has no neurons to embed or merge; expected an MLP or a "
             "Conv1dTwoLayer. llr.model_rank(model) finds the rank of any model numerically"
         )
     parameters, start = {}, 0

@@ -286,7 +286,10 @@ def read_network(model: Model, x: Tensor, params: Selection = None) -> Network:
         try:
             steps, shape = steps_of(model, tuple(inputs.shape[1:]))
         except ValueError as error:
-            raise ValueError(f"{error} (it is no MLP either: {problem.why_not_mlp})") from error
+            obstacle = problem.why_not_mlp
+            if obstacle.partition(" has ")[2] in str(error):  # the same, said once
+                raise
+            raise ValueError(f"{error} (it is no MLP either: {obstacle})") from error
         network = Network(problem, inputs, steps, int(np.prod(shape)))
     else:
         network = network_of_mlp(problem, problem.mlp)

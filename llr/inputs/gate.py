@@ -11,6 +11,7 @@ patches made before llr was imported are noticed, too, and so are those that car
 
 from __future__ import annotations
 
+import os
 import sys
 import weakref
 from collections.abc import Callable
@@ -33,6 +34,7 @@ _DEPTH = 2
 _NOT_FOLLOWED = ("handle_torch_function",)  # for tensors of other classes, which do not get so far
 _SPACES = (torch, F)
 _OURS = ("torch", "llr")
+_DYNAMO = os.path.join(os.path.dirname(torch.__file__), "_dynamo", "")
 
 _machinery = attrgetter(*_CALL[1:4], *(f"{name}.__code__" for name in _CALL[:4]))
 
@@ -344,10 +346,18 @@ def _is_ours(function: FunctionType) -> bool:
 
 
 def compiled_by_torch(call: Any, module: nn.Module) -> bool:
-    """Whether this is what torch.compile puts in the place of a module's call."""
-    inner = getattr(call, "_torchdynamo_orig_callable", None)
-    return getattr(inner, "__self__", None) is module and (
-        getattr(inner, "__func__", None) is nn.Module._call_impl
+    """Whether this is what torch.compile puts in the place of a module's call.
+
+    That is a function of torch around the bound ``_call_impl``, and perhaps others between them. What each of
+    them calls is looked up in its closure: attributes that say so may be anybody's.
+    """
+    while isinstance(call, FunctionType):
+        if not call.__code__.co_filename.startswith(_DYNAMO):
+            return False
+        cells = dict(zip(call.__code__.co_freevars, call.__closure__ or (), strict=True))
+        call = cells["fn"].cell_contents if "fn" in cells else None
+    return getattr(call, "__self__", None) is module and (
+        getattr(call, "__func__", None) is nn.Module._call_impl
     )
 
 

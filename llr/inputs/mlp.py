@@ -148,7 +148,7 @@ def _links_of_module(module: nn.Module, seen: set[type]) -> list[_Link] | None:
     known = chain or kind in _READ
     why = gate.departure(module, seen) if known else gate.call_departure(module)
     if why:
-        raise NotAnMLP(f"a {kind.__name__} has {why}")
+        raise NotAnMLP(f"{kind.__name__} has {why}")
     if chain:
         links: list[_Link] = []
         for child in module._modules.values():
@@ -175,7 +175,7 @@ def _links_of_module(module: nn.Module, seen: set[type]) -> list[_Link] | None:
     for setting, expected in SETTINGS.get(kind, _NO_SETTINGS).items():
         found = getattr(module, setting)
         if isinstance(found, Tensor) or found != expected:
-            raise NotAnMLP(f"a {kind.__name__} with {setting}={found!r}, not {expected!r}")
+            raise NotAnMLP(f"{kind.__name__} with {setting}={found!r}, not {expected!r}")
     if kind in _MODULES:
         return [_MODULES[kind]]
     if kind.__module__.startswith("torch.nn.") and any(

@@ -16,9 +16,9 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch.func import vjp, vmap
+from torch.func import vmap
 
+from llr.inputs.batched import Comparison, WrongDerivatives, batched_rows
 from llr.inputs.evaluation.compare import (
     EVAL,
     UNSUPPORTED,
@@ -36,13 +36,17 @@ from llr.inputs.evaluation.compare import (
 from llr.inputs.evaluation.outputs import output_leaves
 from llr.inputs.evaluation.surroundings import closed, random_state
 from llr.inputs.evaluation.watch import Origins, Watch
-from llr.inputs.problem import Problem
+from llr.inputs.problem import Problem, as_leaves, transformed
+
+_MOST_NUMBERS = 1 << 20
+"""Of derivatives, that are looked at to see whether vmap gives the right ones."""
 
 
 @dataclass
 class Probe:
     """What a model turned out to be."""
 
+    model: object
     outputs: int
     """q, numbers for each sample."""
     leaves: list[Tensor]
@@ -92,7 +96,7 @@ class Probe:
         alone = alone.to(together.device)
         if not close(together, alone, loose(alone)):
             count = len(cast(Tensor, self.together))
-            raise ValueError(interacting(difference(together, alone), count))
+            raise ValueError(interacting(self.model, difference(together, alone), count))
 
 
 def probe(problem: Problem) -> Probe:
@@ -124,7 +128,7 @@ def refuse_interactions(problem: Problem) -> None:
     found = probe(problem)
     if found.together is None:
         return
-    values = {name: v.detach() for name, v in problem.point().items()}
+    values = as_leaves(problem.point())
     step = math.ceil(len(found.together) / max(1, found.count))
     last = len(found.together) - 1
     some = torch.arange(
@@ -156,8 +160,8 @@ class _Examination:
     def __init__(self, problem: Problem) -> None:
         x = problem.x.detach()
         self.problem, self.x = problem, x if len(x) else x.new_zeros(1, *x.shape[1:])
-        self.values = {name: v.detach().clone() for name, v in problem.point().items()}
-        self.transformed = any(map(is_functorch_wrapped_tensor, (x, *self.values.values())))
+        self.values = as_leaves({name: v.clone() for name, v in problem.point().items()})
+        self.transformed = transformed([x, *self.values.values()])
         """Whether this happens inside of somebody's grad or jvp."""
         self.module = isinstance(problem.model, nn.Module)
         self.watch = self._watch()
@@ -171,19 +175,20 @@ class _Examination:
         # The second one alone: where one sample hangs on another, it mostly hangs on an earlier one.
         single = self._detached(few[-1:])
         try:
-            compare_alone(together, single, len(few))
+            compare_alone(self.problem.model, together, single, len(few))
         except ValueError:
             self._refuse_randomness(together, few)
             raise
         outputs = sum(leaf.numel() for leaf in single)
         count = affordable(len(self.x), outputs, max(1, self.watch.nbytes // len(few)), few.device)
         return Probe(
+            self.problem.model,
             outputs,
             single,
             self.watch.draws_own,
             count,
             functools.partial(self._all, count, outputs),
-            functools.partial(self._obstacle, few[:1]),
+            functools.partial(self._obstacle, few, outputs),
         )
 
     def _refuse_randomness(self, together: Sequence[Tensor], few: Tensor) -> None:
@@ -204,8 +209,6 @@ class _Examination:
     def _watched(self, few: Tensor) -> list[Tensor]:
         """The outputs, after a look at every operation."""
         leaves = self.values
-        if not self.transformed:
-            leaves = {name: v.requires_grad_() for name, v in leaves.items()}
         try:
             outputs = self._run(leaves, few, self.escapes, self.watch)
         except Exception as error:
@@ -218,7 +221,6 @@ class _Examination:
         self._refuse_unfaithful()
         if not self.transformed:
             self._refuse_independence(outputs, leaves)
-        self.values = {name: v.detach() for name, v in leaves.items()}
         return [leaf.detach() for leaf in outputs]
 
     def _few(self) -> Tensor:
@@ -359,21 +361,26 @@ class _Examination:
             "differentiated by them"
         )
 
-    def _obstacle(self, x: Tensor) -> str:
-        """Why vmap cannot take the model, by one sample and one of its derivatives."""
+    def _obstacle(self, x: Tensor, outputs: int) -> str:
+        """Why vmap cannot take the model or differentiates it wrongly, by a few samples."""
         if self.transformed:
             return ""
 
-        def pulled(sample: Tensor) -> tuple[Tensor, Any]:
-            def outputs(values: dict[str, Tensor]) -> Tensor:
-                return flat(self.problem.call(values, sample[None]))
-
-            value, pull = cast(Any, vjp(outputs, self.values))
-            return value, pull(torch.ones_like(value))
-
+        values = {name: v.detach() for name, v in self.values.items()}
+        numbers = len(x) * sum(v.numel() for v in values.values())
+        like = next(iter(values.values()))
+        if outputs * numbers <= _MOST_NUMBERS:
+            basis = torch.eye(outputs, dtype=like.dtype, device=like.device)
+        else:  # a few combinations instead of all outputs
+            generator = torch.Generator().manual_seed(1)
+            basis = torch.randn(4, outputs, generator=generator)
+            basis = basis.to(device=like.device, dtype=like.dtype)
         try:
-            with closed(), torch.no_grad():
-                vmap(pulled)(x.clone())
+            with closed(), torch.enable_grad():
+                rows, _ = batched_rows(self.problem, values, x.clone(), basis)
+                Comparison(self.problem)(values, x, rows, basis)
+        except WrongDerivatives as error:
+            return str(error)
         except UNSUPPORTED as error:
             return why_unsupported(error, self.watch.draws_own)
         return ""

@@ -300,7 +300,7 @@ def _check_values(columns: Columns, x: Tensor) -> None:
     tensors = _tensors(columns, x)
     if x.is_meta:
         refuse_meta("the model" if tensors[1].is_meta else "x", x)
-    if _transformed(tensors):
+    if transformed(tensors):
         return  # there are no numbers to look at
     floating = [t for t in tensors if t.dtype in (torch.float32, torch.float64)]
     if len(floating) < len(tensors):
@@ -319,7 +319,20 @@ def _check_values(columns: Columns, x: Tensor) -> None:
     )
 
 
-def _transformed(tensors: Sequence[Tensor]) -> bool:
+def as_leaves(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The values, detached, as parameters in training are.
+
+    A forward may retain gradients of what it computes and register hooks on it, which torch refuses where no
+    gradient is required. Inside of somebody's transform they are left as they are.
+    """
+    detached = {name: v.detach() for name, v in values.items()}
+    if not transformed(list(values.values())):
+        for v in detached.values():
+            v.requires_grad_()
+    return detached
+
+
+def transformed(tensors: Sequence[Tensor]) -> bool:
     """Whether this happens inside somebody's vmap, grad or jvp."""
     return any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
 
@@ -353,7 +366,7 @@ def _mistaken(problem: Problem, x: Tensor) -> str:
     ):  # without inputs or neurons there is nothing to say
         return ""
     point = problem.point()
-    if type(x) not in (Tensor, nn.Parameter) or x.is_meta or _transformed([x, *point.values()]):
+    if type(x) not in (Tensor, nn.Parameter) or x.is_meta or transformed([x, *point.values()]):
         # There are no numbers to compare.
         return "a traced module inside a transform of torch.func" if mlp.traced else ""
     links = [(name, point.get(name or "", tensor)) for name, tensor in problem.chain()]

@@ -301,7 +301,7 @@ def sample_shape(
             f"({first.in_channels}, {sizes}); give it as sample_shape=, or a callable as sampler="
         )
     raise ValueError(
-        f"what samples a {kind} takes cannot be read off it; give sample_shape=(...), the shape of one "
+        f"what samples {kind} takes cannot be read off it; give sample_shape=(...), the shape of one "
         "sample, or a callable or a tensor of points as sampler="
     )
 

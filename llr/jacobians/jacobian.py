@@ -17,7 +17,6 @@ from llr.inputs.parameters import Selection
 from llr.inputs.probe import Probe, probe
 from llr.inputs.problem import Model, Problem, read_problem
 from llr.inputs.roles import word
-from llr.inputs.tensors import is_plain
 from llr.inputs.warned import warn_of_no_kernel
 from llr.jacobians.paths import NAMES, WORKING_BYTES, Plan, native_arguments, run
 from llr.operators import _ops
@@ -227,7 +226,7 @@ def _probed(problem: Problem) -> Probe:
 
 
 def _check_out(out: Tensor, shape: tuple[int, ...], problem: Problem) -> None:
-    if not is_plain(out):
+    if out.is_nested or out.is_quantized or out.layout is not torch.strided:
         kind = "nested" if out.is_nested else "quantized" if out.is_quantized else str(out.layout)
         raise TypeError(
             f"out is a {type(out).__name__} ({kind}); expected a dense torch.Tensor to write into"

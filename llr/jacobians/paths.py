@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -11,17 +11,19 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import jacrev, vmap
+from torch.func import jacrev
 
-from llr.inputs.evaluation.compare import UNSUPPORTED, ragged, why_unsupported
+from llr.inputs.batched import Comparison, WrongDerivatives, batched_rows
+from llr.inputs.evaluation.compare import UNSUPPORTED, flat, ragged, why_unsupported
 from llr.inputs.evaluation.forward_errors import derivatives, from_torch
-from llr.inputs.evaluation.outputs import output_leaves
+from llr.inputs.evaluation.outputs import dense, output_leaves
 from llr.inputs.evaluation.surroundings import closed
 from llr.inputs.memory import format_bytes
 from llr.inputs.mlp import MLP
+from llr.inputs.overwrites import overwriting
 from llr.inputs.parameters import Columns
 from llr.inputs.probe import Probe, probe
-from llr.inputs.problem import Problem
+from llr.inputs.problem import Problem, transformed
 from llr.jacobians import reference
 from llr.operators import _ops
 
@@ -78,11 +80,9 @@ def run(
         problem = replace(
             problem, x=problem.x.detach(), columns=replace(problem.columns, values=detached)
         )
-    with (
-        closed(),
-        contextlib.nullcontext() if create_graph else torch.no_grad(),
-        derivatives(problem.x),
-    ):
+    # With gradients recorded: without, torch differentiates LU factors wrongly under vmap.
+    place = functools.partial(overwriting, problem)
+    with closed(), torch.enable_grad(), derivatives(problem.x, overwriting=place):
         if prepared.backend == "torch":
             try:
                 return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"
@@ -90,7 +90,10 @@ def run(
                 # What vmap cannot take, the loop may; what is really wrong, the loop will say itself.
                 own = prepared.probe is not None and prepared.probe.draws_own
                 reason = why_unsupported(error, own)
-                if prepared.insisted and not from_torch(error):
+                if isinstance(error, WrongDerivatives):
+                    reason = str(error)
+                    probe(problem).obstacle = reason
+                elif prepared.insisted and not from_torch(error):
                     raise
                 if prepared.insisted:
                     raise ValueError(
@@ -169,6 +172,8 @@ def _fill(
     result = out
     if result is None and not create_graph:
         result = problem.x.new_empty(prepared.shape, dtype=problem.dtype)
+    compare = Comparison(problem)
+    is_transformed = transformed([problem.x, *problem.columns.values.values()])
     for index in range(1 if points is None else points):
         values = problem.point(index)
         for first in range(0, n, prepared.chunk_size):
@@ -177,16 +182,20 @@ def _fill(
             parts, outputs = rows(problem, values, chunk, q, create_graph)
             if prepared.probe is not None and index == 0:
                 prepared.probe.compare(outputs, first)
-            flat = {
-                name: reference.dense(d).reshape(chunk.shape[0], q, problem.columns.size(name))
+            if not is_transformed:
+                if index == 0 and rows is _torch_rows:
+                    compare(values, problem.x[first : first + prepared.chunk_size], parts)
+                _refuse_nonfinite(parts, first, None if points is None else index)
+            columns_of_parts = {
+                name: dense(d).reshape(chunk.shape[0], q, problem.columns.size(name))
                 for name, d in parts.items()
             }
             if result is None:
-                kept.append(torch.cat([flat[name] for name in values], dim=-1))
+                kept.append(torch.cat([columns_of_parts[name] for name in values], dim=-1))
                 continue
             target = (result if points is None else result[index])[first : first + chunk.shape[0]]
             for name, columns in problem.columns.slices().items():
-                target[:, :, columns] = flat[name]
+                target[:, :, columns] = columns_of_parts[name].detach()
     if result is not None:
         return result
     if not kept:
@@ -194,21 +203,38 @@ def _fill(
     return torch.cat(kept).reshape(prepared.shape)
 
 
+def _refuse_nonfinite(parts: Mapping[str, Tensor], first: int, point: int | None) -> None:
+    """Refuse derivatives (samples, q, *parameter) that are NaN or infinite; `first` is the first sample."""
+    index = _ops.first_nonfinite([dense(d.detach()) for d in parts.values()])
+    if index < 0:
+        return
+    name, rows = list(parts.items())[index]
+    rows = dense(rows.detach())
+    where = tuple(int(i) for i in (~torch.isfinite(rows)).nonzero()[0])
+    at = "" if point is None else f" at parameter point {point}"
+    raise ValueError(
+        f"the derivative of output {where[1]} of sample {first + where[0]} by parameter {name!r}, index "
+        f"{where[2:]}{at}, is {float(rows[where])}; expected a finite number. There is no derivative (as of "
+        "sqrt or a norm at 0, also in the branch that torch.where leaves out), or it is too large for "
+        f"{rows.dtype}: move the sample, or keep the argument away from that point in forward"
+    )
+
+
 def _torch_rows(
     problem: Problem, values: dict[str, Tensor], x: Tensor, q: int, create_graph: bool
 ) -> tuple[dict[str, Tensor], Tensor]:
+    if not create_graph and not transformed([x, *values.values()]):
+        basis = torch.eye(q, dtype=problem.dtype, device=x.device)
+        return batched_rows(problem, values, x, basis)
+
     def outputs(values: dict[str, Tensor], sample: Tensor) -> tuple[Tensor, Tensor]:
-        leaves = output_leaves(problem.call(values, sample[None]))
-        value = torch.cat([leaf.reshape(-1) for leaf in leaves])
+        value = flat(problem.call(values, sample[None]))
         if len(value) != q:
             raise ValueError(ragged(len(value), q))
         return value, value
 
-    if not create_graph:
-        derivative = vmap(jacrev(outputs, has_aux=True), in_dims=(None, 0))
-        return cast(tuple[dict[str, Tensor], Tensor], derivative(values, x))
-    # Without vmap: torch differentiates its rule for layer_norm wrongly (the values are right, their
-    # derivatives off by tens of percent; torch 2.13 and 2.14).
+    # Without vmap: inside of a transform the numbers cannot be compared, and torch differentiates its rule
+    # for layer_norm wrongly (the values are right, their derivatives off by tens of percent; 2.13 and 2.14).
     each = jacrev(outputs, chunk_size=1, has_aux=True)
     samples = [cast(tuple[dict[str, Tensor], Tensor], each(values, sample)) for sample in x]
     rows = {name: torch.stack([rows[name] for rows, _ in samples]) for name in values}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from llr.inputs.evaluation.forward_errors import explained
-from llr.inputs.evaluation.outputs import output_leaves
+from llr.inputs.evaluation.outputs import dense, output_leaves
 from llr.inputs.evaluation.precision import Precision
 from llr.inputs.evaluation.private import Private
 from llr.inputs.evaluation.surroundings import outside_inference_mode
@@ -94,8 +94,3 @@ def sample_rows(
             torch.zeros_like(p) if g is None else dense(g)
             for g, p in zip(gradients, tensors, strict=True)
         ]
-
-
-def dense(gradient: Tensor) -> Tensor:
-    """A gradient as a dense tensor: embeddings with ``sparse=True`` have sparse ones."""
-    return gradient if gradient.layout is torch.strided else gradient.to_dense()

@@ -12,6 +12,7 @@ combination of the outputs: a parameter that is also used where no hook sees it 
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +29,7 @@ from llr.inputs import gate
 from llr.inputs.evaluation.forward_errors import derivatives
 from llr.inputs.evaluation.outputs import output_leaves
 from llr.inputs.evaluation.surroundings import closed
+from llr.inputs.overwrites import overwriting
 from llr.inputs.parameters import Columns
 from llr.inputs.probe import probe
 from llr.inputs.problem import Problem
@@ -321,7 +323,8 @@ def _hooked(problem: Problem, x: Tensor, layers: Sequence[Layer]) -> dict[Layer,
     if not layers:
         return {}
     leaves = {name: v.detach().requires_grad_() for name, v in problem.columns.values.items()}
-    with torch.enable_grad(), closed(), derivatives(x):
+    place = functools.partial(overwriting, problem)
+    with torch.enable_grad(), closed(), derivatives(x, overwriting=place):
         model = problem.copy(leaves)
         with _recording(model, layers) as calls:
             parts = output_leaves(problem.run(model, x.detach().clone()))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llr.inputs.accept import a_module, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.inputs.problem import read_problem
+from llr.inputs.problem import as_leaves, read_problem
 from llr.inputs.roles import a_generator, number
 from llr.jacobians.jacobian import execute, jacobian, prepare
 from llr.linalg.spectrum import threshold
@@ -62,8 +62,8 @@ def critical_targets(
         raise ValueError(f"size is {size!r}; expected a finite number > 0")
     problem = read_problem(model, x, None, torch.float64)
     J = execute(problem, prepare(problem))[0].flatten(0, 1)
-    with torch.no_grad():
-        outputs = problem.call(problem.columns.values, problem.x)
+    with torch.enable_grad():
+        outputs = problem.call(as_leaves(problem.columns.values), problem.x.detach().clone())
     if not isinstance(outputs, Tensor):
         raise TypeError(
             f"the model's output is {type(outputs).__name__}; expected one tensor (n, ...)"

@@ -138,9 +138,8 @@ def embedded_spectrum(
             f"the embedding's matrix {tuple(A.shape)} does not have full column rank; different narrow "
             "parameters would be the same wide ones"
         )
-    with torch.no_grad():
-        outputs = below.outputs(below.theta)
-        difference = float((above.outputs(above.theta) - outputs).abs().max())
+    outputs = below.evaluated(below.theta)
+    difference = float((above.evaluated(above.theta) - outputs).abs().max())
     if difference > 1e-6 * max(1.0, float(outputs.abs().max())):
         raise ValueError(
             f"the outputs of the networks differ by up to {difference:.3g}; expected a wide network of the "

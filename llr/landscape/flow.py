@@ -257,8 +257,9 @@ def flow(
         raise RuntimeError(f"gradient flow could not be integrated: {solution.message}")
     parameters = torch.from_numpy(np.ascontiguousarray(solution.y.T))
     with torch.no_grad():
-        losses = torch.stack([surface(vector(theta)) for theta in solution.y.T]).cpu()
-        size = float(surface.outputs(surface.theta).square().mean().sqrt())
+        values = (surface.evaluated(vector(theta)) for theta in solution.y.T)
+        losses = torch.stack([surface.of_outputs(outputs) for outputs in values]).cpu()
+        size = float(surface.evaluated(surface.theta).square().mean().sqrt())
     residuals = (2 * losses).sqrt() if loss == "mse" else losses.new_zeros(0)
     return Flow(
         times=torch.from_numpy(at),

@@ -238,8 +238,7 @@ def _gauss_newton_spectrum(
 
 def _output_curvature(surface: Surface) -> tuple[Tensor, Tensor | None]:
     """Eigenvalues and eigenvectors (None for the unit vectors) of the loss's Hessian in the outputs."""
-    with torch.no_grad():
-        outputs = surface.outputs(surface.theta)
+    outputs = surface.evaluated(surface.theta)
     if surface.loss == "mse":
         return torch.full_like(outputs.reshape(-1), 1 / len(outputs)), None
     flat = hessian_of(lambda o: surface.of_outputs(o.view(outputs.shape)), outputs.reshape(-1))

@@ -77,7 +77,7 @@ class Surface:
         eps = max(torch.finfo(given[name].dtype).eps for name in values)
         theta = torch.cat([v.reshape(-1) for v in values.values()])
         with torch.no_grad():
-            outputs = cls(problem, y, loss, theta, eps).outputs(theta)
+            outputs = cls(problem, y, loss, theta, eps).evaluated(theta)
             surface = cls(problem, _targets(y, outputs, loss), loss, theta, eps)
             with explained(outputs, "loss", "outputs"):
                 value = surface._function(outputs, surface.y)
@@ -108,6 +108,11 @@ class Surface:
         if len(x) == 1 and outputs.shape[:1] != (1,):  # squeezed
             return outputs[None]
         return outputs
+
+    def evaluated(self, theta: Tensor) -> Tensor:
+        """The same, detached; the model runs as in training, with parameters that require gradients."""
+        with torch.enable_grad():
+            return self.outputs(theta.detach().requires_grad_()).detach()
 
     def __call__(self, theta: Tensor) -> Tensor:
         """The loss at these parameters."""
@@ -144,10 +149,18 @@ def pullback(
 
 def hessian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     """(N, N), symmetric: the second derivatives of a function of a vector (N,)."""
-    _, times = pullback(grad(function), at)
-    eye = torch.eye(len(at), dtype=at.dtype, device=at.device)
-    with silent_vmap():
-        H = vmap(times, chunk_size=_COLUMNS_AT_ONCE)(eye)
+    with torch.enable_grad():  # without, torch differentiates LU factors wrongly under vmap
+        _, times = pullback(grad(function), at)
+        eye = torch.eye(len(at), dtype=at.dtype, device=at.device)
+        with silent_vmap():
+            H = vmap(times, chunk_size=_COLUMNS_AT_ONCE)(eye)
+        generator = torch.Generator().manual_seed(0)
+        mix = torch.randn(len(at), generator=generator, dtype=at.dtype).to(at)
+        off, size = mix @ H - times(mix), mix.norm() * torch.linalg.vector_norm(H, torch.inf)
+        if not bool((off.abs() <= torch.finfo(at.dtype).eps ** 0.5 * size).all()):
+            # Some rules of torch for vmap are wrong (torch.cdist).
+            H = torch.stack([times(row) for row in eye])
+    H = H.detach()
     return (H + H.mT) / 2
 
 

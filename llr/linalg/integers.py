@@ -47,6 +47,11 @@ def exact_rank(M: fmpz_mat, below: int = 2**62) -> tuple[int, int]:
     return rank, prime
 
 
+def rank_at_least(M: fmpz_mat) -> int:
+    """What the rank of an integer matrix certainly is at least: that modulo one large prime."""
+    return int(nmod_mat(M, _prime_below(2**62)).rank())
+
+
 def _prime_below(p: int) -> int:
     p -= 1
     while not fmpz(p).is_prime():

@@ -14,7 +14,14 @@ from llr.inputs.accept import takes
 from llr.inputs.activations import activation_layer
 from llr.inputs.roles import a_flag, a_float_dtype, a_generator
 from llr.inputs.samplers import own_shape
-from llr.models.parts import check_shape, check_sizes, check_tensors, normal, set_tensors
+from llr.models.parts import (
+    check_memory,
+    check_shape,
+    check_sizes,
+    check_tensors,
+    normal,
+    set_tensors,
+)
 
 
 class Conv1dTwoLayer(nn.Module):
@@ -34,7 +41,8 @@ class Conv1dTwoLayer(nn.Module):
         generator: of the initial values; default: torch's.
 
     Raises:
-        ValueError: sizes that are not positive integers, a kernel longer than `d`, an unknown activation.
+        ValueError: sizes that are not positive integers, a kernel longer than `d`, more parameters than the
+            memory budget has, an unknown activation.
 
     Example:
         >>> import llr, torch
@@ -68,6 +76,7 @@ class Conv1dTwoLayer(nn.Module):
         self.shared, self.activation = shared, activation
         self.positions = d + 1 - kernel_size
         own = () if shared else (self.positions,)
+        check_memory(channels * (math.prod(own) * kernel_size + self.positions), dtype)
         self.weight: Tensor = normal(
             (channels, *own, kernel_size), 1 / math.sqrt(kernel_size), dtype, generator
         )

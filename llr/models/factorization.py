@@ -14,6 +14,7 @@ from llr.inputs.accept import takes
 from llr.inputs.roles import a_float_dtype, a_generator
 from llr.inputs.samplers import all_samples
 from llr.models.parts import (
+    check_memory,
     check_shape,
     check_sizes,
     check_tensors,
@@ -34,7 +35,7 @@ class MatrixFactorization(nn.Module):
         generator: of the initial values; default: torch's.
 
     Raises:
-        ValueError: sizes that are not positive integers.
+        ValueError: sizes that are not positive integers, more parameters than the memory budget has.
 
     Example:
         >>> import llr, torch
@@ -59,6 +60,7 @@ class MatrixFactorization(nn.Module):
     ) -> None:
         super().__init__()
         check_sizes(m=m, p=p, n=n)
+        check_memory((m + n) * p, dtype)
         self.A: Tensor = normal((m, p), 1 / math.sqrt(p), dtype, generator)
         self.B: Tensor = normal((p, n), 1 / math.sqrt(p), dtype, generator)
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from llr.inputs.files.arrays import require_memory
 from llr.inputs.files.checkpoints import load_weights
+from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.named import (
     current_directory_importable,
     explained,
@@ -21,6 +20,12 @@ from llr.inputs.named import (
     program_arguments,
 )
 from llr.models.networks import mlp
+from llr.models.parts import linear_numbers
+
+_CPU = torch.device("cpu")
+# What reading a network and comparing it with its module hold at a time, as measured: copies of its
+# parameters, and rows as long as all its layers together.
+_COPIES, _ROWS = 7, 24
 
 
 def load_model(
@@ -63,8 +68,10 @@ def load_model(
     """
     model: nn.Module
     if names_widths(spec):
+        widths = read_widths(spec)
+        _require_room(spec, widths)
         with _seeded(seed):
-            model = mlp(read_widths(spec), activation)
+            model = mlp(widths, activation)
     else:
         model = _named_model(spec, seed)
     if dtype is not None:
@@ -103,12 +110,25 @@ def read_widths(text: str) -> list[int]:
             f"model {text!r}: expected at least two positive widths joined by '-', such as mlp:10-64-1"
         )
     found = [int(width) for width in widths.split("-")]
-    nbytes = 8 * sum((before + 1) * after for before, after in pairwise(found))
-    try:
-        require_memory(nbytes)
-    except ValueError as err:
-        raise ValueError(f"model {text!r}: {err}") from err
+    _require_bytes(text, found, 8)
     return found
+
+
+def _require_room(spec: str, widths: Sequence[int]) -> None:
+    """Refuse a network that could be built, but not read and differentiated on any sample."""
+    _require_bytes(spec, widths, 8 * _COPIES, 8 * _ROWS * sum(widths))
+
+
+def _require_bytes(spec: str, widths: Sequence[int], each: int, more: int = 0) -> None:
+    numbers = linear_numbers(widths, True, True)
+    nbytes = each * numbers + more
+    copies = f", and {format_bytes(nbytes)} with the copies that reading makes" if more else ""
+    if not fits(nbytes, _CPU):
+        raise ValueError(
+            f"model {spec!r}: its {numbers:,} parameters take {format_bytes(8 * numbers)} in float64"
+            f"{copies}, more than the memory budget of {format_bytes(memory_budget(_CPU))}; give smaller "
+            "widths, or more memory by LLR_MEMORY_BUDGET"
+        )
 
 
 def _named_model(spec: str, seed: int) -> nn.Module:

@@ -13,11 +13,13 @@ from llr.inputs.accept import takes
 from llr.inputs.activations import activation_layer
 from llr.inputs.roles import a_flag, a_float_dtype, a_generator, a_sequence
 from llr.models.parts import (
+    check_memory,
     check_shape,
     check_sizes,
     check_tensors,
     check_widths,
     linear,
+    linear_numbers,
     matrix_shape,
     set_tensors,
 )
@@ -49,7 +51,8 @@ class TwoLayer(_Chain):
         generator: of the initial values, which are distributed as those of ``nn.Linear``; default: torch's.
 
     Raises:
-        ValueError: sizes that are not positive integers, an unknown activation.
+        ValueError: sizes that are not positive integers, more parameters than the memory budget has, an
+            unknown activation.
         TypeError: an activation that is neither a name nor a module.
 
     Example:
@@ -74,6 +77,7 @@ class TwoLayer(_Chain):
         generator: torch.Generator | None = None,
     ) -> None:
         check_sizes(d=d, m=m, q=q)
+        check_memory(linear_numbers([d, m, q], bias, output_bias), dtype)
         super().__init__(
             linear(d, m, bias, dtype, generator),
             activation_layer(activation),
@@ -139,7 +143,8 @@ class DeepLinear(_Chain):
         generator: of the initial values, which are distributed as those of ``nn.Linear``; default: torch's.
 
     Raises:
-        ValueError: fewer than two widths, or one that is no positive integer.
+        ValueError: fewer than two widths, one that is no positive integer, or more parameters than the memory
+            budget has.
 
     Example:
         >>> import llr, torch
@@ -157,6 +162,7 @@ class DeepLinear(_Chain):
         generator: torch.Generator | None = None,
     ) -> None:
         check_widths(widths)
+        check_memory(linear_numbers(widths, False, False), dtype)
         super().__init__(*(linear(i, o, False, dtype, generator) for i, o in pairwise(widths)))
 
     @classmethod
@@ -213,7 +219,8 @@ def mlp(
         generator: of the initial values, which are distributed as those of ``nn.Linear``; default: torch's.
 
     Raises:
-        ValueError: fewer than two widths, one that is no positive integer, an unknown activation.
+        ValueError: fewer than two widths, one that is no positive integer, more parameters than the memory
+            budget has, an unknown activation.
         TypeError: an activation that is neither a name nor a module.
 
     Example:
@@ -226,6 +233,7 @@ def mlp(
         )
     """
     check_widths(widths)
+    check_memory(linear_numbers(widths, bias, output_bias), dtype)
     *hidden, last = pairwise(widths)
     layers: list[nn.Module] = []
     for i, o in hidden:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from llr.inputs import gate
 from llr.inputs.activations import activation_layer
+from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.mlp import SETTINGS
 from llr.inputs.tensors import as_double
 
@@ -83,11 +85,33 @@ def layers_of(
     return layers
 
 
+def check_memory(numbers: int, dtype: torch.dtype | None) -> None:
+    """Refuse a model of so many parameters that the memory budget does not have.
+
+    Raises:
+        ValueError: names the parameters, their bytes and the budget.
+    """
+    device = torch.device("cpu")
+    nbytes = numbers * (dtype or torch.get_default_dtype()).itemsize
+    if not fits(nbytes, device):
+        raise ValueError(
+            f"a model of {numbers:,} parameters takes {format_bytes(nbytes)}, more than the memory budget of "
+            f"{format_bytes(memory_budget(device))}; give smaller sizes, or more memory "
+            "(llr.set_memory_budget, LLR_MEMORY_BUDGET)"
+        )
+
+
 def check_sizes(**sizes: int) -> None:
     """Refuse what is no positive integer."""
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
             raise ValueError(f"{name} is {size!r}; expected a positive integer")
+
+
+def linear_numbers(widths: Sequence[int], bias: bool, last_bias: bool) -> int:
+    """How many parameters linear layers of these widths have."""
+    biases = [*([bias] * (len(widths) - 2)), last_bias]
+    return sum((i + b) * o for (i, o), b in zip(pairwise(widths), biases, strict=True))
 
 
 def check_widths(widths: Sequence[int]) -> None:

@@ -1,6 +1,6 @@
 """Upper bounds of a rank that need no theory: samples that are the same, parameters that nothing depends on.
 
-All of it is exact: numbers are compared bit by bit, or with zero.
+All of it is exact: numbers are compared as they are, or with zero.
 """
 
 from __future__ import annotations
@@ -27,17 +27,19 @@ _ROWS = 1 << 14  # and columns of all matrices of a batch
 def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
     """What the samples and the zeros among the parameters say about the rank of a model's Jacobian.
 
-    Samples that are equal bit by bit have equal rows. An odd function (tanh, erf, sin or nothing between
-    linear layers without biases) has the same derivatives, up to sign, at x and -x, and none at 0; with one
-    hidden layer of sigmoid, GELU or SiLU there is little more. What cannot reach an output, or is fed zeros
-    by every sample, has columns of zeros.
+    Samples that are equal have equal rows: equal bit by bit, or, for an MLP, as numbers. An odd function
+    (tanh, erf, sin or nothing between linear layers without biases) has the same derivatives, up to sign, at
+    x and -x, and none at 0; with one hidden layer of sigmoid, GELU or SiLU there is little more. What cannot
+    reach an output, or is fed zeros by every sample, has columns of zeros.
 
     Args:
         problem: the model, its columns and its samples; at one parameter point, or at several.
         outputs: q.
     """
     mlp, x = problem.mlp, problem.x
-    bounds = [(outputs * _distinct(x), "different samples")]
+    # -0 and 0 are one number to the layers of an MLP; what other code makes of them is not known.
+    numbers = x + 0.0 if mlp is not None and x.is_floating_point() else x
+    bounds = [(outputs * _distinct(numbers), "different samples")]
     if mlp is None or problem.columns.points is not None:
         return bounds
     if not any(b is not None for b in mlp.biases[:-1]):

@@ -14,7 +14,7 @@ from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model, read_problem
 from llr.inputs.roles import a_function, a_precision, check_int, real, word
 from llr.jacobians.jacobian import prepare
-from llr.linalg.balls import HIGHEST_BITS
+from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import Progress, certify
 from llr.ranks.counting import Count, ImmoderateSquaresError
@@ -31,7 +31,6 @@ __all__ = ["METHODS", "RankResult", "rank"]
 _AT_ONCE, _BITS_AT_ONCE = 1e7, 256
 _SMALL, _BITS_OF_SMALL = 2e6, 512
 _SECONDS_PER_OPERATION = 1e-7
-_FIRST_BITS = 64  # of a certificate
 
 # A closed form takes about 10 microseconds a parameter: as long as so many operations of a count.
 _FEW_PARAMETERS = 2500
@@ -100,7 +99,7 @@ def rank(
         upper: an upper bound known from theory; believed. A certificate stops when it gets there.
         resolve: whether a certificate settles what a count leaves open: True whatever it takes, False never;
             default: with method "auto", where that is quick.
-        max_bits: the precision at which a certificate gives up.
+        max_bits: the precision at which a certificate gives up, from 32 to 2^20.
         chunk_size: samples per step, as in `llr.jacobian`.
         backend: which code computes the Jacobian, as in `llr.jacobian`.
         progress: called as ``progress(bits, proved, upper)`` while "certified" works.
@@ -129,6 +128,7 @@ def rank(
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
+    check_int("max_bits", max_bits, LOWEST_BITS, HIGHEST_BITS)
     if isinstance(model, Tensor):
         given = [x, params, chunk_size, upper, progress, resolve]
         if any(g is not None for g in given) or backend != "auto" or method not in ("auto", "svd"):
@@ -152,7 +152,6 @@ def rank(
         raise ValueError(f"upper is {upper!r}; expected a number of dimensions, 0 or more")
     if resolve not in (None, True, False):
         raise ValueError(f"resolve is {resolve!r}; expected True, False or None")
-    check_int("max_bits", max_bits, _FIRST_BITS, HIGHEST_BITS)
     if method == "certified":
         if rtol is not None or atol is not None:
             raise ValueError(

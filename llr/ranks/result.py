@@ -238,7 +238,7 @@ class RankResult:
             return "resolve=True tries a proof"
         if self.dtype != torch.float64:
             return "compute the matrix in float64"
-        return "vary rtol to see how far it moves"
+        return "vary rtol= to see how far it moves"
 
     def _proof(self, size: str) -> str:
         arithmetic = "rationals" if self.bits is None else f"{self.bits} bits"
@@ -247,7 +247,7 @@ class RankResult:
         stopped = "" if self.certificate is None else f", {self.certificate.stopped}"
         return (
             f"rank between {self.lower} and {self.upper} of a {size} matrix, proved "
-            f"(certified, {arithmetic}{stopped})"
+            f"(certified, {arithmetic}{stopped}); AMBIGUOUS: the bounds do not meet"
         )
 
     def _cut(self) -> str:

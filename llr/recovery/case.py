@@ -23,6 +23,7 @@ from llr.recovery.outcome import (
     Status,
     WidthFit,
 )
+from llr.recovery.phrases import counted
 from llr.recovery.search import NEAR
 from llr.theory import model_rank_of_function
 
@@ -141,12 +142,12 @@ class Case:
         closest = min(tests, key=lambda t: t.statistic)
         claim = (
             f"the residuals of every network of {self._widths} are larger than noise of {noise_std:g} "
-            f"leaves; {hunt.spent.starts:,} starts"
+            f"leaves; {counted(hunt.spent.starts, 'start')}"
         )
         times = math.sqrt(closest.statistic / closest.dof)
         advice = (
-            f"a noise_std {times:.2g} times as large, which is what width {closest.width} leaves, a larger "
-            "max_width, or another activation"
+            f"a noise_std {times:.2g} times as large, which is what width {closest.width} leaves, if "
+            f"{noise_std:g} may be too small; a larger max_width; or another activation"
         )
         net = hunt.network(closest.width, best[closest.width][1])
         return self._recovery("not_found", claim, [net], advice, tests, sized=False)

@@ -12,6 +12,7 @@ from llr.inputs.tensors import refuse_complex
 from llr.linalg.balls import precision
 from llr.recovery.polish import Polished
 from llr.recovery.precise import Inputs, floats
+from llr.recovery.samples import check_size
 
 _POINTS = 48
 _CORNERS = 16  # of these points
@@ -55,6 +56,9 @@ class Domain:
                 )
             bounds.append(t.expand(x.shape[1]).contiguous())
         low, high = bounds
+        for t in bounds:
+            if bool(torch.isfinite(t).all()):
+                check_size("domain", t[None])
         if not bool((torch.isfinite(low) & torch.isfinite(high) & (low < high)).all()):
             raise ValueError(
                 f"domain is from {low.tolist()} to {high.tolist()}; expected finite bounds, low < high"

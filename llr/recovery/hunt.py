@@ -210,7 +210,7 @@ class Hunt:
                 continue
             fit = examined(net, self.real)
             gaps = [_apart(fit.net(far), known(far)) / size for known in (found.fit.net, *others)]
-            if fit.consistent and min(gaps) > 10 * found.eps_doubled + DIGITS:
+            if fit.consistent and min(gaps) > 2 * found.eps_doubled + DIGITS:
                 others.append(fit.net)
         return others, int((fits.codes != SKIPPED).sum())
 

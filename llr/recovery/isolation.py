@@ -31,8 +31,8 @@ _SLOPE = {
 }
 """Bounds of sup |sigma'|."""
 _BOUNDED = {"tanh", "sigmoid", "erf", "sin"}
-_SWITCH = 20  # torch's softplus is the identity beyond it
-_JUMP = 2.1e-9  # and this is more than what it leaves out there
+SWITCH = 20  # torch's softplus is the identity beyond it
+JUMP = 2.1e-9  # and this is more than what it leaves out there
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Isolation:
             to the targets' root mean square.
         kappa: of the smallest box; proved where it is at most 1/2. Infinite where no bound was found.
         inverse: (P, n q), a left inverse of the weighted Jacobian, approximately; None if it is singular.
+        rho: (P), the sides of the box of parameters; empty if not isolated.
     """
 
     isolated: bool
@@ -54,6 +55,7 @@ class Isolation:
     eps: float
     kappa: float
     inverse: arb_mat | None
+    rho: tuple[arb, ...] = ()
 
 
 def isolation(fit: Polished, corner: Tensor, size: float) -> Isolation:
@@ -80,9 +82,10 @@ def isolation(fit: Polished, corner: Tensor, size: float) -> Isolation:
     sides = [box * r / t.abs_lower() for r, t in zip(rho, fit.theta, strict=True) if t != 0]
     radius = min((float(s.lower()) for s in sides), default=math.inf)
     # The network that is returned has these parameters rounded to float64.
-    apart = [2 * r + arb(2) ** -53 * abs(t) for r, t in zip(rho, fit.theta, strict=True)]
+    factor = (1 / (1 - first)).upper()
+    apart = [factor * r + arb(2) ** -53 * abs(t) for r, t in zip(rho, fit.theta, strict=True)]
     bound = (_eps(fit, apart, corner) / arb(size)).upper()
-    return Isolation(True, radius, _above(bound), float(first), C)
+    return Isolation(True, radius, _above(bound), _above(first), C, tuple(rho))
 
 
 def _inverse(fit: Polished) -> arb_mat | None:
@@ -147,7 +150,7 @@ def _smooth(point: Point) -> bool:
         return False
     if name != "softplus":
         return True
-    return all(z < _SWITCH or z > _SWITCH for z in point.z)
+    return all(z < SWITCH or z > SWITCH for z in point.z)
 
 
 def _eps(fit: Polished, rho: Sequence[arb], corner: Tensor) -> arb:
@@ -169,7 +172,7 @@ def _eps(fit: Polished, rho: Sequence[arb], corner: Tensor) -> arb:
             a, da = A[o * k + j], rA[o * k + j]
             # softplus(z) <= |z| + log 2; gelu and silu are at most |z|.
             h = arb(1) if form.activation in _BOUNDED else z + 1
-            jump = arb(_JUMP) if form.activation == "softplus" and not z < _SWITCH else arb(0)
+            jump = arb(JUMP) if form.activation == "softplus" and not z < SWITCH else arb(0)
             total = total + da * h + (a + da) * (slope * dz + jump)
         upper = total.upper()
         worst = upper if upper > worst else worst

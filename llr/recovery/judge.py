@@ -12,24 +12,26 @@ from torch import Tensor
 from llr import jacobian
 from llr.linalg.balls import precision
 from llr.recovery.alias import aliases
-from llr.recovery.domain import Domain, errors
+from llr.recovery.bound import bounds
+from llr.recovery.domain import Domain
 from llr.recovery.evidence import Evidence, evidence
 from llr.recovery.isolation import Isolation, isolation
 from llr.recovery.net import Net
 from llr.recovery.outcome import Reason
+from llr.recovery.phrases import counted
 from llr.recovery.polish import Polished, polished
 from llr.recovery.precise import BITS, Form
 from llr.recovery.rounding import Rounding
 
 DIGITS = 1e-4
-"""Of the function on the domain: what is determined less well than this, relatively, is not recovered."""
-_OUTSIDE = 3.0  # times that on the box doubled, where nothing is claimed
+"""Of a function: two that differ by less than this, relatively, are not told apart."""
+_OPEN, _OPEN_DOUBLED = 2e-4, 6e-4  # bounds of what rounding may leave open; the errors are smaller
 DECADES = 4.0
 """Of surprise, beyond the number of starts, that the agreement must have."""
 
 _ALL = 400  # observations that are all used
 _PER_PARAMETER = 20  # of more, so many for each parameter
-_SAFETY = 2.0  # a maximum over a few points is stated twice as large
+_FRESH = 512  # points for the size of a function
 _REST = 3.0  # roundings: two, and one of the evaluation in float64
 
 
@@ -41,7 +43,7 @@ class Judgement:
     isolation: Isolation
     evidence: Evidence
     eps: float
-    """On the domain, relative to the root mean square of the targets, to first order."""
+    """A bound on the domain, relative to the root mean square of the targets; infinite if not isolated."""
     eps_doubled: float
     """The same on the box doubled."""
     frequencies: Tensor | None
@@ -116,27 +118,30 @@ def judged(fit: Polished, data: Data64, starts: int) -> Judgement:
         starts: that were tried before it was found.
     """
     x, y = (data.x, data.y) if fit.rows is None else (data.x[fit.rows], data.y[fit.rows])
-    near, far = data.domain, data.domain.doubled
+    near = data.domain
     size = data.size
     with precision(BITS):
         alone = isolation(fit, near.corner, size)
         weight = evidence(fit, x, y, starts)
         eps = eps_doubled = math.inf
-        if alone.inverse is not None:
-            inside = near.points()
-            points = inside if far is near else torch.cat((inside, far.points()))
-            found = _SAFETY * errors(fit, alone.inverse, points).amax(1) / size
-            eps = float(found[: len(inside)].max())
-            eps_doubled = float(found.max())
+        if alone.isolated:
+            found = bounds(fit, alone, near, (1.0,) if near.given else (1.0, 2.0))
+            eps, eps_doubled = found[0] / size, found[-1] / size
     frequencies = aliases(data.x) if data.activation == "sin" else None
     reasons = [
         *_observations(weight),
         *_surprise(weight, starts),
         *_uniqueness(alone, weight, fit, data.activation),
-        *_condition(alone, eps, eps_doubled, near),
+        *_condition(alone, eps, eps_doubled / _share(fit.net, data), near),
         *_unseen(frequencies, fit, data),
     ]
     return Judgement(fit, alone, weight, eps, eps_doubled, frequencies, tuple(reasons))
+
+
+def _share(net: Net, data: Data64) -> float:
+    """How large the function is on the box doubled, in parts of the targets; at most 1."""
+    values = net(data.domain.doubled.points(_FRESH, corners=0))
+    return min(1.0, float(values.square().mean().sqrt()) / data.size)
 
 
 def _observations(found: Evidence) -> list[Reason]:
@@ -161,7 +166,7 @@ def _surprise(found: Evidence, starts: int) -> list[Reason]:
             "evidence",
             found.decades,
             DECADES,
-            f"after {starts:,} starts the fit is worth {found.decades:.1f} decades, of {DECADES:g}",
+            f"after {counted(starts, 'start')} the fit is worth {found.decades:.1f} decades, of {DECADES:g}",
             "more samples, or samples over a wider range",
         )
     ]
@@ -195,13 +200,11 @@ def _uniqueness(found: Isolation, weight: Evidence, fit: Polished, activation: s
 
 
 def _condition(found: Isolation, eps: float, doubled: float, near: Domain) -> list[Reason]:
-    if not found.isolated:  # the numbers mean nothing
+    if not found.isolated:  # there is no number
         return []
-    limit = _SAFETY * DIGITS
-    value, where = eps, near.name
-    if eps <= limit:
-        limit *= 1 if near.given else _OUTSIDE
-        value, where = doubled, "twice the box of the samples"
+    value, limit, where = eps, _OPEN, near.name
+    if eps <= limit and not near.given:
+        value, limit, where = doubled, _OPEN_DOUBLED, "twice the box of the samples"
     if value <= limit:
         return []
     return [
@@ -209,8 +212,10 @@ def _condition(found: Isolation, eps: float, doubled: float, near: Domain) -> li
             "conditioning",
             value,
             limit,
-            f"rounding leaves the function open by {value:.1e} of its size on {where}, over {limit:.0e}",
-            "more samples, targets with more digits, or domain= if less than that matters",
+            f"rounding leaves the function open by up to {value:.1e} of its size on {where}, over "
+            f"{limit:.0e}",
+            "more samples, samples where the function varies most, targets with more digits, or domain= if "
+            "less than that matters",
         )
     ]
 

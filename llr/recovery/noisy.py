@@ -10,6 +10,7 @@ from torch import Tensor
 from llr.recovery.hunt import LEAST_ROUNDS, Hunt
 from llr.recovery.lm import Fits
 from llr.recovery.outcome import NoiseTest
+from llr.recovery.phrases import counted, there_are
 from llr.recovery.search import polished, round_of_starts
 
 LEVEL = 0.01
@@ -31,7 +32,7 @@ def tested_widths(
     widths = [j for j in range(1, max_width + 1) if kind.parameters(j) < observations]
     if not widths:
         raise ValueError(
-            f"there are {observations} observations; expected more than the {kind.parameters(1)} "
+            f"{there_are(observations, 'observation')}; expected more than the {kind.parameters(1)} "
             "parameters of one neuron: with noise, residuals are tested"
         )
     best: dict[int, tuple[NoiseTest, Tensor]] = {}
@@ -59,8 +60,9 @@ def accepted(best: dict[int, tuple[NoiseTest, Tensor]]) -> int | None:
 
 def _tested(hunt: Hunt, width: int, fits: Fits, noise_std: float) -> NoiseTest:
     observations = hunt.data.y.numel()
-    total = float(fits.loss[0]) * observations * hunt.scaling.unit**2
-    statistic, dof = total / noise_std**2, observations - hunt.kind.parameters(width)
+    ratio = hunt.scaling.unit / noise_std
+    statistic = float(fits.loss[0]) * observations * ratio**2
+    dof = observations - hunt.kind.parameters(width)
     return NoiseTest(width, statistic, dof, float(chdtrc(dof, statistic)))
 
 
@@ -68,8 +70,9 @@ def claim(test: NoiseTest) -> str:
     """What the test of the narrowest width that passes says."""
     narrower = ", all narrower ones are rejected" if test.width > 1 else ""
     return (
-        f"width {test.width} is not rejected: chi-squared {test.statistic:.4g} with {test.dof} degrees of "
-        f"freedom, p = {test.p_value:.2g}{narrower} at the level {LEVEL:g}. A statistical test, no proof"
+        f"width {test.width} is not rejected: chi-squared {test.statistic:.4g} with "
+        f"{counted(test.dof, 'degree')} of freedom, p = {test.p_value:.2g}{narrower} at the level "
+        f"{LEVEL:g}. A statistical test, no proof"
     )
 
 
@@ -85,6 +88,13 @@ def advice(best: dict[int, tuple[NoiseTest, Tensor]], width: int, noise_std: flo
                 f"{noise_std:g}"
             )
             break
+    test = best[width][0]
+    if width == min(best) or test.p_value > 1 - LEVEL:
+        times = math.sqrt(test.statistic / test.dof)
+        doubts.append(
+            f"a smaller noise_std if {noise_std:g} may be too large, since width {width} leaves residuals of "
+            f"{times:.2g} times that" + (" and is the narrowest" if width == min(best) else "")
+        )
     if width == max(best):
         doubts.append(f"a larger max_width, since {width} is the widest network that was tried")
     return "; ".join(doubts)

@@ -6,12 +6,15 @@ binomial", Biometrika 26 (1934).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import torch
 from scipy.special import betaincinv
-from torch import Tensor
+from torch import Tensor, nn
 
+from llr.inputs.accept import valued
+from llr.inputs.evaluation.forward_errors import explained, from_torch
 from llr.recovery.domain import Domain, errors
 from llr.recovery.judge import Data64, Judgement
 from llr.recovery.outcome import Checked
@@ -21,6 +24,8 @@ FRESH = 1000
 """Points that a function is asked at."""
 
 Function = Callable[[Tensor], Tensor]
+
+_OF_DTYPES = re.compile(r"dtype|scalar type|type \(.*should be the same")
 
 
 def largest_share(beyond: int, points: int, confidence: float = CONFIDENCE) -> float:
@@ -39,17 +44,39 @@ def largest_share(beyond: int, points: int, confidence: float = CONFIDENCE) -> f
     return float(betaincinv(beyond + 1, points - beyond, confidence))
 
 
+def _other_dtype(y: Function, dtype: torch.dtype) -> str:
+    """What to do about a function that computes in float32 and is given float64, say."""
+    own = None
+    if isinstance(y, nn.Module):
+        own = next((p.dtype for p in y.parameters() if p.is_floating_point()), None)
+    computes = f"y computes in {own}" if own else "y computes in another dtype"
+    other = own if own else "that of y"
+    return (
+        f"{computes}, and x is {dtype}; expected the same: make y compute in float64 (model.double()) and "
+        f"give x in float64, or give x in {other} (x.to({own if own else 'torch.float32'})); then the "
+        "rounding of that is taken into account"
+    )
+
+
 def asked(y: Function, x: Tensor, q: int | None = None) -> Tensor:
     """The function's values at x, (m,) or (m, q), in the dtype that it gives.
 
+    It gets a copy of x, which it may write into.
+
     Raises:
-        TypeError: no tensor.
-        ValueError: another shape.
+        TypeError: no tensor, array or list; a function that computes in another dtype than that of x.
+        ValueError: another shape; operations of torch that fail.
     """
-    with torch.no_grad():
-        values = y(x)
-    if not isinstance(values, Tensor):
-        raise TypeError(f"y(x) is {type(values).__name__}; expected a tensor")
+    with explained(x, "y"), torch.no_grad():
+        try:
+            given = y(x.detach().clone())
+        except RuntimeError as error:
+            if not (from_torch(error) and _OF_DTYPES.search(str(error))):
+                raise
+            raise TypeError(_other_dtype(y, x.dtype)) from error
+    if given is None:
+        raise TypeError("y(x) is None; expected a tensor")
+    values: Tensor = valued("y(x)", given)
     outputs = 1 if values.dim() == 1 else values.shape[-1]
     if values.dim() not in (1, 2) or len(values) != len(x) or q not in (None, outputs):
         expected = f"({len(x)},) or ({len(x)}, q)" if q is None else f"({len(x)}, {q})"
@@ -69,9 +96,11 @@ def fresh(
         # Another seed than that of any points that the network could depend on.
         points = domain.points(count, corners=0, seed=seed + 2**40)
         return points.to(like.dtype if like.is_floating_point() else torch.float64)
-    points = sampler(count)
-    if not isinstance(points, Tensor):
-        raise TypeError(f"sampler(m) is {type(points).__name__}; expected a tensor")
+    points = valued("sampler(m)", sampler(count))
+    if points is None:
+        raise TypeError("sampler(m) is None; expected a tensor")
+    if points.dim() == 1 and like.shape[1] == 1:
+        points = points[:, None]
     if tuple(points.shape) != (count, like.shape[1]):
         raise ValueError(
             f"sampler({count}) has shape {tuple(points.shape)}; expected ({count}, {like.shape[1]})"

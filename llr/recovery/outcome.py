@@ -12,6 +12,7 @@ from torch import nn
 
 from llr.models import TwoLayer
 from llr.recovery.net import Net
+from llr.recovery.phrases import counted
 from llr.theory import Dimension
 
 Status = Literal["recovered", "ambiguous", "approximate", "not_found", "accepted"]
@@ -88,7 +89,8 @@ class Evidence:
         n_effective: how many independent observations the samples are; of the output with the fewest.
         needed: the parameters of one output; `n_effective` has to be larger.
         eps: how far rounding leaves the function open on the domain, relative to the targets' root mean
-            square: to first order, and twice the maximum over a few points.
+            square: a bound for all networks within the proved box of parameters, computed in float64;
+            infinite if the network is not isolated.
         eps_doubled: the same on the box of the samples doubled about its centre.
         rivals_tried: starts that were made to find another network that fits.
     """
@@ -199,13 +201,13 @@ class Recovery:
         lines += [f"  try: {self.advice}"] if self.advice else []
         lines.append(
             f"  width {self.width}: relative error {math.sqrt(self.train_error):.1e} (root mean square), "
-            f"Jacobian of rank {self.rank} on the samples, {self._size()}; {self.n} samples, {self.starts} "
-            f"starts, {self.seconds:.2g} s"
+            f"Jacobian of rank {self.rank} on the samples, {self._size()}; {counted(self.n, 'sample')}, "
+            f"{counted(self.starts, 'start')}, {self.seconds:.2g} s"
         )
         for test in sorted(self.tests, key=lambda t: t.width):
             lines.append(
-                f"  width {test.width}: chi-squared {test.statistic:.4g} with {test.dof} degrees of freedom, "
-                f"p = {test.p_value:.2g}"
+                f"  width {test.width}: chi-squared {test.statistic:.4g} with "
+                f"{counted(test.dof, 'degree')} of freedom, p = {test.p_value:.2g}"
             )
         if not self.tests and self.status in ("approximate", "not_found"):
             for fit in self.fits.values():

@@ -79,9 +79,10 @@ def recover(
     the share of inputs at which the network is wrong, without any assumption about the function.
 
     Args:
-        x: (n, d) samples.
-        y: (n,) or (n, q) targets; or a callable that gives them for x, and is asked at fresh points
-            afterwards.
+        x: (n, d) samples, or (n,) for one input. The largest number of every column is from 1e-120 to 1e120
+            in size, or zero; that of y too.
+        y: (n,) or (n, q) targets; or a callable that gives them for x, (n, d), and is asked at fresh points
+            afterwards. It gets copies in the dtype of x, and gives what y may be otherwise.
         max_width: hidden neurons at most.
         activation: a name of :data:`llr.models.ACTIVATIONS`. ReLU networks are ambiguous at best: two
             of them may agree on whole regions.
@@ -106,10 +107,10 @@ def recover(
             budget were spent.
 
     Raises:
-        TypeError: what is no tensor, dtypes that are no numbers.
-        ValueError: shapes that do not fit; NaN or infinity; targets that are constant; fewer observations
-            than one neuron has parameters; repeated inputs with different targets and no noise; an unknown
-            activation; options that exclude each other.
+        TypeError: what is no tensor, dtypes that are no numbers, a callable that computes in another dtype.
+        ValueError: shapes that do not fit; NaN or infinity; numbers of a size that needs another unit;
+            targets that are constant; fewer observations than one neuron has parameters; repeated inputs with
+            different targets and no noise; an unknown activation; options that exclude each other.
 
     Source: docs/recovery.md.
 
@@ -133,6 +134,7 @@ def recover(
     if function is not None:
         if not isinstance(x, Tensor):
             raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor)")
+        x = x[:, None] if x.dim() == 1 else x
         y = asked(function, x)
     elif sampler is not None:
         raise ValueError("sampler= draws points to ask a callable y at, and y is a tensor")

@@ -24,6 +24,7 @@ _CHANCE = (
     -6.0
 )  # log10 of the chance that ordinary numbers look rounded, below which they are taken as rounded
 _FINE = 1e-4  # a step of inputs above this part of their spread is a grid that was chosen
+_LARGEST = 1e100  # error whose square is far from the end of float64
 _FLOOR = 1e-6  # of the median: a target without any rounding would have an infinite weight
 _HALF = (
     1e8,
@@ -141,7 +142,10 @@ class Rounding:
         return cls(unit, errors, moved, words, looks if rounded else None, x_stored)
 
     def noise(self, x: Tensor, y: Tensor) -> float:
-        """A typical error of the targets, relative to their root mean square, for ordinary slopes."""
+        """A typical error of the targets, relative to their root mean square, for ordinary slopes.
+
+        At most 1e100, so that its square is finite.
+        """
         size = float(y.square().mean().sqrt())
         total = float(self.y.square().mean().sqrt()) / size
         if self.unit > UNIT["float64"]:
@@ -149,7 +153,7 @@ class Rounding:
         if self.x is not None:
             spread = (x - x.mean(0)).square().mean(0).sqrt().clamp_min(1e-300)
             total += float((self.x / spread).square().mean().sqrt())
-        return total
+        return min(total, 1e100)
 
     def usable(self, delta: Tensor, x: Tensor, y: Tensor) -> bool:
         """Whether a network with this rounding can be evaluated to about half of the digits there are."""
@@ -222,9 +226,12 @@ def _checked(name: str, error: float | Tensor, like: Tensor) -> Tensor:
         raise ValueError(
             f"{name} has shape {tuple(t.shape)}; expected a number, or the shape {tuple(like.shape)}"
         ) from None
-    wrong = ~(torch.isfinite(t) & (t >= 0))
+    wrong = ~((t >= 0) & (t <= _LARGEST))
     if bool(wrong.any()):
-        raise ValueError(f"{name} is {float(t[wrong][0])}; expected finite numbers, 0 or more")
+        value = float(t[wrong][0])
+        raise ValueError(
+            f"{name} is {value}; expected finite numbers, 0 or more and at most {_LARGEST:g}"
+        )
     return t.contiguous()
 
 

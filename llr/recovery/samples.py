@@ -12,27 +12,57 @@ from llr.inputs.activations import ACTIVATIONS
 from llr.inputs.tensors import refuse_complex
 from llr.models import TwoLayer
 from llr.recovery.net import Net
+from llr.recovery.phrases import counted, there_are
 
 
 def read(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in float64, with a column for each output."""
+    """Copies of both in float64, with a column for each input and output."""
     for name, t in (("x", x), ("y", y)):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} is {type(t).__name__}; expected a tensor (torch.as_tensor)")
         refuse_complex(name, t)
+    x = x[:, None] if x.dim() == 1 else x
     if x.dim() != 2 or x.numel() == 0:
-        raise ValueError(f"x has shape {tuple(x.shape)}; expected (n, d), not empty")
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (n, d) or (n,), not empty")
     y = y[:, None] if y.dim() == 1 else y
     if y.dim() != 2 or len(y) != len(x) or y.shape[1] == 0:
         raise ValueError(
             f"y has shape {tuple(y.shape)}; expected ({len(x)},) or ({len(x)}, q), a row for each sample"
         )
-    x, y = x.detach().double().cpu(), y.detach().double().cpu()
+    x, y = (t.detach().to("cpu", torch.float64, copy=True) for t in (x, y))
     for name, t in (("x", x), ("y", y)):
         if not bool(torch.isfinite(t).all()):
             at = tuple(int(i) for i in (~torch.isfinite(t)).nonzero()[0])
             raise ValueError(f"{name} is {float(t[at])} at index {at}; expected finite numbers")
+        check_size(name, t)
     return x, y
+
+
+def check_size(name: str, t: Tensor, least: float = 0.0) -> None:
+    """Refuse numbers whose squares leave the range of float64 somewhere in a search.
+
+    Args:
+        name: what the caller calls them.
+        t: (n, columns), finite.
+        least: that the largest number of a column must have, unless all are zero.
+
+    Raises:
+        ValueError: names the size, the range that works, and another unit.
+    """
+    for i, size in enumerate(t.abs().amax(0).tolist()):
+        if size == 0 or least <= size <= MOST:
+            continue
+        column = f" in column {i}" if t.shape[1] > 1 else ""
+        expected = f"from {LEAST:g} to {MOST:g}" if least else f"at most {MOST:g}"
+        raise ValueError(
+            f"{name} has numbers of size {size:.3g}{column}; expected {expected}: use another unit, such as "
+            f"{name} / {size:.0e}"
+        )
+
+
+LEAST, MOST = 1e-120, 1e120
+"""Sizes of samples and targets."""
+_NOISE = 1e30  # a noise_std of a size this many times away from that of the targets is a mistake
 
 
 @dataclass(frozen=True)
@@ -94,11 +124,20 @@ def check(x: Tensor, y: Tensor, kind: Kind, noise_std: float | None) -> None:
         raise ValueError(
             f"noise_std is {noise_std!r}; expected a number > 0, or None without noise"
         )
+    check_size("x", x, LEAST)
+    check_size("y", y, LEAST)
+    size = float(y.square().mean().sqrt())
+    if noise_std is not None and size and not size / _NOISE <= noise_std <= size * _NOISE:
+        raise ValueError(
+            f"noise_std is {noise_std:g}, and y is of size {size:.3g}; expected numbers in the same unit, or "
+            "None without noise"
+        )
     n = len(x)
     if n * kind.q < kind.parameters(1):
         raise ValueError(
-            f"there are {n} samples of {kind.q} output{'s' * (kind.q > 1)}, {n * kind.q} observations; "
-            f"expected at least {kind.parameters(1)}, the parameters of one neuron on {kind.d} inputs"
+            f"{there_are(n, 'sample')} of {counted(kind.q, 'output')}, {counted(n * kind.q, 'observation')}; "
+            f"expected at least {kind.parameters(1)}, the parameters of one neuron on "
+            f"{counted(kind.d, 'input')}"
         )
     if bool((y == y[0]).all()):
         value = ", ".join(f"{v:g}" for v in y[0].tolist())

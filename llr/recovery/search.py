@@ -72,7 +72,14 @@ class Budget:
         """A budget as users may give it: a number stands for starts."""
         if budget is None:
             return cls()
-        return budget if isinstance(budget, Budget) else cls(starts=budget)
+        if isinstance(budget, Budget):
+            return budget
+        if type(budget) is not int or budget < 1:
+            raise ValueError(
+                f"budget is {budget!r}; expected a number of starts, an integer >= 1, or "
+                "Budget(starts=, seconds=)"
+            )
+        return cls(starts=budget)
 
 
 @dataclass
@@ -88,10 +95,11 @@ class Spent:
     began: float = field(default_factory=time.monotonic)
 
     def left(self, wanted: int) -> int:
-        """How many of the wanted starts there may be."""
+        """How many of the wanted starts there may be: the first ones, however little time there is."""
         if self.stopped:
             return 0
-        if self.budget.seconds is not None and self.seconds > self.budget.seconds:
+        late = self.budget.seconds is not None and self.seconds > self.budget.seconds
+        if late and self.starts:
             return 0
         if self.budget.starts is None:
             return wanted

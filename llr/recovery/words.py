@@ -10,6 +10,7 @@ from llr.recovery.hunt import LEAST_ROUNDS, Hunt
 from llr.recovery.judge import Data64, Judgement
 from llr.recovery.net import Net
 from llr.recovery.outcome import Checked, Reason
+from llr.recovery.phrases import a, counted
 from llr.recovery.samples import Kind
 
 NEARLY = 1e3
@@ -26,7 +27,7 @@ def kind_in_words(kind: Kind, width: int) -> str:
 
 def assumptions(kind: Kind, width: int, data: Data64) -> tuple[str, ...]:
     """What "recovered" rests on and no computation shows."""
-    said = [f"the function is a {kind_in_words(kind, width)}", data.rounding.words]
+    said = [f"the function is {a(kind_in_words(kind, width))}", data.rounding.words]
     if data.rounding.x is None:
         said.append("the inputs are exact")
     said.append("the samples were chosen without knowledge of the function")
@@ -39,9 +40,9 @@ def recovered(found: Judgement, data: Data64, kind: Kind, tests: Checked | None)
     """One sentence: what is assumed, what follows, and how surprising it is."""
     width = found.fit.form.k
     sentence = (
-        f"if the samples are rounded values of a {kind_in_words(kind, width)} (assumed; "
+        f"if the samples are rounded values of {a(kind_in_words(kind, width))} (assumed; "
         f"{data.rounding.words}), it is this one, to {found.eps:.1e} of its size on {data.domain.name}; "
-        f"otherwise {len(data.x)} samples would agree by a coincidence of about "
+        f"otherwise {counted(len(data.x), 'sample')} would agree by a coincidence of about "
         f"10^-{found.evidence.decades:.0f} (evidence). No other such network that fits lies within "
         f"{found.isolation.radius:.1e} of its parameters, relatively (proved)"
     )
@@ -85,7 +86,8 @@ def narrower(hunt: Hunt, width: int) -> Reason | None:
 def ambiguous(found: Judgement, reasons: tuple[Reason, ...], n: int) -> str:
     """One sentence with every condition that fails."""
     why = "; ".join(reason.text for reason in reasons)
-    return f"width {found.fit.form.k} fits {n} samples to rounding, but the data do not decide for it: {why}"
+    fits = f"width {found.fit.form.k} fits {counted(n, 'sample')} to rounding"
+    return f"{fits}, but the data do not decide for it: {why}"
 
 
 def advice(reasons: tuple[Reason, ...]) -> str:
@@ -156,7 +158,7 @@ def rounded_inputs(data: Data64, net: Net) -> str:
 def not_found(hunt: Hunt, widths: str, closest: Net, error: float) -> tuple[str, str]:
     """Of a search in which nothing came close."""
     claim = (
-        f"no network of {widths} fits; {hunt.spent.starts:,} starts came to a relative error of "
+        f"no network of {widths} fits; {counted(hunt.spent.starts, 'start')} came to a relative error of "
         f"{math.sqrt(error):.1e} (root mean square, width {closest.width}). {stopped(hunt)}"
     )
     hints = ["a larger max_width, another activation, or noise_std= if the targets are noisy"]
@@ -171,7 +173,7 @@ def stopped(hunt: Hunt) -> str:
         return "The search was ended from outside"
     budget = hunt.spent.budget
     if budget.starts is not None and hunt.spent.starts >= budget.starts:
-        return f"The budget of {budget.starts:,} starts is spent"
+        return f"The budget of {counted(budget.starts, 'start')} is spent"
     if hunt.spent.left(1) <= 0:
         return f"The budget of {budget.seconds:g} seconds is spent"
     why = (

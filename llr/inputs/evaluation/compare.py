@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from llr.inputs.evaluation.forward_errors import first_sentence
@@ -86,7 +86,9 @@ _ESCAPES = {
 }
 
 
-def compare_alone(together: Sequence[Tensor], alone: Sequence[Tensor], count: int) -> None:
+def compare_alone(
+    model: object, together: Sequence[Tensor], alone: Sequence[Tensor], count: int
+) -> None:
     """Refuse outputs of a sample alone that differ from those as the last one of so many."""
     shapes = (
         f"{', '.join(str(tuple(t.shape)) for t in together)} for {count} samples and "
@@ -99,10 +101,11 @@ def compare_alone(together: Sequence[Tensor], alone: Sequence[Tensor], count: in
         what = "an output has" if len(together) == len(alone) == 1 else "outputs have"
         raise ValueError(
             f"{what} shape {shapes} for one; expected the number of samples as its first size"
+            f"{_sequences(model)}"
         )
     for a, b in zip(together, alone, strict=True):
         if not close(a[-1].flatten(), b.flatten(), loose(a)):
-            raise ValueError(interacting(difference(a[-1].flatten(), b.flatten()), count))
+            raise ValueError(interacting(model, difference(a[-1].flatten(), b.flatten()), count))
 
 
 def _is_one_of(several: Tensor, one: Tensor) -> bool:
@@ -116,13 +119,30 @@ def flat(output: object) -> Tensor:
     return torch.cat([leaf.reshape(-1) for leaf in output_leaves(output)])
 
 
-def interacting(difference: float, count: int) -> str:
+def interacting(model: object, difference: float, count: int) -> str:
     """What to say of samples whose outputs depend on the others."""
+    hint = _sequences(model)
+    if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
+        hint += f". If batch statistics are the cause, {EVAL}"
     return (
         f"the model's samples interact: the output for a sample changes by up to {difference:.3g} when it is "
-        f"evaluated alone instead of among {count}, so there is no per-sample Jacobian. If batch statistics "
-        f"are the cause, {EVAL}"
+        f"evaluated alone instead of among {count}, so there is no per-sample Jacobian"
+        f"{hint or '; expected a forward that computes each sample from itself alone'}"
     )
+
+
+def _sequences(model: object) -> str:
+    """A hint at a layer that takes its samples along another dimension than the first."""
+    if not isinstance(model, nn.Module):
+        return ""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.RNNBase | nn.MultiheadAttention) and not module.batch_first:
+            label = f"{type(module).__name__} {name!r}" if name else type(module).__name__
+            return (
+                f". {label} has batch_first=False, where sequences go along the first dimension; samples "
+                "must, so build it with batch_first=True unless forward transposes"
+            )
+    return ""
 
 
 def loose(t: Tensor) -> float:

@@ -83,7 +83,7 @@ class Copier:
                 self.path = f"{path}.{name}" if path else name
                 attributes[name] = self.copied(value)
         self.path = outer
-        if gate.compiled_by_torch(attributes.get("_compiled_call_impl"), module):
+        if gate.compiled_by_torch(module.__dict__.get("_compiled_call_impl"), module):
             attributes["_compiled_call_impl"] = None  # compiled code is of the user's module
         if type(module).__name__ == "OptimizedModule":
             attributes["forward"] = self.memo[id(module._modules["_orig_mod"])]

@@ -6,7 +6,7 @@ import contextlib
 import dis
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any
@@ -19,14 +19,21 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 _RAISES = {dis.opmap[name] for name in ("RAISE_VARARGS", "RERAISE")}
 _OF_TENSORS = (RuntimeError, IndexError, TypeError, ValueError)
 """What operations on tensors raise."""
+_IN_PLACE = "modified by an inplace operation"
 _OF_INDICES = re.compile(r"\b(index|indices|class values)\b", re.IGNORECASE)
 
 
 @contextlib.contextmanager
-def explained(x: Tensor, what: str = "the model", on: str = "samples") -> Iterator[None]:
+def explained(
+    x: Tensor,
+    what: str = "the model",
+    on: str = "samples",
+    overwriting: Callable[[], str] | None = None,
+) -> Iterator[None]:
     """Turn what torch raises while a model runs on `x` into a ValueError of one line.
 
-    An exception that the model's own code raises is passed on as it is.
+    An exception that the model's own code raises is passed on as it is. Where what a derivative needs was
+    changed in place, `overwriting` tells the place.
 
     Raises:
         ValueError: an operation of torch failed; names the module, the samples and the first sentence of
@@ -40,18 +47,27 @@ def explained(x: Tensor, what: str = "the model", on: str = "samples") -> Iterat
         trace = error.__traceback__
         reason = _lookup(trace) or first_sentence(error) + _hint(x, error)
         shape = tuple(x.shape[1:] if on == "samples" else x.shape)
+        place = overwriting() if overwriting is not None and _IN_PLACE in str(error) else ""
+        where = f"in {place}: " if place else _where(trace)
         raise ValueError(
-            f"{what} cannot be evaluated on {on} of shape {shape}, {x.dtype}: {_where(trace)}{reason}"
+            f"{what} cannot be evaluated on {on} of shape {shape}, {x.dtype}: {where}{reason}"
         ) from error
 
 
-def derivatives(x: Tensor, on: str = "samples") -> AbstractContextManager[None]:
+def derivatives(
+    x: Tensor, on: str = "samples", overwriting: Callable[[], str] | None = None
+) -> AbstractContextManager[None]:
     """:func:`explained` for code that differentiates a model."""
-    return explained(x, "derivatives of the model", on)
+    return explained(x, "derivatives of the model", on, overwriting)
 
 
 def first_sentence(error: BaseException) -> str:
     """The start of an exception's message, without lists of backends and advice about torch itself."""
+    if _IN_PLACE in str(error):
+        return (
+            "an operation changes in place a tensor whose numbers a derivative needs; expected one that "
+            "makes a new tensor (h = h * 2 instead of h.mul_(2) or h *= 2, inplace=False)"
+        )
     lines = [line for line in str(error).splitlines() if line.strip()]
     if lines and "TorchScript interpreter" in lines[0]:  # what failed comes after its trace
         marks = [i for i, line in enumerate(lines) if "<--- HERE" in line]

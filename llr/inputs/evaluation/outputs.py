@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 
@@ -30,3 +31,8 @@ def output_leaves(output: object) -> list[Tensor]:
         f"the model's output holds a {type(output).__name__}; expected a tensor, or tuples, lists and "
         "mappings of tensors"
     )
+
+
+def dense(gradient: Tensor) -> Tensor:
+    """A gradient as a dense tensor: embeddings with ``sparse=True`` have sparse ones."""
+    return gradient if gradient.layout is torch.strided else gradient.to_dense()

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 from torch.overrides import TorchFunctionMode
 
 _HALVES = (torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
@@ -73,6 +74,8 @@ class Precision(TorchFunctionMode):
             for name, value in named.items():
                 if type(value) is torch.dtype:
                     named[name] = self._instead.get(value, value)
+        if func is Tensor.retain_grad and is_functorch_wrapped_tensor(args[0]):
+            return None  # nobody will read it, and inside of a transform torch refuses
         if func in _FACTORIES and named.get("dtype") is None:
             return self._made(func, args, named)
         result = func(*args, **named)

@@ -98,20 +98,56 @@ def _array(file: IO[bytes], size: int) -> Tensor:
         raise ValueError(
             f"cannot be read as an array of numbers ({one_line(err)}); write it with numpy.save"
         ) from err
-    return _numbers(array)
+    return from_numpy(array)
 
 
-def _numbers(array: np.ndarray[Any, Any]) -> Tensor:
+def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
+    """An array as a tensor: integers, truth values, float32 or float64.
+
+    Raises:
+        ValueError: other entries, or numbers that neither int64 nor float64 holds.
+    """
     kind = array.dtype.kind
     if kind not in "biuf":
         raise ValueError(f"entries of type {array.dtype}; expected real numbers")
     if kind == "u" and array.dtype.itemsize > 1:  # torch computes little with larger unsigned ones
-        fit = array.size == 0 or int(array.max()) < 2**63
-        array = array.astype(np.int64 if fit else np.float64)
+        if array.size and int(array.max()) >= 2**63:
+            refuse_rounded(array)
+            array = array.astype(np.float64)
+        array = array.astype(np.int64) if array.dtype.kind == "u" else array
     elif kind == "f" and array.dtype.itemsize not in (4, 8):
-        array = array.astype(np.float64)
+        narrower = array.astype(np.float64)
+        lost = np.argwhere((narrower == 0) & (array != 0))
+        if len(lost):
+            raise ValueError(
+                f"the number {array[tuple(lost[0])]!s} {_place(lost[0].tolist())} is 0 in float64; expected "
+                "numbers that float64 holds"
+            )
+        array = narrower
     array = array.astype(array.dtype.newbyteorder("="), order="C")
     return torch.from_numpy(array)
+
+
+def refuse_rounded(array: np.ndarray[Any, Any]) -> None:
+    """Refuse integers that float64 does not hold: a result would be about other numbers.
+
+    Raises:
+        ValueError: names the first one and where it is.
+    """
+    if not array.size or max(int(array.max()), -int(array.min())) <= 2**53:
+        return
+    for at in np.argwhere((array > 2**53) | (array < -(2**53))).tolist():
+        number = int(array[tuple(at)])
+        if int(float(number)) != number:
+            raise ValueError(
+                f"the integer {number} {_place(at)} is {int(float(number))} in float64; expected integers "
+                "that float64 holds (up to 2^53), or numbers divided by a power of two"
+            )
+
+
+def _place(at: list[int]) -> str:
+    axes = ("sample", "column") if len(at) == 2 else ("sample", *["index"] * (len(at) - 1))
+    return "at " + ", ".join(f"{axis} {i}" for axis, i in zip(axes, at, strict=True))
 
 
 def read_npz(data: bytes, key: str | None, option: str) -> Tensor:

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from llr.inputs.evaluation.watch import keeping_random_state
 from llr.inputs.files.arrays import (
+    from_numpy,
     read_file,
     read_npy,
     read_npz,
     read_pt,
     read_safetensors,
+    refuse_rounded,
     require_memory,
 )
 from llr.inputs.files.layout import Layout
@@ -28,6 +30,7 @@ from llr.inputs.files.tables import read_table
 
 _TEXT = (".csv", ".tsv", ".txt", ".dat")
 _BINARY = (".npy", ".npz", ".pt", ".safetensors")
+_LARGE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch computes little with them
 
 
 def load_inputs(
@@ -53,7 +56,8 @@ def load_inputs(
 
     Raises:
         ValueError: a missing, malformed or pickled file, an unknown suffix, complex numbers, NaN, Inf,
-            or text that is no table of numbers or could be read in two ways.
+            integers that float64 rounds where `dtype` is given, or text that is no table of numbers or could
+            be read in two ways.
 
     Example:
         >>> import tempfile, pathlib
@@ -72,6 +76,8 @@ def load_inputs(
             key,
             "--key" if what == "data" else "--inputs-key",
         )
+        if x.dtype in _LARGE_UNSIGNED:
+            x = from_numpy(x.numpy())
         if x.is_complex():
             raise ValueError("complex numbers; expected real ones")
         if x.dim() == 0:
@@ -127,8 +133,9 @@ def converted(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
         name: of what is converted, for the message.
 
     Raises:
-        ValueError: NaN or Inf, or a number that is too large for `dtype`.
+        ValueError: NaN or Inf, a number that is too large for `dtype`, or an integer that float64 rounds.
     """
+    _refuse_rounded(x, name)
     x = x.to(dtype)
     if x.numel() == 0 or bool(torch.isfinite(torch.stack((x.amin(), x.amax()))).all()):
         return x
@@ -141,7 +148,15 @@ def converted(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
     )
 
 
-def as_taken_by(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
+def _refuse_rounded(x: Tensor, name: str) -> None:
+    if x.dtype == torch.int64:
+        try:
+            refuse_rounded(x.numpy())
+        except ValueError as err:
+            raise ValueError(f"{name}: {err}") from err
+
+
+def as_taken_by(model: nn.Module, x: Tensor, dtype: torch.dtype, name: str = "inputs") -> Tensor:
     """Samples as a model takes them: integers where it reads tokens, floating point elsewhere.
 
     It is tried on one sample, and only if all numbers are whole: floating point first, integers where that
@@ -151,9 +166,13 @@ def as_taken_by(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
         model: in evaluation mode. A copy of it is tried.
         x: (n, ...), of any real dtype.
         dtype: of floating point samples.
+        name: of what is converted, for the message.
 
     Returns:
         x in `dtype`, or as int64; truth values may stay what they are.
+
+    Raises:
+        ValueError: integers that float64 rounds, for a model that does not take integers.
 
     Example:
         >>> import torch
@@ -172,6 +191,7 @@ def as_taken_by(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Tensor:
     for tokens in (x.long(), x):
         if not tokens.is_floating_point() and _runs(model, tokens[:1]):
             return tokens
+    _refuse_rounded(x, name)
     return numbers
 
 

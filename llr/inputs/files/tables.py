@@ -11,6 +11,7 @@ import re
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ _FRACTION = r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?"
 _FRACTIONS = re.compile(f"{_FRACTION}( {_FRACTION})*", re.ASCII)
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}[.,]\d{3}", re.ASCII)  # 1.234: a fraction, or thousands
 _EXACT = 2**53  # integers up to here are exact in float64
+_QUOTES = re.compile('"+')
+_NOT_ZERO = re.compile(r"[+-]?[0.]*[1-9]")
 
 
 def read_table(data: bytes, layout: Layout | None = None, suffix: str = ".csv") -> Tensor:
@@ -87,19 +90,41 @@ def read_table(data: bytes, layout: Layout | None = None, suffix: str = ".csv") 
 
 
 def _cells(lines: Sequence[Line], sep: str) -> Iterator[tuple[int, list[str]]]:
-    """Each row's cells, with the number of the line on which it ends."""
+    """Each row's cells, with the number of the line on which it ends.
+
+    Where every line ends with a separator, the last column is empty throughout and left out.
+    """
     spaces = sep == " "  # any number of spaces and tabs
-    texts = (line.text.replace("\t", " ").strip(" ") if spaces else line.text for line in lines)
+    texts = [line.text.replace("\t", " ").strip(" ") if spaces else line.text for line in lines]
+    trailing = all(text.rstrip(" ").endswith(sep) for text in texts)
     reader = csv.reader(texts, delimiter=sep, skipinitialspace=spaces, strict=True)
     while True:
+        begin = reader.line_num
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as err:
-            at = lines[min(reader.line_num, len(lines)) - 1].number
-            raise ValueError(f"line {at}: {err}") from err
+            raise ValueError(_about_quotes(lines[begin : reader.line_num], str(err))) from err
+        if trailing and not cells[-1].strip(" \t"):
+            del cells[-1]
         yield lines[reader.line_num - 1].number, [cell.strip(" \t") for cell in cells]
+
+
+def _about_quotes(lines: Sequence[Line], error: str) -> str:
+    """What is wrong with the quotes of a row that the csv module cannot read."""
+    if "expected after" in error:
+        return (
+            f"line {lines[-1].number}: there is text behind a closing quote; expected a separator"
+        )
+    opened, quoted = lines[0].number, False
+    for line in lines:
+        for quotes in _QUOTES.findall(line.text):
+            if len(quotes) % 2:  # two in a row stand for a quote in a cell, or for an empty cell
+                opened, quoted = line.number, not quoted
+    if quoted:
+        return f"line {opened}: the quote that opens there is not closed; expected a second one"
+    return f"line {opened}: a cell is too long ({error}); expected numbers"
 
 
 @dataclass
@@ -143,7 +168,7 @@ class _Numbers:
         if not _FRACTIONS.fullmatch(" ".join(cells)):
             return False
         found = list(map(float, cells))
-        if float("inf") in map(abs, found):
+        if float("inf") in map(abs, found) or (0.0 in found and any(map(_vanishes, cells, found))):
             return False
         self.values.extend(found)
         self.all_integers, self.fractions = False, [True] * len(cells)
@@ -158,7 +183,12 @@ class _Numbers:
             if abs(value) >= _EXACT:
                 if value in (float("inf"), float("-inf")):
                     raise _refused(cell, line, column + 1, "; it is too large for float64")
+                if whole[-1] and (held := Decimal(value)) != Decimal(cell):
+                    why = f" that float64 holds, which makes {held:f} of it"
+                    raise _refused(cell, line, column + 1, why)
                 whole[-1] = False
+            elif value == 0 and _vanishes(cell, value):
+                raise _refused(cell, line, column + 1, "; it is 0 in float64")
             if whole[-1] and len(cell.lstrip("+-")) > 1 and cell.lstrip("+-")[0] == "0":
                 self.zero_led = self.zero_led or (line, cell)
             self.values.append(value)
@@ -199,6 +229,11 @@ class _Numbers:
                 f"line {self.zero_led[0]} has {self.zero_led[1]!r}, which may be what follows a comma within "
                 "a number; --sep , reads columns"
             )
+
+
+def _vanishes(cell: str, value: float) -> bool:
+    """Whether float64 makes 0 of a number that is not 0."""
+    return value == 0 and _NOT_ZERO.match(cell.replace(",", ".")) is not None
 
 
 def _refused(cell: str, line: int, column: int, why: str = "") -> ValueError:

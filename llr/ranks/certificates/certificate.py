@@ -175,10 +175,10 @@ class Certificate:
         names = {field.name for field in fields(cls)}
         given = set(content) - {"format"}
         if given != names:
-            wrong = sorted(names - given) or sorted(map(str, given - names))
-            raise ValueError(
-                f"{wrong[0]!r} is {'missing' if names - given else 'no field'} of a certificate"
-            )
+            if names - given:
+                raise ValueError(f"the field {min(names - given)!r} is missing")
+            unknown = min(map(str, given - names))
+            raise ValueError(f"the field {unknown!r} is unknown; expected those of {FORMAT!r}")
         values = dict(content)
         del values["format"]
         for name in ("rows", "columns"):
@@ -207,7 +207,9 @@ class Certificate:
         try:
             data = read_file(Path(path))
             try:
-                found = json.loads(data)
+                found = json.loads(data, object_pairs_hook=_once)
+            except _Repeated:
+                raise
             except RecursionError as error:
                 raise ValueError("its JSON is nested too deeply") from error
             except ValueError as error:  # what utf-8 raises is a ValueError, too
@@ -215,3 +217,16 @@ class Certificate:
             return cls.from_dict(found)
         except ValueError as error:
             raise ValueError(f"certificate {os.fspath(path)}: {error}") from error
+
+
+class _Repeated(ValueError):
+    """A field is there twice, which readers understand differently."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise _Repeated(f"the field {shown(twice)} is there twice; expected each field once")
+    return found

@@ -25,7 +25,10 @@ from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model
 from llr.inputs.roles import a_function, check_int
-from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS, MOST_BITS, precision
+from llr.linalg.balls import HIGHEST_BITS as HIGHEST_BITS
+from llr.linalg.balls import LOWEST_BITS as LOWEST_BITS
+from llr.linalg.balls import MOST_BITS as MOST_BITS
+from llr.linalg.balls import precision
 from llr.linalg.deadline import TimeLimit, check_timeout, time_limit
 from llr.linalg.decimals import decimal_below
 from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, rational_pivots, remainder
@@ -38,6 +41,7 @@ __all__ = ["Certificate", "Verdict", "certify", "verify"]
 # Float64 parameters that differ by one unit in the last place differ by 2^-52; where such a difference shows
 # only to third order it is 2^-156. A rank that has not grown at this precision is not limited by it.
 _ENOUGH_BITS = 256
+_FIRST_BITS = 64
 
 
 Progress = Callable[[int | None, int, int], None]
@@ -51,7 +55,7 @@ def certify(
     *,
     params: Selection = None,
     upper: int | None = None,
-    bits: int = 64,
+    bits: int | None = None,
     max_bits: int = MOST_BITS,
     timeout: float | None = None,
     progress: Progress | None = None,
@@ -68,8 +72,8 @@ def certify(
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         upper: an upper bound known otherwise, to stop there. It is believed, not proved. The bound is never
             more than the shorter side of the matrix, nor than a closed form that :mod:`llr.theory` has.
-        bits: the first precision.
-        max_bits: the last.
+        bits: the first precision; None for 64, or `max_bits` if that is less.
+        max_bits: the last, from 32 to 2^20.
         timeout: seconds after which the search ends with what is proved then; None for no limit. Single steps
             take about half a second at most, and longer only where the numbers have very many digits.
         progress: called as ``progress(bits, proved, upper)`` now and then; bits is None in rationals.
@@ -95,8 +99,9 @@ def certify(
         >>> certificate.rank, certificate.exact, bool(verify(certificate, model, x))
         (7, True, True)
     """
-    check_int("bits", bits, LOWEST_BITS, HIGHEST_BITS)
-    check_int("max_bits", max_bits, bits, HIGHEST_BITS)
+    if bits is not None:
+        check_int("bits", bits, LOWEST_BITS, HIGHEST_BITS)
+    check_int("max_bits", max_bits, bits or LOWEST_BITS, HIGHEST_BITS)
     if upper is not None:
         check_int("upper", upper, 0)
     check_timeout(timeout)
@@ -111,7 +116,8 @@ def certify(
         report = progress or (lambda *_: None)
         if network.rational:
             return _in_rationals(network, goal, upper_from, upper, report)
-        return _in_balls(network, goal, upper_from, upper, bits, max_bits, report)
+        first = min(_FIRST_BITS, max_bits) if bits is None else bits
+        return _in_balls(network, goal, upper_from, upper, first, max_bits, report)
 
 
 def _in_rationals(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from flint import arb, arb_mat
 from torch import Tensor
@@ -18,8 +19,8 @@ from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS, MOST_BITS, Array, precis
 from llr.linalg.block_inverse import checked_inverse, largest_piece
 from llr.linalg.deadline import TimeLimit, check_timeout, time_limit
 from llr.linalg.decimals import at_most
-from llr.linalg.elimination import Scaled, find_pivots
-from llr.linalg.integers import exact_rank, integer_rows
+from llr.linalg.elimination import Scaled, find_pivots, prove
+from llr.linalg.integers import exact_rank, integer_rows, rank_at_least
 from llr.ranks.certificates.certificate import Certificate
 from llr.theory.tangents.upper import upper_bound
 
@@ -58,7 +59,8 @@ def verify(
     more if that does not decide, up to eight times. That the submatrix A is nonsingular follows from an
     approximate inverse X with ||I - X A|| < 1 in balls; the bound of the determinant is compared with a
     determinant at that precision. An exact rank is computed again modulo other primes. An upper bound from a
-    caller cannot be checked; the reason says so.
+    caller is no part of the proof: it is refused if one elimination of the whole matrix, at the precision of
+    the certificate, shows a larger rank, and believed otherwise; the reason says so.
 
     A certificate that someone else made costs no more work than one of :func:`certify` with the same
     `max_bits` would: one that claims more precision is not looked at.
@@ -108,11 +110,17 @@ def verify(
                     checked=False,
                 )
             reason = reason or _unproved(certificate, network)
+            if not reason and certificate.upper_from == "caller":
+                reason = _disproved(certificate, network)
     except TimeLimit:
         return Verdict(False, f"not checked: timeout={timeout} seconds were over", checked=False)
     if reason:
         return Verdict(False, reason)
-    above = "believed as the caller gave it" if certificate.upper_from == "caller" else "checked"
+    above = (
+        "believed as the caller gave it, and not disproved"
+        if certificate.upper_from == "caller"
+        else "checked"
+    )
     return Verdict(
         True,
         f"rank >= {certificate.rank} is proved again; the upper bound {certificate.upper} is {above}",
@@ -151,6 +159,19 @@ def _false_upper(certificate: Certificate, network: Network, params: Selection) 
         if rank != certificate.upper:
             return f"upper is {certificate.upper}; the exact rank is {rank}"
     return ""
+
+
+def _disproved(certificate: Certificate, network: Network) -> str:
+    """Why a caller's upper bound is false, if one elimination shows that; empty if it does not."""
+    if network.rational:
+        least = rank_at_least(integer_rows(network.rational_jacobian())[0])
+    else:
+        bits = cast(int, certificate.bits)
+        A = Scaled(network.jacobian(bits), bits)
+        least = prove(A, find_pivots(A)[: certificate.upper + 1], search=False)[0]
+    if least <= certificate.upper:
+        return ""
+    return f"upper is {certificate.upper}, from a caller; the rank is certainly at least {least}"
 
 
 def _unproved(certificate: Certificate, network: Network) -> str:

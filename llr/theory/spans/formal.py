@@ -62,7 +62,7 @@ class _Layers:
             last = (tuple(a for channel in net.a for a in channel),)
             return cls(net.activation, (placed, last), (None, None))
         raise ValueError(
-            f"a {type(net).__name__} is no network of neurons; its dimension has a closed form, "
+            f"{type(net).__name__} is no network of neurons; its dimension has a closed form, "
             "tangent_dimension"
         )
 

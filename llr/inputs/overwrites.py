@@ -1,0 +1,75 @@
+"""Where a forward overwrites in place what its derivative needs."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llr.inputs.evaluation.surroundings import closed
+from llr.inputs.evaluation.watch import place
+from llr.inputs.problem import Problem, as_leaves
+
+
+class _Writes(TorchDispatchMode):
+    """Notes which memory is written to, and where in the user's code."""
+
+    def __init__(self, path_of: Callable[[object], str | None]) -> None:
+        super().__init__()
+        self.found: list[tuple[int, str]] = []
+        """The address of a tensor's memory, and the place."""
+        self._path_of = path_of
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        if func._schema.is_mutable:
+            for index, argument in enumerate(func._schema.arguments):
+                value = args[index] if index < len(args) else named.get(argument.name)
+                written = argument.alias_info is not None and argument.alias_info.is_write
+                if written and isinstance(value, Tensor):
+                    where = place(sys._getframe(1), self._path_of)
+                    self.found.append((_memory(value), where))
+        return func(*args, **named)
+
+
+def overwriting(problem: Problem) -> str:
+    """Where a model's forward changes a tensor that autograd has saved; empty if that is not found.
+
+    The forward is run on the first sample once more.
+    """
+    writes = _Writes(
+        problem.private.path_of if isinstance(problem.model, nn.Module) else lambda _: None
+    )
+    saved: list[tuple[Tensor, int, int]] = []
+
+    def note(t: Tensor) -> Tensor:
+        saved.append((t, t._version, len(writes.found)))
+        return t
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda t: t)
+    values = as_leaves({name: v.clone() for name, v in problem.point().items()})
+    with contextlib.suppress(Exception), closed(), torch.enable_grad():
+        forward = problem.at(values)
+        with hooks, writes:
+            forward(problem.x[:1].detach().clone())
+    for t, version, before in saved:
+        if t._version != version:
+            later = (where for memory, where in writes.found[before:] if memory == _memory(t))
+            if where := next(later, ""):
+                return where
+    return ""
+
+
+def _memory(t: Tensor) -> int:
+    return t.untyped_storage().data_ptr()
