@@ -1,8 +1,8 @@
 // mlp_jacobian under autograd.
 //
 // Calls that need no derivative of the result go straight on to the kernel. The others are sent to
-// _mlp_jacobian_formula, the same function in torch operations (llr/reference.py, registered in
-// llr/_ops.py), which has derivatives of every kind and order by what it is made of: backward, forward-mode,
+// _mlp_jacobian_formula, the same function in torch operations (llr/operators/formula.py, registered in
+// llr/operators/_ops.py), which has derivatives of every kind and order by what it is made of: backward, forward-mode,
 // and inside torch.func's transforms.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
