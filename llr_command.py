@@ -1,15 +1,28 @@
 """The ``llr`` command's first lines, outside of the package: Ctrl-C is heard while that imports torch."""
 
+import os
+import signal
 import sys
 
 
 def main() -> int:
     """Run the command; exit code 130 for Ctrl-C at any time."""
-    try:
-        from llr.cli.main import main as command  # noqa: PLC0415 - it is what takes long
+    heard = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if heard:
+        # Raised in the middle of other packages' imports, KeyboardInterrupt may come out as anything.
+        signal.signal(signal.SIGINT, _leave)
+    from llr.cli.main import main as command  # noqa: PLC0415 - it is what takes long
 
+    if heard:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
         command()
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
     return 0
+
+
+def _leave(*_: object) -> None:
+    os.write(2, b"interrupted\n")
+    os._exit(130)

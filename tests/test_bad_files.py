@@ -356,7 +356,7 @@ class TestModelRankOfAnyModel:
             result = run("model-rank", "any_nets:Net", "--sample-shape", shape, "--json", "-")
             assert json.loads(result.stdout)["rank"] == 14
         text = refusal("model-rank", "any_nets:Net")
-        assert "what samples a Net takes cannot be read off it; give --sample-shape" in text
+        assert "what samples Net takes cannot be read off it; give --sample-shape" in text
         assert "sampler=" not in text
 
     def test_samples_of_a_file(self) -> None:

@@ -247,7 +247,7 @@ class TestCommands:
         assert (found["tested"]["points"], found["tested"]["beyond"]) == (10, 0)
         assert "y computed in float32" in found["assumed"]
         assert "the domain given" in found["claim"]
-        assert "y_error is 'single'; expected a number" in refusal(
+        assert "--y-error is 'single'; expected a number" in refusal(
             "recover", table, "--max-width", 1, "--y-error", "single"
         )
         assert "expected fewer" in refusal("recover", table, "--max-width", 1, "--held-out", 9)
