@@ -11,7 +11,7 @@ from test_rank import F64, samples
 from torch import Tensor, nn
 
 import llr
-from llr import Certificate, certify, models, verify
+from llr import Certificate, certify, verify
 from llr.exact import chain
 from llr.exact import network as exact
 from llr.inputs.mlp import read_mlp
@@ -457,42 +457,3 @@ class TestSubclasses:
     def test_a_rule_comes_before_the_parts(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(chain.RULES, TwoLayer, lambda *_: ([], (7,)))
         assert chain.steps_of(TwoLayer(2, 1), (2,)) == ([], (7,))
-
-
-class TestSizes:
-    @pytest.mark.parametrize(
-        ("build", "parameters"),
-        [
-            (lambda: models.mlp([2, 10**9, 10**9, 1]), 2 * 10**9 + 10**18 + 10**9 + 2 * 10**9 + 1),
-            (lambda: models.TwoLayer(10**9, 10**9), 10**18 + 2 * 10**9),
-            (lambda: models.DeepLinear([10**9, 10**9]), 10**18),
-            (lambda: models.MatrixFactorization(10**9, 10**9, 1), 10**18 + 10**9),
-            (lambda: models.Conv1dTwoLayer(10**9, 1, 10**9), 10**9 + 10**18),
-            (
-                lambda: models.Conv1dTwoLayer(10**9, 1, 10**9, shared=False),
-                2 * 10**18,
-            ),
-        ],
-    )
-    def test_of_more_than_memory(self, build: Callable[[], nn.Module], parameters: int) -> None:
-        with pytest.raises(ValueError, match=f"a model of {parameters:,} parameters takes .* PB"):
-            build()
-
-    @pytest.mark.parametrize(
-        "build",
-        [
-            lambda: models.mlp([3, 5, 4, 2], bias=False),
-            lambda: models.mlp([3, 5, 4, 2], output_bias=False),
-            lambda: models.TwoLayer(3, 5, 2, output_bias=True),
-            lambda: models.DeepLinear([3, 4, 2]),
-            lambda: models.MatrixFactorization(4, 2, 5),
-            lambda: models.Conv1dTwoLayer(7, 3, 2),
-            lambda: models.Conv1dTwoLayer(7, 3, 2, shared=False),
-        ],
-    )
-    def test_the_count_is_that_of_the_model(self, build: Callable[[], nn.Module]) -> None:
-        nbytes = 4 * sum(p.numel() for p in build().parameters())
-        with llr.set_memory_budget(nbytes):
-            build()
-        with llr.set_memory_budget(nbytes - 1), pytest.raises(ValueError, match="memory budget"):
-            build()
