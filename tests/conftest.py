@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from collections.abc import Iterator
 
 import openmp  # noqa: F401 - before torch
@@ -11,6 +13,13 @@ import torch
 from targets import Target
 
 from llr.operators import _ops
+
+# A shell ignores Ctrl-C for what it starts in the background, and every child would, too.
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    and threading.current_thread() is threading.main_thread()
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure(config: pytest.Config) -> None:
