@@ -343,3 +343,12 @@ class TestWeights:
         (tmp_path / f"w{suffix}").mkdir()
         with pytest.raises(ValueError, match="is a directory, not a file"):
             load_model("mlp:2-1", weights=tmp_path / f"w{suffix}")
+
+
+def test_readers_of_files_find_it_there() -> None:
+    from llr.inputs import files  # noqa: PLC0415 - loaded on first use
+
+    assert files.load_model is load_model
+    assert files.load_inputs.__name__ == "load_inputs"
+    with pytest.raises(AttributeError, match="no attribute 'load_nothing'"):
+        files.load_nothing  # noqa: B018
