@@ -36,7 +36,7 @@ CHOSEN = {
 
 RUN = f"""
 import sys, pytest
-from llr import _ops
+from llr.operators import _ops
 assert _ops.build_info()["simd_running"] == sys.argv[1], _ops.build_info()
 for file, chosen in {CHOSEN}.items():
     code = pytest.main([

@@ -72,7 +72,7 @@ def test_out_between_two_numbers():
     run = run_python(
         """
 import torch
-from llr import _ops
+from llr.operators import _ops
 from oracles import Net, draw
 tensors = draw(Net((3, 64, 1), 3000))
 expected = torch.ops.llr.mlp_jacobian(*tensors, "tanh")
@@ -94,7 +94,7 @@ def test_out_lazily_negated():
     run = run_python(
         """
 import torch
-from llr import _ops
+from llr.operators import _ops
 from oracles import Net, draw
 tensors = draw(Net((3, 4, 1)))
 expected = torch.ops.llr.mlp_jacobian(*tensors, "tanh")
