@@ -99,7 +99,7 @@ def gram_add_(K: Tensor, delta: Tensor, a: Tensor, bias: bool = False, weight: b
 
     Example:
         >>> import torch
-        >>> from llr import double_double
+        >>> from llr.operators import double_double
         >>> K = torch.zeros(2, 1, 1, dtype=torch.float64)
         >>> row = torch.tensor([[[1.0, 2.0**-60]]], dtype=torch.float64)
         >>> double_double.gram_add_(K, torch.ones(1, 1, 1, dtype=torch.float64), row)
@@ -143,7 +143,7 @@ def gram_factor(K: Tensor) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from llr import double_double
+        >>> from llr.operators import double_double
         >>> K = torch.stack((torch.tensor([[4.0, 2.0], [2.0, 1.0]]).double(), torch.zeros(2, 2).double()))
         >>> double_double.gram_factor(K)  # rank 1
         tensor([[2.],
