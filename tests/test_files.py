@@ -274,7 +274,11 @@ class TestIntegers:
             "pt": lambda: torch.save(torch.from_numpy(x), path),
             "safetensors": lambda: safetensors.torch.save_file({"x": torch.from_numpy(x)}, path),
         }
-        write[kind]()
+        try:
+            write[kind]()
+        except KeyError:
+            assert kind == "safetensors" and x.dtype == np.uint64  # noqa: PT018 - an old release
+            pytest.skip("this safetensors writes no uint64")
         message = rf"the integer {number} at sample 1, column 1 is {int(float(number))} in float64"
         with pytest.raises(ValueError, match=message):
             load_inputs(path, torch.float64)

@@ -192,7 +192,10 @@ def test_hessian(name: str) -> None:
         return ((ALL[name](theta.view(SIZE, SIZE), x) - y) ** 2).sum() / (2 * N)
 
     surface = Surface.of(model, x, y)
-    truth: Any = torch.autograd.functional.hessian(loss, surface.theta)
+    try:
+        truth: Any = torch.autograd.functional.hessian(loss, surface.theta)
+    except NotImplementedError as missing:
+        pytest.skip(f"this torch has no second derivative: {missing}")
     with torch.no_grad():
         assert_near(hessian_of(surface, surface.theta), truth)
 
