@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from llr.inputs.evaluation.surroundings import closed
-from llr.inputs.evaluation.watch import place
+from llr.inputs.evaluation.watch import Observer, place
 from llr.inputs.problem import Problem, as_leaves
 
 
-class _Writes(TorchDispatchMode):
+class _Writes(Observer):
     """Notes which memory is written to, and where in the user's code."""
 
     def __init__(self, path_of: Callable[[object], str | None]) -> None:
@@ -25,14 +24,8 @@ class _Writes(TorchDispatchMode):
         """The address of a tensor's memory, and the place."""
         self._path_of = path_of
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        named = kwargs or {}
+    def operation(self, func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """Note what it writes to."""
         if func._schema.is_mutable:
             for index, argument in enumerate(func._schema.arguments):
                 value = args[index] if index < len(args) else named.get(argument.name)

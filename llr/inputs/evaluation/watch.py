@@ -25,7 +25,25 @@ _WRITTEN_BY_USERS = (os.path.join(_OWN, "models"), os.path.join(_OWN, "activatio
 _STATISTICS = ("attention", "rng_state")
 
 
-class Watch(TorchDispatchMode):
+class Observer(TorchDispatchMode):
+    """Sees every operation of a forward, and does it."""
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Hand it on, with named arguments whether there are any or not."""
+        return self.operation(func, args, kwargs or {})
+
+    def operation(self, func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """Do an operation, and note what is to be known of it."""
+        raise NotImplementedError
+
+
+class Watch(Observer):
     """Notes what a forward does while it runs; nothing is refused here."""
 
     def __init__(
@@ -54,15 +72,8 @@ class Watch(TorchDispatchMode):
         self._foreign, self._stale, self._dtype, self._path_of = foreign, stale, dtype, path_of
         self._lower = lower_than(dtype) if dtype is not None else frozenset[torch.dtype]()
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def operation(self, func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
         """Do it, and note what it was."""
-        named = kwargs or {}
         given = _tensors((*args, *named.values()) if named else args)
         for t in given:
             if id(t) in self._foreign and not self.foreign:
@@ -94,7 +105,7 @@ class Watch(TorchDispatchMode):
         return place(sys._getframe(2), self._path_of)
 
 
-class Origins(TorchDispatchMode):
+class Origins(Observer):
     """Of a forward that fails where dtypes meet: which tensors of another dtype came from outside."""
 
     def __init__(self, dtype: torch.dtype, path_of: Callable[[object], str | None]) -> None:
@@ -107,15 +118,8 @@ class Origins(TorchDispatchMode):
         self._dtype, self._path_of = dtype, path_of
         self._made: dict[int, Tensor] = {}  # kept, so that ids stay their own
 
-    def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+    def operation(self, func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
         """Do it, and note what came from outside."""
-        named = kwargs or {}
         given = _tensors((*args, *named.values()))
         real = {id(t): t.dtype.to_real() for t in given if t.is_floating_point() or t.is_complex()}
         for t in given:
