@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import Any
 
 import click
 import torch
@@ -55,17 +56,11 @@ _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 @reported
 def rank(
     source: Source,
-    method: str,
     dtype: str,
-    rtol: float | None,
-    atol: float | None,
-    upper: int | None,
-    resolve: bool | None,
     strict: bool,
-    max_bits: int,
-    chunk_size: int | None,
     json_out: str | None,
     plot_out: str | None,
+    **options: Any,
 ) -> None:
     """Rank of the Jacobian of MODEL with respect to its parameters, at given samples.
 
@@ -82,15 +77,9 @@ def rank(
     result = apart(llr.rank)(
         net,
         x,
-        method=method,
         params=list(source.params) or None,
         dtype=None if dtype == "model" else precision,
-        rtol=rtol,
-        atol=atol,
-        upper=upper,
-        resolve=resolve,
-        max_bits=max_bits,
-        chunk_size=chunk_size,
+        **options,
     )
     outputs = result.n_rows // len(x)
     lines = [
@@ -106,7 +95,7 @@ def rank(
         (plot_out, lambda path: drawing.save(result.plot().figure, path)),
     ]
     deliver(lines, files)
-    asked_for = rtol is not None or atol is not None
+    asked_for = options["rtol"] is not None or options["atol"] is not None
     if result.open and (strict or not (result.clear or asked_for)):
         sys.exit(OPEN)
 
@@ -149,10 +138,9 @@ def model_rank(
     sampler: str,
     box: tuple[float, float],
     sample_shape: str | None,
-    upper: int | None,
-    max_samples: int | None,
     certify: bool | None,
     json_out: str | None,
+    **options: Any,
 ) -> None:
     """The dimension of MODEL's tangent space: its rank on as many samples as it takes.
 
@@ -174,11 +162,10 @@ def model_rank(
         net,
         sampler=drawn,
         params=list(source.params) or None,
-        upper=upper,
-        max_samples=max_samples,
         certify="auto" if certify is None else certify,
         seed=source.seed,
         sample_shape=shape,
+        **options,
     )
     lines = [source.line(net), in_shell_words(str(result))]
     deliver(lines, [(json_out, as_json({**source.to_dict(), **result.to_dict()}))])

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 import torch
@@ -79,24 +80,16 @@ def _number_or_name(text: str | None) -> float | str | None:
 @reported
 def recover_command(
     data: Path,
-    max_width: int,
-    outputs: int,
-    activation: str,
-    bias: bool,
-    output_bias: bool,
-    starts: int | None,
-    seconds: float | None,
-    noise_std: float | None,
-    y_error: str | None,
-    x_error: float | None,
-    domain: tuple[float, float] | None,
-    max_frequency: float | None,
-    held_out: int | None,
-    seed: int,
-    out: Path | None,
-    json_out: str | None,
     layout: Layout,
     key: str | None,
+    outputs: int,
+    held_out: int | None,
+    starts: int | None,
+    seconds: float | None,
+    y_error: str | None,
+    out: Path | None,
+    json_out: str | None,
+    **options: Any,
 ) -> None:
     """Find the two-layer network that made DATA: rows of inputs and, in the last columns, outputs.
 
@@ -124,19 +117,11 @@ def recover_command(
         found = llr.recovery.recover(
             x[:rows],
             y[:rows],
-            max_width=max_width,
-            activation=activation,
-            bias=bias,
-            output_bias=output_bias,
             budget=budget,
-            noise_std=noise_std,
             y_error=_number_or_name(y_error),
-            x_error=x_error,
-            domain=domain,
-            max_frequency=max_frequency,
             held_out=None if held_out is None else (x[rows:], y[rows:]),
-            seed=seed,
             progress=report,
+            **options,
         )
     files: list[tuple[Path | str | None, Write]] = [
         (out, lambda path: save_weights(found.model, path)),
