@@ -240,12 +240,12 @@ def native_extension(openmp: bool, cuda: Cuda | None) -> Extension:
     if cuda:  # torch's builder looks when it is imported
         os.environ["CUDA_HOME"] = str(cuda.nvcc.parents[1])
     cpp_extension = importlib.import_module("torch.utils.cpp_extension")
-    sources = [*relative("csrc/*.cpp"), *relative("csrc/cpu/*.cpp")]
+    sources = [*relative("csrc/*.cpp"), *relative("csrc/*/*.cpp"), *relative("csrc/*/cpu/*.cpp")]
     headers = cpp_extension.include_paths() + (cuda.headers() if cuda else [])
     # Named as system headers, torch's own stay silent under -Wall -Wextra; a compiler drops the -I
     # that torch's builder adds for the same directory.
     compile_args = system_headers(headers)
-    # Portable code: no -march, csrc/cpu/simd.h picks the instructions when it runs. And no
+    # Portable code: no -march, csrc/common/cpu/simd.h picks the instructions when it runs. And no
     # -ffast-math: ranks hang on the last bits, and NaN must be seen. These flags only let sums be
     # fused and drop errno and floating-point traps, which nothing here reads.
     compile_args += ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
@@ -260,7 +260,7 @@ def native_extension(openmp: bool, cuda: Cuda | None) -> Extension:
         link_args += sanitizers
     nvcc_args = []
     if cuda:
-        sources += [*relative("csrc/cuda/*.cpp"), *relative("csrc/cuda/*.cu")]
+        sources += [*relative("csrc/*/cuda/*.cpp"), *relative("csrc/*/cuda/*.cu")]
         compile_args.append(f"-DLLR_CUDA_ARCHS={' '.join(cuda.archs)}")
         nvcc_args = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden,-Wall"]
         nvcc_args += ["-ccbin", cuda.host, *cuda.gencode(), *system_headers(cuda.headers())]
@@ -270,6 +270,7 @@ def native_extension(openmp: bool, cuda: Cuda | None) -> Extension:
     extension = cpp_extension.CppExtension(
         "llr._C",
         sources,
+        include_dirs=[str(ROOT / "csrc")],
         depends=relative("csrc/**/*.*"),
         extra_compile_args={"cxx": compile_args, "nvcc": nvcc_args},
         extra_link_args=link_args,
