@@ -11,7 +11,7 @@ ARGS ?=
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
-NATIVE := setup.py pyproject.toml $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
+NATIVE := setup.py pyproject.toml $(wildcard setup_native/*.py) $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # `make demo` alone installs what the demo needs; once everything is installed, that serves too.
 FOR_DEMO := $(if $(wildcard $(VENV)/.llr-dev),$(VENV)/.llr-dev,$(VENV)/.llr-demo)
 
