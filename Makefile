@@ -5,7 +5,7 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-TORCH ?= torch>=2.13
+TORCH ?= torch>=2.11
 ARGS ?=
 # Processes that run tests side by side; each takes a file at a time.
 WORKERS ?= 2

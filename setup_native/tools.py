@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-OLDEST_TORCH = (2, 13)  # the oldest release that .ci/run builds and tests, as in pyproject.toml
+OLDEST_TORCH = (2, 11)  # the oldest release that .ci/run builds and tests, as in pyproject.toml
 REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall ."
 
 
