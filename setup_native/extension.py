@@ -37,7 +37,7 @@ def native_extension(openmp: bool, cuda: Cuda | None) -> Extension:
     # -ffast-math: ranks hang on the last bits, and NaN must be seen. These flags only let sums be
     # fused and drop errno and floating-point traps, which nothing here reads.
     compile_args += ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
-    # Builders of torch before 2.13 would say C++17.
+    # torch 2.11's builder would say C++17.
     compile_args += ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra"]
     link_args = []
     if openmp:
