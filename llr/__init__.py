@@ -1,7 +1,7 @@
 """llr tells how many samples a network needs to pin a function down.
 
 What a user calls is here; the sub-packages `embedding`, `landscape`, `lifting`, `models`, `neurons`,
-`recovery` and `theory` are loaded when they are first used. docs/architecture.md has the folders.
+`recovery`, `relu` and `theory` are loaded when they are first used. docs/architecture.md has the folders.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from llr import neurons as neurons
     from llr import recovery as recovery
     from llr import theory as theory
+    from llr.theory import relu as relu
 
 __version__ = VERSION
 
@@ -58,12 +59,15 @@ __all__ = [
     "tolerance",
     "verify",
 ]
-_PACKAGES = ("embedding", "landscape", "lifting", "models", "neurons", "recovery", "theory")
+_PACKAGES = {
+    **{name: f"llr.{name}" for name in ("embedding", "landscape", "lifting", "models", "neurons")},
+    **{"recovery": "llr.recovery", "relu": "llr.theory.relu", "theory": "llr.theory"},
+}
 
 
 def __getattr__(name: str) -> Any:
     if name in _PACKAGES:
-        return importlib.import_module(f"llr.{name}")
+        return importlib.import_module(_PACKAGES[name])
     raise AttributeError(f"module 'llr' has no attribute {name!r}")
 
 

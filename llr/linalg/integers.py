@@ -72,20 +72,21 @@ def rank_of_floats(rows: Sequence[Sequence[float]]) -> int | None:
         >>> rank_of_floats([[0.1, 0.3], [0.3, 0.9]])  # the nearest fractions of 2^k are not proportional
         2
     """
-    lines = [_integers(row) for row in rows]
-    columns = [_without_divisor(column) for column in zip(*lines, strict=True)]
+    lines = [as_integers(row) for row in rows]
+    columns = [without_divisor(column) for column in zip(*lines, strict=True)]
     if not columns or max(x.bit_length() for column in columns for x in column) > _MOST_BITS:
         return None if columns else 0
     return exact_rank(fmpz_mat(columns))[0]
 
 
-def _integers(row: Sequence[float]) -> list[int]:
-    """A row multiplied by the power of two that makes its entries integers, over their common divisor."""
+def as_integers(row: Sequence[float]) -> list[int]:
+    """A row of finite floating-point numbers multiplied by the power of two that makes its entries integers, over their common divisor."""
     ratios = [x.as_integer_ratio() for x in row]
     denominator = max((q for _, q in ratios), default=1)
-    return _without_divisor([p * (denominator // q) for p, q in ratios])
+    return without_divisor([p * (denominator // q) for p, q in ratios])
 
 
-def _without_divisor(numbers: Sequence[int]) -> list[int]:
+def without_divisor(numbers: Sequence[int]) -> list[int]:
+    """Integers over their greatest common divisor."""
     divisor = math.gcd(*numbers) or 1
     return [x // divisor for x in numbers]

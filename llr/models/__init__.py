@@ -10,3 +10,5 @@ from llr.models.load import load_model as load_model
 from llr.models.networks import DeepLinear as DeepLinear
 from llr.models.networks import TwoLayer as TwoLayer
 from llr.models.networks import mlp as mlp
+from llr.models.relu import NormalizedTwoLayer as NormalizedTwoLayer
+from llr.models.relu import SkipTwoLayer as SkipTwoLayer

@@ -50,7 +50,7 @@ FUNCTIONS = [
     "selftest",
 ]
 RESULTS = ["Certificate", "Guarantee", "ModelRank", "RankResult", "Verdict"]
-PACKAGES = ["embedding", "landscape", "lifting", "models", "neurons", "recovery", "theory"]
+PACKAGES = ["embedding", "landscape", "lifting", "models", "neurons", "recovery", "relu", "theory"]
 
 
 def box(module: str) -> str:
@@ -147,10 +147,11 @@ def test_sub_packages_are_loaded_on_first_use() -> None:
     code = f"""
 import sys
 import llr
-for name in ("recovery", "embedding", "lifting", "landscape", "cli"):
+for name in ("recovery", "embedding", "lifting", "landscape", "theory.relu", "cli"):
     assert f"llr.{{name}}" not in sys.modules, name
 for name in {PACKAGES}:
-    assert getattr(llr, name).__name__ == f"llr.{{name}}"
+    folder = "theory.relu" if name == "relu" else name
+    assert getattr(llr, name).__name__ == f"llr.{{folder}}"
 try:
     llr.nothing
 except AttributeError as error:
