@@ -2,3 +2,5 @@
 
 from llr.theory.relu.patterns import Patterns as Patterns
 from llr.theory.relu.patterns import patterns as patterns
+from llr.theory.relu.isometry import Isometry as Isometry
+from llr.theory.relu.isometry import isometry as isometry

@@ -32,7 +32,7 @@ class Network:
     Attributes:
         kind: which program it belongs to.
         w: (m, d).
-        a: (m), in the normalized network r.
+        a: (m), the outgoing weights; of a normalized neuron r over its scale.
         skip: (d), zeros if the kind is "skip" and there is no linear part; None for the other kinds.
     """
 
@@ -128,6 +128,8 @@ def network_of(target: nn.Module, x: Array) -> Network:
     w, a = np.zeros((0, x.shape[1])), np.zeros(0)
     if neurons is not None:
         w, a = _neurons(neurons, x)
+    if isinstance(target, NormalizedTwoLayer):
+        a = a / _finite("target's scale", target.scale)
     used = w.any(axis=1) & (a != 0)
     w, a = w[used], a[used]
     if kind != "normalized":

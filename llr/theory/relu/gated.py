@@ -1,0 +1,166 @@
+"""The gated minimum-norm program: least sum of norms of u_j with sum_j A_j u_j = y.
+
+Proximal point on u, outside; inside a semismooth Newton method on the dual variable lam, which has n entries
+however many groups there are. Mostly few groups are active, and only these enter a Hessian.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from llr.linalg.deadline import poll
+from llr.theory.relu.groups import Groups
+
+_MOST_OUTER = 60
+_MOST_NEWTON = 60  # steps of Newton's method within one step of the proximal point method
+_GROWTH = 10.0
+_MOST_STEP = 1e3  # of the proximal point method, in units of the largest group
+_ARMIJO, _MOST_HALVINGS = 1e-4, 40
+_RIDGE, _DAMPING = 1e-13, 1e-2
+"""Added to the Hessian, in units of its mean diagonal: always, and in proportion to the relative gradient. Groups that
+are active away from the solution may not span the rows."""
+_FIRST_STEP = 10.0  # of the proximal point method, in units of a lower bound of the objective over n
+_FIRST = 2.0  # the first lam, in units of the largest feasible one in that direction: some groups are active
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What :func:`solve` found.
+
+    Attributes:
+        u: (p, width).
+        lam: (n), with norm(A_j' lam) <= 1 for all j.
+        value: the objective at u, an upper bound of the least one up to the residual.
+        bound: the dual objective at lam, a lower bound.
+        residual: the norm of sum_j A_j u_j - y, relative to that of y; 0 where it is penalized.
+        newton: steps of Newton's method.
+    """
+
+    u: Tensor
+    lam: Tensor
+    value: float
+    bound: float
+    residual: float
+    newton: int
+
+    @property
+    def gap(self) -> float:
+        """How far the value may be above the least one, relative to it."""
+        return (self.value - self.bound) / max(abs(self.value), torch.finfo(torch.float64).tiny)
+
+
+def solve(
+    groups: Groups,
+    y: Tensor,
+    *,
+    tolerance: float = 1e-9,
+    penalty: float = 0.0,
+) -> Solution:
+    """The least sum of norm(u_j) with sum_j A_j u_j = y.
+
+    Args:
+        groups: the A_j; y is in the span of their columns.
+        y: (n), not zero.
+        tolerance: of the relative gap, and of the residual.
+        penalty: r > 0 for the program sum norm(u_j) + norm(sum_j A_j u_j - y)^2 / (2 r) instead.
+
+    Returns:
+        The best that was found; whether its gap and residual are within the tolerance is for the caller to see.
+    """
+    size = float(y.norm())
+    lam = _FIRST * y / groups.pull(y).norm(dim=1).max()
+    u = y.new_zeros(groups.count, groups.width)
+    step = _FIRST_STEP * float(lam @ y) / groups.rows
+    best, newton = _judged(groups, u, lam, y, penalty, 0), 0
+    for outer in range(_MOST_OUTER):
+        poll()
+        accuracy = size * max(tolerance / 10, 10.0 ** -(outer + 1))
+        lam, u, steps = _proximal_step(groups, y, u, lam, step, penalty, accuracy)
+        newton += steps
+        found = _judged(groups, u, lam, y, penalty, newton)
+        if _error(found) <= _error(best):
+            best = found
+        if _error(best) <= tolerance:
+            break
+        step = min(_GROWTH * step, _MOST_STEP * max(float(u.norm(dim=1).max()), step / _MOST_STEP))
+    return best
+
+
+def _error(found: Solution) -> float:
+    return max(abs(found.gap), found.residual)
+
+
+def _judged(
+    groups: Groups, u: Tensor, lam: Tensor, y: Tensor, penalty: float, newton: int
+) -> Solution:
+    """Both objectives, with lam scaled so that it is feasible."""
+    norms = u.norm(dim=1)
+    active = norms.nonzero()[:, 0]
+    off = groups.push(active, u[active]) - y
+    largest = float(groups.pull(lam).norm(dim=1).max())
+    lam = lam / max(1.0, largest)
+    value, bound = float(norms.sum()), float(lam @ y)
+    if penalty:
+        value += float(off @ off) / (2 * penalty)
+        bound -= penalty / 2 * float(lam @ lam)
+        return Solution(u, lam, value, bound, 0.0, newton)
+    return Solution(u, lam, value, bound, float(off.norm() / y.norm()), newton)
+
+
+def _proximal_step(
+    groups: Groups,
+    y: Tensor,
+    u: Tensor,
+    lam: Tensor,
+    s: float,
+    penalty: float,
+    accuracy: float,
+) -> tuple[Tensor, Tensor, int]:
+    """The minimizer of sum norm(v_j) + norm(v - u)^2 / (2 s) with sum_j A_j v_j = y: its lam, and itself."""
+    w, size = u + s * groups.pull(lam), float(y.norm())
+    for newton in range(_MOST_NEWTON):
+        norms = w.norm(dim=1)
+        active = (norms > s).nonzero()[:, 0]
+        q = s / norms[active]
+        shrunk = w[active] * (1 - q)[:, None]
+        gradient = groups.push(active, shrunk) + penalty * lam - y
+        if float(gradient.norm()) <= accuracy:
+            break
+        e = w[active] / norms[active][:, None]
+        H = s * groups.curvature(active, 1 - q, q, e)
+        ridge = (_RIDGE + _DAMPING * min(1.0, float(gradient.norm()) / size)) * float(H.trace())
+        H.diagonal().add_(penalty + ridge / len(H))
+        direction = _solved(H, -gradient)
+        slope = float(gradient @ direction)
+        along = s * groups.pull(direction)
+        here = _dual(norms, lam, y, s, penalty)
+        t = 1.0
+        for _ in range(_MOST_HALVINGS):
+            there = _dual((w + t * along).norm(dim=1), lam + t * direction, y, s, penalty)
+            if there <= here + _ARMIJO * t * slope:
+                break
+            t /= 2
+        else:
+            break  # rounding hides what is left of the descent
+        lam, w = lam + t * direction, w + t * along
+    norms = w.norm(dim=1, keepdim=True)
+    return lam, w * (1 - s / norms.clamp(min=s)), newton + 1
+
+
+def _dual(norms: Tensor, lam: Tensor, y: Tensor, s: float, penalty: float) -> float:
+    """The function of lam that a proximal step minimizes."""
+    excess = (norms - s).clamp(min=0)
+    return float(excess @ excess) / (2 * s) - float(lam @ y) + penalty / 2 * float(lam @ lam)
+
+
+def _solved(H: Tensor, b: Tensor) -> Tensor:
+    """H^-1 b for a positive semidefinite H: with a larger multiple of the identity added where rounding asks."""
+    extra = 0.0
+    while True:
+        L, info = torch.linalg.cholesky_ex(H + extra * torch.eye(len(H), dtype=H.dtype))
+        if int(info) == 0:
+            return torch.cholesky_solve(b[:, None], L)[:, 0]
+        extra = max(10 * extra, 1e-12 * float(H.trace()))

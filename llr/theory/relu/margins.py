@@ -1,0 +1,95 @@
+"""The margin t* of the gated program: the least largest norm(A_j' lam) off S over all lam with A_S' lam = b_S."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llr.theory.relu.gated import solve
+from llr.theory.relu.groups import Groups, Within
+from llr.theory.relu.planted import Planted
+
+Array = np.ndarray[Any, np.dtype[Any]]
+TOLERANCE = 1e-10
+_IN_SPAN = 1e-10  # relative, of a vector and the groups' columns
+
+
+@dataclass(frozen=True)
+class Margin:
+    """A margin between two bounds, and the lam of the upper one.
+
+    Attributes:
+        lower: no lam has a smaller largest norm, up to rounding.
+        upper: the largest norm at `lam`.
+        lam: (n).
+    """
+
+    lower: float
+    upper: float
+    lam: Array
+
+
+def affine(planted: Planted) -> tuple[Array, float] | None:
+    """All lam with A_S' lam = b_S, as scale times B e_1 and combinations of the other columns of B.
+
+    Returns:
+        B, (n, m), with columns of norm 1, and the scale; None if there is no such lam.
+    """
+    particular = planted.particular()
+    if particular is None:
+        return None
+    U, s, _ = np.linalg.svd(planted.A, full_matrices=True)
+    rank = int((s > s[0] * max(planted.A.shape) * np.finfo(float).eps).sum())
+    scale = float(np.linalg.norm(particular))
+    return np.column_stack((particular / scale, U[:, rank:])), scale
+
+
+def gated_margin(planted: Planted, groups: Groups) -> Margin | None:
+    """The margin over these groups, which are those off S.
+
+    1 / t* is the least sum of norms of u_j with B' sum_j A_j u_j = e_1 / scale: the gated program again.
+
+    Returns:
+        The margin; None if it is infinite, since no lam has A_S' lam = b_S.
+    """
+    found = affine(planted)
+    if found is None:
+        return None
+    B, scale = torch.from_numpy(found[0]), found[1]
+    within = Within(groups, B)
+    first = torch.zeros(within.rows, dtype=torch.float64)
+    first[0] = 1.0
+    free = unreached(within, first)
+    if free is not None:  # some lam vanishes on all groups
+        return Margin(0.0, _largest(within, free) * scale, (scale * (B @ free)).numpy())
+    solution = solve(within, first, tolerance=TOLERANCE)
+    lam = solution.lam / float(solution.lam[0])
+    lower = scale / solution.value if solution.value > 0 else math.inf
+    upper = _largest(within, lam) * scale
+    return Margin(min(lower, upper), upper, (scale * (B @ lam)).numpy())
+
+
+def unreached(groups: Groups, y: Tensor) -> Tensor | None:
+    """If y is not in the span of the groups' columns, some lam with A_j' lam = 0 for all j and lam.y = |y|^2."""
+    if not groups.count:
+        return y
+    everything = torch.arange(groups.count)
+    zeros = torch.zeros(groups.count, dtype=y.dtype)
+    nothing = torch.zeros(groups.count, groups.width, dtype=y.dtype)
+    H = groups.curvature(everything, zeros + 1, zeros, nothing)
+    values, vectors = torch.linalg.eigh(H)
+    null = vectors[:, values <= values[-1] * len(y) * torch.finfo(y.dtype).eps * 10]
+    off = null @ (null.T @ y)
+    if float(off.norm()) <= _IN_SPAN * float(y.norm()):
+        return None
+    lam: Tensor = off * (float(y @ y) / float(off @ y))
+    return lam
+
+
+def _largest(groups: Groups, lam: Tensor) -> float:
+    return float(groups.pull(lam).norm(dim=1).max()) if groups.count else 0.0
