@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from llr.theory.relu.columns import with_cells_found
+from llr.theory.relu.cones import Cells, solve_cones
 from llr.theory.relu.gated import solve
 from llr.theory.relu.groups import Groups, Within
 from llr.theory.relu.planted import Planted
@@ -72,6 +74,71 @@ def gated_margin(planted: Planted, groups: Groups) -> Margin | None:
     lower = scale / solution.value if solution.value > 0 else math.inf
     upper = _largest(within, lam) * scale
     return Margin(min(lower, upper), upper, (scale * (B @ lam)).numpy())
+
+
+def searched_margin(planted: Planted) -> tuple[Margin | None, bool]:
+    """The gated margin over cells that a search finds, which is not over all: (margin or None, False)."""
+
+    def over(masks: Tensor) -> tuple[Margin | None, Array]:
+        rest, _ = planted.others(masks)
+        margin = gated_margin(planted, planted.groups(rest))
+        return margin, np.zeros(len(planted.x)) if margin is None else margin.lam / margin.upper
+
+    normalized = planted.network.kind == "normalized"
+    starts = _directions(planted)
+    margin, highest = with_cells_found(planted.x, normalized, planted.active, over, starts)
+    if margin is None:
+        return None, True
+    return replace(margin, upper=margin.upper * highest), False
+
+
+def _directions(planted: Planted) -> Array:
+    """The planted directions, their opposites, and vectors just across one hyperplane from them."""
+    network = planted.network
+    own = network.w if network.skip is None else np.concatenate((network.w, network.skip[None]))
+    return np.concatenate((own, -own, _beside(planted.x, own)))
+
+
+def exact_margin(planted: Planted, masks: Array | None) -> tuple[Margin, bool] | None:
+    """The margin of the exact program, with vectors that stay in their cells.
+
+    Args:
+        planted: the planted groups.
+        masks: patterns of all cells; None if they are not known.
+
+    Returns:
+        The margin, and whether all cells were looked at; otherwise its upper bound is that of the cells which a
+        search found. None if it is infinite.
+
+    Raises:
+        ImportError: clarabel is not installed.
+    """
+    found = affine(planted)
+    if found is None:
+        return None
+    B, scale = found
+    network = planted.network
+    own = frozenset(row.tobytes() for row in planted.active.astype(np.uint8))
+    cells = Cells(planted.x, network.kind, masks, own)
+    free = network.kind == "skip" and not planted.with_skip
+    first = np.zeros(B.shape[1])
+    first[0] = 1.0
+    solution = solve_cones(cells, B, first, free=free, starts=_directions(planted))
+    along = float(B[:, 0] @ solution.lam)
+    lam = solution.lam * (scale / along)
+    if not solution.feasible:
+        return Margin(0.0, solution.highest * scale / along, lam), solution.checked
+    lower = scale / solution.value
+    upper = max(lower, solution.highest * scale / along)
+    return Margin(lower, upper, lam), solution.checked
+
+
+def _beside(x: Array, w: Array) -> Array:
+    """Vectors just across the hyperplane of one sample each."""
+    squares = (x * x).sum(axis=1)
+    steps = 1.001 * (w @ x.T) / np.where(squares > 0, squares, 1.0)
+    moved: Array = w[:, None, :] - steps[:, :, None] * x
+    return moved.reshape(-1, x.shape[1])
 
 
 def unreached(groups: Groups, y: Tensor) -> Tensor | None:
