@@ -61,7 +61,9 @@ __all__ = [
 ]
 _PACKAGES = {
     **{name: f"llr.{name}" for name in ("embedding", "landscape", "lifting", "models", "neurons")},
-    **{"recovery": "llr.recovery", "relu": "llr.theory.relu", "theory": "llr.theory"},
+    "recovery": "llr.recovery",
+    "relu": "llr.theory.relu",
+    "theory": "llr.theory",
 }
 
 

@@ -80,7 +80,7 @@ def rank_of_floats(rows: Sequence[Sequence[float]]) -> int | None:
 
 
 def as_integers(row: Sequence[float]) -> list[int]:
-    """A row of finite floating-point numbers multiplied by the power of two that makes its entries integers, over their common divisor."""
+    """A row of finite numbers times the least power of two that makes integers, over their divisor."""
     ratios = [x.as_integer_ratio() for x in row]
     denominator = max((q for _, q in ratios), default=1)
     return without_divisor([p * (denominator // q) for p, q in ratios])

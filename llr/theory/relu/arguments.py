@@ -22,7 +22,7 @@ Kind = Literal["plain", "skip", "normalized"]
 
 
 class OnHyperplane(ValueError):
-    """A sample lies on the hyperplane of a planted neuron, so that its pattern is not that of an open cell."""
+    """A sample lies on the hyperplane of a planted neuron, which then is in no open cell."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,16 @@ def values_of(y: Tensor, x: Array) -> Array:
     """The values at the samples as float64, (n).
 
     Raises:
-        ValueError: another shape, NaN or infinity, or values that no network without biases has: not 0 at 0, or
-            different at equal samples.
+        ValueError: another shape, NaN or infinity, or values that no network without biases has: not 0 at 0,
+            or different at equal samples.
         TypeError: complex numbers.
     """
     refuse_complex("y", y)
     n = len(x)
     if tuple(y.shape) not in ((n,), (n, 1)):
         raise ValueError(
-            f"y has shape {tuple(y.shape)}; expected ({n},) or ({n}, 1), one number for each of the {n} samples"
+            f"y has shape {tuple(y.shape)}; expected ({n},) or ({n}, 1), one number for each of the {n} "
+            "samples"
         )
     y = y.detach().to("cpu", torch.float64).reshape(n)
     _check_finite("y", y)
@@ -78,7 +79,8 @@ def values_of(y: Tensor, x: Array) -> Array:
     if impossible.any():
         i = int(impossible.argmax())
         raise ValueError(
-            f"sample {i} is zero and y[{i}] is {values[i]}; networks without biases are 0 there: append a column "
+            f"sample {i} is zero and y[{i}] is {values[i]}; networks without biases are 0 there: append "
+            "a column "
             "of ones to x for biases, or leave the sample out"
         )
     _, first, of = np.unique(x, axis=0, return_index=True, return_inverse=True)
@@ -87,7 +89,8 @@ def values_of(y: Tensor, x: Array) -> Array:
         i = int(different.argmax())
         j = int(first[of.ravel()[i]])
         raise ValueError(
-            f"samples {j} and {i} are equal, but y is {values[j]} and {values[i]}; no function has both values"
+            f"samples {j} and {i} are equal, but y is {values[j]} and {values[i]}; no function has both "
+            "values"
         )
     return values
 
@@ -106,8 +109,8 @@ def network_of(target: nn.Module, x: Array) -> Network:
     """The planted network.
 
     Raises:
-        ValueError: biases, an activation other than ReLU, several outputs, another number of inputs than x has,
-            NaN or infinity, or nothing that contributes.
+        ValueError: biases, an activation other than ReLU, several outputs, another number of inputs than x
+            has, NaN or infinity, or nothing that contributes.
         TypeError: no two-layer network.
     """
     if not isinstance(target, nn.Module):
@@ -146,7 +149,8 @@ def _neurons(model: nn.Module, x: Array) -> tuple[Array, Array]:
         mlp = read_mlp(model)
     except NotAnMLP as error:
         raise TypeError(
-            f"target is no two-layer network: {error}; expected a TwoLayer, SkipTwoLayer or NormalizedTwoLayer of "
+            f"target is no two-layer network: {error}; expected a TwoLayer, SkipTwoLayer or "
+            "NormalizedTwoLayer of "
             "llr.models"
         ) from error
     if len(mlp.weights) != 2:
@@ -164,7 +168,8 @@ def _neurons(model: nn.Module, x: Array) -> tuple[Array, Array]:
 
 def _biases(what: str) -> ValueError:
     return ValueError(
-        f"{what}; expected none (bias=False): append a column of ones to x, and the biases to the weights, instead"
+        f"{what}; expected none (bias=False): append a column of ones to x, and the biases to the "
+        "weights, instead"
     )
 
 
@@ -201,7 +206,6 @@ def patterns_of(w: Array, x: Array) -> Array:
 
     Raises:
         OnHyperplane: x_i.w is exactly 0 for a sample that is not zero.
-        ValueError: a neuron is positive on no sample.
     """
     found = signs(x, w)
     for j, i in np.argwhere(found == 0):
@@ -213,15 +217,9 @@ def patterns_of(w: Array, x: Array) -> Array:
         )
         if value == 0:
             raise OnHyperplane(
-                f"sample {i} lies on the hyperplane of neuron {j} of the target (x_i.w = 0 exactly), so the neuron "
+                f"sample {i} lies on the hyperplane of neuron {j} of the target (x_i.w = 0 exactly), so "
+                "the neuron "
                 "is in no open cell, and isometry conditions do not decide; move the sample or the neuron"
             )
         found[j, i] = 1 if value > 0 else -1
-    active = found > 0
-    unseen = ~active.any(axis=1)
-    if unseen.any():
-        raise ValueError(
-            f"neuron {int(unseen.argmax())} of the target is 0 on all {len(x)} samples, which say nothing about it; "
-            "expected x_i.w > 0 for some sample"
-        )
-    return active
+    return found > 0

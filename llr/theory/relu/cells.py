@@ -23,7 +23,10 @@ _TINY = (
 
 
 def most_cells(n: int, d: int) -> int:
-    """The largest number of cells that n hyperplanes through the origin of R^d have; reached in general position."""
+    """The largest number of cells of n hyperplanes through the origin of R^d.
+
+    They have as many in general position.
+    """
     return 2 * sum(math.comb(n - 1, k) for k in range(min(d, n))) if n else 1
 
 
@@ -58,7 +61,8 @@ def distinct(found: Array) -> Array:
 def by_rays(x: Array) -> Array | None:
     """A point in every cell, for rows in general position.
 
-    Nothing is promised: that these are all cells shows when as many different ones are verified as there can be.
+    Nothing is promised: that these are all cells shows when as many different ones are verified as there can
+    be.
 
     Returns:
         (p, d), or None if there are too many candidates or the rows are not in general position.

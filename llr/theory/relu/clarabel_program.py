@@ -41,8 +41,8 @@ class Optimum:
     Attributes:
         u: one vector for each block.
         lam: the dual variable of the equations, (m).
-        feasible: False if there is no solution; lam then proves it: lam.y > 0, and lam.(M u) <= 0 for all blocks
-            and their u.
+        feasible: False if there is no solution; lam then proves it: lam.y > 0, and lam.(M u) <= 0 for all
+            blocks and their u.
         status: clarabel's word.
     """
 
@@ -60,7 +60,8 @@ def need_clarabel() -> None:
     """
     if clarabel is None:
         raise ImportError(
-            "the exact program (cones=True) needs clarabel: pip install 'llr[relu]'; its relaxation, cones=False, "
+            "the exact program (cones=True) needs clarabel: pip install 'llr[relu]'; its relaxation, "
+            "cones=False, "
             "does not"
         )
 
@@ -118,11 +119,10 @@ def _cone_rows(lines: list[tuple[int, int, Array]], width: int) -> Any:
     values: list[Array] = []
     start = 0
     for t, first, R in lines:
-        r, d = R.shape
         i, j = np.nonzero(R)
         rows += [np.array([start]), start + 1 + i]
         columns += [np.array([t]), first + j]
         values += [np.array([-1.0]), -R[i, j]]
-        start += r + 1
+        start += len(R) + 1
     entries = (np.concatenate(values), (np.concatenate(rows), np.concatenate(columns)))
     return sp.csc_matrix(entries, shape=(start, width))

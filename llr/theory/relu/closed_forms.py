@@ -34,7 +34,7 @@ def has_all_ones_cell(x: Array) -> bool:
 
 
 def exact_rank(x: Array) -> int:
-    """The rank of rows of floating-point numbers as they are; up to rounding where sizes differ too much for that."""
+    """The rank of rows as they are; up to rounding where sizes differ too much for that."""
     if not len(x):
         return 0
     rank = rank_of_floats(x.tolist())
@@ -68,8 +68,8 @@ def all_ones_probability(n: int, d: int) -> float:
 def gated_skip_probability(n: int, d: int) -> float:
     """P(Bin(n - 1, 1/2) >= d): how often a gated skip network can recover a linear target at most.
 
-    One half at n = 2 d. It is the complement of :func:`all_ones_probability` (Theorem 5), and for whitened samples it
-    is the probability of recovery itself (Theorem 6).
+    One half at n = 2 d. It is the complement of :func:`all_ones_probability` (Theorem 5), and for whitened
+    samples it is the probability of recovery itself (Theorem 6).
 
     Args:
         n: samples.
@@ -137,7 +137,8 @@ def opens_for_all(x: Tensor) -> bool:
 def whitened_skip_recovers(x: Tensor, target: nn.Module, *, cones: bool = True) -> bool:
     """Whether a linear target is recovered from whitened samples, X'X = I (Theorem 6).
 
-    Exact program: if and only if its values have both signs. Gated: if and only if no gate opens for all samples.
+    Exact program: if and only if its values have both signs. Gated: if and only if no gate opens for all
+    samples.
 
     Args:
         x: samples (n, d) with X'X = I up to 1e-9.
@@ -151,7 +152,9 @@ def whitened_skip_recovers(x: Tensor, target: nn.Module, *, cones: bool = True) 
     network = network_of(target, samples)
     off = float(np.abs(samples.T @ samples - np.eye(samples.shape[1])).max())
     if off > _WHITE:
-        raise ValueError(f"X'X is off the identity by {off:.3g}; expected whitened samples, at most {_WHITE:g}")
+        raise ValueError(
+            f"X'X is off the identity by {off:.3g}; expected whitened samples, at most {_WHITE:g}"
+        )
     if network.skip is None or len(network.a):
         raise ValueError("target has neurons; expected a SkipTwoLayer without")
     if not cones:
@@ -184,8 +187,8 @@ def normalized_neuron_recovers(x: Tensor, target: nn.Module) -> bool:
 def neighbour_bounds(x: Tensor, target: nn.Module) -> Tensor:
     """Where a certificate of one plain neuron has to be for the cells beside its own (Lemma 4).
 
-    The cell across the hyperplane of sample i, if there is one, has norm(A_j' lam) < 1 if and only if lam_i, times
-    the sign of a, is strictly between 0 and this bound, 2 abs(x_i.w) / (norm(w) norm(x_i)^2).
+    The cell across the hyperplane of sample i, if there is one, has norm(A_j' lam) < 1 if and only if lam_i,
+    times the sign of a, is strictly between 0 and this bound, 2 abs(x_i.w) / (norm(w) norm(x_i)^2).
 
     Args:
         x: samples (n, d).

@@ -1,4 +1,4 @@
-"""The gated program where there are too many cells to list: cells that a search finds come in one after the other."""
+"""The gated program where there are too many cells to list: over those that a search finds."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from llr.theory.relu.search import climb, gates
+from llr.theory.relu.search import starts as random_starts
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _T = TypeVar("_T")
 
 VIOLATED = 1e-8  # above 1
 _FEWEST, _STARTS, _ADDED, _MOST_ROUNDS = 50, 200, 100, 60
+_PATIENCE = 3  # searches in a row that find nothing
 
 
 def with_cells_found(
@@ -25,7 +27,9 @@ def with_cells_found(
     solve: Callable[[Tensor], tuple[_T, Array]],
     starts: Array,
 ) -> tuple[_T, float]:
-    """Solve a program over more and more cells, until a search finds none at which its dual variable is above 1.
+    """Solve a program over more and more cells, until a search finds none that is violated.
+
+    Violated are those at which the dual variable is above 1.
 
     Args:
         x: (n, d).
@@ -38,7 +42,7 @@ def with_cells_found(
         The last solution; and the largest that its dual variable was found to be, at least 1.
     """
     generator = np.random.default_rng(0)
-    n, d = x.shape
+    n = len(x)
     never = {row.tobytes() for row in without}
     masks: dict[bytes, Array] = {}
 
@@ -47,15 +51,19 @@ def with_cells_found(
         masks.update((row.tobytes(), row) for row in new)
         return bool(new)
 
-    include(np.concatenate((starts, generator.standard_normal((max(n, _FEWEST), d)))) @ x.T > 0)
+    include(np.concatenate((starts, random_starts(x, max(n, _FEWEST), generator))) @ x.T > 0)
     for _ in range(_MOST_ROUNDS):
         solution, lam = solve(torch.from_numpy(np.array(list(masks.values()))))
-        random = generator.standard_normal((_STARTS, d))
-        u, values = climb(gates(x, lam, normalized), np.concatenate((random, starts)))
-        order = np.argsort(-values)
-        order = order[values[order] > 1 + VIOLATED]
-        fresh = [i for i in order if (x @ u[i] > 0).tobytes() not in never][:_ADDED]
-        highest = max([1.0, *values[fresh].tolist()])
-        if not fresh or not include(u[fresh] @ x.T > 0):
+        highest = 1.0
+        for _ in range(_PATIENCE):
+            begin = np.concatenate((random_starts(x, _STARTS, generator), starts))
+            u, values = climb(gates(x, lam, normalized), x, begin)
+            order = np.argsort(-values)
+            order = order[values[order] > 1 + VIOLATED]
+            fresh = [i for i in order if (x @ u[i] > 0).tobytes() not in never][:_ADDED]
+            highest = max([highest, *values[fresh].tolist()])
+            if found := include(u[fresh] @ x.T > 0):
+                break
+        if not found:
             break
     return solution, highest

@@ -1,4 +1,4 @@
-"""The exact program: vectors stay within the cells of their patterns. Solved by clarabel, with cutting planes.
+"""The exact program, whose vectors stay within the cells of their patterns, by clarabel and cutting planes.
 
 A program over some cells is solved, and its dual variable looked at over the others: first by a search, then,
 where all cells are known, over all of them. Cells where it is too large come in.
@@ -16,6 +16,7 @@ from scipy.optimize import nnls
 from llr.theory.relu.arguments import Kind
 from llr.theory.relu.clarabel_program import Block, least_norms
 from llr.theory.relu.search import climb, neurons
+from llr.theory.relu.search import starts as random_starts
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Pair = tuple[bytes, int]
@@ -25,6 +26,7 @@ VIOLATED = 1e-8  # above 1
 _ALL_AT_ONCE = 240  # pairs
 _FIRST, _STARTS = 40, 150
 _MOST_ROUNDS = 60
+_PATIENCE = 3  # searches in a row that find nothing
 _ADDED = 60  # pairs in one round
 _WEIGHT = 1e6  # of equations within least squares
 
@@ -85,7 +87,10 @@ class Cells:
         return [(row, sign) for row in rows if row not in self.without for sign in (1, -1)]
 
     def parts(self, row: bytes) -> tuple[Array, Array, Array, Array]:
-        """D X, R, the rows of C u >= 0, and the columns T with T' R' = I on the range, then the null space of R."""
+        """D X, R, the rows of C u >= 0, and the columns of T.
+
+        First those with R T = I, then the null space of R, with a large weight.
+        """
         if row not in self._parts:
             active = np.frombuffer(row, dtype=np.uint8).astype(float)
             C = (2 * active - 1)[:, None] * self.x
@@ -101,7 +106,7 @@ class Cells:
         return self._parts[row]
 
     def height(self, pair: Pair, lam: Array) -> float:
-        """The largest +-lam.(D X u) over the u of a cell with norm(R u) <= 1, by non-negative least squares."""
+        """The largest +-lam.(D X u) over the u of a cell with norm(R u) <= 1, by least squares."""
         block, _, C, T = self.parts(pair[0])
         z = T.T @ (pair[1] * (lam @ block))
         free = float(np.linalg.norm(z))
@@ -113,7 +118,9 @@ class Cells:
         """Cells in which a search finds that lam is above a number."""
         seen: dict[Pair, float] = {}
         for sign in (1, -1):
-            u, values = climb(neurons(self.x, sign * lam, self.kind == "normalized"), starts)
+            u, values = climb(
+                neurons(self.x, sign * lam, self.kind == "normalized"), self.x, starts
+            )
             rows = ((u @ self.x.T) > 0).astype(np.uint8)
             for row, value in zip(rows, values, strict=True):
                 pair = row.tobytes(), sign
@@ -127,8 +134,8 @@ class Cells:
         Args:
             lam: (n).
             above: the number.
-            known: a value that it has somewhere, or that does not matter; cells whose bound without half-spaces is
-                below it are not looked at closer.
+            known: a value that it has somewhere, or that does not matter; cells whose bound without
+                half-spaces is below it are not looked at closer.
         """
         assert self.masks is not None
         if self.kind == "normalized":
@@ -164,7 +171,7 @@ def solve_cones(
     generator = np.random.default_rng(seed)
     d = cells.x.shape[1]
     every = cells.pairs()
-    some = np.concatenate((starts, generator.standard_normal((_FIRST, d)))) @ cells.x.T > 0
+    some = np.concatenate((starts, random_starts(cells.x, _FIRST, generator))) @ cells.x.T > 0
     pairs = dict.fromkeys(every if 0 < len(every) <= _ALL_AT_ONCE else cells.pairs_of(some))
     rounds = 0
     while True:
@@ -173,11 +180,14 @@ def solve_cones(
         known, above = (1.0, 1 + VIOLATED) if found.feasible else (0.0, VIOLATED)
         new: dict[Pair, float] = {}
         checked = False
-        if not every or len(pairs) < len(every):
-            random = generator.standard_normal((_STARTS, d))
+        searches = 0 if every and len(pairs) == len(every) else 1 if every else _PATIENCE
+        for _ in range(searches):
+            random = random_starts(cells.x, _STARTS, generator)
             from_here = np.concatenate((random, starts, np.array(found.u).reshape(-1, d)))
-            new = cells.found(found.lam, from_here, above)
+            new.update(cells.found(found.lam, from_here, above))
             known = max([known, *new.values()])
+            if new.keys() - pairs.keys():
+                break
         if every and not new.keys() - pairs.keys():
             new, known = cells.all_above(found.lam, above, known)
             checked = True
@@ -187,9 +197,7 @@ def solve_cones(
         pairs.update(dict.fromkeys(fresh[:_ADDED]))
 
 
-def _solved(
-    cells: Cells, pairs: list[Pair], basis: Array, y: Array, free: bool
-) -> ConeSolution:
+def _solved(cells: Cells, pairs: list[Pair], basis: Array, y: Array, free: bool) -> ConeSolution:
     """The program over some cells."""
     x = cells.x
     d = x.shape[1]

@@ -1,7 +1,7 @@
 """Cells of an arrangement in any position, in integers: deletion and restriction.
 
-Rows are added one by one. A new row's hyperplane cuts the cells of the earlier rows that it meets, and these are
-the cells of the earlier rows restricted to the hyperplane: the same problem in one dimension less.
+Rows are added one by one. A new row's hyperplane cuts the cells of the earlier rows that it meets, and these
+are the cells of the earlier rows restricted to the hyperplane: the same problem in one dimension less.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ however many groups there are. Mostly few groups are active, and only these ente
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,13 +17,17 @@ from llr.theory.relu.groups import Groups
 
 _MOST_OUTER = 60
 _MOST_NEWTON = 60  # steps of Newton's method within one step of the proximal point method
-_GROWTH = 10.0
-_MOST_STEP = 1e3  # of the proximal point method, in units of the largest group
+_GROWTH, _FEW = 10.0, 20  # of the steps, after so few steps of Newton's method
+_MOST_STEP = 1e4  # of the proximal point method, in units of the largest group
 _ARMIJO, _MOST_HALVINGS = 1e-4, 40
+_NOISE = 1e-14  # of values that are sums of some hundred numbers
 _RIDGE, _DAMPING = 1e-13, 1e-2
-"""Added to the Hessian, in units of its mean diagonal: always, and in proportion to the relative gradient. Groups that
+"""Added to the Hessian, in units of its mean diagonal: always, and in proportion to the relative gradient.
+Groups that
 are active away from the solution may not span the rows."""
-_FIRST_STEP = 10.0  # of the proximal point method, in units of a lower bound of the objective over n
+_FIRST_STEP = (
+    10.0  # of the proximal point method, in units of a lower bound of the objective over n
+)
 _FIRST = 2.0  # the first lam, in units of the largest feasible one in that direction: some groups are active
 
 
@@ -68,7 +73,8 @@ def solve(
         penalty: r > 0 for the program sum norm(u_j) + norm(sum_j A_j u_j - y)^2 / (2 r) instead.
 
     Returns:
-        The best that was found; whether its gap and residual are within the tolerance is for the caller to see.
+        The best that was found; whether its gap and residual are within the tolerance is for the caller to
+        see.
     """
     size = float(y.norm())
     lam = _FIRST * y / groups.pull(y).norm(dim=1).max()
@@ -78,14 +84,19 @@ def solve(
     for outer in range(_MOST_OUTER):
         poll()
         accuracy = size * max(tolerance / 10, 10.0 ** -(outer + 1))
-        lam, u, steps = _proximal_step(groups, y, u, lam, step, penalty, accuracy)
+        lam, moved, steps, reached = _proximal_step(groups, y, u, lam, step, penalty, accuracy)
         newton += steps
-        found = _judged(groups, u, lam, y, penalty, newton)
+        found = _judged(groups, moved, lam, y, penalty, newton)
         if _error(found) <= _error(best):
             best = found
         if _error(best) <= tolerance:
             break
-        step = min(_GROWTH * step, _MOST_STEP * max(float(u.norm(dim=1).max()), step / _MOST_STEP))
+        if reached:
+            u = moved
+            longest = max(_MOST_STEP * float(u.norm(dim=1).max()), step)
+            step = min(step * (_GROWTH if steps <= _FEW else 1.0), longest)
+        else:  # too long a step for Newton's method, or for rounding
+            step /= _GROWTH
     return best
 
 
@@ -118,10 +129,15 @@ def _proximal_step(
     s: float,
     penalty: float,
     accuracy: float,
-) -> tuple[Tensor, Tensor, int]:
-    """The minimizer of sum norm(v_j) + norm(v - u)^2 / (2 s) with sum_j A_j v_j = y: its lam, and itself."""
+) -> tuple[Tensor, Tensor, int, bool]:
+    """The minimizer of sum norm(v_j) + norm(v - u)^2 / (2 s) with sum_j A_j v_j = y.
+
+    Returns:
+        Its lam, itself, the steps that it took, and whether it is as accurate as asked for.
+    """
     w, size = u + s * groups.pull(lam), float(y.norm())
-    for newton in range(_MOST_NEWTON):
+    newton = 0
+    for newton in range(_MOST_NEWTON):  # noqa: B007 - told below
         norms = w.norm(dim=1)
         active = (norms > s).nonzero()[:, 0]
         q = s / norms[active]
@@ -138,16 +154,21 @@ def _proximal_step(
         along = s * groups.pull(direction)
         here = _dual(norms, lam, y, s, penalty)
         t = 1.0
+        noise = _NOISE * (abs(here) + abs(float(lam @ y)))
         for _ in range(_MOST_HALVINGS):
             there = _dual((w + t * along).norm(dim=1), lam + t * direction, y, s, penalty)
             if there <= here + _ARMIJO * t * slope:
                 break
+            if there <= here + noise and _slope(groups, w + t * along, lam + t * direction,
+                                                direction, y, s, penalty) <= -slope / 2:  # fmt: skip
+                break  # rounding hides the descent, but the slope has not turned
             t /= 2
         else:
-            break  # rounding hides what is left of the descent
+            break
         lam, w = lam + t * direction, w + t * along
     norms = w.norm(dim=1, keepdim=True)
-    return lam, w * (1 - s / norms.clamp(min=s)), newton + 1
+    reached = float(gradient.norm()) <= max(accuracy, _NOISE * s * math.sqrt(groups.rows))
+    return lam, w * (1 - s / norms.clamp(min=s)), newton + 1, reached
 
 
 def _dual(norms: Tensor, lam: Tensor, y: Tensor, s: float, penalty: float) -> float:
@@ -156,8 +177,18 @@ def _dual(norms: Tensor, lam: Tensor, y: Tensor, s: float, penalty: float) -> fl
     return float(excess @ excess) / (2 * s) - float(lam @ y) + penalty / 2 * float(lam @ lam)
 
 
+def _slope(
+    groups: Groups, w: Tensor, lam: Tensor, direction: Tensor, y: Tensor, s: float, penalty: float
+) -> float:
+    """The derivative of that function along a direction."""
+    norms = w.norm(dim=1)
+    active = (norms > s).nonzero()[:, 0]
+    outputs = groups.push(active, w[active] * (1 - s / norms[active])[:, None])
+    return float((outputs + penalty * lam - y) @ direction)
+
+
 def _solved(H: Tensor, b: Tensor) -> Tensor:
-    """H^-1 b for a positive semidefinite H: with a larger multiple of the identity added where rounding asks."""
+    """H^-1 b for a positive semidefinite H, made definite where rounding asks for it."""
     extra = 0.0
     while True:
         L, info = torch.linalg.cholesky_ex(H + extra * torch.eye(len(H), dtype=H.dtype))

@@ -1,4 +1,4 @@
-"""The groups A_j of gated programs, which are never formed: products with them, with their transposes, and Hessians."""
+"""The groups A_j of gated programs, never formed: products with them, their transposes, Hessians."""
 
 from __future__ import annotations
 
@@ -43,12 +43,15 @@ class Gates:
         self._products = x @ x.T
 
     def pull(self, lam: Tensor) -> Tensor:
+        """A_j' lam for all j, (p, width)."""
         return (self.mask * lam) @ self.x
 
     def push(self, which: Tensor, u: Tensor) -> Tensor:
+        """The sum of A_j u_j over some groups, (n)."""
         return (self.mask[which] * (u @ self.x.T)).sum(0)
 
     def curvature(self, which: Tensor, plain: Tensor, along: Tensor, e: Tensor) -> Tensor:
+        """The sum of A_j (plain_j I + along_j e_j e_j') A_j' over some groups, (n, n)."""
         mask = self.mask[which]
         features = mask * (e @ self.x.T)
         # D_j X X' D_j is X X' where both samples are active.
@@ -87,9 +90,11 @@ class NormalizedGates:
             self.back[part] = vt.mT * torch.where(kept, 1 / s, 0.0)[:, None, :]
 
     def pull(self, lam: Tensor) -> Tensor:
+        """A_j' lam for all j, (p, width)."""
         return torch.einsum("pd,pdr->pr", (self.mask * lam) @ self.x, self.back)
 
     def push(self, which: Tensor, u: Tensor) -> Tensor:
+        """The sum of A_j u_j over some groups, (n)."""
         return (self.mask[which] * (self.directions(which, u) @ self.x.T)).sum(0)
 
     def directions(self, which: Tensor, u: Tensor) -> Tensor:
@@ -97,6 +102,7 @@ class NormalizedGates:
         return torch.einsum("pdr,pr->pd", self.back[which], u)
 
     def curvature(self, which: Tensor, plain: Tensor, along: Tensor, e: Tensor) -> Tensor:
+        """The sum of A_j (plain_j I + along_j e_j e_j') A_j' over some groups, (n, n)."""
         blocks = self.mask[which, :, None] * (self.x @ self.back[which])  # (k, n, d)
         features = torch.einsum("knr,kr->kn", blocks, e)
         flat = (blocks * plain.sqrt()[:, None, None]).transpose(0, 1).reshape(self.rows, -1)
@@ -113,10 +119,13 @@ class Within:
         self.rows = basis.shape[1]
 
     def pull(self, lam: Tensor) -> Tensor:
+        """A_j' lam for all j, (p, width)."""
         return self.groups.pull(self.basis @ lam)
 
     def push(self, which: Tensor, u: Tensor) -> Tensor:
+        """The sum of A_j u_j over some groups, (n)."""
         return self.basis.T @ self.groups.push(which, u)
 
     def curvature(self, which: Tensor, plain: Tensor, along: Tensor, e: Tensor) -> Tensor:
+        """The sum of A_j (plain_j I + along_j e_j e_j') A_j' over some groups, (m, m)."""
         return self.basis.T @ self.groups.curvature(which, plain, along, e) @ self.basis

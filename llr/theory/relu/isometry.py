@@ -22,11 +22,12 @@ class Isometry:
 
     Attributes:
         value: nic, the largest norm(A_j' lam0) over the groups j that are not planted, at the least lam0 with
-            A_S' lam0 = b_S; below 1 the planted network is the unique minimizer. Infinite if there is no lam0.
-        essential: the same without equalities that do no harm: for one plain neuron without the cells that contain
-            its own, whose norms are exactly 1; below 1 it proves as much.
-        margin: t*, the least that the largest norm can be over all lam with A_S' lam = b_S: below 1 the planted
-            network is the unique minimizer of the gated program, above 1 there is a cheaper one.
+            A_S' lam0 = b_S; below 1 the planted network is the unique minimizer. Infinite if there is no
+            lam0.
+        essential: the same without equalities that do no harm: for one plain neuron without the cells that
+            contain its own, whose norms are exactly 1; below 1 it proves as much.
+        margin: t*, the least that the largest norm can be over all lam with A_S' lam = b_S: below 1 the
+            planted network is the unique minimizer of the gated program, above 1 there is a cheaper one.
         margin_lower: what the margin is at least, up to rounding; ``margin`` is the largest norm at ``dual``.
         dual: the lam of the margin, (n); empty if there is none.
         cell: the pattern at which ``value`` is attained, (n), bool; all True for a skip connection.
@@ -51,8 +52,8 @@ class Isometry:
 def isometry(x: Tensor, target: nn.Module, *, patterns: Patterns | None = None) -> Isometry:
     """The isometry condition of a planted ReLU network on samples, and its margin in the gated program.
 
-    The kind follows from the target: NIC-L for a ``SkipTwoLayer`` without neurons, NIC-1 for a ``TwoLayer`` of one
-    neuron, NIC-k for more, and those of normalized neurons for a ``NormalizedTwoLayer``.
+    The kind follows from the target: NIC-L for a ``SkipTwoLayer`` without neurons, NIC-1 for a ``TwoLayer``
+    of one neuron, NIC-k for more, and those of normalized neurons for a ``NormalizedTwoLayer``.
 
     Args:
         x: samples (n, d).
@@ -64,9 +65,9 @@ def isometry(x: Tensor, target: nn.Module, *, patterns: Patterns | None = None) 
         The condition, the margin, and whether these are of all cells.
 
     Raises:
-        ValueError: what :func:`patterns` refuses; a target with biases, another activation, several outputs, a neuron
-            that is 0 on all samples, or a sample on a neuron's hyperplane; patterns that claim to be complete and
-            are not.
+        ValueError: what :func:`patterns` refuses; a target with biases, another activation, several outputs,
+            a neuron that is 0 on all samples, or a sample on a neuron's hyperplane; patterns that claim to
+            be complete and are not.
         TypeError: no two-layer network.
 
     Example:
@@ -91,9 +92,7 @@ def of_planted(planted: Planted, given: Patterns) -> Isometry:
     lam0 = planted.particular()
     if lam0 is None:
         nothing = torch.zeros(0, dtype=torch.float64)
-        return Isometry(
-            *(math.inf,) * 4, nothing, torch.zeros(n, dtype=torch.bool), given.complete
-        )
+        return Isometry(*(math.inf,) * 4, nothing, torch.zeros(n, dtype=torch.bool), given.complete)
     groups = planted.groups(rest)
     value, essential, cell = 0.0, 0.0, torch.zeros(n, dtype=torch.bool)
     if len(rest):

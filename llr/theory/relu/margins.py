@@ -1,4 +1,4 @@
-"""The margin t* of the gated program: the least largest norm(A_j' lam) off S over all lam with A_S' lam = b_S."""
+"""The margin t*: the least that the largest norm(A_j' lam) off S is, over all lam with A_S' lam = b_S."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ def exact_margin(planted: Planted, masks: Array | None) -> tuple[Margin, bool] |
         masks: patterns of all cells; None if they are not known.
 
     Returns:
-        The margin, and whether all cells were looked at; otherwise its upper bound is that of the cells which a
-        search found. None if it is infinite.
+        The margin, and whether all cells were looked at; otherwise its upper bound is that of the cells
+        which a search found. None if it is infinite.
 
     Raises:
         ImportError: clarabel is not installed.
@@ -142,7 +142,7 @@ def _beside(x: Array, w: Array) -> Array:
 
 
 def unreached(groups: Groups, y: Tensor) -> Tensor | None:
-    """If y is not in the span of the groups' columns, some lam with A_j' lam = 0 for all j and lam.y = |y|^2."""
+    """If y is not in the span of the groups' columns, a lam with A_j' lam = 0 and lam.y = |y|^2."""
     if not groups.count:
         return y
     everything = torch.arange(groups.count)

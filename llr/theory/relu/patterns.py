@@ -66,9 +66,10 @@ def patterns(
     Args:
         x: samples (n, d), any real dtype; every number is taken as it is.
         method: "auto" tries floating point, and proves that nothing is missing by counting: as many different
-            patterns as n hyperplanes can have, each verified with a bound of its rounding. Where this fails, because
-            samples are in special position or too close to it, it goes on as "exact", which is integer arithmetic
-            all the way. "sample" takes the patterns of random gates and never claims to be complete.
+            patterns as n hyperplanes can have, each verified with a bound of its rounding. Where this fails,
+            because samples are in special position or too close to it, it goes on as "exact", which is
+            integer arithmetic all the way. "sample" takes the patterns of random gates and never claims to
+            be complete.
         max_cells: more cells are refused.
         generator: of the random gates; default: torch's.
         gates: the number of random gates of "sample"; default: max(n, 50).
@@ -135,7 +136,8 @@ def checked(given: object, x: Array) -> Patterns:
     """Patterns that somebody gave, for these samples.
 
     Raises:
-        ValueError: patterns of other samples, a pattern twice, or patterns that claim to be complete and are not.
+        ValueError: patterns of other samples, a pattern twice, or patterns that claim to be complete and are
+            not.
         TypeError: no patterns.
     """
     if not isinstance(given, Patterns):
@@ -145,7 +147,8 @@ def checked(given: object, x: Array) -> Patterns:
     mask = given.mask
     if mask.dtype != torch.bool or mask.dim() != 2 or mask.shape[1] != len(x):
         raise ValueError(
-            f"the mask of patterns is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of shape "
+            f"the mask of patterns is {mask.dtype} of shape {tuple(mask.shape)}; expected torch.bool of "
+            "shape "
             f"(p, {len(x)}), a column for each sample"
         )
     if len(distinct(mask.numpy())) < len(mask):
@@ -166,7 +169,8 @@ def _check_complete(given: Patterns, x: Array) -> None:
     if missing or len(own) != len(given):
         raise ValueError(
             f"patterns claim to be complete, but they are not those of all {len(own):,} cells of x: "
-            f"{len(missing):,} of these are missing among the {len(given):,} given; set complete=False, or use "
+            f"{len(missing):,} of these are missing among the {len(given):,} given; set complete=False, "
+            "or use "
             "llr.relu.patterns(x)"
         )
 

@@ -58,6 +58,12 @@ class Planted:
         return None
 
     @property
+    def unseen(self) -> int | None:
+        """A neuron that is 0 on all samples, if there is one."""
+        nowhere = ~self.active.any(axis=1)
+        return int(nowhere.argmax()) if nowhere.any() else None
+
+    @property
     def independent(self) -> bool:
         """Whether the features are linearly independent, up to rounding."""
         return int(np.linalg.matrix_rank(self.features)) == self.features.shape[1]
@@ -84,7 +90,9 @@ class Planted:
         rest = mask[keep]
         is_skip = torch.zeros(len(rest), dtype=torch.bool)
         if self.network.skip is not None and not self.with_skip:
-            rest = torch.cat((torch.ones_like(rest[:1]) if len(rest) else mask.new_ones(1, mask.shape[1]), rest))
+            rest = torch.cat(
+                (torch.ones_like(rest[:1]) if len(rest) else mask.new_ones(1, mask.shape[1]), rest)
+            )
             is_skip = torch.cat((torch.ones(1, dtype=torch.bool), is_skip))
         return rest, is_skip
 
@@ -98,9 +106,16 @@ def plant(network: Network, x: Array) -> Planted:
     """The groups of a network on samples.
 
     Raises:
-        OnHyperplane, ValueError: as :func:`llr.theory.relu.arguments.patterns_of`.
+        OnHyperplane: a sample is on the hyperplane of a neuron.
+        ValueError: a normalized neuron that is 0 on all samples.
     """
     active = patterns_of(network.w, x)
+    unseen = ~active.any(axis=1)
+    if network.kind == "normalized" and unseen.any():
+        raise ValueError(
+            f"neuron {int(unseen.argmax())} of the target is 0 on all {len(x)} samples, where it cannot be "
+            "normalized; expected x_i.w > 0 for some sample"
+        )
     features: list[Array] = []
     coefficients: list[float] = []
     blocks: list[Array] = []

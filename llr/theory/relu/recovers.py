@@ -31,10 +31,11 @@ class Recovery:
     """Whether a planted network is the unique minimum-norm interpolant of its values, in floating point.
 
     Attributes:
-        status: "recovered", "not recovered", "ambiguous" if the margin is within the tolerance of 1 and no theorem
-            decides, "undecided" if the network is in no open cell, or a search found nothing and proves nothing.
-        margin: t*, below 1 if and only if it is recovered, except at 1; infinite if there is no dual certificate,
-            NaN if it was not computed.
+        status: "recovered", "not recovered", "ambiguous" if the margin is within the tolerance of 1 and no
+            theorem decides, "undecided" if the network is in no open cell, or a search found nothing and
+            proves nothing.
+        margin: t*, below 1 if and only if it is recovered, except at 1; infinite if there is no dual
+            certificate, NaN if it was not computed.
         reason: what decided, and, where that is a search and no enumeration, that it is evidence.
         tolerance: how far from 1 a margin has to be to decide.
         accuracy: how far apart the bounds of the margin are that the solver left.
@@ -65,13 +66,14 @@ def recovers(
     Args:
         x: samples (n, d).
         target: the planted network, as for :func:`isometry`.
-        cones: True for the minimum-norm network itself (needs clarabel), False for the gated relaxation, which
-            recovers less.
-        patterns: of x; default: all, up to 200,000 cells. With more, or with incomplete patterns, cells are searched
-            and the result says that it is evidence.
+        cones: True for the minimum-norm network itself (needs clarabel), False for the gated relaxation,
+            which recovers less.
+        patterns: of x; default: all, up to 200,000 cells. With more, or with incomplete patterns, cells are
+            searched and the result says that it is evidence.
 
     Raises:
-        ValueError: what :func:`isometry` refuses, except samples on a neuron's hyperplane, which are "undecided".
+        ValueError: what :func:`isometry` refuses, except samples on a neuron's hyperplane, which are
+            "undecided".
         TypeError: no two-layer network.
         ImportError: cones without clarabel.
 
@@ -93,7 +95,7 @@ def recovers(
     if cones:
         need_clarabel()
     never = _never(planted, cones)
-    if never is not None and planted.same_cell is not None:
+    if never is not None and (planted.same_cell or planted.unseen is not None):
         return Recovery("not recovered", math.inf, never, AMBIGUOUS, 0.0, True)
     rows = samples[samples.any(axis=1)]
     if given is None and most_cells(len(rows), exact_rank(rows)) <= _MOST_CELLS:
@@ -141,8 +143,10 @@ def _margin(planted: Planted, given: Patterns | None, cones: bool) -> tuple[Marg
 
 
 def _never(planted: Planted, cones: bool) -> str | None:
-    """What proves that the planted network is not the unique solution, whatever the margin; None if nothing does."""
+    """What proves that the planted network is not the unique solution, whatever the margin; or None."""
     network, x = planted.network, planted.x
+    if (unseen := planted.unseen) is not None:
+        return f"neuron {unseen} is 0 on all {len(x)} samples, which say nothing about it"
     if (pair := planted.same_cell) is not None:
         return f"neurons {pair[0]} and {pair[1]} are in one cell, where a single neuron or none is cheaper"
     if not planted.independent:
@@ -151,8 +155,8 @@ def _never(planted: Planted, cones: bool) -> str | None:
         for j, active in enumerate(planted.active):
             if exact_rank(x[active]) < x.shape[1]:
                 return (
-                    f"the active samples of neuron {j} have rank below d = {x.shape[1]}: it can be moved without a "
-                    "change at the samples (Theorem 8)"
+                    f"the active samples of neuron {j} have rank below d = {x.shape[1]}: it can be "
+                    "moved without a change at the samples (Theorem 8)"
                 )
     if network.kind == "skip":
         used = x[x.any(axis=1)]
@@ -161,7 +165,7 @@ def _never(planted: Planted, cones: bool) -> str | None:
         if planted.with_skip and network.skip is not None:
             values = used @ network.skip
             if (values >= 0).all() or (values <= 0).all():
-                return "all values of the skip connection have one sign, so a neuron does the same at the same norm"
+                return "the skip connection has values of one sign: a neuron does the same at the same norm"
         if not planted.with_skip and planted.active[:, x.any(axis=1)].all(axis=1).any():
-            return "a neuron is active at all samples, where the skip connection does the same at the same norm"
+            return "a neuron is active at all samples: the skip connection does the same at the same norm"
     return None
