@@ -35,7 +35,7 @@ WORKING_BYTES = 256 << 20  # what torch.func may use at a time beyond the result
 
 @dataclass
 class Plan:
-    """What :func:`llr.jacobian` would do with a model and samples; see :func:`plan`."""
+    """What :func:`llr.jacobian` would do with a model and samples; see :func:`llr.plan`."""
 
     backend: str
     """"native", "torch" or "loop"."""

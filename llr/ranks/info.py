@@ -27,7 +27,7 @@ except PackageNotFoundError:  # a checkout that was never installed
 
 @dataclass(frozen=True)
 class Info:
-    """The facts of :func:`info`; prints as a table."""
+    """The facts of :func:`llr.info`; prints as a table."""
 
     facts: dict[str, str]
 
@@ -93,7 +93,7 @@ class Check:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """The outcome of :func:`selftest`; prints as a table, ``ok`` if everything agreed."""
+    """The outcome of :func:`llr.selftest`; prints as a table, ``ok`` if everything agreed."""
 
     checks: tuple[Check, ...]
     backend: str
@@ -132,7 +132,7 @@ def selftest(device: torch.device | str | None = None) -> SelfTest:
         device: "cpu", "cuda" for every visible GPU, or one of them; by default all of these.
 
     Returns:
-        A :class:`SelfTest`; ``.ok`` tells, and it prints as a table.
+        A table with one line for each check; ``.ok`` tells whether all agree.
 
     Raises:
         ValueError: another device, or one that is not there.

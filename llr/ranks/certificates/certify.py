@@ -67,7 +67,7 @@ def certify(
     grows. For models of ReLU, polynomials and linear layers the rank is found exactly, in rational numbers.
 
     Args:
-        model: an MLP, or what else :func:`llr.exact.jacobian` reads.
+        model: an MLP, or another model of those in docs/certificates.md.
         x: (n, ...) samples.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         upper: an upper bound known otherwise, to stop there. It is believed, not proved. The bound is never
@@ -83,8 +83,8 @@ def certify(
         upper bound, its ``rank`` is less than its ``upper`` and ``stopped`` says why.
 
     Raises:
-        ValueError: `upper` is disproved; precisions or `timeout` out of range; what
-            :func:`llr.exact.jacobian` refuses.
+        ValueError: `upper` is disproved; precisions or `timeout` out of range; a model that
+            docs/certificates.md does not list, and what :func:`llr.jacobian` refuses.
         TimeoutError: `timeout` was over before the model was read.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE

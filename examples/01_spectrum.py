@@ -1,0 +1,5 @@
+"""
+The spectrum of a trained network
+=================================
+"""
+print(1)
