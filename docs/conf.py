@@ -98,7 +98,7 @@ PAGES = {
 
 
 def relink(text: str, file: Path, docname: str) -> str:
-    """The text of a file of the repository with its relative links as the page `docname` has to write them."""
+    """The text of a file with its relative links as the page `docname` has to write them."""
 
     def replaced(match: re.Match[str]) -> str:
         path = (file.parent / match[1]).resolve()

@@ -93,7 +93,7 @@ class RankResult:
 
     @property
     def clear(self) -> bool:
-        """Whether there is a gap of 1e3, so that the count does not hang on the tolerance; of a batch, in all.
+        """Whether there is a gap of 1e3, so that the tolerance does not matter; of a batch, in all of them.
 
         It says nothing about the exact rank: singular values of smooth functions fall so fast that gaps of
         1e8 come about by chance, with more rank below. A certificate is clear if it is exact, or did not grow
