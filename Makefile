@@ -43,10 +43,10 @@ test: $(VENV)/.llr-dev
 	$(BIN)/pytest tests llr --doctest-modules --ignore=tests/packaging -n $(WORKERS) --dist loadfile $(ARGS)
 
 ops: $(VENV)/.llr-dev
-	$(BIN)/pytest tests/test_ops*.py $(ARGS)
+	$(BIN)/pytest tests/operators $(ARGS)
 
 asan: $(VENV)/.llr-dev
-	tests/sanitize.sh $(BIN)/python $(ARGS)
+	tests/operators/sanitize.sh $(BIN)/python $(ARGS)
 
 emulated: $(VENV)/.llr-dev
 	$(BIN)/pytest tests/cuda_on_cpu $(ARGS)

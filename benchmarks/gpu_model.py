@@ -22,7 +22,7 @@ L2 = 5120  # bytes in a clock of all multiprocessors together
 
 COPY = 0.9  # of the data sheet's bandwidth, that a copy is expected to reach: until it has been measured
 LAUNCH = 3e-6  # s, for a kernel with next to nothing to do
-# Of Jacobi, for most matrices of full rank: counted with the emulation (tests/test_roofline.py).
+# Of Jacobi, for most matrices of full rank: counted with the emulation (tests/benchmarks/test_roofline.py).
 JACOBI_SWEEPS = {"svd-100x81": 8, "svd-32x32": 7, "svd-200x60": 8}
 
 # As csrc/cuda/jacobian.cu has them.

@@ -2,8 +2,9 @@
 
     python benchmarks/machine_code.py [--out FOLDER]
 
-Needs nvcc, and cuobjdump and nvdisasm, which the triton package has; no GPU. tests/test_machine_code.py
-judges what is found, and compares it with the table kept in benchmarks/results.
+Needs nvcc, and cuobjdump and nvdisasm, which the triton package has; no GPU.
+tests/benchmarks/test_machine_code.py judges what is found, and compares it with the table kept in
+benchmarks/results.
 """
 
 from __future__ import annotations

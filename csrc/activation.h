@@ -4,7 +4,7 @@
 // vector code at every instruction level, and so that CPU and CUDA run the same arithmetic. Both values
 // come from one exponential of a nonpositive argument; sigma' is never formed as 1 - sigma^2, which loses
 // every digit where a neuron saturates and with them the small singular values that a rank hangs on.
-// Errors are a few units in the last place, in relative terms also in the tails (tests/test_activation.py
+// Errors are a few units in the last place, in relative terms also in the tails (tests/operators/test_activation.py
 // compares with 50 digits).
 #pragma once
 
