@@ -38,6 +38,7 @@ myst_substitutions = {"version": release}
 suppress_warnings = ["myst.header"]  # tables that scripts write have small headings
 
 # The reference. Names of other libraries have no page here: their inventories are on the network.
+default_role = "literal"  # `x` in docstrings
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|matplotlib|scipy|collections|fractions|os|pathlib|typing)\..*"),
@@ -45,6 +46,21 @@ nitpick_ignore_regex = [
     (r"py:class", r"\".*\""),  # the words of a Literal
     (r"py:class", r"llr\.recovery\.net\.Net|llr\.inputs\.probe\.Probe"),  # internal
 ]
+# Some disks do not tell Check.rst from check.rst.
+autosummary_filename_map = {
+    f"llr.{name}": f"llr.{name}-class"
+    for name in (
+        "embedding.Check",
+        "landscape.Branches",
+        "landscape.Criticality",
+        "landscape.Flow",
+        "landscape.Rate",
+        "neurons.Independence",
+        "recovery.sweep.Tally",
+        "recovery.train.Condensation",
+        "recovery.train.Narrow",
+    )
+}
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
@@ -73,6 +89,7 @@ html_show_sourcelink = False
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
+html_sidebars = {"start": []}
 html_theme_options = {
     "logo": {"text": f"llr {release}"},
     "navbar_end": ["theme-switcher"],

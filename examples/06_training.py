@@ -3,9 +3,10 @@ Ranks along training
 ====================
 
 A wide network that starts from small parameters does not use all of its neurons at once. They
-condense on one direction, wait there, and then part (Zhang et al., "Structure and Gradient Dynamics
-Near Global Minima of Two-layer Neural Networks", 2023). The singular values of the Jacobian show
-how many directions the function has at each time.
+condense on one direction (Zhou et al., "Towards Understanding the Condensation of Neural Networks
+at Initial Training", 2022), and the loss waits near a critical point of a narrower network (Zhang
+et al., "Embedding Principle of Loss Landscape of Deep Neural Networks", 2021). The singular values
+of the Jacobian show how many directions the function has at each time.
 """
 
 import matplotlib.pyplot as plt

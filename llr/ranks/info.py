@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -18,11 +17,8 @@ from llr.inputs.roles import a_device
 from llr.linalg.spectrum import singular_values
 from llr.operators import _ops, double_double, formula
 
-UNKNOWN = "unknown"
-try:
-    VERSION = version("llr")
-except PackageNotFoundError:  # a checkout that was never installed
-    VERSION = UNKNOWN
+VERSION = "0.1.0"
+"""Of llr. The package's metadata take it from here as text, without an import: see pyproject.toml."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ def info() -> Info:
         True
     """
     facts = {
-        "llr": "not installed" if VERSION == UNKNOWN else VERSION,
+        "llr": VERSION,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "backend": "native" if _ops.NATIVE else "torch.func",

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flint import arb
@@ -34,6 +33,7 @@ from llr.linalg.decimals import decimal_below
 from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, rational_pivots, remainder
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.verification import Verdict, verify
+from llr.ranks.info import VERSION
 from llr.theory.tangents.upper import upper_bound
 
 __all__ = ["Certificate", "Verdict", "certify", "verify"]
@@ -251,10 +251,6 @@ def _check_claim(rank: int, upper: int | None) -> None:
 
 
 def _certificate(network: Network, **found: Any) -> Certificate:
-    try:
-        own = version("llr")
-    except PackageNotFoundError:  # a checkout that was never installed
-        own = "unknown"
     return Certificate(
         **found,
         structure=network.structure,
@@ -262,5 +258,5 @@ def _certificate(network: Network, **found: Any) -> Certificate:
         samples=network.samples_digest,
         n_rows=network.n_rows,
         n_params=network.n_params,
-        version=own,
+        version=VERSION,
     )
