@@ -73,11 +73,11 @@ type: $(VENV)/.llr-dev
 
 # From clean, so that no page of something deleted stays. Warnings and unresolved references are errors.
 docs: $(VENV)/.llr-docs
-	rm -rf build/docs docs/api/generated docs/gallery
-	$(BIN)/python -m sphinx -b html -W --keep-going -n -q docs build/docs
+	rm -rf build/docs build/doctrees docs/api/generated docs/gallery
+	$(BIN)/python -m sphinx -b html -W --keep-going -n -q -d build/doctrees docs build/docs
 
 docs-links: $(VENV)/.llr-docs
-	$(BIN)/python -m sphinx -b linkcheck -D plot_gallery=0 -q docs build/docs-links
+	$(BIN)/python -m sphinx -b linkcheck -D plot_gallery=0 -q -d build/doctrees-links docs build/docs-links
 
 bench: $(VENV)/.llr-dev
 	$(BIN)/python benchmarks/jacobian.py $(ARGS)

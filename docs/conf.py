@@ -81,6 +81,7 @@ sphinx_gallery_conf = {
     "doc_module": ("llr",),
     "image_srcset": ["2x"],
     "min_reported_time": 1000,
+    "write_computation_times": False,
 }
 
 html_theme = "pydata_sphinx_theme"

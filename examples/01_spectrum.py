@@ -42,8 +42,8 @@ print(after)
 # %%
 # Both ranks are 161, the number of parameters, and both are exact: every singular value is above a
 # bound of its error, and there are no more than 161. Neurons that differ from each other are
-# independent functions (`Theorem 2.2 of the theory <../theory.html>`__; Fefferman, 1994), however
-# they were trained.
+# independent functions (:doc:`Theorem 2.2 of the theory </theory>`; Fefferman, 1994), however they
+# were trained.
 
 fig, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
 for result, name, colour in ((before, "at the start", "#56B4E9"), (after, "trained", "#D55E00")):

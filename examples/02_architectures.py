@@ -6,7 +6,7 @@ A convolution kernel of size 3 on five inputs is a function that three architect
 a convolutional network, the same network without weight sharing, and a fully connected one. How
 many samples does each of them need to find the function again? The theory answers before anything
 is trained: 6, 12 and 18 (Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear
-Models", 2023; `Theorem 3.2 <../theory.html>`__).
+Models", 2023; :doc:`Theorem 3.2 </theory>`).
 """
 
 import matplotlib.pyplot as plt
@@ -66,5 +66,5 @@ plt.show()
 # With fewer than O samples every fit is another function. With exactly O some are, since these
 # narrow networks have as many parameters as samples, and several solutions. From O + 1 samples on
 # all fits are the right function: an analytic network that agrees with more random samples than it
-# has parameters is the function (`Theorem 1.1 of recovery <../recovery.html>`__). Without the
-# knowledge that weights are shared the same function takes three times as many samples.
+# has parameters is the function (:doc:`Theorem 1.1 of recovery </recovery>`). Without the knowledge
+# that weights are shared the same function takes three times as many samples.

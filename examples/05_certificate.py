@@ -3,9 +3,9 @@ A certificate, made and checked
 ===============================
 
 A random tanh network on one input has independent neurons, so the rank of its Jacobian is the
-number of its parameters (`Theorem 2.2 of the theory <../theory.html>`__). But singular values of
-smooth functions fall so fast that floating point cannot see it. Ball arithmetic proves the rank,
-and the proof is a file that anybody can check.
+number of its parameters (:doc:`Theorem 2.2 of the theory </theory>`). But singular values of smooth
+functions fall so fast that floating point cannot see it. Ball arithmetic proves the rank, and the
+proof is a file that anybody can check.
 """
 
 import tempfile
