@@ -84,3 +84,20 @@ def test_every_page_of_the_site_is_reached() -> None:
             entries = [line for line in block.splitlines() if line and not line.startswith(":")]
             reached |= {page.parent / f"{entry}.md" for entry in entries}
     assert {page for page in PAGES if page.is_relative_to(ROOT / "docs")} <= reached
+
+
+def test_what_pages_include_is_there() -> None:
+    """Also the text that marks where a part of a file begins and ends."""
+    included = 0
+    for page in PAGES:
+        for path, options in re.findall(
+            r"^(?::{3}|`{3})\{include\} (\S+)\n((?::.*\n)*)",
+            page.read_text("utf-8"),
+            flags=re.MULTILINE,
+        ):
+            included += 1
+            text = (page.parent / path).read_text(encoding="utf-8")
+            for option, mark in re.findall(r'^:([\w-]+): "(.*)"$', options, flags=re.MULTILINE):
+                assert option in ("start-after", "end-before")
+                assert mark in text, f"{page.name}: {path} has no {mark!r}"
+    assert included >= 8
