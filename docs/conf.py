@@ -38,13 +38,14 @@ myst_substitutions = {"version": release}
 suppress_warnings = ["myst.header"]  # tables that scripts write have small headings
 
 # The reference. Names of other libraries have no page here: their inventories are on the network.
-default_role = "literal"  # `x` in docstrings
+default_role = "autolink"  # `llr.rank` in docstrings is a link, `x` is not
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:.*", r"(torch|numpy|np|matplotlib|scipy|collections|fractions|os|pathlib|typing)\..*"),
     (r"py:class", r"Tensor|nn\.Module|Axes"),  # the same, as annotations of fields spell them
+    (r"py:obj", r"\w+"),  # fields of the class at hand
     (r"py:class", r"\".*\""),  # the words of a Literal
-    (r"py:class", r"llr\.recovery\.net\.Net|llr\.inputs\.probe\.Probe"),  # internal
+    (r"py:class", r"llr\.recovery\.net\.Net|llr\.inputs\..*\.Probe"),  # internal
 ]
 # Some disks do not tell Check.rst from check.rst.
 autosummary_filename_map = {
@@ -67,7 +68,6 @@ autodoc_member_order = "bysource"
 autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
-napoleon_custom_sections = [("Source", "notes")]
 
 # The gallery: every file of examples/ runs while the site is built.
 sphinx_gallery_conf = {
