@@ -27,7 +27,7 @@ from llr.inputs.problem import Model
 from llr.inputs.roles import a_function, a_seed, check_int, sizes, word
 from llr.inputs.samplers import Sampler, read_sampler
 from llr.ranks.result import RankResult
-from llr.ranks.saturation import Certify, Look, Progress, Search, proved, unclear
+from llr.ranks.saturation import Certify, Look, Progress, Question, Search, proved, unclear
 
 # How many times P + margin scalar observations are tried where max_samples does not say.
 _PATIENCE = 16
@@ -214,7 +214,8 @@ def model_rank(
     source = read_sampler(
         sampler, model, shape=sample_shape, dtype=some.dtype, device=some.device, seed=seed
     )
-    look = Look.at(model, source.first(1), params, upper=upper, certify=certify, method=method)
+    question = Question(model, params, certify, method)
+    look = Look.at(question, source.first(1), upper=upper)
     most = max_samples or math.ceil(_PATIENCE * (look.n_params + margin) / look.outputs)
     search = Search(look, source, most, margin, progress)
     start = math.ceil(2 * margin / look.outputs)

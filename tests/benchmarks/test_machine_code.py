@@ -49,7 +49,7 @@ def each(result, *sources):
 
 
 def test_every_file_has_kernels_with_bounds_for_every_target(here, fresh):
-    assert list(fresh["kernels"]) == sorted(path.name for path in here.CUDA.glob("*.cu"))
+    assert list(fresh["kernels"]) == sorted(path.name for path in here.CSRC.glob("*/cuda/*.cu"))
     for source, kernels in fresh["kernels"].items():
         assert kernels, source
         assert all(list(found) == fresh["targets"] for found in kernels.values())
@@ -98,7 +98,7 @@ def test_kept_table(here, fresh):
 
 
 PLANTED = """
-#include "kernel.cuh"
+#include "common/cuda/kernel.cuh"
 namespace llr::cuda {
 LLR_KERNEL(256, 1) local_array(double* p, int n) {
   double many[64];

@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 import safetensors.torch
@@ -226,7 +227,7 @@ class TestErrors:
         def interrupted(*_: object, **__: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(cli, "rank_of", interrupted)
+        monkeypatch.setattr(llr, "rank", interrupted)
         result = run("rank", "mlp:3-1", "--inputs", "x.npy", "--json", "out.json", code=130)
         assert result.stderr == "interrupted\n"
 
@@ -257,7 +258,7 @@ def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         warnings.warn("something to know", UserWarning, stacklevel=1)
         return "facts"
 
-    monkeypatch.setattr(cli, "collect_info", warns)
+    monkeypatch.setattr(llr, "info", warns)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         result = run("info")
@@ -272,10 +273,9 @@ def test_info() -> None:
 
 @pytest.mark.parametrize(("error", "verdict", "code"), [(1e-15, "all agree", 0), (1.0, "WRONG", 1)])
 def test_selftest(monkeypatch: pytest.MonkeyPatch, error: float, verdict: str, code: int) -> None:
-    assert cli.run_selftest is llr.selftest
     outcome = SelfTest((Check("an operator", error, 1e-13),), "native")
     asked = []
-    monkeypatch.setattr(cli, "run_selftest", lambda device: asked.append(device) or outcome)
+    monkeypatch.setattr(llr, "selftest", lambda device: asked.append(device) or outcome)
     assert verdict in run("selftest", code=code).stdout
     assert verdict in run("selftest", "--device", "cuda:1", code=code).stdout
     assert asked == [None, "cuda:1"]
@@ -300,3 +300,27 @@ def test_demo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         (str(tmp_path / "here"), True),
         ("runs/demo", False),
     ]
+
+
+def test_every_command_is_where_the_table_says() -> None:
+    group = cli.main
+    context = click.Context(group)
+    for name, (_, line) in cli.COMMANDS.items():
+        command = group.get_command(context, name)
+        assert command is not None
+        assert command.name == name
+        assert command.help
+        assert line.endswith(".")
+    assert group.get_command(context, "nothing") is None
+
+
+def test_help_imports_no_command() -> None:
+    code = (
+        "import sys; from llr.cli.main import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit as end: assert not end.code\n"
+        "print([m for m in sys.modules if m.split('.')[0] in ('scipy', 'matplotlib', 'sklearn')\n"
+        "       or m.startswith(('llr.cli.theory', 'llr.recovery'))])\n"
+    )
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout.splitlines()[-1] == "[]"

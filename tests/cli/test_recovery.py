@@ -66,7 +66,7 @@ class TestRecover:
             threading.Event().wait(60)
             raise AssertionError
 
-        monkeypatch.setattr("llr.cli.recovery.recover", never)
+        monkeypatch.setattr("llr.recovery.recover", never)
         result = run("recover", "data.npy", *FOREVER, "--json", "r.json", code=130)
         assert (result.stdout, result.stderr) == ("", "interrupted\n")
         assert not Path("r.json").exists()
@@ -117,7 +117,7 @@ def test_a_sweep_says_that_it_goes_on(command: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr(sweep_cli, "run_sweep", interrupted)
         result = run("sweep", "spec.toml", code=130)
     else:
-        monkeypatch.setattr("llr.cli.recovery.reproduce", interrupted)
+        monkeypatch.setattr("llr.recovery.reproduce", interrupted)
         result = run("reproduce", "linear", code=130)
     assert result.stderr == (
         "what is finished is kept; the same command goes on from there\ninterrupted\n"

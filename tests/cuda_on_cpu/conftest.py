@@ -1,4 +1,4 @@
-"""The operators of csrc/cuda on the CPU, as torch.ops.llr_emulated."""
+"""The CUDA operators on the CPU, as torch.ops.llr_emulated."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def target(name: str) -> Target:
 
 @functools.cache
 def emulated() -> Any:
-    """The operators of csrc/cuda on tensors of the CPU, compiled from the same files as for a GPU."""
+    """The CUDA operators on tensors of the CPU, compiled from the same files as for a GPU."""
     if sys.platform != "linux" or not shutil.which(os.environ.get("CXX", "c++").split()[0]):
         pytest.skip("the emulation of CUDA needs Linux and a C++ compiler")
     build = importlib.import_module("cuda_on_cpu.build").build

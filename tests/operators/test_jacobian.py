@@ -299,7 +299,7 @@ def test_bits_do_not_depend_on_threads():
 @pytest.mark.skipif("OMP_NUM_THREADS" in os.environ, reason="OMP_NUM_THREADS is set for this run")
 @pytest.mark.usefixtures("threads")
 def test_bits_in_a_process_of_one_thread():
-    code = "import json, test_ops; print(json.dumps(test_ops.digests()))"
+    code = "import json; from operators.test_jacobian import digests; print(json.dumps(digests()))"
     torch.set_num_threads(4)
     run = run_python(code, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     assert run.returncode == 0, run.stderr

@@ -291,7 +291,7 @@ def test_bits_do_not_depend_on_threads():
         torch.set_num_threads(count)
         for _ in range(2):  # who works on what is a matter of chance
             assert digest() == expected, f"{count} threads"
-    code = "import test_ops_lm; print(test_ops_lm.digest())"
+    code = "from operators.test_lm import digest; print(digest())"
     run = run_python(code, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     assert run.stdout.strip() == expected, run.stderr
 

@@ -365,7 +365,7 @@ def test_bits_do_not_depend_on_threads():
     for count in (2, 3, 5):
         torch.set_num_threads(count)
         assert digest() == expected, f"{count} threads"
-    code = "import test_ops_svdvals; print(test_ops_svdvals.digest())"
+    code = "from operators.test_svdvals import digest; print(digest())"
     run = run_python(code, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
     assert run.stdout.strip() == expected, run.stderr
 

@@ -430,7 +430,7 @@ def with_verdict(values: Mapping[str, Value]) -> dict[str, Value]:
 
 def test_sweeps_with_the_words_of_before_can_be_read(tmp_path: Path) -> None:
     """Sweeps of llr store no status; those of other runners stay what they are."""
-    run(grid(4), tmp_path / "old.sqlite", runner="test_recovery_claims:with_verdict")
+    run(grid(4), tmp_path / "old.sqlite", runner="recovery.test_claims:with_verdict")
     found = columns(tmp_path / "old.sqlite")
     assert sorted(set(found["verdict"])) == ["ambiguous", "certified"]
     cell = run_cell({"d": 2, "k": 1, "n": 4, "strategy": "recover"})

@@ -209,7 +209,11 @@ class TestRunner:
         [
             ("nocolon", ValueError, "runner 'nocolon': expected module:callable"),
             ("absent_module:f", ValueError, "there is no module 'absent_module'"),
-            ("helpers.sweep_cases:absent", ValueError, "module 'sweep_cases' has no 'absent'"),
+            (
+                "helpers.sweep_cases:absent",
+                ValueError,
+                "module 'helpers.sweep_cases' has no 'absent'",
+            ),
             ("helpers.sweep_cases:SHARED", TypeError, "is dict; expected a callable"),
         ],
     )
