@@ -65,7 +65,10 @@ autosummary_filename_map = {
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_member_order = "bysource"
-autodoc_default_options = {"members": True}
+autodoc_default_options = {
+    "members": True,
+    "inherited-members": "Module, Sequential, Exception, BaseException",  # but for those of these
+}
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 
