@@ -218,7 +218,7 @@ class TestLooking:
         assert said == "error: Parquet needs pyarrow: pip install 'llr[parquet]'"
         for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
             monkeypatch.setitem(sys.modules, name, None)
-        for name in ("llr.plotting", "llr.ranks.figure"):
+        for name in ("llr.results.figures", "llr.ranks.figure"):
             monkeypatch.delattr(name, raising=False)
             monkeypatch.delitem(sys.modules, name, raising=False)
         said = refusal("sweep", "plot", "spec.sqlite", "f.png")

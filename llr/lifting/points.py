@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +19,19 @@ from llr.landscape.critical_targets import critical_targets
 from llr.landscape.surface import Loss, Surface
 from llr.lifting.chain import Chain, chain_of, check_index, read_chain
 from llr.lifting.equations import Equations
+from llr.results import Record
+from llr.results.html import Spectrum, Table, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Kind = Literal["strict saddle", "local minimum", "degenerate"]
 
 _SPARE_SAMPLES = 16
 
 
-@dataclass(frozen=True, eq=False)
-class LiftedPoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class LiftedPoint(Record):
     """A wide network that is critical on one sample, by a neuron that is orthogonal to its errors.
 
     Attributes:
@@ -51,6 +56,8 @@ class LiftedPoint:
     coupling: int
     dimension: int
 
+    _also = ("kind",)
+
     @property
     def kind(self) -> Kind:
         """What the Hessian says; see :func:`lifted_critical_points`."""
@@ -66,22 +73,19 @@ class LiftedPoint:
             f"{self.elsewhere.relative:.1e}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON, without the model."""
-        return {
-            "weight": list(self.weight),
-            "bias": self.bias,
-            "kind": self.kind,
-            "critical": self.critical.to_dict(),
-            "elsewhere": self.elsewhere.to_dict(),
-            "spectrum": self.spectrum.to_dict(),
-            "coupling": self.coupling,
-            "dimension": self.dimension,
-        }
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the Hessian's eigenvalues, as of :class:`llr.landscape.HessianSpectrum`."""
+        return self.spectrum.plot(ax)
+
+    def _verdict(self) -> Verdict:
+        return self.kind, "bad" if self.kind == "strict saddle" else "doubt"
+
+    def _pictures(self) -> Sequence[Spectrum]:
+        return self.spectrum._pictures()
 
 
-@dataclass(frozen=True, eq=False)
-class LiftedPoints:
+@dataclass(frozen=True, eq=False, repr=False)
+class LiftedPoints(Record):
     """Lifted critical points that were found, in the order of the starts; a sequence of `LiftedPoint`.
 
     Attributes:
@@ -99,6 +103,8 @@ class LiftedPoints:
     unknowns: int
     narrow: HessianSpectrum
     starts: int
+
+    _also = ("dimension", "narrow_kind")
 
     @property
     def dimension(self) -> int:
@@ -128,18 +134,18 @@ class LiftedPoints:
         )
         return "\n".join([head, *(f"  {point}" for point in self)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return {
-            "points": [point.to_dict() for point in self],
-            "layer": self.layer,
-            "equations": self.equations,
-            "unknowns": self.unknowns,
-            "dimension": self.dimension,
-            "narrow": self.narrow.to_dict(),
-            "narrow_kind": self.narrow_kind,
-            "starts": self.starts,
-        }
+    def _table(self) -> Table:
+        rows = [
+            (
+                ", ".join(f"{v:.4g}" for v in p.weight),
+                "" if p.bias is None else f"{p.bias:.4g}",
+                p.kind,
+                p.spectrum.index,
+                p.critical.relative,
+            )
+            for p in self
+        ]
+        return ("incoming weights", "bias", "kind", "index", "relative gradient"), rows
 
 
 def _kind(spectrum: HessianSpectrum) -> Kind:

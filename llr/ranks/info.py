@@ -17,6 +17,8 @@ from llr.inputs.memory import format_bytes, memory_budget
 from llr.inputs.roles import a_device
 from llr.linalg.spectrum import singular_values
 from llr.operators import _ops, double_double, formula
+from llr.results import Record
+from llr.results.html import Table, Verdict
 
 UNKNOWN = "unknown"
 try:
@@ -25,8 +27,8 @@ except PackageNotFoundError:  # a checkout that was never installed
     VERSION = UNKNOWN
 
 
-@dataclass(frozen=True)
-class Info:
+@dataclass(frozen=True, repr=False)
+class Info(Record):
     """The facts of :func:`info`; prints as a table."""
 
     facts: dict[str, str]
@@ -34,6 +36,13 @@ class Info:
     def __str__(self) -> str:
         width = max(map(len, self.facts))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.facts.items())
+
+    def __repr__(self) -> str:
+        names = ("llr", "torch", "backend")
+        return ", ".join(f"{name} {self.facts[name]}" for name in names if name in self.facts)
+
+    def _facts(self) -> dict[str, object]:
+        return dict(self.facts)
 
 
 def info() -> Info:
@@ -91,12 +100,14 @@ class Check:
         return self.error <= self.allowed
 
 
-@dataclass(frozen=True)
-class SelfTest:
+@dataclass(frozen=True, repr=False)
+class SelfTest(Record):
     """The outcome of :func:`selftest`; prints as a table, ``ok`` if everything agreed."""
 
     checks: tuple[Check, ...]
     backend: str
+
+    _also = ("ok",)
 
     @property
     def ok(self) -> bool:
@@ -112,9 +123,24 @@ class SelfTest:
             + (f": {check.note}" if check.note else "")
             for check in self.checks
         ]
+        return "\n".join([f"backend: {self.backend}", *lines, self._summary()])
+
+    def _summary(self) -> str:
         failed = sum(not check.ok for check in self.checks)
-        verdict = "all agree" if failed == 0 else f"{failed} of {len(self.checks)} are WRONG"
-        return "\n".join([f"backend: {self.backend}", *lines, verdict])
+        return "all agree" if failed == 0 else f"{failed} of {len(self.checks)} are WRONG"
+
+    def __repr__(self) -> str:
+        return f"self-test of {self.backend}: {self._summary()}"
+
+    def _verdict(self) -> Verdict:
+        return self._summary(), "good" if self.ok else "bad"
+
+    def _table(self) -> Table:
+        rows = [
+            (c.name, c.device, c.error, c.allowed, "ok" if c.ok else f"WRONG {c.note}".rstrip())
+            for c in self.checks
+        ]
+        return ("operator", "device", "error", "allowed", ""), rows
 
 
 _ALLOWED = {torch.float64: 1e-13, torch.float32: 1e-5}

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -28,16 +28,19 @@ from llr.inputs.roles import a_function, a_seed, check_int, sizes, word
 from llr.inputs.samplers import Sampler, read_sampler
 from llr.ranks.result import RankResult
 from llr.ranks.saturation import Certify, Look, Progress, Search, proved, unclear
+from llr.results import Record
+from llr.results.html import Spectrum, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # How many times P + margin scalar observations are tried where max_samples does not say.
 _PATIENCE = 16
 _MOST_MARGIN = 10**6
-_LISTED_NUMBERS = 4096
-"""Samples of more numbers are left out of to_dict()."""
 
 
-@dataclass(frozen=True, eq=False)
-class ModelRank:
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelRank(Record):
     """The rank of a model at its parameters, how far it is proved, and a sample that attains it.
 
     Attributes:
@@ -74,6 +77,9 @@ class ModelRank:
     sampler: str
     n_params: int
 
+    _long = ("samples",)
+    _also = ("exact", "n_samples")
+
     @property
     def exact(self) -> bool:
         """Whether the bounds meet, so that the rank is a theorem (given the caller's bound, if it is one)."""
@@ -105,26 +111,31 @@ class ModelRank:
             )
         return line if self.saturated else f"{line}; NOT SATURATED: {self.reason}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for strict JSON; samples of more than 4096 numbers become None."""
-        few = self.samples.numel() <= _LISTED_NUMBERS
-        return {
-            "rank": self.rank,
-            "lower": self.lower,
-            "upper": self.upper,
-            "upper_from": self.upper_from,
-            "exact": self.exact,
-            "ambiguous": self.ambiguous,
-            "clear": self.clear,
-            "saturated": self.saturated,
-            "reason": self.reason,
-            "n_samples": self.n_samples,
-            "n_params": self.n_params,
-            "sampler": self.sampler,
-            "trace": [list(trial) for trial in self.trace],
-            "result": self.result.to_dict(),
-            "samples": self.samples.tolist() if few else None,
-        }
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the rank on growing samples, between its bounds.
+
+        Args:
+            ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
+        """
+        from llr.ranks import figure  # noqa: PLC0415 - matplotlib is optional
+
+        return figure.growth(self, ax=ax)
+
+    def _emptied(self, name: str) -> Tensor:
+        return getattr(self, name).new_empty((self.n_samples, 0))
+
+    def _verdict(self) -> Verdict:
+        if not self.saturated:
+            return "not saturated", "doubt"
+        if self.ambiguous:
+            return "ambiguous", "doubt"
+        return ("proved" if self.exact else "counted"), "good"
+
+    def _facts(self) -> dict[str, object]:
+        return super()._facts() | {"n_samples": self.n_samples}
+
+    def _pictures(self) -> Sequence[Spectrum]:
+        return self.result._pictures()
 
 
 @takes(

@@ -14,6 +14,7 @@ from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.named import named_object
 from llr.inputs.roles import word
 from llr.recovery.sweep import Row, Spec, Tally, export, read_store, run
+from llr.results import Record
 
 Document = Mapping[str, Any]
 """A sweep's specification, as a TOML file would say it."""
@@ -187,8 +188,8 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 
-@dataclass(frozen=True)
-class Reproduction:
+@dataclass(frozen=True, repr=False)
+class Reproduction(Record):
     """What an experiment left.
 
     Attributes:
@@ -204,6 +205,14 @@ class Reproduction:
     results: Path
     table: Path
     figure: Path
+
+    def __str__(self) -> str:
+        """One line: the experiment, its cells, and the figure."""
+        return f"{self.name}: {self.tally}; figure {self.figure}"
+
+    def _facts(self) -> dict[str, object]:
+        files = {name: str(getattr(self, name)) for name in ("results", "table", "figure")}
+        return {"cells": self.tally.total, "failed": self.tally.failed, **files}
 
 
 @takes(name=word, suffix=word)
@@ -243,7 +252,7 @@ def reproduce(
     if name not in EXPERIMENTS:
         raise ValueError(f"experiment is {name!r}; expected one of {', '.join(EXPERIMENTS)}")
     experiment, stem = EXPERIMENTS[name], f"{name}-quick" if quick else name
-    plot = importlib.import_module("llr.plotting")  # needs matplotlib, which is optional
+    plot = importlib.import_module("llr.results.figures")  # needs matplotlib, which is optional
     draw: Any = named_object(experiment.figure, "figure", "module:callable")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,8 @@ from llr.inputs.files.writing import write_atomic
 from llr.inputs.roles import check_int, shown
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS
 from llr.linalg.decimals import DECIMAL
+from llr.results import Shown
+from llr.results.html import Verdict
 
 FORMAT = "llr rank certificate 1"
 _CHOICES = {
@@ -26,8 +28,8 @@ _CHOICES = {
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
-class Certificate:
+@dataclass(frozen=True, repr=False)
+class Certificate(Shown):
     """Rows and columns of a Jacobian whose determinant is proved not to be zero.
 
     A value is always well formed (ValueError otherwise, naming the field); whether it is true, for which
@@ -156,6 +158,13 @@ class Certificate:
             f"{self.structure}: proved in {how}, |det| >= {self.bound}; upper bound {self.upper} "
             f"({self.upper_from}){above}"
         )
+
+    def _verdict(self) -> Verdict:
+        return ("exact", "good") if self.exact else (f"lower bound, {self.stopped}", "doubt")
+
+    def _facts(self) -> dict[str, object]:
+        hidden = ("rows", "columns", "stopped")
+        return {k: v for k, v in super()._facts().items() if k not in hidden}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON."""

@@ -20,10 +20,11 @@ from llr.recovery.sweep.runner import Outcome, check_cells, execute, load_runner
 from llr.recovery.sweep.spec import Cell, Spec
 from llr.recovery.sweep.store import Store, open_store
 from llr.recovery.sweep.worker import work
+from llr.results import Record
 
 
-@dataclass(frozen=True)
-class Tally:
+@dataclass(frozen=True, repr=False)
+class Tally(Record):
     """Where a sweep stands.
 
     Attributes:

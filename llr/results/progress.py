@@ -1,0 +1,222 @@
+"""Progress of work that lasts: a line on a terminal, or in a notebook, that goes away when the work ends.
+
+:func:`following` is put around a public function. It draws nothing in the first two seconds, starts no thread
+in them and imports nothing, so that fast calls stay fast. Nothing is ever drawn if standard error is no
+terminal and this is no notebook. Within it, :func:`step` says how far a loop is, from any depth. One function
+at a time draws: those that it calls add to its line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+PATIENCE = 2.0
+"""Seconds of work before anything is drawn."""
+_BETWEEN = 0.1  # seconds between two drawings in a notebook
+
+Step = tuple[str, int | None, int | None]
+"""What is done, how much of it, and of how much in all; None where that is not known."""
+clock = time.monotonic
+
+
+Sink = Callable[[str, int | None, int | None], Any]
+"""Where steps go."""
+
+
+class Screen(Protocol):
+    """What a line is drawn on."""
+
+    def draw(self, text: str, done: int | None, total: int | None) -> None:
+        """Draw a line in the place of the one before."""
+
+    def close(self) -> None:
+        """Take the line away."""
+
+
+_sink: ContextVar[Sink | None] = ContextVar("llr_progress", default=None)
+_drawing = threading.Lock()  # one line on the screen at a time
+
+
+def nothing(*_: Any) -> None:
+    """Take a report and do nothing."""
+
+
+@contextlib.contextmanager
+def following(
+    progress: Callable[..., Any] | bool | None,
+    describe: Callable[..., Step] | None = None,
+) -> Iterator[Callable[..., Any]]:
+    """Follow the work of a ``with`` block, as its caller's argument ``progress=`` says.
+
+    Args:
+        progress: False for no progress; a function, to be called in its place; None and True for a line.
+        describe: makes a step of what the yielded function is called with. None for work that is told by
+            :func:`step` alone; then a function of the caller's is called as ``progress(done, total)``.
+
+    Yields:
+        The function to report to.
+    """
+    outer = _sink.get()
+    line: _Line | None = None
+    sink: Sink
+    if progress is False:
+        sink = nothing
+    elif callable(progress):
+        sink = nothing if describe is not None else _told(progress)
+    elif outer is None:
+        sink = line = _Line()
+    else:
+        sink = outer
+
+    def report(*found: Any) -> None:
+        assert describe is not None
+        sink(*describe(*found))
+
+    token = _sink.set(sink)
+    try:
+        yield progress if callable(progress) else nothing if describe is None else report
+    finally:
+        _sink.reset(token)
+        if line is not None:
+            line.close()
+
+
+def step(text: str, done: int | None = None, total: int | None = None) -> None:
+    """Say how far the work is, if anybody follows it."""
+    sink = _sink.get()
+    if sink is not None:
+        sink(text, done, total)
+
+
+@contextlib.contextmanager
+def silent() -> Iterator[None]:
+    """Let nothing within be followed by default: it is a part of work that is followed elsewhere."""
+    token = _sink.set(nothing)
+    try:
+        yield
+    finally:
+        _sink.reset(token)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people, in the two largest units that matter.
+
+    Example:
+        >>> from llr.results.progress import duration
+        >>> duration(75), duration(7300)
+        ('1 min 15 s', '2 h 2 min')
+    """
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _told(progress: Callable[..., Any]) -> Sink:
+    def sink(text: str, done: int | None, total: int | None) -> None:  # noqa: ARG001
+        progress(done, total)
+
+    return sink
+
+
+class _Line:
+    """The default: a line that is drawn once the work has lasted, where somebody can see it."""
+
+    def __init__(self) -> None:
+        self._due = clock() + PATIENCE
+        self._screen: Screen | None = None
+        self._hidden = False
+
+    def __call__(self, text: str, done: int | None, total: int | None) -> None:
+        if self._hidden or clock() < self._due:
+            return
+        if self._screen is None:
+            if not _drawing.acquire(blocking=False):
+                return  # another thread draws
+            self._screen = screen()
+            if self._screen is None:
+                _drawing.release()
+                self._hidden = True
+                return
+        self._screen.draw(text, done, total)
+
+    def close(self) -> None:
+        if self._screen is None:
+            return
+        try:
+            self._screen.close()
+        finally:
+            self._screen = None
+            _drawing.release()
+
+
+def screen() -> Screen | None:
+    """Where a line can be seen; None if nowhere."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if shell is not None and hasattr(shell, "kernel"):
+        return _Notebook()
+    try:
+        is_terminal = sys.stderr.isatty()
+    except (AttributeError, ValueError):  # none, or closed
+        return None
+    return _Terminal() if is_terminal else None
+
+
+class _Terminal:
+    """A line of rich's on standard error."""
+
+    def __init__(self) -> None:
+        # Only here: importing it takes longer than most calls.
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import (  # noqa: PLC0415
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        self._text = TextColumn("{task.description}", markup=False)
+        self._bar = (BarColumn(bar_width=24), MofNCompleteColumn())
+        self._progress = Progress(
+            self._text, TimeElapsedColumn(), console=Console(stderr=True), transient=True
+        )
+        self._task = self._progress.add_task("", total=None)
+        self._progress.start()
+
+    def draw(self, text: str, done: int | None, total: int | None) -> None:
+        columns = (self._text, *(self._bar if total is not None else ()))
+        self._progress.columns = (*columns, self._progress.columns[-1])
+        self._progress.update(self._task, description=text, completed=done or 0, total=total)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class _Notebook:
+    """A line of text below the cell; needs no widgets."""
+
+    def __init__(self) -> None:
+        display = sys.modules["IPython"].display.display
+        self._handle = display({"text/plain": ""}, raw=True, display_id=True)
+        self._due = 0.0
+
+    def draw(self, text: str, done: int | None, total: int | None) -> None:
+        if clock() < self._due:
+            return
+        self._due = clock() + _BETWEEN
+        counted = "" if total is None else f"  {done or 0:,} of {total:,}"
+        self._handle.update({"text/plain": f"{text}{counted}"}, raw=True)
+
+    def close(self) -> None:
+        self._handle.update({"text/plain": ""}, raw=True)
