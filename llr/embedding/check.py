@@ -35,8 +35,8 @@ _ENOUGH_BITS = 512
 _PIECEWISE = ("relu", "softplus")
 
 
-@dataclass(frozen=True)
-class Bounds:
+@dataclass(frozen=True, repr=False)
+class Bounds(Record):
     """What is proved of a dimension.
 
     Attributes:

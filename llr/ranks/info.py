@@ -56,7 +56,7 @@ def info() -> Info:
     facts = {
         "llr": "not installed" if VERSION == UNKNOWN else VERSION,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "backend": "native" if _ops.NATIVE else "torch.func",
         "because": _ops.REASON,
     }

@@ -13,7 +13,7 @@ from torch import Tensor
 from llr.linalg.spectrum import CLEAR_GAP, PROVED, is_open
 from llr.ranks.certificates.certificate import Certificate
 from llr.results import Record
-from llr.results.fields import DTYPES, restored
+from llr.results.fields import restored
 from llr.results.html import Spectrum, Verdict
 
 if TYPE_CHECKING:
@@ -304,9 +304,9 @@ class RankResult(Record):
 
     @classmethod
     def _read(cls, name: str, hint: Any, content: Mapping[str, Any], where: str) -> Any:
-        key = content.get("dtype")
-        if name in cls._long and name not in content.get("tensors", {}) and key in DTYPES:
-            return restored(content[name], hint, where, DTYPES[key])
+        if name in cls._long and name not in content.get("tensors", {}):
+            dtype = restored(content["dtype"], torch.dtype, "'dtype' of RankResult")
+            return restored(content[name], hint, where, dtype)
         return super()._read(name, hint, content, where)
 
     def _check(self, content: Mapping[str, Any]) -> None:

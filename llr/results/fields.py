@@ -8,10 +8,9 @@ shape of an empty tensor) stands beside it, under the key "tensors" of the resul
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import types
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -32,13 +31,15 @@ DTYPES = {
 }
 _MOST_DIMENSIONS = 16
 _MOST_DIGITS = 4000  # of a fraction; int() refuses more than 4300
+_HINTS: dict[type, dict[str, Any]] = {}
 NAMES: dict[torch.dtype, str] = {dtype: name for name, dtype in DTYPES.items()}
 
 
-@functools.cache
-def hints(cls: Hashable) -> dict[str, Any]:
+def hints(cls: type) -> dict[str, Any]:
     """The annotations of a dataclass's fields, as types."""
-    return get_type_hints(cls)
+    if cls not in _HINTS:
+        _HINTS[cls] = get_type_hints(cls)
+    return _HINTS[cls]
 
 
 def plain(value: Any, hint: Any, spectrum: bool) -> Any:

@@ -189,7 +189,7 @@ class Record(Shown):
     def _emptied(self, name: str) -> Tensor:
         """What stands for a long tensor that is left out: the same without its last dimension's entries."""
         value: Tensor = getattr(self, name)
-        return value.new_empty((*value.shape[:-1], 0) if value.numel() else value.shape)
+        return value.new_empty((*value.shape[:-1], 0))
 
     def _dtype_of(self, name: str) -> torch.dtype | None:  # noqa: ARG002 - results override it
         """The dtype that a field's tensor has without being told; None for what its numbers look like."""
