@@ -19,6 +19,7 @@ from test_cli import refusal, run
 from llr.cli import sweep as sweep_cli
 from llr.recovery.experiment import Setting
 from llr.recovery.sweep import Spec, Tally, read_store
+from llr.results.progress import duration
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -270,7 +271,7 @@ class TestProgress:
         ],
     )
     def test_durations(self, seconds: float, text: str) -> None:
-        assert sweep_cli.duration(seconds) == text
+        assert duration(seconds) == text
 
 
 def test_files_are_plain_sqlite(here: Path) -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
-from rich.progress import Progress, TextColumn
 from torch import Tensor
 
 from llr.cli import demo as demo_module
@@ -26,7 +23,6 @@ from llr.cli.shell import (
     Source,
     Write,
     as_json,
-    console_beside,
     deliver,
     in_shell_words,
     max_bits_option,
@@ -48,6 +44,9 @@ from llr.ranks.info import selftest as run_selftest
 from llr.ranks.model_rank import model_rank as rank_of_model
 from llr.ranks.rank import METHODS
 from llr.ranks.rank import rank as rank_of
+
+_LISTED_NUMBERS = 4096
+"""Samples of more numbers are left out of the JSON of ``llr model-rank``."""
 
 
 class _Commands(click.Group):
@@ -174,7 +173,7 @@ def rank(
     ]
     if result.open and result.reason:
         lines.append(f"how    {in_shell_words(result.reason)}")
-    document = {**source.to_dict(), "samples": len(x), **result.to_dict()}
+    document = {**source.to_dict(), "samples": len(x), **result.to_dict(spectrum=True)}
     files: list[tuple[str | None, Write]] = [
         (json_out, as_json(document)),
         (plot_out, lambda path: drawing.save(result.plot().figure, path)),
@@ -210,16 +209,14 @@ def certify(
     """
     net = source.load()
     x = source.samples(torch.float64, net)
-    with _reporting() as report:
-        certificate = apart(prove)(
-            net,
-            x,
-            params=list(source.params) or None,
-            upper=upper,
-            max_bits=max_bits,
-            timeout=timeout,
-            progress=report,
-        )
+    certificate = apart(prove)(
+        net,
+        x,
+        params=list(source.params) or None,
+        upper=upper,
+        max_bits=max_bits,
+        timeout=timeout,
+    )
     deliver([source.line(net), str(certificate)], [(out, lambda path: _save(certificate, path))])
 
 
@@ -321,7 +318,10 @@ def model_rank(
         sample_shape=shape,
     )
     lines = [source.line(net), in_shell_words(str(result))]
-    deliver(lines, [(json_out, as_json({**source.to_dict(), **result.to_dict()}))])
+    found = result.to_dict(spectrum=True)
+    if result.samples.numel() > _LISTED_NUMBERS:
+        found["samples"] = None
+    deliver(lines, [(json_out, as_json({**source.to_dict(), **found}))])
     if (result.ambiguous and not result.clear) or not result.saturated:
         sys.exit(OPEN)
 
@@ -363,25 +363,6 @@ def selftest(device: str | None) -> None:
     click.echo(str(outcome))
     if not outcome.ok:
         sys.exit(1)
-
-
-@contextlib.contextmanager
-def _reporting() -> Iterator[Callable[[int | None, int, int], None] | None]:
-    """Where a proof stands, in a line of a terminal that goes away again; None elsewhere."""
-    console = console_beside("-")
-    if not console.is_terminal:
-        yield None
-        return
-    with Progress(TextColumn("{task.description}"), console=console, transient=True) as progress:
-        task = progress.add_task("proving", total=None)
-
-        def report(bits: int | None, proved: int, goal: int) -> None:
-            arithmetic = "in rationals" if bits is None else f"at {bits} bits"
-            progress.update(
-                task, description=f"proving {arithmetic}: rank >= {proved} of at most {goal}"
-            )
-
-        yield report
 
 
 def _own_dtype(net: torch.nn.Module) -> torch.dtype:

@@ -27,6 +27,7 @@ from llr.inputs.problem import Problem, transformed
 from llr.jacobians import reference
 from llr.operators import _ops
 from llr.results import Record
+from llr.results.progress import step
 
 log = logging.getLogger("llr")
 
@@ -186,6 +187,7 @@ def _fill(
     for index in range(1 if points is None else points):
         values = problem.point(index)
         for first in range(0, n, prepared.chunk_size):
+            step("Jacobian: samples", index * n + first, n * (points or 1))
             # A copy: a forward may work in place.
             chunk = problem.x[first : first + prepared.chunk_size].clone()
             parts, outputs = rows(problem, values, chunk, q, create_graph)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from llr.inputs.accept import a_module, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.inputs.roles import a_seed, check_int, number, real
+from llr.inputs.roles import a_progress, a_seed, check_int, number, real
 from llr.inputs.tensors import refuse_complex
 from llr.landscape import Criticality, HessianSpectrum, criticality, hessian_spectrum
 from llr.landscape.critical_targets import critical_targets
@@ -21,6 +21,7 @@ from llr.lifting.chain import Chain, chain_of, check_index, read_chain
 from llr.lifting.equations import Equations
 from llr.results import Record
 from llr.results.html import Spectrum, Table, Verdict
+from llr.results.progress import following
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -154,7 +155,9 @@ def _kind(spectrum: HessianSpectrum) -> Kind:
     return "local minimum" if spectrum.nullity == 0 else "degenerate"
 
 
-@takes(narrow=a_module, x=valued, y=valued, scale=number, rtol=real, seed=a_seed)
+@takes(
+    narrow=a_module, x=valued, y=valued, scale=number, rtol=real, seed=a_seed, progress=a_progress
+)
 @outside_inference_mode
 def lifted_critical_points(
     narrow: nn.Module,
@@ -167,6 +170,7 @@ def lifted_critical_points(
     scale: float = 2.0,
     rtol: float | None = None,
     seed: int = 0,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> LiftedPoints:
     """Neurons that a critical network can be given so that it stays critical on this sample, and only there.
 
@@ -198,6 +202,8 @@ def lifted_critical_points(
         rtol: of the gradients, as for :func:`llr.landscape.criticality`; needed for a narrow point that was
             trained for and is critical to more than rounding.
         seed: of the starts, and of the other sample.
+        progress: False for none; or a function, called as ``progress(done, total)`` with starts. Default:
+            after two seconds a line on a terminal or in a notebook.
 
     Returns:
         `LiftedPoints`: distinct ones, up to a reflection that the activation has, with the Hessian's
@@ -244,7 +250,9 @@ def lifted_critical_points(
     )
     other_y = critical_targets(base, other_x, generator=generator)
     points = []
-    for v in equations.solutions(starts, scale, generator):
+    with following(progress, tell=True):
+        solutions = list(equations.solutions(starts, scale, generator))
+    for v in solutions:
         model = _with_neuron(chain, layer, v)
         critical = criticality(model, x, y, loss, rtol=rtol)
         if critical:

@@ -28,6 +28,7 @@ from llr.ranks.model_rank import model_rank as find_model_rank
 from llr.ranks.saturation import Certify, Found, Look, Search
 from llr.results import Record
 from llr.results.html import Verdict
+from llr.results.progress import followed
 from llr.theory.tangents.upper import upper_bound
 
 
@@ -65,6 +66,7 @@ class Guarantee(Record):
 
 @takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
 @outside_inference_mode
+@followed
 def has_llr_guarantee(
     model: Model,
     x: Tensor,
@@ -113,6 +115,7 @@ def has_llr_guarantee(
 
 @takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
 @outside_inference_mode
+@followed
 def llr_sample_size(
     model: Model,
     x: Tensor,

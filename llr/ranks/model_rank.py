@@ -24,12 +24,13 @@ from llr.inputs.accept import a_model, a_sampler, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection, columns_of_callable, columns_of_module
 from llr.inputs.problem import Model
-from llr.inputs.roles import a_function, a_seed, check_int, sizes, word
+from llr.inputs.roles import a_progress, a_seed, check_int, sizes, word
 from llr.inputs.samplers import Sampler, read_sampler
 from llr.ranks.result import RankResult
 from llr.ranks.saturation import Certify, Look, Progress, Search, proved, unclear
 from llr.results import Record
 from llr.results.html import Spectrum, Verdict
+from llr.results.progress import followed
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +133,15 @@ class ModelRank(Record):
         return ("proved" if self.exact else "counted"), "good"
 
     def _facts(self) -> dict[str, object]:
-        return super()._facts() | {"n_samples": self.n_samples}
+        return {
+            "rank": self.rank,
+            "at least": f"{self.lower}, proved" if self.lower else "nothing proved",
+            "at most": f"{self.upper} ({self.upper_from})",
+            "parameters": self.n_params,
+            "samples": self.n_samples,
+            "sampler": self.sampler,
+            "search": self.reason,
+        }
 
     def _pictures(self) -> Sequence[Spectrum]:
         return self.result._pictures()
@@ -143,10 +152,11 @@ class ModelRank(Record):
     sampler=a_sampler,
     sample_shape=sizes,
     method=word,
-    progress=a_function,
+    progress=a_progress,
     seed=a_seed,
 )
 @outside_inference_mode
+@followed
 def model_rank(
     model: Model,
     *,
@@ -159,7 +169,7 @@ def model_rank(
     seed: int = 0,
     sample_shape: Sequence[int] | None = None,
     method: str = "auto",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> ModelRank:
     """The rank of a model at its parameters, dim T: how many scalar observations pin its function down.
 
@@ -191,7 +201,8 @@ def model_rank(
         sample_shape: shape of one sample, where the model does not tell: all but MLPs and ``nn.Sequential``
             that begin with a linear layer.
         method: how singular values are found, as for :func:`llr.rank`; "certified" is ``certify=True``.
-        progress: called as ``progress(n, rank, upper)`` after each size.
+        progress: False for none; or a function, called as ``progress(n, rank, upper)`` after each size.
+            Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
         A `ModelRank`. One whose search ran out of samples has ``saturated=False`` and says why.
@@ -227,7 +238,7 @@ def model_rank(
     )
     look = Look.at(model, source.first(1), params, upper=upper, certify=certify, method=method)
     most = max_samples or math.ceil(_PATIENCE * (look.n_params + margin) / look.outputs)
-    search = Search(look, source, most, margin, progress)
+    search = Search(look, source, most, margin, progress if callable(progress) else None)
     start = math.ceil(2 * margin / look.outputs)
     found = search.grow(start, prove=False, give_way=True)
     trace, proof = found.trials, None

@@ -329,8 +329,25 @@ class RankResult(Record):
         if self.exact:
             return "exact", "good"
         if self.open:
-            return ("ambiguous, clear gap" if self.clear else "ambiguous"), "doubt"
+            flags = torch.as_tensor(self.ambiguous)
+            some = f"{int(flags.sum())} of {flags.numel()} " if flags.dim() else ""
+            return f"{some}ambiguous" + (", clear gap" if self.clear else ""), "doubt"
         return "counted above the tolerance", "good"
+
+    def _facts(self) -> dict[str, object]:
+        numbers: dict[str, object] = {}
+        if not torch.as_tensor(self.rank).dim():
+            numbers = {
+                "rank": int(self.rank),
+                "at least": f"{self.lower} ({self.lower_from})",
+                "at most": f"{self.upper} ({self.upper_from})",
+                "gap": float(self.gap),
+                self.counted_above: float(self.tol),
+            }
+        dtype = str(self.dtype).removeprefix("torch.")
+        how = {"matrix": f"{self.n_rows} x {self.n_params}", "method": f"{self.method}, {dtype}"}
+        others = {"Jacobian by": self.path, "reason": self.reason}
+        return numbers | how | {name: value for name, value in others.items() if value}
 
     def _pictures(self) -> Sequence[Spectrum]:
         counted = "spectrum" if self.equilibrated is None else "equilibrated"

@@ -12,9 +12,10 @@ from typing import Any
 from llr.inputs.accept import takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.named import named_object
-from llr.inputs.roles import word
+from llr.inputs.roles import a_progress, word
 from llr.recovery.sweep import Row, Spec, Tally, export, read_store, run
 from llr.results import Record
+from llr.results.progress import followed
 
 Document = Mapping[str, Any]
 """A sweep's specification, as a TOML file would say it."""
@@ -215,8 +216,9 @@ class Reproduction(Record):
         return {"cells": self.tally.total, "failed": self.tally.failed, **files}
 
 
-@takes(name=word, suffix=word)
+@takes(name=word, suffix=word, progress=a_progress)
 @outside_inference_mode
+@followed
 def reproduce(
     name: str,
     out: str | os.PathLike[str] = "runs/reproduce",
@@ -224,7 +226,7 @@ def reproduce(
     quick: bool = False,
     jobs: int = 1,
     suffix: str = ".png",
-    progress: Callable[[Tally], None] | None = None,
+    progress: Callable[[Tally], None] | bool | None = None,
 ) -> Reproduction:
     """Run an experiment, or what is left of it, and draw its figure.
 

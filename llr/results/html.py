@@ -23,6 +23,7 @@ _LONGEST = 300  # characters of a value
 _MOST_ROWS = 40
 _MOST_POINTS = 400
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 190, 54, 12, 12, 30
+_NARROW, _WIDE = 250, 600  # of values, beside a picture and without one
 _DECADES = 5  # labels of the axis
 
 
@@ -89,8 +90,8 @@ def card(
         f'<div style="margin-bottom:4px"><strong>{escape(title)}</strong>{badge}</div>',
         f'<div style="margin-bottom:6px;opacity:0.85">{text_of_line(line)}</div>',
     ]
-    columns = [_facts(facts)] if facts else []
-    columns += [f"<div>{svg(picture)}</div>" for picture in pictures if len(picture.values)]
+    drawn = [f"<div>{svg(picture)}</div>" for picture in pictures if len(picture.values)]
+    columns = ([_facts(facts, _NARROW if drawn else _WIDE)] if facts else []) + drawn
     if columns:
         inside = "".join(columns)
         parts.append(
@@ -109,11 +110,12 @@ def text_of_line(line: str) -> str:
 _CELL = "padding:1px 10px 1px 0;border:none;background:none;vertical-align:top"
 
 
-def _facts(facts: Mapping[str, object]) -> str:
+def _facts(facts: Mapping[str, object], width: int) -> str:
+    narrow = f"max-width:{width}px;overflow-wrap:anywhere"
     rows = "".join(
         f'<tr style="background:none"><td style="{_CELL};text-align:left;opacity:0.7">'
         f"{escape(name.replace('_', ' '))}</td>"
-        f'<td style="{_CELL};text-align:left;max-width:360px;overflow-wrap:anywhere">{text(value)}</td></tr>'
+        f'<td style="{_CELL};text-align:left;{narrow}">{text(value)}</td></tr>'
         for name, value in facts.items()
     )
     return f'<table style="border-collapse:collapse;border:none;margin:0">{rows}</table>'

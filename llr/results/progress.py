@@ -9,20 +9,22 @@ at a time draws: those that it calls add to its line.
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
 PATIENCE = 2.0
 """Seconds of work before anything is drawn."""
 _BETWEEN = 0.1  # seconds between two drawings in a notebook
 
-Step = tuple[str, int | None, int | None]
-"""What is done, how much of it, and of how much in all; None where that is not known."""
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 clock = time.monotonic
+"""Tests put another one in its place."""
 
 
 Sink = Callable[[str, int | None, int | None], Any]
@@ -48,47 +50,55 @@ def nothing(*_: Any) -> None:
 
 
 @contextlib.contextmanager
-def following(
-    progress: Callable[..., Any] | bool | None,
-    describe: Callable[..., Step] | None = None,
-) -> Iterator[Callable[..., Any]]:
+def following(progress: Callable[..., Any] | bool | None, *, tell: bool = False) -> Iterator[None]:
     """Follow the work of a ``with`` block, as its caller's argument ``progress=`` says.
 
     Args:
-        progress: False for no progress; a function, to be called in its place; None and True for a line.
-        describe: makes a step of what the yielded function is called with. None for work that is told by
-            :func:`step` alone; then a function of the caller's is called as ``progress(done, total)``.
-
-    Yields:
-        The function to report to.
+        progress: False for nothing; None and True for a line; or a function of the caller's, which takes the
+            line's place.
+        tell: whether the steps are told to the caller's function, as ``progress(done, total)``. If not, the
+            block calls it by itself.
     """
-    outer = _sink.get()
-    line: _Line | None = None
+    outer, line = _sink.get(), None
     sink: Sink
     if progress is False:
         sink = nothing
-    elif callable(progress):
-        sink = nothing if describe is not None else _told(progress)
-    elif outer is None:
-        sink = line = _Line()
-    else:
+    elif callable(progress) and tell:
+        sink = _told(progress)
+    elif outer is not None:
         sink = outer
-
-    def report(*found: Any) -> None:
-        assert describe is not None
-        sink(*describe(*found))
-
+    elif callable(progress):
+        sink = nothing
+    else:
+        sink = line = _Line()
     token = _sink.set(sink)
     try:
-        yield progress if callable(progress) else nothing if describe is None else report
+        yield
     finally:
         _sink.reset(token)
         if line is not None:
             line.close()
 
 
+def followed(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Follow the calls of a function with a keyword argument ``progress``, see :func:`following`."""
+
+    @functools.wraps(function)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        with following(cast(Any, kwargs.get("progress"))):
+            return function(*args, **kwargs)
+
+    return wrapper
+
+
 def step(text: str, done: int | None = None, total: int | None = None) -> None:
-    """Say how far the work is, if anybody follows it."""
+    """Say how far the work is, if anybody follows it.
+
+    Args:
+        text: what is done.
+        done: how much of it.
+        total: of how much in all; None where that is not known.
+    """
     sink = _sink.get()
     if sink is not None:
         sink(text, done, total)
@@ -191,13 +201,18 @@ class _Terminal:
         self._progress = Progress(
             self._text, TimeElapsedColumn(), console=Console(stderr=True), transient=True
         )
-        self._task = self._progress.add_task("", total=None)
-        self._progress.start()
+        self._task: Any = None
 
     def draw(self, text: str, done: int | None, total: int | None) -> None:
         columns = (self._text, *(self._bar if total is not None else ()))
         self._progress.columns = (*columns, self._progress.columns[-1])
-        self._progress.update(self._task, description=text, completed=done or 0, total=total)
+        if self._task is not None:
+            self._progress.update(self._task, description=text, completed=done or 0, total=total)
+            return
+        self._task = self._progress.add_task(text, completed=done or 0, total=total)
+        begun = self._progress.tasks[0].start_time
+        self._progress.tasks[0].start_time = None if begun is None else begun - PATIENCE
+        self._progress.start()
 
     def close(self) -> None:
         self._progress.stop()
