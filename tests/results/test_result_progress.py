@@ -12,6 +12,7 @@ import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,8 @@ SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"
 
 class _Terminal:
     """A pseudo-terminal in the place of standard error."""
+
+    open: Callable[[], None]
 
     def __init__(self) -> None:
         self._ours, theirs = pty.openpty()
@@ -59,13 +62,15 @@ def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Terminal]:
     made = _Terminal()
-    monkeypatch.setattr(sys, "stderr", made.file)
     for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     fast_clock(monkeypatch)
-    yield made
+    with monkeypatch.context() as patch:
+        # Not at once: pytest sets standard error between a fixture and its test.
+        made.open = lambda: patch.setattr(sys, "stderr", made.file)
+        yield made
     made.close()
 
 
@@ -75,6 +80,7 @@ def proved(**options: Any) -> llr.Certificate:
 
 class TestTerminal:
     def test_shown_and_taken_away(self, terminal: _Terminal) -> None:
+        terminal.open()
         assert proved().rank == 7
         seen = terminal.seen()
         assert "proving at 64 bits: rank >= " in seen
@@ -82,6 +88,7 @@ class TestTerminal:
         assert seen.rindex(SHOW) > seen.rindex(HIDE)
 
     def test_counted(self, terminal: _Terminal) -> None:
+        terminal.open()
         llr.jacobian(net(1, 2, 1), points(14), backend="torch", chunk_size=1)
         assert "Jacobian: samples" in (seen := terminal.seen())
         assert "/14" in seen
@@ -89,12 +96,14 @@ class TestTerminal:
     def test_fast_calls_show_nothing(
         self, terminal: _Terminal, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        terminal.open()
         monkeypatch.setattr(progress, "clock", lambda: 0.0)
         proved()
         assert terminal.seen() == ""
 
     @pytest.mark.parametrize("argument", [False, lambda *_: None])
     def test_silenced(self, terminal: _Terminal, argument: Any) -> None:
+        terminal.open()
         proved(progress=argument)
         assert terminal.seen() == ""
 
@@ -116,6 +125,8 @@ class TestTerminal:
         assert proved().rank == 7
 
     def test_ctrl_c_leaves_the_terminal_clean(self, terminal: _Terminal) -> None:
+        terminal.open()
+
         def deep(*_: object) -> None:
             for i in range(9):
                 progress.step("deep inside", i)
@@ -131,6 +142,8 @@ class TestTerminal:
         assert "proving" in terminal.seen()
 
     def test_threads_share_one_line(self, terminal: _Terminal) -> None:
+        terminal.open()
+
         def work() -> None:
             with progress.following(None):
                 for i in range(200):
@@ -146,14 +159,15 @@ class TestTerminal:
         assert seen.count(HIDE) == seen.count(SHOW) >= 1
 
     def test_text_is_no_markup(self, terminal: _Terminal) -> None:
+        terminal.open()
         with progress.following(None):
             for _ in range(5):
                 progress.step("[red]x[/nothing]")
         assert "[red]x[/nothing]" in terminal.seen()
 
 
-def test_a_command_shows_it_and_fast_ones_do_not_import_rich() -> None:
-    code = """
+def test_a_command_shows_it_and_fast_ones_do_not_import_rich(tmp_path: Path) -> None:
+    code = r"""
 import itertools, sys, torch, llr
 from llr.results import progress
 llr.certify(torch.nn.Linear(2, 1), torch.randn(5, 2))
@@ -161,12 +175,17 @@ assert "rich" not in sys.modules
 ticks = itertools.count()
 progress.clock = lambda: float(next(ticks))
 from llr.cli.main import main
-main(["certify", "mlp:1-2-1", "--n", "14", "--out", "-"])
+open("x.csv", "w").write("1\n2\n3\n4\n5\n6\n7\n8\n9\n")
+main(["certify", "mlp:1-2-1", "--inputs", "x.csv", "--out", "-"])
 """
     ours, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
     process = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=theirs, env=environment
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment,
+        cwd=tmp_path,
     )
     os.close(theirs)
     seen = b""
@@ -362,7 +381,7 @@ class TestNotebook:
         assert progress.screen() is None
 
 
-def test_a_sweep_shows_cells_and_not_what_they_do(screen: _Screen, tmp_path: Any) -> None:
+def test_a_sweep_shows_cells_and_not_what_they_do(screen: _Screen, tmp_path: Path) -> None:
     done = recovery.reproduce("linear", tmp_path, quick=True)
     assert done.tally.done == 4
     assert screen.drawn
