@@ -6,7 +6,7 @@ Text and lines take the colour of the page, so that they can be read on light an
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Literal
@@ -159,11 +159,15 @@ def svg(picture: Spectrum) -> str:
     def x(i: float) -> float:
         return _LEFT + (i + 0.5) * (_WIDTH - _LEFT - _RIGHT) / len(sizes)
 
-    def y(value: float) -> float:
-        exponent = low if value <= 0 else min(math.log10(value), high) if value < math.inf else high
+    def level(exponent: float) -> float:
         return _TOP + (high - exponent) / (high - low) * (bottom - _TOP)
 
-    parts = [*_axes(picture.name, len(sizes), low, high, y, bottom)]
+    def y(value: float) -> float:
+        if value <= 0:
+            return level(low)
+        return level(high if value == math.inf else math.log10(value))
+
+    parts = [*_axes(picture.name, len(sizes), low, high, level)]
     for i in _some(len(sizes), picture.cut):
         size = sizes[i]
         counts = i < picture.cut if picture.cut is not None else size > line
@@ -197,13 +201,13 @@ def svg(picture: Spectrum) -> str:
     )
 
 
-def _axes(name: str, count: int, low: int, high: int, y: object, bottom: int) -> list[str]:
-    assert callable(y)
+def _axes(name: str, count: int, low: int, high: int, level: Callable[[float], float]) -> list[str]:
+    bottom = _HEIGHT - _BOTTOM
     step = max(1, math.ceil((high - low) / _DECADES))
     frame = f"M{_LEFT} {_TOP}V{bottom}H{_WIDTH - _RIGHT}"
     parts = [f'<path d="{frame}" fill="none" stroke="currentColor" opacity="0.5"/>']
     for exponent in range(high, low, -step):
-        at = y(10.0**exponent) if exponent > -300 else bottom
+        at = level(exponent)
         parts.append(
             f'<line x1="{_LEFT - 3}" x2="{_LEFT}" y1="{at:.1f}" y2="{at:.1f}" stroke="currentColor" '
             f'opacity="0.5"/><text x="{_LEFT - 6}" y="{at + 4:.1f}" text-anchor="end" '
