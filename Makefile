@@ -5,13 +5,13 @@
 
 PYTHON ?= python3
 VENV ?= .venv
-TORCH ?= torch>=2.13
+TORCH ?= torch>=2.11
 ARGS ?=
 # Processes that run tests side by side; each takes a file at a time.
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
-NATIVE := setup.py pyproject.toml $(wildcard csrc/*.* csrc/cpu/*.* csrc/cuda/*.*)
+NATIVE := setup.py pyproject.toml $(wildcard setup_native/*.py) $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
 # `make demo` alone installs what the demo needs; once everything is installed, that serves too.
 FOR_DEMO := $(if $(wildcard $(VENV)/.llr-dev),$(VENV)/.llr-dev,$(VENV)/.llr-demo)
 
@@ -43,10 +43,10 @@ test: $(VENV)/.llr-dev
 	$(BIN)/pytest tests llr --doctest-modules --ignore=tests/packaging -n $(WORKERS) --dist loadfile $(ARGS)
 
 ops: $(VENV)/.llr-dev
-	$(BIN)/pytest tests/test_ops*.py $(ARGS)
+	$(BIN)/pytest tests/operators $(ARGS)
 
 asan: $(VENV)/.llr-dev
-	tests/sanitize.sh $(BIN)/python $(ARGS)
+	tests/operators/sanitize.sh $(BIN)/python $(ARGS)
 
 emulated: $(VENV)/.llr-dev
 	$(BIN)/pytest tests/cuda_on_cpu $(ARGS)

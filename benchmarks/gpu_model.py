@@ -22,13 +22,13 @@ L2 = 5120  # bytes in a clock of all multiprocessors together
 
 COPY = 0.9  # of the data sheet's bandwidth, that a copy is expected to reach: until it has been measured
 LAUNCH = 3e-6  # s, for a kernel with next to nothing to do
-# Of Jacobi, for most matrices of full rank: counted with the emulation (tests/test_roofline.py).
+# Of Jacobi, for most matrices of full rank: counted with the emulation (tests/benchmarks/test_roofline.py).
 JACOBI_SWEEPS = {"svd-100x81": 8, "svd-32x32": 7, "svd-200x60": 8}
 
-# As csrc/cuda/jacobian.cu has them.
+# As csrc/jacobian/cuda/jacobian.cu has them.
 THREADS, BLOCKS, MOST_GROUP, WORTHWHILE_GROUP, NET_BYTES = 256, 16, 64, 4, 36 << 10
-TILE = 32  # of csrc/cuda/gram.cuh
-PAIR_LANES, SVD_BLOCK, LEAST_SVD_BLOCK = 4, 256, 64  # of csrc/cuda/svdvals.h
+TILE = 32  # of csrc/gram/cuda/gram.cuh
+PAIR_LANES, SVD_BLOCK, LEAST_SVD_BLOCK = 4, 256, 64  # of csrc/svdvals/cuda/svdvals.h
 
 
 @dataclass(frozen=True)
@@ -289,7 +289,7 @@ class Layout:
 
 
 def layout(rows: int, columns: int, limit: int) -> Layout | None:
-    """As `values_layout` of csrc/cuda/svdvals.cu; None where a matrix does not fit."""
+    """As `values_layout` of csrc/svdvals/cuda/svdvals.cu; None where a matrix does not fit."""
     wanted = columns + max(16, columns // 4)
     threads = min(PAIR_LANES << max(0, ((columns + 1) // 2 - 1).bit_length()), SVD_BLOCK)
     matrices = max(1, LEAST_SVD_BLOCK // threads)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import gc
+import json
 import os
 import platform
 import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median
@@ -83,6 +85,39 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     if settings.cases is None:
         settings.cases = settings.on_gpu if settings.device.type == "cuda" else settings.on_cpu
     return settings
+
+
+@contextlib.contextmanager
+def measuring(settings: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What every benchmark's results begin with: the machine, the settings, and what speaks against them.
+
+    More of it may be added by whoever measures. A machine that is not quiet is said before and after.
+    """
+    torch.set_num_threads(settings.threads)
+    facts = environment(settings.device)
+    before = facts["load_average"]
+    if warning := load_warning(before):
+        print(f"warning: {warning}; something else is running", file=sys.stderr)
+    results: dict[str, Any] = {
+        "environment": facts,
+        "settings": {"quick": settings.quick, "seconds_per_case": settings.seconds},
+    }
+    yield results
+    facts["load_average_after"] = os.getloadavg()[0]
+    warning = load_warning(before, facts["load_average_after"])
+    results["warnings"] = [warning] if warning else []
+
+
+def deliver(
+    benchmark: str, settings: argparse.Namespace, results: Mapping[str, Any], text: str
+) -> None:
+    """Print the results, and write them as JSON and as Markdown if there is a folder for them."""
+    print(text)
+    if settings.out is not None:
+        name = result_name(benchmark, settings.device)
+        document = json.dumps(results, indent=1, allow_nan=False)
+        write(settings.out / f"{name}.json", document + "\n")
+        write(settings.out / f"{name}.md", text)
 
 
 def result_name(benchmark: str, device: torch.device) -> str:

@@ -18,7 +18,6 @@ from typing import Any
 
 from harness import write
 from machine_code import (
-    CUDA,
     FLAGS,
     RESULTS,
     CompilerError,
@@ -27,6 +26,7 @@ from machine_code import (
     demangled,
     nvcc_version,
     parts,
+    sources,
     width,
 )
 
@@ -36,7 +36,7 @@ KINDS = ("LDS", "STS", "LDG", "STG", "DFMA", "DMUL", "DADD", "F2F", "SHFL")
 
 # The activations that benchmarks use, and one that costs nothing, by themselves.
 PROBE = """
-#include "activate.cuh"
+#include "signals/cuda/activate.cuh"
 namespace llr::cuda {
 template <Activation A>
 LLR_KERNEL(256, 4) values(const double* z, double* to) {
@@ -48,7 +48,7 @@ template __global__ void values<Activation::identity>(const double*, double*);
 template __global__ void values<Activation::tanh>(const double*, double*);
 }
 """
-IDENTITY, TANH = 0, 1  # places in csrc/activation.h
+IDENTITY, TANH = 0, 1  # places in csrc/common/activation.h
 
 
 @dataclass(frozen=True)
@@ -227,8 +227,9 @@ def look() -> dict[str, Any]:
     kept: dict[str, dict[str, Any]] = {target: {} for target in TARGETS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        paths = {path.name: path for path in sources()}
         for source, wanted in READ.items():
-            code = kernels_of(CUDA / source, folder)
+            code = kernels_of(paths[source], folder)
             for kernel, read in wanted.items():
                 for target in TARGETS:
                     kept[target][kernel] = read(code[target, kernel])

@@ -11,8 +11,6 @@ compared. Nothing is timed before all contenders agree. See benchmarks/README.md
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -52,18 +50,16 @@ from gpu_model import jacobian as reckoned
 from harness import (
     VERDICTS,
     clock_of,
-    environment,
+    deliver,
     interleaved,
-    load_warning,
+    measuring,
     number,
     options,
     parse,
     peak_growth,
     ratios,
-    result_name,
     summary,
     table,
-    write,
 )
 
 from llr.inputs.memory import format_bytes
@@ -317,53 +313,31 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     settings = arguments()
-    torch.set_num_threads(settings.threads)
     every = CASES | GPU_CASES
     chosen = {name: every[name].quick if settings.quick else every[name] for name in settings.cases}
     if settings.peak:
         case, contender = settings.peak
+        torch.set_num_threads(settings.threads)
         print(peak(chosen[case], contender, settings))
         return
-    facts = environment(settings.device)
-    before = facts["load_average"]
-    if warning := load_warning(before):
-        print(f"warning: {warning}; something else is running", file=sys.stderr)
-    jax = import_jax(settings.device)
-    facts["jax"] = None if jax is None else jax.__version__
-    cases = {}
-    for name, case in chosen.items():
-        print(f"{name}: {case} ...", end=" ", file=sys.stderr, flush=True)
-        try:
-            cases[name] = found = measure(case, settings, jax)
-        except Disagreement as error:
-            sys.exit(f"\nerror: {error}")
-        print(f"{format_bytes(found['bytes'])}, {found['rounds']} rounds", file=sys.stderr)
-    facts["load_average_after"] = os.getloadavg()[0]
-    warning = load_warning(before, facts["load_average_after"])
+    with measuring(settings) as results:
+        jax = import_jax(settings.device)
+        results["environment"]["jax"] = None if jax is None else jax.__version__
+        cases = results["cases"] = {}
+        for name, case in chosen.items():
+            print(f"{name}: {case} ...", end=" ", file=sys.stderr, flush=True)
+            try:
+                cases[name] = found = measure(case, settings, jax)
+            except Disagreement as error:
+                sys.exit(f"\nerror: {error}")
+            print(f"{format_bytes(found['bytes'])}, {found['rounds']} rounds", file=sys.stderr)
     promised = not settings.quick and settings.threads == 2
     promised = promised and settings.dtype == torch.float64 and settings.device.type == "cpu"
-    results = {
-        "environment": facts,
-        "settings": {
-            "quick": settings.quick,
-            "dtype": name_of(settings.dtype),
-            "seconds_per_case": settings.seconds,
-            "promised": promised,
-        },
-        "warnings": [warning] if warning else [],
-        "cases": cases,
-        "promises": promises(cases, promised),
-        "memory": peaks(settings.cases, settings) if settings.memory else {},
-    }
-    text = report(results)
-    if settings.out is not None:
-        name = (
-            "jacobian" if settings.dtype == torch.float64 else f"jacobian-{name_of(settings.dtype)}"
-        )
-        name = result_name(name, settings.device)
-        write(settings.out / f"{name}.json", json.dumps(results, indent=1) + "\n")
-        write(settings.out / f"{name}.md", text)
-    print(text)
+    results["settings"] |= {"dtype": name_of(settings.dtype), "promised": promised}
+    results["promises"] = promises(cases, promised)
+    results["memory"] = peaks(settings.cases, settings) if settings.memory else {}
+    suffix = "" if settings.dtype == torch.float64 else f"-{name_of(settings.dtype)}"
+    deliver(f"jacobian{suffix}", settings, results, report(results))
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
     python benchmarks/machine_code.py [--out FOLDER]
 
-Needs nvcc, and cuobjdump and nvdisasm, which the triton package has; no GPU. tests/test_machine_code.py
-judges what is found, and compares it with the table kept in benchmarks/results.
+Needs nvcc, and cuobjdump and nvdisasm, which the triton package has; no GPU.
+tests/benchmarks/test_machine_code.py judges what is found, and compares it with the table kept in
+benchmarks/results.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from typing import Any
 
 from harness import table
 
-CUDA = Path(__file__).resolve().parents[1] / "csrc" / "cuda"
+CSRC = Path(__file__).resolve().parents[1] / "csrc"
 RESULTS = Path(__file__).resolve().parent / "results"
 NAME = "machine_code"
 FLAGS = ["-O3", "-std=c++17", "--expt-relaxed-constexpr"]  # as setup.py and torch's builder say
@@ -118,10 +119,15 @@ def compiled(source: Path, targets: list[str], folder: Path) -> Path:
     """The object file; CompilerError for a warning."""
     result = folder / f"{source.name}.o"
     codes = [f"-gencode=arch={t.replace('sm', 'compute')},code={t}" for t in targets]
-    output = said(tool("nvcc"), *FLAGS, *STRICT, *codes, "-I", CUDA, "-c", source, "-o", result)
+    output = said(tool("nvcc"), *FLAGS, *STRICT, *codes, "-I", CSRC, "-c", source, "-o", result)
     if output:
         raise CompilerError(output)
     return result
+
+
+def sources() -> list[Path]:
+    """The files that have kernels, by their names."""
+    return sorted(CSRC.glob("*/cuda/*.cu"), key=lambda path: path.name)
 
 
 def parts(object_file: Path, what: str) -> Iterator[tuple[str, str]]:
@@ -138,7 +144,7 @@ def parts(object_file: Path, what: str) -> Iterator[tuple[str, str]]:
 
 
 def demangled(names: list[str]) -> dict[str, str]:
-    """The names as one would write them in csrc/cuda: without results, parameters and namespaces."""
+    """The names as one would write them in csrc: without results, parameters and namespaces."""
     for name in ("c++filt", "cu++filt"):
         try:
             lines = said(tool(name), input="\n".join(names)).splitlines()
@@ -216,7 +222,7 @@ def dynamic_shared(source: Path, folder: Path) -> dict[str, int]:
     ]
     program, probe = folder / f"{source.stem}_shared", folder / f"{source.stem}_shared.cu"
     probe.write_text("\n".join([*lines, *prints, "}"]) + "\n")
-    said(tool("nvcc"), *FLAGS, "-arch=sm_80", "-o", program, probe)
+    said(tool("nvcc"), *FLAGS, "-arch=sm_80", "-I", CSRC, "-o", program, probe)
     return dict(zip(expressions, map(int, said(program).split()), strict=True))
 
 
@@ -266,7 +272,7 @@ def look(sources: list[Path], targets: list[str]) -> dict[str, Any]:
 def look_at_all() -> dict[str, Any]:
     """The result that is kept."""
     targets = default_targets()
-    kernels = look(sorted(CUDA.glob("*.cu")), targets)
+    kernels = look(sources(), targets)
     return {"nvcc": nvcc_version(), "flags": FLAGS, "targets": targets, "kernels": kernels}
 
 

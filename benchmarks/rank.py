@@ -12,9 +12,7 @@ compared. Nothing is timed before all contenders agree. See benchmarks/README.md
 from __future__ import annotations
 
 import argparse
-import json
 import operator
-import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
@@ -28,15 +26,14 @@ from contenders import Case, Disagreement, import_jax
 from gpu_model import GPUS, JACOBI_SWEEPS, gram, svdvals
 from harness import (
     clock_of,
-    environment,
+    deliver,
     interleaved,
-    load_warning,
     measures_memory,
+    measuring,
     options,
     parse,
     ratios,
     result_name,
-    write,
 )
 from rank_contenders import (
     AUTO,
@@ -319,50 +316,31 @@ def arguments() -> argparse.Namespace:
 
 def main() -> None:
     settings = arguments()
-    torch.set_num_threads(settings.threads)
-    facts = environment(settings.device)
-    before = facts["load_average"]
-    if warning := load_warning(before):
-        print(f"warning: {warning}; something else is running", file=sys.stderr)
-    jax = import_jax(settings.device)
-    facts["jax"] = None if jax is None else jax.__version__
-    facts |= {name: version_of(name) for name in ("numpy", "scipy", "python-flint")}
-    cases = {}
-    for name in settings.cases:
-        print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
-        try:
-            cases[name] = measure(name, settings, jax)
-        except Disagreement as error:
-            sys.exit(f"\nerror: {error}")
-        print(cases[name]["case"], file=sys.stderr)
-    memory = peaks(settings) if settings.memory else {}
-    sweeps = QUICK_SWEEPS if settings.quick else SWEEPS
-    grown = scaling(sweeps, settings.device, settings.threads, fresh) if settings.scaling else {}
-    facts["load_average_after"] = os.getloadavg()[0]
-    warning = load_warning(before, facts["load_average_after"])
+    with measuring(settings) as results:
+        jax, facts = import_jax(settings.device), results["environment"]
+        facts["jax"] = None if jax is None else jax.__version__
+        facts |= {name: version_of(name) for name in ("numpy", "scipy", "python-flint")}
+        cases = results["cases"] = {}
+        for name in settings.cases:
+            print(f"{name} ...", end=" ", file=sys.stderr, flush=True)
+            try:
+                cases[name] = measure(name, settings, jax)
+            except Disagreement as error:
+                sys.exit(f"\nerror: {error}")
+            print(cases[name]["case"], file=sys.stderr)
+        results["memory"] = peaks(settings) if settings.memory else {}
+        sweeps = QUICK_SWEEPS if settings.quick else SWEEPS
+        grown = (
+            scaling(sweeps, settings.device, settings.threads, fresh) if settings.scaling else {}
+        )
+        results["scaling"] = grown
     promised = not settings.quick and settings.threads == 2 and settings.device.type == "cpu"
-    results = {
-        "environment": facts,
-        "settings": {
-            "quick": settings.quick,
-            "seconds_per_case": settings.seconds,
-            "promised": promised,
-        },
-        "warnings": [warning] if warning else [],
-        "cases": cases,
-        "promises": promises(cases, promised),
-        "memory": memory,
-        "scaling": grown,
-    }
+    results["settings"]["promised"] = promised
+    results["promises"] = promises(cases, promised)
     figure = result_name("rank_scaling", settings.device) + ".svg"
-    text = report(results, figure)
-    if settings.out is not None:
-        name = result_name("rank", settings.device)
-        write(settings.out / f"{name}.json", json.dumps(results, indent=1) + "\n")
-        write(settings.out / f"{name}.md", text)
-        if grown:
-            save_figure(grown, settings.out / figure)
-    print(text)
+    deliver("rank", settings, results, report(results, figure))
+    if grown and settings.out is not None:
+        save_figure(grown, settings.out / figure)
     if broken := failures(results):
         sys.exit("\n".join(f"error: {line}" for line in broken))
 

@@ -11,8 +11,6 @@ the sample sizes from which on strategies find the targets again.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -24,17 +22,15 @@ import torch
 from harness import (
     VERDICTS,
     WallClock,
-    environment,
+    deliver,
     interleaved,
-    load_warning,
+    measuring,
     number,
     options,
     parse,
     ratios,
-    result_name,
     summary,
     table,
-    write,
 )
 from recovery_contenders import (
     BATCHED,
@@ -166,30 +162,10 @@ def promises(cases: Mapping[str, Any], apply: bool) -> list[dict[str, Any]]:
     return rows
 
 
-def results_of(settings: argparse.Namespace) -> dict[str, Any]:
-    """All of it, as the JSON has it."""
-    facts, before = environment(settings.device), os.getloadavg()[0]
-    cases = {}
-    for name in settings.cases:
-        case = CASES[name].quick() if settings.quick else CASES[name]
-        print(f"{name}: {case}", file=sys.stderr)
-        cases[name] = measured(case, settings)
-    warning = load_warning(before, os.getloadavg()[0])
-    print("sample sizes", file=sys.stderr)
-    return {
-        "environment": facts,
-        "warning": warning,
-        "cases": cases,
-        "promises": promises(cases, not settings.quick),
-        "thresholds": recovery_thresholds.measured(settings.quick),
-    }
-
-
 def report(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     text = ["# Recovery", summary(results["environment"], "float64")]
-    if results["warning"]:
-        text += [f"**Not a quiet machine: {results['warning']}.**"]
+    text += [f"**Not a quiet machine: {warning}.**" for warning in results["warnings"]]
     for name, found in results["cases"].items():
         text += [_case(name, found), _rows(found), _floor(found)]
     kept = [
@@ -261,14 +237,16 @@ def main() -> None:
     settings = parse(parser)
     if settings.device.type != "cpu":
         parser.error(f"--device is {settings.device}; the solvers are compared on the CPU")
-    torch.set_num_threads(settings.threads)
-    results = results_of(settings)
-    text = report(results)
-    print(text)
-    if settings.out is not None:
-        path = settings.out / result_name("recovery", settings.device)
-        write(path.with_suffix(".json"), json.dumps(results, indent=1, allow_nan=False) + "\n")
-        write(path.with_suffix(".md"), text)
+    with measuring(settings) as results:
+        cases = results["cases"] = {}
+        for name in settings.cases:
+            case = CASES[name].quick() if settings.quick else CASES[name]
+            print(f"{name}: {case}", file=sys.stderr)
+            cases[name] = measured(case, settings)
+        results["promises"] = promises(cases, not settings.quick)
+        print("sample sizes", file=sys.stderr)
+        results["thresholds"] = recovery_thresholds.measured(settings.quick)
+    deliver("recovery", settings, results, report(results))
 
 
 if __name__ == "__main__":

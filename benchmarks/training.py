@@ -12,8 +12,6 @@ is the time per step and member.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,17 +21,15 @@ from typing import Any
 import torch
 from harness import (
     WallClock,
-    environment,
+    deliver,
     interleaved,
-    load_warning,
+    measuring,
     number,
     options,
     parse,
     ratios,
-    result_name,
     summary,
     table,
-    write,
 )
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
@@ -223,30 +219,13 @@ def report(results: Mapping[str, Any]) -> str:
 
 def main() -> None:
     settings = parse(options(__doc__ or "", CASES, CASES, seconds=12.0))
-    torch.set_num_threads(settings.threads)
-    facts = environment(settings.device)
-    before = facts["load_average"]
-    if warning := load_warning(before):
-        print(f"warning: {warning}; something else is running", file=sys.stderr)
-    cases = {}
-    for name in settings.cases:
-        case = CASES[name].quick() if settings.quick else CASES[name]
-        print(f"{name}: {case}", file=sys.stderr)
-        cases[name] = measured(case, settings)
-    facts["load_average_after"] = os.getloadavg()[0]
-    warning = load_warning(before, facts["load_average_after"])
-    results = {
-        "environment": facts,
-        "settings": {"quick": settings.quick, "seconds_per_case": settings.seconds},
-        "warnings": [warning] if warning else [],
-        "cases": cases,
-    }
-    text = report(results)
-    print(text)
-    if settings.out is not None:
-        path = settings.out / result_name("training", settings.device)
-        write(path.with_suffix(".json"), json.dumps(results, indent=1, allow_nan=False) + "\n")
-        write(path.with_suffix(".md"), text)
+    with measuring(settings) as results:
+        cases = results["cases"] = {}
+        for name in settings.cases:
+            case = CASES[name].quick() if settings.quick else CASES[name]
+            print(f"{name}: {case}", file=sys.stderr)
+            cases[name] = measured(case, settings)
+    deliver("training", settings, results, report(results))
 
 
 if __name__ == "__main__":

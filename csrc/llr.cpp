@@ -1,5 +1,5 @@
 // Defines the operators, and the small module that tells how this library was built. Nothing else:
-// implementations register themselves from csrc/cpu and csrc/cuda.
+// implementations register themselves, from the folders cpu and cuda of each operator.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>
@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "cpu/simd.h"
+#include "common/cpu/simd.h"
 #include "schemas.h"
 
 TORCH_LIBRARY(llr, m) { llr::define_operators(m); }

@@ -6,11 +6,11 @@ import signal
 import threading
 from collections.abc import Iterator
 
-import openmp  # noqa: F401 - before torch
+import helpers.openmp  # noqa: F401 - before torch
 import pytest
-import targets
 import torch
-from targets import Target
+from helpers import targets
+from helpers.targets import Target
 
 from llr.operators import _ops
 

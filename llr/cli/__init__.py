@@ -1,5 +1,6 @@
 """The ``llr`` command.
 
-``main``, ``theory``, ``recovery``, ``sweep``, ``demo``: the commands. ``source``: their options for models
-and samples. ``shell``, ``output``: errors, what is written, what other code prints.
+``main`` knows the commands. ``ranks``, ``proofs``, ``theory``, ``recovery``, ``sweep``, ``demo`` and
+``machine`` have them, and call what users of Python call. ``options``, ``source``: what several commands
+take. ``shell``, ``output``, ``streams``: errors, what is written, what other code prints.
 """

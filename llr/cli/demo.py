@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from rich import box
 from rich.console import Console
@@ -17,14 +18,11 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
+import llr
+from llr.cli.shell import OutputDirectory, reported
 from llr.cli.streams import PlainConsole
 from llr.inputs.evaluation.surroundings import torch_threads
 from llr.inputs.files.writing import require_directory, write_atomic
-from llr.models.load import load_model
-from llr.ranks.certificates.certificate import Certificate
-from llr.ranks.certificates.certify import certify
-from llr.ranks.rank import rank
-from llr.ranks.result import RankResult
 from llr.results import progress
 
 NETWORKS = ("10-1-1", "10-2-1", "10-4-1", "10-8-1", "10-16-1", "10-32-1", "10-64-1", "10-16-16-1")
@@ -40,6 +38,21 @@ SEED = 0
 _PROVED_PARAMETERS = 200
 
 _EQUAL = 1e-6  # neurons whose incoming weights differ by less, relative to the largest, are one
+
+
+@click.command("demo")
+@click.option(
+    "--out",
+    type=OutputDirectory(),
+    default=Path("runs/demo"),
+    show_default=True,
+    help="Directory of ranks.json and spectra.png.",
+)
+@click.option("--quick", is_flag=True, help="Only three of the networks.")
+@reported
+def demo_command(out: Path, quick: bool) -> None:
+    """Ranks of tanh networks of growing width, trained on real data."""
+    run(out, quick=quick)
 
 
 def run(out: Path, quick: bool = False, console: Console | None = None) -> list[dict[str, Any]]:
@@ -69,18 +82,18 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
     x, y = _diabetes()
     require_directory(out, "out")
     rows: list[dict[str, Any]] = []
-    results: dict[str, RankResult] = {}
+    results: dict[str, llr.RankResult] = {}
     names = QUICK_NETWORKS if quick else NETWORKS
     with progress.following(None):
         for i, name in enumerate(names):
             progress.step(f"training {name}", i, len(names))
             start = time.perf_counter()
-            model = load_model(f"mlp:{name}", seed=SEED)
+            model = llr.models.load_model(f"mlp:{name}", seed=SEED)
             fit = train(model, x, y, DECAY)
             # What floating point sees: that copies which training leaves differ in their last bits is for the
             # proof.
-            results[name] = rank(model, x, resolve=False)
-            proof = certify(model, x) if results[name].n_params <= _PROVED_PARAMETERS else None
+            results[name] = llr.rank(model, x, resolve=False)
+            proof = llr.certify(model, x) if results[name].n_params <= _PROVED_PARAMETERS else None
             seconds = time.perf_counter() - start
             rows.append(_row(name, model, fit, results[name], proof, y, seconds))
     for line in (
@@ -222,8 +235,8 @@ def _row(
     name: str,
     model: nn.Module,
     fit: Fit,
-    result: RankResult,
-    proof: Certificate | None,
+    result: llr.RankResult,
+    proof: llr.Certificate | None,
     y: Tensor,
     seconds: float,
 ) -> dict[str, Any]:

@@ -8,10 +8,21 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import click
 import torch
 
+import llr
+from llr.cli.options import (
+    POSITIVE,
+    bias_option,
+    json_option,
+    nonlinear_option,
+    output_bias_option,
+    table_options,
+    weights_out_option,
+)
 from llr.cli.shell import (
     OPEN,
     OutputDirectory,
@@ -23,12 +34,10 @@ from llr.cli.shell import (
     require_weights,
     save_weights,
 )
-from llr.cli.source import table_options
 from llr.cli.sweep import logging, resumable
-from llr.inputs.activations import ACTIVATIONS
 from llr.inputs.files.layout import Layout
 from llr.inputs.files.load import load_inputs
-from llr.recovery import EXPERIMENTS, Budget, recover, reproduce
+from llr.recovery import EXPERIMENTS
 from llr.results.progress import following
 
 
@@ -43,19 +52,12 @@ def _number_or_name(text: str | None) -> float | str | None:
 @click.argument("data", type=click.Path(path_type=Path))
 @table_options
 @click.option("--key", metavar="NAME", help="Of several arrays in DATA.")
-@click.option("--max-width", type=click.IntRange(min=1), required=True, help="Neurons at most.")
-@click.option(
-    "--outputs", type=click.IntRange(min=1), default=1, show_default=True, help="Last columns."
-)
-@click.option(
-    "--activation",
-    type=click.Choice([name for name in ACTIVATIONS if name != "identity"]),
-    default="tanh",
-    show_default=True,
-)
-@click.option("--bias/--no-bias", default=True, show_default=True, help="Hidden biases.")
-@click.option("--output-bias/--no-output-bias", default=False, show_default=True)
-@click.option("--starts", type=click.IntRange(min=1), help="Give up after so many.")
+@click.option("--max-width", type=POSITIVE, required=True, help="Neurons at most.")
+@click.option("--outputs", type=POSITIVE, default=1, show_default=True, help="Last columns.")
+@nonlinear_option
+@bias_option
+@output_bias_option
+@click.option("--starts", type=POSITIVE, help="Give up after so many.")
 @click.option("--seconds", type=float, help="Give up after so long.")
 @click.option("--noise-std", type=float, help="Of the noise on the targets.  [default: no noise]")
 @click.option(
@@ -70,31 +72,23 @@ def _number_or_name(text: str | None) -> float | str | None:
 @click.option(
     "--max-frequency", type=float, help="Of a sine network: of a neuron's weights, the norm."
 )
-@click.option("--held-out", type=click.IntRange(min=1), help="Last rows to test instead of to fit.")
+@click.option("--held-out", type=POSITIVE, help="Last rows to test instead of to fit.")
 @click.option("--seed", default=0, show_default=True, help="Of the starts.")
-@click.option("--out", type=click.Path(path_type=Path), help="The network: a .safetensors file.")
-@click.option("--json", "json_out", metavar="FILE", help="As JSON; '-' for standard output.")
+@weights_out_option
+@json_option
 @reported
 def recover_command(
     data: Path,
-    max_width: int,
-    outputs: int,
-    activation: str,
-    bias: bool,
-    output_bias: bool,
-    starts: int | None,
-    seconds: float | None,
-    noise_std: float | None,
-    y_error: str | None,
-    x_error: float | None,
-    domain: tuple[float, float] | None,
-    max_frequency: float | None,
-    held_out: int | None,
-    seed: int,
-    out: Path | None,
-    json_out: str | None,
     layout: Layout,
     key: str | None,
+    outputs: int,
+    held_out: int | None,
+    starts: int | None,
+    seconds: float | None,
+    y_error: str | None,
+    out: Path | None,
+    json_out: str | None,
+    **options: Any,
 ) -> None:
     """Find the two-layer network that made DATA: rows of inputs and, in the last columns, outputs.
 
@@ -111,7 +105,7 @@ def recover_command(
             f"data {data} has shape {tuple(table.shape)}; expected a table with inputs and, in the last "
             f"{outputs} columns, outputs"
         )
-    budget = None if starts is None and seconds is None else Budget(starts, seconds)
+    budget = None if starts is None and seconds is None else llr.recovery.Budget(starts, seconds)
     rows = len(table) - (held_out or 0)
     if rows < 1:
         raise ValueError(
@@ -119,22 +113,14 @@ def recover_command(
         )
     x, y = table[:, :-outputs], table[:, -outputs:]
     with _interruptible() as interrupted, following(None):
-        found = recover(
+        found = llr.recovery.recover(
             x[:rows],
             y[:rows],
-            max_width=max_width,
-            activation=activation,
-            bias=bias,
-            output_bias=output_bias,
             budget=budget,
-            noise_std=noise_std,
             y_error=_number_or_name(y_error),
-            x_error=x_error,
-            domain=domain,
-            max_frequency=max_frequency,
             held_out=None if held_out is None else (x[rows:], y[rows:]),
-            seed=seed,
             progress=lambda *_: bool(interrupted),
+            **options,
         )
     files: list[tuple[Path | str | None, Write]] = [
         (out, lambda path: save_weights(found.model, path)),
@@ -180,9 +166,7 @@ def _interruptible() -> Iterator[list[int]]:
     help="Directory of the results, as .sqlite and .csv, and of the figure.",
 )
 @click.option("--quick", is_flag=True, help="A grid of seconds, to see that it works.")
-@click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to start."
-)
+@click.option("--jobs", type=POSITIVE, default=1, show_default=True, help="Processes to start.")
 @click.option("--svg", is_flag=True, help="The figure as SVG instead of PNG.")
 @reported
 def reproduce_command(name: str, out: Path, quick: bool, jobs: int, svg: bool) -> None:
@@ -190,7 +174,7 @@ def reproduce_command(name: str, out: Path, quick: bool, jobs: int, svg: bool) -
     for each in EXPERIMENTS if name == "all" else [name]:
         click.echo(f"{each}: {EXPERIMENTS[each].question}")
         with resumable():
-            done = reproduce(
+            done = llr.recovery.reproduce(
                 each,
                 out,
                 quick=quick,

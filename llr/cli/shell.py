@@ -12,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import safetensors.torch
@@ -20,19 +20,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from llr.cli.source import Source as Source
-from llr.cli.source import model_options as model_options
+import llr
 from llr.cli.streams import PlainConsole, standard_streams
 from llr.inputs.files.writing import require_directory, require_writable, write_atomic
-from llr.ranks.certificates.certify import HIGHEST_BITS, LOWEST_BITS, MOST_BITS
-from llr.ranks.info import VERSION
-
-_Command = TypeVar("_Command", bound=Callable[..., Any])
 
 OPEN = 3
 """The exit code where there is no definite answer."""
-
-DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 # What llr, torch and the system raise about input; their messages speak for themselves.
 _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
@@ -65,18 +58,6 @@ class OutputText(click.Path):
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
-
-
-def max_bits_option(help_text: str) -> Callable[[_Command], _Command]:
-    """``--max-bits``, with the same limits for every command."""
-    return click.option(
-        "--max-bits",
-        type=click.IntRange(LOWEST_BITS, HIGHEST_BITS),
-        metavar="INTEGER",
-        default=MOST_BITS,
-        show_default=True,
-        help=help_text,
-    )
 
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
@@ -238,7 +219,7 @@ def deliver(lines: Sequence[str], files: Sequence[tuple[str | Path | None, Write
 
 def as_json(document: dict[str, Any]) -> Write:
     """What writes a result, and the versions that made it, to a file or, for ``-``, to standard output."""
-    versions = {"llr": VERSION, "torch": str(torch.__version__)}
+    versions = {"llr": llr.__version__, "torch": str(torch.__version__)}
 
     def write(path: str | Path) -> None:
         text = json.dumps({**document, **versions}, indent=1, allow_nan=False)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from llr.cli.options import POSITIVE
 from llr.cli.shell import console_beside, plotting, reported
 from llr.recovery.sweep.board import Address
 from llr.recovery.sweep.run import Tally, tally
@@ -73,12 +74,10 @@ def sweep() -> None:
     type=click.Path(path_type=Path),
     help="The file of results.  [default: SPEC with the suffix .sqlite]",
 )
-@click.option(
-    "--jobs", type=click.IntRange(min=1), default=1, show_default=True, help="Processes to start."
-)
+@click.option("--jobs", type=POSITIVE, default=1, show_default=True, help="Processes to start.")
 @click.option(
     "--threads",
-    type=click.IntRange(min=1),
+    type=POSITIVE,
     help="Of each cell; part of what its last bits depend on.  [default: that of the file, or 1]",
 )
 @click.option(

@@ -2,51 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 import torch
 from torch import Tensor, nn
 
-from llr import embedding
+import llr
+from llr.cli.options import (
+    POSITIVE,
+    bias_option,
+    json_option,
+    model_options,
+    nonlinear_option,
+    output_bias_option,
+    plot_option,
+    weights_out_option,
+)
 from llr.cli.output import apart
 from llr.cli.shell import (
-    Source,
     Write,
     as_json,
     deliver,
     in_shell_words,
-    model_options,
     plotting,
     reported,
     require_weights,
     save_weights,
 )
+from llr.cli.source import Source
 from llr.inputs.files.load import load_inputs
 from llr.inputs.samplers import read_sampler
-from llr.landscape import branches as find_branches
-from llr.landscape import critical_targets, embedded_spectrum
-from llr.models import ACTIVATIONS, Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
-from llr.models.load import read_widths
-from llr.theory import (
-    model_rank_of_function,
-    optimistic_sample_size,
-    points_needed,
-    rank_stratification,
-    tangent_dimension,
-)
+from llr.inputs.widths import read_widths
 
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-_positive = click.IntRange(min=1)
-_NONLINEAR = [name for name in ACTIVATIONS if name != "identity"]
-_json = click.option("--json", "json_out", metavar="FILE", help="As JSON; '-' for standard output.")
-
-
-def _plot(figure: str) -> Callable[[_Command], _Command]:
-    name = f"Draw {figure}: .png, .pdf or .svg."
-    return click.option("--plot", "plot_out", metavar="FILE", help=name)
+_d = click.option("--d", type=POSITIVE, required=True, help="Inputs.")
+_k = click.option("--k", type=POSITIVE, required=True, help="Neurons of the target function.")
+_q = click.option("--q", type=POSITIVE, default=1, show_default=True, help="Outputs.")
+_classes = plot_option("the ranks of all classes of functions")
 
 
 @click.group()
@@ -59,16 +53,16 @@ def theory() -> None:
 
 
 @theory.command("two-layer")
-@click.option("--d", type=_positive, required=True, help="Inputs.")
-@click.option("--k", type=_positive, required=True, help="Neurons of the target function.")
-@click.option("--width", type=_positive, help="Neurons of the model.  [default: k]")
-@click.option("--q", type=_positive, default=1, show_default=True, help="Outputs.")
-@click.option("--activation", type=click.Choice(_NONLINEAR), default="tanh", show_default=True)
-@click.option("--bias/--no-bias", default=True, show_default=True, help="Hidden biases.")
-@click.option("--output-bias/--no-output-bias", default=False, show_default=True)
+@_d
+@_k
+@click.option("--width", type=POSITIVE, help="Neurons of the model.  [default: k]")
+@_q
+@nonlinear_option
+@bias_option
+@output_bias_option
 @click.option("--table", is_flag=True, help="Also every class of functions of the model.")
-@_json
-@_plot("the ranks of all classes of functions")
+@json_option
+@_classes
 @reported
 def two_layer(
     d: int,
@@ -87,24 +81,24 @@ def two_layer(
     if width < k:
         raise ValueError(f"--width is {width}; expected at least --k, {k}: the function must fit")
     options: dict[str, Any] = {"activation": activation, "bias": bias, "output_bias": output_bias}
-    model = TwoLayer(d, width, q, **options).double()
-    target = TwoLayer(d, k, q, **options, generator=_seeded()).double()
-    size = optimistic_sample_size(model, target)
+    model = llr.models.TwoLayer(d, width, q, **options).double()
+    target = llr.models.TwoLayer(d, k, q, **options, generator=_seeded()).double()
+    size = llr.theory.optimistic_sample_size(model, target)
     document: dict[str, Any] = {"optimistic_sample_size": size.to_dict()}
     lines = [str(size)]
     if q > 1:  # a sample gives several observations, which may be more than it takes
-        points = points_needed(target)
+        points = llr.theory.points_needed(target)
         document["points"] = points.to_dict()
         lines.append(str(points).splitlines()[0])
     _stratify(model, json_out, plot_out, document, lines, table)
 
 
 @theory.command()
-@click.option("--d", type=_positive, required=True, help="Inputs.")
-@click.option("--kernel", type=_positive, required=True, help="Size of a kernel.")
-@click.option("--kernels", type=_positive, default=1, show_default=True, help="Of the target.")
-@click.option("--channels", type=_positive, help="Kernels of the models.  [default: those]")
-@_json
+@_d
+@click.option("--kernel", type=POSITIVE, required=True, help="Size of a kernel.")
+@click.option("--kernels", type=POSITIVE, default=1, show_default=True, help="Of the target.")
+@click.option("--channels", type=POSITIVE, help="Kernels of the models.  [default: those]")
+@json_option
 @reported
 def cnn(d: int, kernel: int, kernels: int, channels: int | None, json_out: str | None) -> None:
     """A function of random kernels in three networks: shared weights, local ones, fully connected."""
@@ -113,13 +107,15 @@ def cnn(d: int, kernel: int, kernels: int, channels: int | None, json_out: str |
         raise ValueError(
             f"--channels is {channels}; expected at least --kernels, {kernels}: the function must fit"
         )
-    target = Conv1dTwoLayer(d, kernel, kernels, generator=_seeded()).double()
+    target = llr.models.Conv1dTwoLayer(d, kernel, kernels, generator=_seeded()).double()
     architectures: dict[str, nn.Module] = {
-        "shared weights": Conv1dTwoLayer(d, kernel, channels).double(),
-        "no sharing": Conv1dTwoLayer(d, kernel, channels, shared=False).double(),
-        "fully connected": TwoLayer(d, channels * target.positions, bias=False).double(),
+        "shared weights": llr.models.Conv1dTwoLayer(d, kernel, channels).double(),
+        "no sharing": llr.models.Conv1dTwoLayer(d, kernel, channels, shared=False).double(),
+        "fully connected": llr.models.TwoLayer(d, channels * target.positions, bias=False).double(),
     }
-    sizes = {name: optimistic_sample_size(net, target) for name, net in architectures.items()}
+    sizes = {
+        name: llr.theory.optimistic_sample_size(net, target) for name, net in architectures.items()
+    }
     rows = [("network", "parameters", "samples", "")]
     for name, size in sizes.items():
         terms = "; ".join(term.text for term in size.terms)
@@ -129,72 +125,74 @@ def cnn(d: int, kernel: int, kernels: int, channels: int | None, json_out: str |
 
 
 @theory.command()
-@click.option("--d", type=_positive, required=True, help="Inputs.")
-@click.option("--k", type=_positive, required=True, help="Neurons of the target function.")
-@click.option("--width", type=_positive, required=True, help="Neurons of the model.")
-@click.option("--q", type=_positive, default=1, show_default=True, help="Outputs.")
-@click.option("--bias/--no-bias", default=True, show_default=True, help="Hidden biases.")
-@_json
-@_plot("from how many observations on each branch is isolated")
+@_d
+@_k
+@click.option("--width", type=POSITIVE, required=True, help="Neurons of the model.")
+@_q
+@bias_option
+@json_option
+@plot_option("from how many observations on each branch is isolated")
 @reported
 def branches(
     d: int, k: int, width: int, q: int, bias: bool, json_out: str | None, plot_out: str | None
 ) -> None:
     """Every way to represent a function of K random tanh neurons in a wider network."""
     drawing = plotting(plot_out, "landscape.figure")
-    found = find_branches(TwoLayer(d, k, q, bias=bias, generator=_seeded()).double(), width)
+    found = llr.landscape.branches(
+        llr.models.TwoLayer(d, k, q, bias=bias, generator=_seeded()).double(), width
+    )
     figure = (plot_out, lambda path: drawing.save(drawing.branches(found).figure, path))
     deliver([in_shell_words(str(found))], [figure, (json_out, as_json(found.to_dict()))])
 
 
 @theory.command()
-@click.option("--m", type=_positive, required=True, help="Rows of the matrix.")
-@click.option("--p", type=_positive, required=True, help="Inner size.")
-@click.option("--n", type=_positive, required=True, help="Columns of the matrix.")
-@_json
-@_plot("the ranks of all classes of functions")
+@click.option("--m", type=POSITIVE, required=True, help="Rows of the matrix.")
+@click.option("--p", type=POSITIVE, required=True, help="Inner size.")
+@click.option("--n", type=POSITIVE, required=True, help="Columns of the matrix.")
+@json_option
+@_classes
 @reported
 def factorization(m: int, p: int, n: int, json_out: str | None, plot_out: str | None) -> None:
     """Matrices of every rank as products of (M, P) and (P, N)."""
-    _stratify(MatrixFactorization(m, p, n).double(), json_out, plot_out)
+    _stratify(llr.models.MatrixFactorization(m, p, n).double(), json_out, plot_out)
 
 
 @theory.command()
 @click.argument("widths")
-@_json
-@_plot("the ranks of all classes of functions")
+@json_option
+@_classes
 @reported
 def linear(widths: str, json_out: str | None, plot_out: str | None) -> None:
     """Linear maps of every rank in a deep linear network of WIDTHS, such as 3-4-2."""
-    _stratify(DeepLinear(read_widths(widths)).double(), json_out, plot_out)
+    _stratify(llr.models.DeepLinear(read_widths(widths)).double(), json_out, plot_out)
 
 
 @theory.command("mlp")
 @click.argument("widths")
 @click.option("--target", metavar="WIDTHS", help="Only a random function of this narrower network.")
-@click.option("--activation", type=click.Choice(_NONLINEAR), default="tanh", show_default=True)
-@_json
-@_plot("the ranks of all classes of functions")
+@nonlinear_option
+@json_option
+@_classes
 @reported
 def deep(
     widths: str, target: str | None, activation: str, json_out: str | None, plot_out: str | None
 ) -> None:
     """Functions of narrower networks in one of WIDTHS, such as 2-3-3-1, with all biases."""
-    model = mlp(read_widths(widths), activation).double()
+    model = llr.models.mlp(read_widths(widths), activation).double()
     if target is None:
         _stratify(model, json_out, plot_out)
         return
     if plot_out is not None:
         raise ValueError("--plot draws the classes of all functions; leave --target away")
-    narrow = mlp(read_widths(target), activation, generator=_seeded()).double()
-    size = optimistic_sample_size(model, narrow)
+    narrow = llr.models.mlp(read_widths(target), activation, generator=_seeded()).double()
+    size = llr.theory.optimistic_sample_size(model, narrow)
     document = {"optimistic_sample_size": size.to_dict()}
     deliver([in_shell_words(str(size))], [(json_out, as_json(document))])
 
 
 @theory.command()
 @model_options(inputs=False, params=False)
-@_json
+@json_option
 @reported
 def model(source: Source, json_out: str | None) -> None:
     """The tangent dimension of MODEL at its parameters, and the model rank of its function.
@@ -203,8 +201,8 @@ def model(source: Source, json_out: str | None) -> None:
     """
     net = source.load()
     found = {
-        "tangent_dimension": apart(tangent_dimension)(net),
-        "model_rank_of_function": apart(model_rank_of_function)(net),
+        "tangent_dimension": apart(llr.theory.tangent_dimension)(net),
+        "model_rank_of_function": apart(llr.theory.model_rank_of_function)(net),
     }
     document = {**source.to_dict(), **{name: value.to_dict() for name, value in found.items()}}
     lines = [source.line(net), *(in_shell_words(str(value)) for value in found.values())]
@@ -219,9 +217,9 @@ def model(source: Source, json_out: str | None) -> None:
 @click.option("--general", is_flag=True, help="Copies with weights of their own beyond splits.")
 @click.option("--check", is_flag=True, help="Compare functions, gradients and tangent spaces.")
 @click.option("--targets", type=click.Path(path_type=Path), help="Of the samples, for the Hessian.")
-@click.option("--out", type=click.Path(path_type=Path), help="Its weights: a .safetensors file.")
-@_json
-@_plot("the Hessian's eigenvalues before and after")
+@weights_out_option
+@json_option
+@plot_option("the Hessian's eigenvalues before and after")
 @reported
 def embed(
     source: Source,
@@ -244,7 +242,7 @@ def embed(
     if out is not None:
         require_weights(out)
     net = source.load()
-    move = embedding.random_compatible if general else embedding.widen
+    move = llr.embedding.random_compatible if general else llr.embedding.widen
     wide, record = apart(move)(net, read_widths(to), _seeded(source.seed))
     document: dict[str, Any] = {**source.to_dict(), "embedding": record.to_dict(spectrum=True)}
     lines = [source.line(net), str(record)]
@@ -253,12 +251,12 @@ def embed(
         x = _samples(source, net, record.n_wide)
         y = None if targets is None else load_inputs(targets, torch.float64, what="targets")
         if check:
-            found = apart(embedding.check)(net, wide, x, y, seed=source.seed)
+            found = apart(llr.embedding.check)(net, wide, x, y, seed=source.seed)
             document["check"] = found.to_dict()
             lines.append(str(found))
         if drawing is not None:
-            y = apart(critical_targets)(net, x, y, generator=_seeded(source.seed))
-            spectrum = apart(embedded_spectrum)(net, wide, record, x, y)
+            y = apart(llr.landscape.critical_targets)(net, x, y, generator=_seeded(source.seed))
+            spectrum = apart(llr.landscape.embedded_spectrum)(net, wide, record, x, y)
             document["hessian"] = spectrum.to_dict(spectrum=True)
             lines.append(str(spectrum))
             figure = drawing.embedded(spectrum)
@@ -274,8 +272,8 @@ def embed(
 
 @click.command()
 @model_options(inputs=False, params=False)
-@click.option("--out", type=click.Path(path_type=Path), help="Its weights: a .safetensors file.")
-@_json
+@weights_out_option
+@json_option
 @reported
 def reduce(source: Source, out: Path | None, json_out: str | None) -> None:
     """Write the function of MODEL as the narrowest network that merging neurons leads to.
@@ -287,7 +285,7 @@ def reduce(source: Source, out: Path | None, json_out: str | None) -> None:
     if out is not None:
         require_weights(out)
     net = source.load()
-    found = apart(embedding.reduce)(net)
+    found = apart(llr.embedding.reduce)(net)
     reduction = found.to_dict()
     del reduction["model"]  # --out writes it
     document = {**source.to_dict(), "reduction": reduction}
@@ -312,7 +310,7 @@ def _stratify(
 ) -> None:
     """The table of an architecture, after what is known of one function."""
     drawing = plotting(plot_out, "theory.figure")
-    found = rank_stratification(model)
+    found = llr.theory.rank_stratification(model)
     document = {**(document or {}), "stratification": found.to_dict()}
     figure = (plot_out, lambda path: drawing.save(drawing.stratification(found).figure, path))
     deliver([*lines, *([str(found)] if table else [])], [figure, (json_out, as_json(document))])

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from llr.embedding.record import Embedding
 from llr.inputs.activations import Polynomial, activation_layer
+from llr.inputs.assembly import layers_of
 from llr.inputs.mlp import NotAnMLP, read_mlp
 from llr.models import Conv1dTwoLayer, DeepLinear, TwoLayer
-from llr.models.parts import layers_of
 from llr.theory.structures.groups import PARITY
 from llr.theory.structures.structure import ConvNet, Factorization, Structure, read_structure
 

@@ -28,6 +28,7 @@ from llr.theory.spans.symbols import Symbols
 from llr.theory.structures.structure import (
     ConvNet,
     Row,
+    exact_matrix,
     exact_row,
     read_structure,
     warn_of_near_copies,
@@ -147,10 +148,15 @@ def reduce(model: nn.Module) -> Reduction:
         biases: Sequence[Tensor | None] = (None, None)
         steps = kernels.steps
     else:
-        layers = Layers(network, _coefficients(network))
+        layers = Layers(
+            network.activation,
+            map(exact_matrix, network.weights),
+            (None if b is None else exact_row(b) for b in network.biases),
+            _coefficients(network),
+        )
         layers.reduce()
         weights = [_floats(W) for W in layers.weights]
-        biases = [None if b is None else _floats([b])[0] for b in layers.biases]
+        biases = [None if b is None else _floats([b])[0] for b in layers.fractions()]
         steps = layers.steps
     narrow = replace(
         network,

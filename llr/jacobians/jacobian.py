@@ -12,10 +12,11 @@ from torch import Tensor
 
 from llr.inputs.accept import a_model, a_tensor, as_given, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.inputs.examination import Probe
 from llr.inputs.layer_modes import count_on_meta
 from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.parameters import Selection
-from llr.inputs.probe import Probe, probe
+from llr.inputs.probe import probe
 from llr.inputs.problem import Model, Problem, read_problem
 from llr.inputs.roles import a_progress, word
 from llr.inputs.warned import warn_of_no_kernel

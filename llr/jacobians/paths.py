@@ -18,11 +18,12 @@ from llr.inputs.evaluation.compare import UNSUPPORTED, flat, ragged, why_unsuppo
 from llr.inputs.evaluation.forward_errors import derivatives, from_torch
 from llr.inputs.evaluation.outputs import dense, output_leaves
 from llr.inputs.evaluation.surroundings import closed
+from llr.inputs.examination import Probe
 from llr.inputs.memory import format_bytes
 from llr.inputs.mlp import MLP
 from llr.inputs.overwrites import overwriting
 from llr.inputs.parameters import Columns
-from llr.inputs.probe import Probe, probe
+from llr.inputs.probe import probe
 from llr.inputs.problem import Problem, transformed
 from llr.jacobians import reference
 from llr.operators import _ops

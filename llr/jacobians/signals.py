@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._C._functorch import is_functorch_wrapped_tensor
 
-from llr.inputs import gate
 from llr.inputs.evaluation.forward_errors import derivatives
 from llr.inputs.evaluation.outputs import output_leaves
 from llr.inputs.evaluation.surroundings import closed
@@ -33,6 +31,7 @@ from llr.inputs.overwrites import overwriting
 from llr.inputs.parameters import Columns
 from llr.inputs.probe import probe
 from llr.inputs.problem import Problem
+from llr.jacobians.kinds import Kind, kind_of
 from llr.operators.formula import ACTIVATIONS
 
 
@@ -144,119 +143,6 @@ def _chain(problem: Problem, x: Tensor, layers: Sequence[Layer]) -> dict[Layer, 
     return {layer: found[layer] for layer in layers}
 
 
-# --- hooks -------------------------------------------------------------------------------------------
-
-
-class _Kind(NamedTuple):
-    """A kind of module whose weight's derivative is known."""
-
-    sizes: Callable[[Any], tuple[int, int, int]]
-    """The groups, h and w of a module of this kind."""
-    read: Callable[[Any, Tensor], Tensor]
-    """What meets the weight, from what the module is given."""
-    first: bool
-    """Whether features come right after the samples, and positions last."""
-    vocabulary: bool = False
-
-
-def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """What each place of the filter sees: (samples, channels * kernel, places)."""
-    kernel = tuple(module.weight.shape[2:])
-    planar = len(kernel) == 2
-    stride, dilation = _sizes(module.stride, kernel), _sizes(module.dilation, kernel)
-    spans = [d * (k - 1) for d, k in zip(dilation, kernel, strict=True)]
-    if isinstance(module.padding, str):
-        totals = spans if module.padding == "same" else [0] * len(spans)
-        margins = [m for total in reversed(totals) for m in (total // 2, total - total // 2)]
-    else:
-        margins = [m for size in reversed(_sizes(module.padding, kernel)) for m in (size, size)]
-    x = F.pad(x, margins) if any(margins) else x
-    if planar:
-        return F.unfold(x, kernel, dilation, 0, stride)
-    return F.unfold(x.unsqueeze(-2), (1, *kernel), (1, *dilation), 0, (1, *stride))
-
-
-def _sizes(value: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
-    """A setting for each dimension of the kernel."""
-    found = tuple(value) if isinstance(value, tuple | list) else (value,)
-    return found * len(kernel) if len(found) == 1 else found
-
-
-def _filter_sizes(module: nn.Conv1d | nn.Conv2d) -> tuple[int, int, int]:
-    # What torch goes by: the shape of the weight, whatever the layer was made with.
-    h, *rest = module.weight.shape
-    return module.groups, h // module.groups, math.prod(rest)
-
-
-def _matrix_sizes(module: nn.Linear) -> tuple[int, int, int]:
-    h, w = module.weight.shape
-    return 1, h, w
-
-
-def _table_sizes(module: nn.Embedding) -> tuple[int, int, int]:
-    rows, h = module.weight.shape
-    return 1, h, rows
-
-
-def _normalised(module: Any, x: Tensor) -> Tensor:
-    if isinstance(module, nn.LayerNorm):
-        return F.layer_norm(x, module.normalized_shape, None, None, module.eps)
-    if isinstance(module, nn.RMSNorm):
-        return F.rms_norm(x, module.normalized_shape, None, module.eps)
-    if isinstance(module, nn.GroupNorm):
-        return F.group_norm(x, module.num_groups, None, None, module.eps)
-    return F.batch_norm(x, module.running_mean, module.running_var, eps=module.eps)
-
-
-def _scale_sizes(module: nn.Module) -> tuple[int, int, int]:
-    return cast(Tensor, module.weight).numel(), 1, 1
-
-
-_FILTER = _Kind(_filter_sizes, _patches, first=True)
-_CHANNELS = _Kind(_scale_sizes, _normalised, first=True)
-_TRAILING = _Kind(_scale_sizes, _normalised, first=False)
-
-_KINDS: dict[Any, _Kind] = {
-    nn.Linear.forward: _Kind(_matrix_sizes, lambda _, x: x, first=False),
-    nn.Conv1d.forward: _FILTER,
-    nn.Conv2d.forward: _FILTER,
-    nn.Embedding.forward: _Kind(
-        _table_sizes,
-        lambda m, x: x.long() if m.padding_idx is None else x.masked_fill(x == m.padding_idx, -1),
-        first=False,
-        vocabulary=True,
-    ),
-    nn.LayerNorm.forward: _TRAILING,
-    nn.RMSNorm.forward: _TRAILING,
-    nn.GroupNorm.forward: _CHANNELS,
-    nn.BatchNorm1d.forward: _CHANNELS,
-}
-"""The forward that a class has -> what is known of it. One that overrides forward is another kind."""
-_DIMENSIONS: dict[Any, int] = {
-    nn.Linear.forward: 2,
-    nn.Conv1d.forward: 3,
-    nn.Conv2d.forward: 4,
-    nn.Embedding.forward: 2,
-}
-"""How many dimensions the weight has."""
-
-
-def _kind(module: nn.Module) -> _Kind | None:
-    if isinstance(module, torch.jit.ScriptModule):
-        return None
-    kind = _KINDS.get(type(module).forward)
-    if kind is None or gate.departure(module, hooks=True):
-        return None
-    weight = module._parameters.get("weight")
-    if weight is None or gate.tensor_departure(weight):
-        return None
-    if weight.dim() != _DIMENSIONS.get(type(module).forward, weight.dim()):
-        return None  # replaced by one of another kind of shape
-    if isinstance(module, nn.Conv1d | nn.Conv2d) and module.padding_mode != "zeros":
-        return None
-    return kind
-
-
 def _candidates(problem: Problem, model: nn.Module) -> list[Layer]:
     """Layers by the look of their modules; a parameter in two modules has its columns among the others."""
     owners = Counter(
@@ -264,7 +150,7 @@ def _candidates(problem: Problem, model: nn.Module) -> list[Layer]:
     )
     layers = []
     for path, module in model.named_modules():
-        kind = _kind(module)
+        kind = kind_of(module)
         if kind is None:
             continue
         own = [module._parameters.get(name) for name in ("weight", "bias")]
@@ -291,7 +177,7 @@ def _recording(
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {layer.path: [] for layer in layers}
     transformed: set[str] = set()
 
-    def hook(path: str, kind: _Kind) -> Callable[..., Tensor]:
+    def hook(path: str, kind: Kind) -> Callable[..., Tensor]:
         def note(module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> Tensor:
             if any(map(is_functorch_wrapped_tensor, (output, *args))):
                 transformed.add(path)
@@ -306,7 +192,7 @@ def _recording(
     handles = [
         # Before the model's own hooks: it is the module's output that is noted.
         module.register_forward_hook(
-            hook(path, cast(_Kind, _kind(module))), prepend=True, with_kwargs=True
+            hook(path, cast(Kind, kind_of(module))), prepend=True, with_kwargs=True
         )
         for path, module in modules.items()
     ]
@@ -361,7 +247,7 @@ def _signal(
     deltas: Sequence[Sequence[Tensor]],
 ) -> Signal | None:
     """One signal of all calls of a layer, as further positions; None if samples do not come first there."""
-    first = cast(_Kind, _kind(model.get_submodule(layer.path))).first
+    first = cast(Kind, kind_of(model.get_submodule(layer.path))).first
 
     def laid_out(t: Tensor, width: int) -> Tensor:
         """(n, groups, T, width): what lies between samples and features are positions."""

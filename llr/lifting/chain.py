@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from llr.inputs.assembly import layers_of
 from llr.inputs.mlp import NotAnMLP, read_mlp
-from llr.models.parts import layers_of
 from llr.theory.structures.structure import read_structure
 
 

@@ -9,9 +9,9 @@ With u = 2^-53, z^ a computed number, z the exact one, ez >= |z^ - z| and the sa
     entry d_i a_j:    ed_i (|a_j| + ea_j) + |d_i| (ea_j + 2u |a_j|)
 
 This holds for sums in any order, with or without fused products, and if numbers below 2^-1022 are flushed to
-zero. The native operators do it beside their signals (csrc/cpu/error_bound.h); here is the same in torch
-operations. By Weyl's inequality a singular value is off by at most the Frobenius norm of the entries' errors,
-and by what the SVD errs.
+zero. The native operators do it beside their signals (csrc/signals/cpu/error_bound.h); here is the same in
+torch operations. By Weyl's inequality a singular value is off by at most the Frobenius norm of the entries'
+errors, and by what the SVD errs.
 
 Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed. (2002), sections 3.1 and 3.3.
 """

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from llr.exact.chain import Affine, Shape, Step, dense, register, steps_of
 from llr.inputs.accept import takes
 from llr.inputs.activations import activation_layer
+from llr.inputs.assembly import set_tensors
 from llr.inputs.roles import a_flag, a_float_dtype, a_generator
 from llr.inputs.samplers import own_shape
 from llr.models.parts import (
@@ -20,7 +21,6 @@ from llr.models.parts import (
     check_sizes,
     check_tensors,
     normal,
-    set_tensors,
 )
 
 

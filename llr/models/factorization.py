@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from llr.exact.chain import Shape, Step, dense, register
 from llr.inputs.accept import takes
+from llr.inputs.assembly import set_tensors
 from llr.inputs.roles import a_float_dtype, a_generator
 from llr.inputs.samplers import all_samples
 from llr.models.parts import (
@@ -20,7 +21,6 @@ from llr.models.parts import (
     check_tensors,
     matrix_shape,
     normal,
-    set_tensors,
 )
 
 

@@ -4,28 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from llr.inputs.files.checkpoints import load_weights
-from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.named import (
     current_directory_importable,
     explained,
     named_object,
     program_arguments,
 )
+from llr.inputs.widths import names_widths, read_widths, require_memory
 from llr.models.networks import mlp
-from llr.models.parts import linear_numbers
-
-_CPU = torch.device("cpu")
-# What reading a network and comparing it with its module hold at a time, as measured: copies of its
-# parameters, and rows as long as all its layers together.
-_COPIES, _ROWS = 7, 24
 
 
 def load_model(
@@ -69,7 +62,7 @@ def load_model(
     model: nn.Module
     if names_widths(spec):
         widths = read_widths(spec)
-        _require_room(spec, widths)
+        require_memory(spec, widths)
         with _seeded(seed):
             model = mlp(widths, activation)
     else:
@@ -79,56 +72,6 @@ def load_model(
     if weights is not None:
         load_weights(model, Path(weights), key=key, exact_dtype=dtype is None)
     return model
-
-
-def names_widths(spec: str) -> bool:
-    """Whether `spec` has widths, and names no module of the user's own that is called mlp.
-
-    Example:
-        >>> from llr.models.load import names_widths
-        >>> names_widths("mlp:10-64-1"), names_widths("mlp:build")
-        (True, False)
-    """
-    kind, _, rest = spec.partition(":")
-    return kind == "mlp" and not re.fullmatch(r"[^\W\d][\w.]*", rest)
-
-
-def read_widths(text: str) -> list[int]:
-    """The widths of a network that are written as ``10-64-1`` or ``mlp:10-64-1``.
-
-    Raises:
-        ValueError: anything else, or a network that is larger than the memory budget.
-
-    Example:
-        >>> from llr.models.load import read_widths
-        >>> read_widths("10-64-1")
-        [10, 64, 1]
-    """
-    widths = text.removeprefix("mlp:")
-    if not re.fullmatch(r"[1-9]\d{0,8}(-[1-9]\d{0,8})+", widths, re.ASCII):
-        raise ValueError(
-            f"model {text!r}: expected at least two positive widths joined by '-', such as mlp:10-64-1"
-        )
-    found = [int(width) for width in widths.split("-")]
-    _require_bytes(text, found, 8)
-    return found
-
-
-def _require_room(spec: str, widths: Sequence[int]) -> None:
-    """Refuse a network that could be built, but not read and differentiated on any sample."""
-    _require_bytes(spec, widths, 8 * _COPIES, 8 * _ROWS * sum(widths))
-
-
-def _require_bytes(spec: str, widths: Sequence[int], each: int, more: int = 0) -> None:
-    numbers = linear_numbers(widths, True, True)
-    nbytes = each * numbers + more
-    copies = f", and {format_bytes(nbytes)} with the copies that reading makes" if more else ""
-    if not fits(nbytes, _CPU):
-        raise ValueError(
-            f"model {spec!r}: its {numbers:,} parameters take {format_bytes(8 * numbers)} in float64"
-            f"{copies}, more than the memory budget of {format_bytes(memory_budget(_CPU))}; give smaller "
-            "widths, or more memory by LLR_MEMORY_BUDGET"
-        )
 
 
 def _named_model(spec: str, seed: int) -> nn.Module:

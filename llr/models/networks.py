@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from llr.inputs.accept import takes
 from llr.inputs.activations import activation_layer
+from llr.inputs.assembly import set_tensors
 from llr.inputs.roles import a_flag, a_float_dtype, a_generator, a_sequence
+from llr.inputs.widths import linear_numbers
 from llr.models.parts import (
     check_memory,
     check_shape,
@@ -19,9 +21,7 @@ from llr.models.parts import (
     check_tensors,
     check_widths,
     linear,
-    linear_numbers,
     matrix_shape,
-    set_tensors,
 )
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import pairwise
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +13,6 @@ from llr.inputs.activations import activation_layer
 from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.mlp import SETTINGS
 from llr.inputs.tensors import as_double
-
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def linear(
@@ -62,29 +58,6 @@ def departure_from(model: nn.Module, kind: type[nn.Module]) -> str | None:
     return (misfit(model) or None) if misfit else None
 
 
-def set_tensors(module: Module, **values: Tensor | None) -> Module:
-    """Put copies of the tensors in the place of parameters, None where there is none."""
-    for name, value in values.items():
-        if value is not None:
-            setattr(module, name, nn.Parameter(value.detach().clone().contiguous()))
-    return module
-
-
-def layers_of(
-    weights: Sequence[Tensor],
-    biases: Sequence[Tensor | None],
-    activation: str | nn.Module | None,
-) -> list[nn.Module]:
-    """Linear layers with copies of these tensors, and between them the activation, if there is one."""
-    layers: list[nn.Module] = []
-    for W, b in zip(weights, biases, strict=True):
-        if layers and activation is not None:
-            layers.append(activation_layer(activation))
-        empty = nn.utils.skip_init(nn.Linear, *W.shape[::-1], bias=b is not None)
-        layers.append(set_tensors(empty, weight=W, bias=b))
-    return layers
-
-
 def check_memory(numbers: int, dtype: torch.dtype | None) -> None:
     """Refuse a model of so many parameters that the memory budget does not have.
 
@@ -106,12 +79,6 @@ def check_sizes(**sizes: int) -> None:
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
             raise ValueError(f"{name} is {size!r}; expected a positive integer")
-
-
-def linear_numbers(widths: Sequence[int], bias: bool, last_bias: bool) -> int:
-    """How many parameters linear layers of these widths have."""
-    biases = [*([bias] * (len(widths) - 2)), last_bias]
-    return sum((i + b) * o for (i, o), b in zip(pairwise(widths), biases, strict=True))
 
 
 def check_widths(widths: Sequence[int]) -> None:

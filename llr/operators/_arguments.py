@@ -1,6 +1,6 @@
 """Checks of the native operators' arguments for what runs without kernels: shapes alone, and derivatives.
 
-The same words as in csrc/mlp_arguments.cpp and its neighbours. Sizes may be symbols.
+The same words as in csrc/common/mlp_arguments.cpp and the other *_arguments. Sizes may be symbols.
 """
 
 from __future__ import annotations

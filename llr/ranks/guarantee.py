@@ -25,7 +25,7 @@ from llr.inputs.roles import sizes, word
 from llr.inputs.samplers import Source, all_samples, checked_points, sample_shape
 from llr.ranks.model_rank import ModelRank
 from llr.ranks.model_rank import model_rank as find_model_rank
-from llr.ranks.saturation import Certify, Found, Look, Search
+from llr.ranks.saturation import Certify, Found, Look, Question, Search
 from llr.results import Record
 from llr.results.html import Verdict
 from llr.results.progress import followed
@@ -109,7 +109,7 @@ def has_llr_guarantee(
         >>> print(llr.has_llr_guarantee(model, torch.randn(9, 2)[:5], model_rank=9))  # doctest: +ELLIPSIS
         no LLR guarantee: the rank on 5 samples is 5, that of the model 9; ... (proved)
     """
-    case = _Case.of(model, x, model_rank, params, certify, method, options)
+    case = _Case.of(Question(model, params, certify, method), x, model_rank, options)
     return case.verdict()
 
 
@@ -140,7 +140,7 @@ def llr_sample_size(
         >>> llr.llr_sample_size(model, torch.randn(20, 2))
         9
     """
-    case = _Case.of(model, x, model_rank, params, certify, method, options)
+    case = _Case.of(Question(model, params, certify, method), x, model_rank, options)
     if case.found.best < case.target.rank:
         return None
     return case.search.shortest(case.found)[0]
@@ -170,12 +170,9 @@ class _Case:
     @classmethod
     def of(
         cls,
-        model: Model,
+        question: Question,
         x: Tensor,
         model_rank: int | ModelRank | None,
-        params: Selection,
-        certify: Certify,
-        method: str,
         options: dict[str, Any],
     ) -> _Case:
         if not isinstance(x, Tensor):
@@ -185,6 +182,7 @@ class _Case:
                 f"x has no samples (shape {tuple(x.shape)}); expected (n, ...), n >= 1"
             )
         x = checked_points(x, len(x), None, "x")
+        model, params = question.model, question.params
         closed = None
         if model_rank is None and not options:
             closed = upper_bound(
@@ -204,7 +202,7 @@ class _Case:
             if callable(given.get("sampler")) or isinstance(given.get("sampler"), Tensor):
                 given.pop("sample_shape")  # these have a shape of their own
             model_rank = find_model_rank(
-                model, params=params, certify=certify, method=method, **given
+                model, params=params, certify=question.certify, method=question.method, **given
             )
         elif options:
             raise TypeError(
@@ -212,15 +210,7 @@ class _Case:
                 "leave one of them away"
             )
         target = _target(model_rank)
-        look = Look.at(
-            model,
-            x[:1],
-            params,
-            upper=target.rank,
-            claim="model_rank",
-            certify=certify,
-            method=method,
-        )
+        look = Look.at(question, x[:1], upper=target.rank, claim="model_rank")
         if target.rank > look.n_params:
             raise ValueError(
                 f"model_rank is {target.rank}, but the model has {look.n_params} parameters; expected no more"

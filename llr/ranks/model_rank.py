@@ -27,7 +27,7 @@ from llr.inputs.problem import Model
 from llr.inputs.roles import a_progress, a_seed, check_int, sizes, word
 from llr.inputs.samplers import Sampler, read_sampler
 from llr.ranks.result import RankResult
-from llr.ranks.saturation import Certify, Look, Progress, Search, proved, unclear
+from llr.ranks.saturation import Certify, Look, Progress, Question, Search, proved, unclear
 from llr.results import Record
 from llr.results.html import Spectrum, Verdict
 from llr.results.progress import followed
@@ -236,7 +236,8 @@ def model_rank(
     source = read_sampler(
         sampler, model, shape=sample_shape, dtype=some.dtype, device=some.device, seed=seed
     )
-    look = Look.at(model, source.first(1), params, upper=upper, certify=certify, method=method)
+    question = Question(model, params, certify, method)
+    look = Look.at(question, source.first(1), upper=upper)
     most = max_samples or math.ceil(_PATIENCE * (look.n_params + margin) / look.outputs)
     search = Search(look, source, most, margin, progress if callable(progress) else None)
     start = math.ceil(2 * margin / look.outputs)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -29,13 +29,36 @@ _WORK = 1e8
 
 
 @dataclass(frozen=True)
-class Look:
-    """How the rank of one model is taken on samples."""
+class Question:
+    """Whose rank is asked for, and by which means."""
 
     model: Model
     params: Selection
-    method: str
     certify: Certify
+    method: str
+
+    def checked(self) -> Question:
+        """The same, where ``method="certified"`` is ``certify=True``.
+
+        Raises:
+            ValueError: an unknown method or `certify`, or two that exclude each other.
+        """
+        if self.method not in METHODS:
+            raise ValueError(f"method is {self.method!r}; expected one of {', '.join(METHODS)}")
+        if self.certify not in ("auto", True, False):
+            raise ValueError(f"certify is {self.certify!r}; expected 'auto', True or False")
+        if self.method != "certified":
+            return self
+        if self.certify is False:
+            raise ValueError("method='certified' and certify=False exclude each other")
+        return replace(self, method="auto", certify=True)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the rank of one model is taken on samples."""
+
+    question: Question
     obstacle: str
     """Why nothing can be proved; empty if it can."""
     outputs: int
@@ -50,24 +73,15 @@ class Look:
     @classmethod
     def at(
         cls,
-        model: Model,
+        question: Question,
         x: Tensor,
-        params: Selection,
         *,
         upper: int | None,
         claim: str = "upper",
-        certify: Certify,
-        method: str,
     ) -> Look:
         """Check the options and read the model's sizes, with one sample."""
-        if method not in METHODS:
-            raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
-        if certify not in ("auto", True, False):
-            raise ValueError(f"certify is {certify!r}; expected 'auto', True or False")
-        if method == "certified":
-            if certify is False:
-                raise ValueError("method='certified' and certify=False exclude each other")
-            method, certify = "auto", True
+        question = question.checked()
+        model, params, certify = question.model, question.params, question.certify
         problem = read_problem(model, x, params, torch.float64)
         if problem.columns.points is not None:
             raise ValueError(
@@ -95,23 +109,24 @@ class Look:
         bounds += [(upper, "caller")] if upper is not None else []
         limit, limit_from = min(bounds, key=lambda bound: bound[0])
         named = None if upper is None else claim
-        return cls(model, params, method, certify, obstacle, q, P, limit, limit_from, named)
+        return cls(question, obstacle, q, P, limit, limit_from, named)
 
     def provable(self, n: int) -> bool:
         """Whether the rank on n samples is to be proved."""
-        if self.obstacle or self.certify is True:
+        if self.obstacle or self.question.certify is True:
             return not self.obstacle
         N, P = n * self.outputs, self.n_params
         return N * P * (200 + min(N, P)) <= _WORK
 
     def rank(self, x: Tensor, *, prove: bool) -> RankResult:
         """The rank on these samples: a proved lower bound, or a count of singular values."""
+        asked = self.question
         if prove:
             # Of a bound that is called otherwise, a contradiction would speak of "upper".
             upper = self.upper if self.claim == "upper" else None
-            return rank(self.model, x, params=self.params, method="certified", upper=upper)
+            return rank(asked.model, x, params=asked.params, method="certified", upper=upper)
         # Whether anything is proved is decided here, for all sizes together.
-        return rank(self.model, x, params=self.params, method=self.method, resolve=False)
+        return rank(asked.model, x, params=asked.params, method=asked.method, resolve=False)
 
 
 @dataclass(frozen=True)

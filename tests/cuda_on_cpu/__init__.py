@@ -1,1 +1,1 @@
-"""The kernels of csrc/cuda, run on the CPU. emulation.h says how."""
+"""The CUDA kernels, run on the CPU. emulation.h says how."""

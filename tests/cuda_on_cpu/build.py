@@ -1,4 +1,4 @@
-"""Compiles the kernels of csrc/cuda for the emulation: a library with torch, programs without.
+"""Compiles the CUDA kernels for the emulation: a library with torch, programs without.
 
     python tests/cuda_on_cpu/build.py plain|asan|tsan [COMMAND ...]
 
@@ -17,6 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+CSRC = ROOT / "csrc"
 EMULATION = [HERE / "emulation.cpp", HERE / "runtime.cpp"]
 
 SANITIZERS = {
@@ -27,7 +28,7 @@ SANITIZERS = {
 # Like the device, which rounds every operation as it is written; fused ones are written fma().
 FLAGS = [
     *("-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-fvisibility=hidden", "-ffp-contract=off"),
-    *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DLLR_EMULATE", f"-I{HERE}"),
+    *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DLLR_EMULATE", f"-I{HERE}", f"-I{CSRC}"),
 ]
 
 
@@ -107,7 +108,7 @@ def quoted(command: list[str]) -> str:
 
 
 def build(variant: str) -> Path:
-    """The library that registers torch.ops.llr_emulated: every operator that csrc/cuda has."""
+    """The library that registers torch.ops.llr_emulated: every operator that has CUDA kernels."""
     import torch  # noqa: PLC0415 (programs are built without it)
 
     torch_folder = Path(torch.__file__).parent
@@ -117,12 +118,9 @@ def build(variant: str) -> Path:
     lib = torch_folder / "lib"
     link = ["-shared", f"-L{lib}", f"-Wl,-rpath,{lib}", "-lc10", "-ltorch_cpu"]
     sources = [*EMULATION, HERE / "module.cpp", HERE / "svdvals.cpp"]
-    sources += [*sorted(ROOT.glob("csrc/cuda/*.cu")), *sorted(ROOT.glob("csrc/cuda/*.cpp"))]
-    sources += [
-        *sorted(ROOT.glob("csrc/*_arguments.cpp")),
-        ROOT / "csrc/mlp_layout.cpp",
-        ROOT / "csrc/memory.cpp",
-    ]
+    sources += [*sorted(CSRC.glob("*/cuda/*.cu")), *sorted(CSRC.glob("*/cuda/*.cpp"))]
+    # The checks of arguments that they share with the CPU; autograd is registered for the library alone.
+    sources += [path for path in sorted(CSRC.glob("*/*.cpp")) if path.name != "autograd.cpp"]
     folder = ROOT / "build/cuda_on_cpu" / f"{variant}-torch-{torch.__version__}"
     return compile_all(folder / "libllr_emulated.so", sources, variant, flags, link)
 

@@ -1,4 +1,4 @@
-"""The operators of csrc/cuda on the CPU, as torch.ops.llr_emulated."""
+"""The CUDA operators on the CPU, as torch.ops.llr_emulated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import targets
+from helpers import targets
 
 ORDERS = {"forward": (0, 0), "reverse": (1, 0), "random": (2, 1)}
 SHARED_LIMIT, MULTIPROCESSORS = 163 * 1024, 108  # those of sm_80

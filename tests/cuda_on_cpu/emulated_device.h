@@ -1,4 +1,4 @@
-// What csrc/cuda/device.h gives to the host side of an operator, for the emulation: "CUDA" tensors lie on the
+// What csrc/common/cuda/device.h gives to the host side of an operator, for the emulation: "CUDA" tensors lie on the
 // CPU, and the operators are torch.ops.llr_emulated's.
 #pragma once
 

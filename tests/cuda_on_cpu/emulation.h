@@ -1,4 +1,4 @@
-// CUDA on the host, as far as the kernels of csrc/cuda use it: the real kernels and launchers run on a
+// CUDA on the host, as far as the kernels of csrc use it: the real kernels and launchers run on a
 // machine without a GPU, and under the sanitizers. kernel.cuh includes this where LLR_EMULATE is defined.
 //
 // Every CUDA thread is a fiber, which runs until it waits. Blocks come one after the other. Checked always,

@@ -1,5 +1,5 @@
 // The operators' schemas once more, as torch.ops.llr_emulated, and the emulation's switches.
-#include "../../csrc/schemas.h"
+#include "schemas.h"
 
 #include "emulated_device.h"
 

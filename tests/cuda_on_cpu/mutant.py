@@ -10,8 +10,8 @@ import sys
 from typing import Any
 
 import torch
-from oracles import Net, assert_matches, draw, loop_jacobian
-from targets import target
+from helpers.oracles import Net, assert_matches, draw, loop_jacobian
+from helpers.targets import target
 from torch import Tensor
 
 from llr.operators import formula

@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "../../csrc/cuda/kernel.cuh"
+#include "common/cuda/kernel.cuh"
 
 #define BUGS(X)                                                                                              \
   X(none)                                                                                                    \

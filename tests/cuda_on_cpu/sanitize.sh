@@ -4,7 +4,7 @@
 #
 #   tests/cuda_on_cpu/sanitize.sh asan|tsan PYTHON [pytest options]
 #
-# As in tests/sanitize.sh, Python itself is not instrumented, so the sanitizer's runtime has to be in the
+# As in tests/operators/sanitize.sh, Python itself is not instrumented, so the sanitizer's runtime has to be in the
 # process before anything else; and a report would be lost in a file that pytest captures.
 #
 # A frame without a line: addr2line -Cfie LIBRARY OFFSET knows it.

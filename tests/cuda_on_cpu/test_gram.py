@@ -1,13 +1,13 @@
 """The kernel of Gram matrices: in every order of threads, in both kinds of arithmetic, at every remainder.
 
-tests/test_ops_gram.py runs all of the operators' tests on the emulation too.
+tests/operators/test_gram.py runs all of the operators' tests on the emulation too.
 """
 
 from __future__ import annotations
 
 import pytest
 import torch
-from oracles import Net, assert_matches, draw, loop_jacobian, name
+from helpers.oracles import Net, assert_matches, draw, loop_jacobian, name
 
 from llr.operators import double_double
 

@@ -1,7 +1,7 @@
 """The kernels that write a Jacobian: in every order of threads, on both their paths, and what they store how.
 
-tests/test_ops.py runs all of the operator's tests on the emulation too; here is what only an emulation can
-show.
+tests/operators/test_jacobian.py runs all of the operator's tests on the emulation too; here is what only an
+emulation can show.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import itertools
 
 import pytest
 import torch
-from oracles import ACTIVATIONS, Net, assert_matches, draw, loop_jacobian, name
+from helpers.oracles import ACTIVATIONS, Net, assert_matches, draw, loop_jacobian, name
 from torch import Tensor
 
 from llr.operators import formula

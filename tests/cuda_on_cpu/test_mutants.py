@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 def barriers() -> list[tuple[str, int]]:
     """Where there is one: file and line."""
     found = []
-    for path in sorted(build.ROOT.glob("csrc/cuda/*.cu*")):
+    for path in sorted(build.CSRC.glob("*/cuda/*.cu*")):
         for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
             found += [(path.name, line)] * len(BARRIER.findall(text.split("//")[0]))
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracles import Net, draw
+from helpers.oracles import Net, draw
 
 F64 = torch.float64
 WIDE = Net((40, 150, 2), 20)  # in pieces: its signals take 20 x 640 doubles

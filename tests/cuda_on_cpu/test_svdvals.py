@@ -1,6 +1,6 @@
 """The kernels of singular values: every way to lay matrices out in shared memory, in every order of threads.
 
-tests/test_ops_svdvals.py runs all of the operator's tests on the emulation too.
+tests/operators/test_svdvals.py runs all of the operator's tests on the emulation too.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import targets
-import test_ops_svdvals as tests
 import torch
-from test_ops_svdvals import awkward, clusters, distance, exact_values, normal
+from helpers import targets
+from operators import test_svdvals as tests
+from operators.test_svdvals import awkward, clusters, distance, exact_values, normal
 from torch import Tensor
 
 from cuda_on_cpu.conftest import MULTIPROCESSORS, ORDERS, PLAIN, SHARED_LIMIT

@@ -180,7 +180,7 @@ def test_compiled_for_the_architectures_asked_for_and_no_other(
     listed = run(cuobjdump, "--list-elf", "--list-ptx", library, cwd=tmp_path).stdout
     found = re.findall(r"^(ELF|PTX) file .*\.(sm_\w+)\.", listed, re.MULTILINE)
     assert found == [("ELF", f"sm_{ARCHS.replace('.', '')}")] * len(
-        list((ROOT / "csrc" / "cuda").glob("*.cu"))
+        list(ROOT.glob("csrc/*/cuda/*.cu"))
     )
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
-from llr.linalg.balls import precision
-from llr.theory.spans.symbols import ONE, Symbols, Vector, combined
+from llr.theory.spans.layers import UNIT, ExactLayers
+from llr.theory.spans.symbols import ONE, combined
 from llr.theory.structures.groups import PARITY
 from llr.theory.structures.structure import DeepNet
-
-# Numbers such as tanh(1) are rounded to so many bits in the network that is returned.
-_BITS = 256
 
 
 @dataclass(frozen=True)
@@ -23,7 +20,7 @@ class Reduction:
     Attributes:
         net: a network with the same function. A hidden layer whose neurons all went away keeps one that is
             zero, and the function is constant.
-        steps: what was done, in words; neurons go by their numbers in the network that was given.
+        steps: what was done, one line each; neurons have their numbers in the network that was given.
         exact: whether the biases of `net` are the numbers themselves; otherwise values such as tanh(1) in
             them are rounded to 256 bits. What was merged, absorbed and deleted was decided exactly.
     """
@@ -70,23 +67,18 @@ def reduce_network(net: DeepNet) -> Reduction:
         ...     wide[0].weight[1], wide[0].bias[1] = -wide[0].weight[0], -wide[0].bias[0]
         >>> found = reduce_network(read_structure(wide))
         >>> found.net.widths, found.steps
-        ((1, 1, 2, 1), ('layer 1: neuron 1 merged into neuron 0, reflected',))
+        ((1, 1, 2, 1), ('layer 0: neuron 1 = -neuron 0: merged',))
     """
     if net.activation not in PARITY:
         raise ValueError(
             f"activation is {net.activation!r}, whose reflection is not known; expected one of "
             + ", ".join(PARITY)
         )
-    work = _Work(net)
-    steps: list[str] = []
-    while True:
-        before = len(steps)
-        for layer in range(len(work.weights) - 1):
-            while (step := work.step(layer)) is not None:
-                steps.append(step)
-        if len(steps) == before:
-            break
-    return Reduction(work.network(), tuple(steps), work.exact)
+    work = _Equal(net.activation, net.weights, net.biases)
+    work.reduce()
+    weights = tuple(tuple(tuple(row) for row in W) for W in work.weights)
+    reduced = DeepNet(net.activation, weights, tuple(work.fractions()))
+    return Reduction(reduced, tuple(work.steps), work.exact)
 
 
 class _Form(NamedTuple):
@@ -97,136 +89,41 @@ class _Form(NamedTuple):
     factor: Fraction
 
 
-class _Work:
-    """A network that is being reduced; its biases are numbers in symbols."""
+class _Equal(ExactLayers):
+    """A reduction that keeps the tangent space within that of the network: equal weights only."""
 
-    def __init__(self, net: DeepNet) -> None:
-        self.activation = net.activation
-        self.symbols = Symbols()
-        self.weights = [[list(row) for row in W] for W in net.weights]
-        self.biases: list[list[Vector] | None] = [
-            None if b is None else [_number(v) for v in b] for b in net.biases
-        ]
-        self.names = [list(range(len(W))) for W in net.weights]
+    def simplify(self, layer: int) -> bool:
+        """Take away neurons of one kind; whether there were any."""
+        return self.delete_idle(layer) or self._absorb_unfed(layer) or self._merge_equal(layer)
 
-    @property
-    def exact(self) -> bool:
-        """Whether all biases are rational."""
-        return all(set(v) <= {()} for b in self.biases for v in b or ())
+    def _absorb_unfed(self, layer: int) -> bool:
+        unfed = [i for i, row in enumerate(self.weights[layer]) if not any(row)]
+        return bool(unfed) and self.absorb(layer, unfed, self.values(layer))
 
-    def network(self) -> DeepNet:
-        """The network as it is."""
-        return DeepNet(
-            self.activation,
-            tuple(tuple(tuple(row) for row in W) for W in self.weights),
-            tuple(None if b is None else tuple(map(self._rounded, b)) for b in self.biases),
-        )
-
-    def step(self, layer: int) -> str | None:
-        """Make one change in a hidden layer, and say which; None if there is none to make."""
-        found = self._delete(layer) or self._absorb(layer) or self._merge(layer)
-        return None if found is None else f"layer {layer + 1}: {found}"
-
-    def _delete(self, layer: int) -> str | None:
-        for i in range(len(self.weights[layer])):
-            if not any(self._outgoing(layer, i)) and not self._is_placeholder(layer, i):
-                name = self._remove(layer, i)
-                return f"neuron {name} deleted, no outgoing weights"
-        return None
-
-    def _absorb(self, layer: int) -> str | None:
-        for i, row in enumerate(self.weights[layer]):
-            if any(row) or self._is_placeholder(layer, i):
-                continue
-            value = self.symbols.neuron(self.activation, self._bias(layer, i)).value
-            if value and self.biases[layer + 1] is None:
-                continue
-            self._add_to_biases(layer + 1, self._outgoing(layer, i), value)
-            name = self._remove(layer, i)
-            return f"neuron {name} absorbed, no incoming weights"
-        return None
-
-    def _merge(self, layer: int) -> str | None:
+    def _merge_equal(self, layer: int) -> bool:
         seen: dict[Hashable, tuple[int, _Form]] = {}
+        gone: dict[int, str] = {}
         for j in range(len(self.weights[layer])):
             form = self._form(layer, j)
-            if form.key not in seen:
-                seen[form.key] = j, form
+            i, first = seen.setdefault(form.key, (j, form))
+            if i == j:
                 continue
-            i, first = seen[form.key]
             reflected = form.reflected != first.reflected
-            sigmoid = PARITY[self.activation] == "odd+const"
-            if reflected and sigmoid and self.biases[layer + 1] is None:
+            constant = ONE if reflected and PARITY[self.activation] == "odd+const" else {}
+            if constant and self.biases[layer + 1] is None:
                 continue
-            column = self._outgoing(layer, j)
-            if reflected and sigmoid:
-                self._add_to_biases(layer + 1, column, ONE)
             factor = form.factor / first.factor * (-1 if reflected else 1)
-            for row, v in zip(self.weights[layer + 1], column, strict=True):
-                row[i] += factor * v
-            name = self._remove(layer, j)
-            words = f"neuron {name} merged into neuron {self.names[layer][i]}"
-            return words + ", reflected" * reflected
-        return None
+            gone[j] = self.merge(layer, j, {i: factor}, constant)
+        return self.remove(layer, gone)
 
     def _form(self, layer: int, i: int) -> _Form:
-        row, bias = self.weights[layer][i], self._bias(layer, i)
-        leading = next((v for v in row if v), Fraction(1))
-        factor, reflected = Fraction(1), False
+        row = self.weights[layer][i]
+        leading = next((v for v in row if v), UNIT)
+        factor, reflected = UNIT, False
         if self.activation == "relu":
             factor = abs(leading)
         elif PARITY[self.activation] != "hinge":
             reflected = leading < 0
         scale = (-1 if reflected else 1) / factor
-        key = tuple(scale * v for v in row), frozenset(combined([(scale, bias)]).items())
-        return _Form(key, reflected, factor)
-
-    def _bias(self, layer: int, i: int) -> Vector:
-        biases = self.biases[layer]
-        return {} if biases is None else biases[i]
-
-    def _outgoing(self, layer: int, i: int) -> list[Fraction]:
-        return [row[i] for row in self.weights[layer + 1]]
-
-    def _add_to_biases(self, layer: int, column: list[Fraction], value: Vector) -> None:
-        biases = self.biases[layer]
-        if biases is not None:
-            self.biases[layer] = [
-                combined([(Fraction(1), b), (v, value)])
-                for b, v in zip(biases, column, strict=True)
-            ]
-
-    def _is_placeholder(self, layer: int, i: int) -> bool:
-        """Whether the neuron is all that is left of its layer, and zero."""
-        alone = len(self.weights[layer]) == 1
-        rest = (*self.weights[layer][i], *self._outgoing(layer, i))
-        return alone and not any(rest) and not self._bias(layer, i)
-
-    def _remove(self, layer: int, i: int) -> int:
-        """Take the neuron out, or set it to zero if it is the last one."""
-        name = self.names[layer][i]
-        biases = self.biases[layer]
-        if len(self.weights[layer]) == 1:
-            self.weights[layer][i] = [Fraction(0)] * len(self.weights[layer][i])
-            for row in self.weights[layer + 1]:
-                row[i] = Fraction(0)
-            if biases is not None:
-                biases[i] = {}
-            return name
-        del self.weights[layer][i], self.names[layer][i]
-        for row in self.weights[layer + 1]:
-            del row[i]
-        if biases is not None:
-            del biases[i]
-        return name
-
-    def _rounded(self, v: Mapping[tuple[int, ...], Fraction]) -> Fraction:
-        if set(v) <= {()}:
-            return v.get((), Fraction(0))
-        with precision(_BITS):
-            man, exp = self.symbols.value(v).mid().man_exp()
-        return Fraction(int(man)) * Fraction(2) ** int(exp)
-
-
-def _number(v: Fraction) -> Vector:
-    return {(): v} if v else {}
+        bias = combined([(scale, self.bias(layer, i))])
+        return _Form((tuple(scale * v for v in row), frozenset(bias.items())), reflected, factor)

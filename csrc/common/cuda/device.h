@@ -1,0 +1,54 @@
+// The device that an operator works on, for its host side: streams, memory, errors.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+#include <c10/util/Exception.h>
+
+#include <cstdint>
+
+#if defined(LLR_EMULATE)
+#include "emulated_device.h"
+#else
+
+#include <ATen/ops/empty.h>
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+#include <torch/library.h>
+
+// Registers an operator's CUDA kernels: LLR_CUDA_LIBRARY(m) { m.impl("name", &function); }
+#define LLR_CUDA_LIBRARY(m) TORCH_LIBRARY_IMPL(llr, CUDA, m)
+
+namespace llr::cuda {
+
+// Makes the tensor's device the current one as long as it lives. A tensor that is elsewhere is for the check of the
+// arguments to refuse.
+class OnDevice {
+ public:
+  explicit OnDevice(const at::Tensor& tensor) {
+    if (tensor.is_cuda()) guard_.set_device(tensor.device());
+  }
+
+ private:
+  c10::cuda::OptionalCUDAGuard guard_;
+};
+
+inline cudaStream_t current_stream() { return c10::cuda::getCurrentCUDAStream().stream(); }
+
+// Uninitialised memory on the device of `like`.
+inline at::Tensor empty_on(const at::Tensor& like, at::IntArrayRef sizes, at::ScalarType dtype) {
+  return at::empty(sizes, like.options().dtype(dtype).memory_format(at::MemoryFormat::Contiguous));
+}
+
+}  // namespace llr::cuda
+
+#endif
+
+namespace llr::cuda {
+
+// What launchers return: throws with the operator's name and what CUDA says.
+inline void check(cudaError_t error, const char* op) {
+  TORCH_CHECK(error == cudaSuccess, op, ": CUDA error: ", cudaGetErrorString(error));
+}
+
+}  // namespace llr::cuda

@@ -1,0 +1,85 @@
+"""``llr certify`` and ``llr verify``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import click
+import torch
+
+import llr
+from llr.cli.options import max_bits_option, model_options
+from llr.cli.output import apart
+from llr.cli.shell import OPEN, OutputText, deliver, in_shell_words, reported
+from llr.cli.source import Source
+
+
+@click.command()
+@model_options(inputs=True)
+@click.option("--upper", type=int, help="A known upper bound of the rank: stop there.")
+@max_bits_option("Precision cap.")
+@click.option(
+    "--timeout", type=float, help="Seconds after which to end, with what is proved by then."
+)
+@click.option(
+    "--out",
+    required=True,
+    type=OutputText(),
+    help="The certificate, as JSON; '-' for standard output.",
+)
+@reported
+def certify(
+    source: Source, upper: int | None, max_bits: int, timeout: float | None, out: Path
+) -> None:
+    """Prove a lower bound of the rank of MODEL's Jacobian, and write the proof.
+
+    The network counts as the function that its layers define at the exact binary values of its parameters and
+    samples. Exit code 0 also if the bound is not shown to be the rank, or --timeout or --max-bits ended the
+    search: the certificate that is written holds all the same, and says which.
+    """
+    net = source.load()
+    x = source.samples(torch.float64, net)
+    certificate = apart(llr.certify)(
+        net,
+        x,
+        params=list(source.params) or None,
+        upper=upper,
+        max_bits=max_bits,
+        timeout=timeout,
+    )
+    deliver([source.line(net), str(certificate)], [(out, lambda path: _save(certificate, path))])
+
+
+def _save(certificate: llr.Certificate, path: str | Path) -> None:
+    if str(path) == "-":
+        click.echo(json.dumps(certificate.to_dict(), indent=1))
+    else:
+        certificate.save(path)
+
+
+@click.command()
+@click.argument("certificate", type=click.Path(path_type=Path))
+@model_options(inputs=True)
+@max_bits_option("Precision that CERTIFICATE may ask for.")
+@click.option("--timeout", type=float, help="Seconds after which to give up.")
+@reported
+def verify(source: Source, certificate: Path, max_bits: int, timeout: float | None) -> None:
+    """Check a CERTIFICATE for MODEL and its samples.
+
+    Exit code 1 if it does not hold, 3 if --timeout or --max-bits kept it from being checked.
+    """
+    proof = llr.Certificate.load(certificate)
+    net = source.load()
+    x = source.samples(torch.float64, net)
+    verdict = apart(llr.verify)(
+        proof, net, x, params=list(source.params) or None, max_bits=max_bits, timeout=timeout
+    )
+    if not verdict.checked:
+        click.echo(in_shell_words(verdict.reason))
+        sys.exit(OPEN)
+    click.echo(f"{'holds' if verdict else 'does NOT hold'}: {verdict.reason}")
+    click.echo(source.line(net))
+    if not verdict:
+        sys.exit(1)
