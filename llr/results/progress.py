@@ -126,7 +126,7 @@ def duration(seconds: float) -> str:
     Example:
         >>> from llr.results.progress import duration
         >>> duration(75), duration(7300)
-        ('1 min 15 s', '2 h 2 min')
+        ('1 min 15 s', '2 h 1 min')
     """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
