@@ -49,8 +49,7 @@ def nothing(*_: Any) -> None:
     """Take a report and do nothing."""
 
 
-@contextlib.contextmanager
-def following(progress: Callable[..., Any] | bool | None, *, tell: bool = False) -> Iterator[None]:
+class following:  # noqa: N801 - called like a function, and a generator takes microseconds more
     """Follow the work of a ``with`` block, as its caller's argument ``progress=`` says.
 
     Args:
@@ -59,25 +58,32 @@ def following(progress: Callable[..., Any] | bool | None, *, tell: bool = False)
         tell: whether the steps are told to the caller's function, as ``progress(done, total)``. If not, the
             block calls it by itself.
     """
-    outer, line = _sink.get(), None
-    sink: Sink
-    if progress is False:
-        sink = nothing
-    elif callable(progress) and tell:
-        sink = _told(progress)
-    elif outer is not None:
-        sink = outer
-    elif callable(progress):
-        sink = nothing
-    else:
-        sink = line = _Line()
-    token = _sink.set(sink)
-    try:
-        yield
-    finally:
-        _sink.reset(token)
-        if line is not None:
-            line.close()
+
+    __slots__ = ("_line", "_progress", "_tell", "_token")
+
+    def __init__(self, progress: Callable[..., Any] | bool | None, *, tell: bool = False) -> None:
+        self._progress, self._tell = progress, tell
+        self._line: _Line | None = None
+
+    def __enter__(self) -> None:
+        outer, progress = _sink.get(), self._progress
+        sink: Sink
+        if progress is False:
+            sink = nothing
+        elif callable(progress) and self._tell:
+            sink = _told(progress)
+        elif outer is not None:
+            sink = outer
+        elif callable(progress):
+            sink = nothing
+        else:
+            sink = self._line = _Line()
+        self._token = _sink.set(sink)
+
+    def __exit__(self, *_: object) -> None:
+        _sink.reset(self._token)
+        if self._line is not None:
+            self._line.close()
 
 
 def followed(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -120,7 +126,7 @@ def duration(seconds: float) -> str:
     Example:
         >>> from llr.results.progress import duration
         >>> duration(75), duration(7300)
-        ('1 min 15 s', '2 h 2 min')
+        ('1 min 15 s', '2 h 1 min')
     """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

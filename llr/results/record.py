@@ -220,7 +220,8 @@ def read_object(data: bytes) -> dict[str, Any]:
     """A JSON object; strict, each name once.
 
     Raises:
-        ValueError: anything else.
+        NotJSONError: no JSON.
+        ValueError: another value, a name that is there twice, NaN or infinity.
     """
     try:
         found = json.loads(data, object_pairs_hook=_once, parse_constant=_refuse_constant)
@@ -229,10 +230,14 @@ def read_object(data: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("its JSON is nested too deeply") from error
     except ValueError as error:  # what utf-8 raises is a ValueError, too
-        raise ValueError("is not JSON text") from error
+        raise NotJSONError("is not JSON text") from error
     if not isinstance(found, dict):
         raise ValueError(f"is {shown(found)}; expected a JSON object")
     return found
+
+
+class NotJSONError(ValueError):
+    """Text that is no JSON at all."""
 
 
 class _NotStrict(ValueError):

@@ -18,6 +18,7 @@ from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS
 from llr.linalg.decimals import DECIMAL
 from llr.results import Shown
 from llr.results.html import Verdict
+from llr.results.record import NotJSONError, read_object
 
 FORMAT = "llr rank certificate 1"
 _CHOICES = {
@@ -216,26 +217,9 @@ class Certificate(Shown):
         try:
             data = read_file(Path(path))
             try:
-                found = json.loads(data, object_pairs_hook=_once)
-            except _Repeated:
-                raise
-            except RecursionError as error:
-                raise ValueError("its JSON is nested too deeply") from error
-            except ValueError as error:  # what utf-8 raises is a ValueError, too
+                found = read_object(data)
+            except NotJSONError as error:
                 raise ValueError("is no certificate: not JSON text") from error
             return cls.from_dict(found)
         except ValueError as error:
             raise ValueError(f"certificate {os.fspath(path)}: {error}") from error
-
-
-class _Repeated(ValueError):
-    """A field is there twice, which readers understand differently."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Repeated(f"the field {shown(twice)} is there twice; expected each field once")
-    return found
