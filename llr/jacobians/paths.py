@@ -38,7 +38,7 @@ WORKING_BYTES = 256 << 20  # what torch.func may use at a time beyond the result
 
 @dataclass(repr=False)
 class Plan(Record):
-    """What :func:`llr.jacobian` would do with a model and samples; see :func:`plan`.
+    """What :func:`llr.jacobian` would do with a model and samples; see :func:`llr.plan`.
 
     The probe of the model is not written, copied or pickled: it holds the model.
     """

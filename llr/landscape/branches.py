@@ -57,7 +57,7 @@ class Branch(Record):
 
     @property
     def codimension(self) -> int:
-        """P - dim Q, never less than dim T: from so many observations on it is isolated."""
+        """P - dim Q, from which number of observations on it is isolated; never less than dim T."""
         return self.n_params - self.dimension
 
     @property

@@ -61,7 +61,7 @@ class Lift(Record):
 
     @property
     def contained(self) -> bool:
-        """Whether the condition for T_wide within T_narrow holds: there is a lambda.
+        """Whether there is a lambda, the condition for T_wide within T_narrow.
 
         It is sufficient at all parameters, and necessary at almost all.
         """

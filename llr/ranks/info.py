@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -20,16 +19,13 @@ from llr.operators import _ops, double_double, formula
 from llr.results import Record
 from llr.results.html import Table, Verdict
 
-UNKNOWN = "unknown"
-try:
-    VERSION = version("llr")
-except PackageNotFoundError:  # a checkout that was never installed
-    VERSION = UNKNOWN
+VERSION = "0.1.0"
+"""Of llr. The package's metadata take it from here as text, without an import: see pyproject.toml."""
 
 
 @dataclass(frozen=True, repr=False)
 class Info(Record):
-    """The facts of :func:`info`; prints as a table."""
+    """The facts of :func:`llr.info`; prints as a table."""
 
     facts: dict[str, str]
 
@@ -54,7 +50,7 @@ def info() -> Info:
         True
     """
     facts = {
-        "llr": "not installed" if VERSION == UNKNOWN else VERSION,
+        "llr": VERSION,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "backend": "native" if _ops.NATIVE else "torch.func",
@@ -102,7 +98,7 @@ class Check:
 
 @dataclass(frozen=True, repr=False)
 class SelfTest(Record):
-    """The outcome of :func:`selftest`; prints as a table, ``ok`` if everything agreed."""
+    """The outcome of :func:`llr.selftest`; prints as a table, ``ok`` if everything agreed."""
 
     checks: tuple[Check, ...]
     backend: str
@@ -158,7 +154,7 @@ def selftest(device: torch.device | str | None = None) -> SelfTest:
         device: "cpu", "cuda" for every visible GPU, or one of them; by default all of these.
 
     Returns:
-        A :class:`SelfTest`; ``.ok`` tells, and it prints as a table.
+        A table with one line for each check; ``.ok`` tells whether all agree.
 
     Raises:
         ValueError: another device, or one that is not there.

@@ -194,7 +194,7 @@ def model_rank(
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         upper: an upper bound of dim T known from theory; believed.
         certify: "auto" proves where N rows and P columns have N P (200 + min(N, P)) <= 1e8 and
-            :mod:`llr.exact.network` reads the model; True proves whatever it takes, False never.
+            :func:`llr.certify` takes the model; True proves whatever it takes, False never.
         margin: how far the observations must outnumber the rank, from 1 to a million.
         max_samples: the most points to draw; default: 16 (P + margin) observations' worth.
         seed: of the samples, a function of seed and sampler alone. The global generator is not used.

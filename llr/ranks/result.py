@@ -92,13 +92,13 @@ class RankResult(Record):
 
     @property
     def exact(self) -> bool:
-        """Whether the rank is certain: its bounds meet, by no estimate. Of a batch: all of them."""
+        """Whether the rank is certain, as its bounds meet without an estimate; of a batch, all of them."""
         lower, rank = (torch.as_tensor(v) for v in (self.lower, self.rank))
         return not bool((is_open(lower, self.upper, self.lower_from) | (rank != self.upper)).any())
 
     @property
     def clear(self) -> bool:
-        """Whether the count does not hang on the tolerance: a gap of 1e3. Of a batch: all of them.
+        """Whether there is a gap of 1e3, so that the tolerance does not matter; of a batch, in all of them.
 
         It says nothing about the exact rank: singular values of smooth functions fall so fast that gaps of
         1e8 come about by chance, with more rank below. A certificate is clear if it is exact, or did not grow

@@ -45,7 +45,7 @@ class Fits(Shown):
     iterations: Tensor
     """(S), steps tried."""
     codes: Tensor
-    """(S), places in :data:`llr.recovery.damping.STATUS`."""
+    """(S), the same as `status`: 0 converged, 1 stalled, 2 limit, 3 failed, 4 skipped."""
     template: nn.Module
     """The model that was fitted, its own parameters untouched."""
     method: str
@@ -53,7 +53,7 @@ class Fits(Shown):
 
     @property
     def status(self) -> list[str]:
-        """How each start ended: "converged", "stalled", "limit", "failed" or "skipped"."""
+        """How each start ended, as "converged", "stalled", "limit", "failed" or "skipped"."""
         return [STATUS[code] for code in self.codes.tolist()]
 
     @property

@@ -42,7 +42,8 @@ class Certificate(Shown):
         upper_from: "shape" for min(n_rows, n_params), "theory" for a closed form of dim T (docs/theory.md),
             "caller" for a bound that was passed to :func:`certify` and is not part of the proof, "exact
             rank" for a rank in rational arithmetic.
-        rows, columns: r of each, ascending. Rows count sample by sample, then output by output.
+        rows: r of them, ascending. They count sample by sample, then output by output.
+        columns: r of them, ascending.
         bound: decimal text, a positive lower bound of the absolute value of their determinant.
         arithmetic: "balls" or "rationals".
         bits: the precision of the balls; None for rationals.
@@ -52,7 +53,8 @@ class Certificate(Shown):
         structure: the model's layers in words.
         model: SHA-256 of the layers, the parameters' exact values and names, and which of them are columns.
         samples: SHA-256 of the samples in their order.
-        n_rows, n_params: size of the Jacobian.
+        n_rows: rows of the Jacobian.
+        n_params: its columns.
         version: of llr.
         checksum: SHA-256 of all other fields.
     """
@@ -141,7 +143,7 @@ class Certificate(Shown):
 
     @property
     def exact(self) -> bool:
-        """Whether lower and upper bound meet: then this is the rank, if the upper bound is right."""
+        """Whether lower and upper bound meet; then this is the rank, if the upper bound is right."""
         return self.rank == self.upper
 
     @property

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flint import arb
@@ -34,6 +33,7 @@ from llr.linalg.decimals import decimal_below
 from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, rational_pivots, remainder
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.verification import Verdict, verify
+from llr.ranks.info import VERSION
 from llr.results.progress import followed, step
 from llr.theory.tangents.upper import upper_bound
 
@@ -69,7 +69,7 @@ def certify(
     grows. For models of ReLU, polynomials and linear layers the rank is found exactly, in rational numbers.
 
     Args:
-        model: an MLP, or what else :func:`llr.exact.jacobian` reads.
+        model: an MLP, or another model of those in docs/certificates.md.
         x: (n, ...) samples.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         upper: an upper bound known otherwise, to stop there. It is believed, not proved. The bound is never
@@ -86,8 +86,8 @@ def certify(
         upper bound, its ``rank`` is less than its ``upper`` and ``stopped`` says why.
 
     Raises:
-        ValueError: `upper` is disproved; precisions or `timeout` out of range; what
-            :func:`llr.exact.jacobian` refuses.
+        ValueError: `upper` is disproved; precisions or `timeout` out of range; a model that
+            docs/certificates.md does not list, and what :func:`llr.jacobian` refuses.
         TimeoutError: `timeout` was over before the model was read.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE
@@ -260,10 +260,6 @@ def _check_claim(rank: int, upper: int | None) -> None:
 
 
 def _certificate(network: Network, **found: Any) -> Certificate:
-    try:
-        own = version("llr")
-    except PackageNotFoundError:  # a checkout that was never installed
-        own = "unknown"
     return Certificate(
         **found,
         structure=network.structure,
@@ -271,5 +267,5 @@ def _certificate(network: Network, **found: Any) -> Certificate:
         samples=network.samples_digest,
         n_rows=network.n_rows,
         n_params=network.n_params,
-        version=own,
+        version=VERSION,
     )

@@ -88,7 +88,7 @@ def verify(
 
     Raises:
         TypeError: `certificate` is no `Certificate`.
-        ValueError: what :func:`llr.exact.jacobian` refuses of the model and the samples.
+        ValueError: what :func:`certify` refuses of the model and the samples.
 
     Source: S. M. Rump, "Verification methods: rigorous results using floating-point arithmetic", Acta
     Numerica 19 (2010), section 10, for the inverse.

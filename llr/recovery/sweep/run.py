@@ -97,8 +97,10 @@ def run(
     Args:
         spec: a grid, or a TOML file that :meth:`Spec.read` understands.
         out: the SQLite file.
-        runner: ``module:callable``; by default that of the file, or llr's own experiment. See
-            :func:`~llr.recovery.sweep.runner.load_runner`.
+        runner: ``module:callable``, called with a dict of a cell's coordinates. It returns a mapping of names
+            to text, numbers, booleans or None. If it has an attribute ``check``, that is called with each
+            cell's coordinates before anything is computed, and raises ValueError for those that make no
+            sense. Default: that of the file, or llr's own experiment.
         threads: for each cell; by default those of the file, or one. Numbers depend on it in their last
             bits, so it cannot be changed later.
         jobs: processes to start here; not under torchrun.

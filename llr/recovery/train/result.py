@@ -133,7 +133,7 @@ class Training(Base):
 
     @property
     def status(self) -> tuple[str, ...]:
-        """Of every member "converged", "diverged", "stalled" or "steps": no more of them, or of time."""
+        """Of every member "converged", "diverged", "stalled" or, at the end of steps or time, "steps"."""
         ends = {"converged": self.converged, "diverged": self.diverged, "stalled": self.stalled}
         flags = torch.stack([*ends.values(), torch.ones_like(self.converged)]).long()
         return tuple((*ends, "steps")[i] for i in flags.argmax(0).tolist())

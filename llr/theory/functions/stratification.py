@@ -104,6 +104,8 @@ def rank_stratification(architecture: nn.Module) -> Stratification:
         architecture: a model; its parameters do not matter.
 
     Returns:
+        A table with a row for each class.
+
         Two layers: functions of k neurons, and with what else they may have. For several outputs of softplus,
         GELU, SiLU and ReLU one affine part at a time: functions with two of them, or with a multiple of a
         preactivation not parallel to the outgoing weights, have ranks in between. Polynomials: zero, and

@@ -113,7 +113,7 @@ def independence(
 
     Args:
         neurons: a network, of which one hidden layer is meant; or networks on the same inputs, each of whose
-            outputs is one neuron (or several), of any depth. Anything that :mod:`llr.exact.network` reads.
+            outputs is one neuron (or several), of any depth. Models are those of :func:`llr.certify`.
         x: (n, ...) samples to evaluate at; default: standard normal ones, more than there are neurons.
         layer: which hidden layer of a single network, from 0 on; default: the last.
         constant: ask for independence of the neurons and the constant function 1 together.
@@ -126,7 +126,7 @@ def independence(
 
     Raises:
         ValueError: a layer that is not there, networks on different inputs, no networks, a precision out of
-            range; what :func:`llr.exact.jacobian` refuses.
+            range; what :func:`llr.certify` refuses of a model.
         TypeError: no network.
 
     Source: docs/theory.md, Proposition 8.1.
