@@ -172,9 +172,8 @@ class Embedding(Record):
             raise ValueError(
                 f"source, factor and constant have shapes {sizes}; expected one vector each"
             )
-        if self.source.dtype != torch.int64 or not bool(
-            ((self.source >= 0) & (self.source < self.n_narrow)).all()
-        ):
+        used = self.source.tolist()
+        if self.source.dtype != torch.int64 or not all(0 <= i < self.n_narrow for i in used):
             raise ValueError(f"source has entries outside of 0 to {self.n_narrow - 1}")
         super()._check(content)
 

@@ -60,6 +60,13 @@ class Plan(Record):
 
     _unstored = ("probe",)
 
+    def _check(self, content: Mapping[str, Any]) -> None:
+        if self.backend not in NAMES:
+            raise ValueError(
+                f"backend of Plan is {self.backend!r}; expected one of {', '.join(NAMES)}"
+            )
+        super()._check(content)
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"probe": None}
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -92,6 +92,11 @@ class Flow(Record):
     evaluations: int
 
     _long = ("parameters",)
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        if self.times.dim() != 1 or not len(self.times) or self.losses.shape != self.times.shape:
+            raise ValueError("'times' and 'losses' of Flow: expected as many of both, not 0")
+        super()._check(content)
 
     def __str__(self) -> str:
         """One line: from which loss to which, and the decay."""

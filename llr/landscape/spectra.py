@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -94,6 +94,14 @@ class HessianSpectrum(Record):
         from llr.landscape import figure  # noqa: PLC0415 - matplotlib is optional
 
         return figure.hessian(self, ax=ax)
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        if self.eigenvalues.dim() != 1:
+            raise ValueError(
+                f"'eigenvalues' of HessianSpectrum has shape {tuple(self.eigenvalues.shape)}; expected one "
+                "dimension"
+            )
+        super()._check(content)
 
     def _verdict(self) -> Verdict | None:
         if self.index:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
@@ -17,32 +16,15 @@ from llr.inputs.memory import format_bytes, memory_budget
 from llr.inputs.roles import a_device
 from llr.linalg.spectrum import singular_values
 from llr.operators import _ops, double_double, formula
-from llr.results import Record
-from llr.results.html import Table, Verdict
+from llr.ranks.installation import Check as Check
+from llr.ranks.installation import Info as Info
+from llr.ranks.installation import SelfTest as SelfTest
 
 UNKNOWN = "unknown"
 try:
     VERSION = version("llr")
 except PackageNotFoundError:  # a checkout that was never installed
     VERSION = UNKNOWN
-
-
-@dataclass(frozen=True, repr=False)
-class Info(Record):
-    """The facts of :func:`info`; prints as a table."""
-
-    facts: dict[str, str]
-
-    def __str__(self) -> str:
-        width = max(map(len, self.facts))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.facts.items())
-
-    def __repr__(self) -> str:
-        names = ("llr", "torch", "backend")
-        return ", ".join(f"{name} {self.facts[name]}" for name in names if name in self.facts)
-
-    def _facts(self) -> dict[str, object]:
-        return dict(self.facts)
 
 
 def info() -> Info:
@@ -81,66 +63,6 @@ def info() -> Info:
 
 def _gpus() -> list[torch.device]:
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison: the largest error relative to the largest entry, and what is allowed."""
-
-    name: str
-    error: float
-    allowed: float
-    device: str = "cpu"
-    note: str = ""
-    """What was wrong beyond numbers."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the error is within bounds; NaN is not."""
-        return self.error <= self.allowed
-
-
-@dataclass(frozen=True, repr=False)
-class SelfTest(Record):
-    """The outcome of :func:`selftest`; prints as a table, ``ok`` if everything agreed."""
-
-    checks: tuple[Check, ...]
-    backend: str
-
-    _also = ("ok",)
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check passed."""
-        return all(check.ok for check in self.checks)
-
-    def __str__(self) -> str:
-        width = max(len(check.name) for check in self.checks)
-        place = max(len(check.device) for check in self.checks)
-        lines = [
-            f"{check.name:<{width}}  {check.device:<{place}}  {check.error:8.1e} "
-            f"(allowed {check.allowed:.0e})  {'ok' if check.ok else 'WRONG'}"
-            + (f": {check.note}" if check.note else "")
-            for check in self.checks
-        ]
-        return "\n".join([f"backend: {self.backend}", *lines, self._summary()])
-
-    def _summary(self) -> str:
-        failed = sum(not check.ok for check in self.checks)
-        return "all agree" if failed == 0 else f"{failed} of {len(self.checks)} are WRONG"
-
-    def __repr__(self) -> str:
-        return f"self-test of {self.backend}: {self._summary()}"
-
-    def _verdict(self) -> Verdict:
-        return self._summary(), "good" if self.ok else "bad"
-
-    def _table(self) -> Table:
-        rows = [
-            (c.name, c.device, c.error, c.allowed, "ok" if c.ok else f"WRONG {c.note}".rstrip())
-            for c in self.checks
-        ]
-        return ("operator", "device", "error", "allowed", ""), rows
 
 
 _ALLOWED = {torch.float64: 1e-13, torch.float32: 1e-5}

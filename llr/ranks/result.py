@@ -317,6 +317,13 @@ class RankResult(Record):
                     f"{name!r} of RankResult has not the shape of rank, {tuple(shape)}"
                 )
         short = min(self.n_rows, self.n_params)
+        for name in ("rank", "lower", "upper"):
+            value = torch.as_tensor(getattr(self, name))
+            whole = not value.is_floating_point() and value.dtype != torch.bool
+            if not whole or bool(((value < 0) | (value > short)).any()):
+                raise ValueError(f"{name!r} of RankResult is no rank; expected 0 to {short}")
+        if torch.as_tensor(self.ambiguous).dtype != torch.bool:
+            raise ValueError("'ambiguous' of RankResult holds numbers; expected true or false")
         for name in self._long:
             value = getattr(self, name)
             if value is not None and value.shape not in ((*shape, short), (*shape, 0)):

@@ -94,6 +94,10 @@ class WidthFit(Record):
             return _net(content["model"], _activation(content, where), where)
         return super()._read(name, hint, content, where)
 
+    def _check(self, content: Mapping[str, Any]) -> None:
+        _check_error("error", self.error)
+        super()._check(content)
+
 
 @dataclass(frozen=True)
 class Proved:
@@ -304,6 +308,10 @@ class Recovery(Record):
         activation = _activation(content, where)
         return tuple(_net(net, activation, f"{where}[{i}]").model() for i, net in enumerate(value))
 
+    def _check(self, content: Mapping[str, Any]) -> None:
+        _check_error("train_error", self.train_error)
+        super()._check(content)
+
     def _verdict(self) -> Verdict:
         tones: dict[str, Tone] = {"recovered": "good", "accepted": "good", "ambiguous": "doubt"}
         return self.status.replace("_", " "), tones.get(self.status, "bad")
@@ -318,6 +326,11 @@ class Recovery(Record):
             (f.width, math.sqrt(f.error), f.roundings, f.consistent) for f in self.fits.values()
         ]
         return ("width", "relative error", "roundings", "explained by rounding"), rows
+
+
+def _check_error(name: str, value: float) -> None:
+    if value < 0:
+        raise ValueError(f"{name!r} is {value}; expected a squared error, at least 0")
 
 
 def _numbers(net: nn.Module) -> dict[str, Any]:

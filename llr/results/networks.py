@@ -62,6 +62,8 @@ def from_numbers(content: Any, where: str) -> nn.Sequential:
     if not isinstance(layers, list):
         raise ValueError(f"{where}.layers is {shown(layers)}; expected a list")
     built = [_built(layer, DTYPES[dtype], f"{where}.layers[{i}]") for i, layer in enumerate(layers)]
+    if not any(isinstance(layer, nn.Linear) for layer in built):
+        raise ValueError(f"{where}.layers has no weights; expected a linear layer at least")
     return nn.Sequential(*built).train(training)
 
 

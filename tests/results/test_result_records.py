@@ -6,8 +6,11 @@ import copy
 import dataclasses
 import json
 import math
+import os
 import pickle
+import random
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +146,48 @@ def test_what_is_wrong_is_refused_by_name(results: dict[str, Any], name: str) ->
     for wrong in (None, [], "{}", 3):
         with pytest.raises(ValueError, match=kind.__name__):
             kind.from_dict(wrong)  # type: ignore[arg-type]
+
+
+WRONG = [
+    *(None, True, -1, 0, 3, 10**30, 1.5, -0.0, 1e308, "", "x", "inf", "nan", "3/8", "1/0"),
+    *([], [1], [[1.0]], {}, {"a": 1}),
+]
+CASES = int(os.environ.get("LLR_RANDOM_CASES", "8"))
+
+
+def places(content: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    if path:
+        yield path
+    parts = list(content.items() if isinstance(content, dict) else enumerate(content))
+    for key, value in parts[:6] if isinstance(content, list) else parts:
+        if isinstance(value, dict | list):
+            yield from places(value, (*path, key))
+        else:
+            yield (*path, key)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_what_is_accepted_can_be_shown(results: dict[str, Any], name: str) -> None:
+    """A dictionary with one value changed or missing is refused, or makes a result that prints."""
+    result, rng = results[name], random.Random(name)
+    for case in range(CASES):
+        content = copy.deepcopy(strict(result.to_dict(spectrum=bool(case % 3))))
+        *path, last = rng.choice(list(places(content)))
+        inner = content
+        for key in path:
+            inner = inner[key]
+        if rng.random() < 0.1:
+            del inner[last]
+        else:
+            inner[last] = rng.choice(WRONG)
+        try:
+            made = type(result).from_dict(content)
+        except ValueError:
+            continue
+        assert "\n" not in repr(made)
+        assert isinstance(str(made), str)
+        assert made._repr_html_()
+        assert strict(made.to_dict(spectrum=True))
 
 
 class TestRank:

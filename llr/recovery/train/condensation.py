@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +72,16 @@ class Condensation(Record):
         span = str(least) if least == most else f"{least} to {most}"
         many = f" in each of {len(counts)} networks" if len(counts) > 1 else ""
         return f"{self.norms.shape[-1]} neurons{many}: {span} effective"
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        neurons = self.norms.shape
+        for name in ("masses", "labels", "shares", "norm_spread"):
+            if getattr(self, name).shape != neurons or not neurons:
+                raise ValueError(f"{name!r} of Condensation has not the shape of norms, {neurons}")
+        for name in ("effective", "participation", "direction_spread"):
+            if getattr(self, name).shape != neurons[:-1]:
+                raise ValueError(f"{name!r} of Condensation has not one number for each network")
+        super()._check(content)
 
     def _facts(self) -> dict[str, object]:
         if self.effective.dim():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -82,6 +82,14 @@ class History(Base):
     relative: Tensor
 
     _long = ("theta", "loss", "relative")
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        points = len(self.at) if self.at.dim() == 1 else 0
+        if not points or self.theta.dim() != 3 or len(self.theta) != points:
+            raise ValueError(
+                "'at' and 'theta' of History: expected the same number of points, not 0"
+            )
+        super()._check(content)
 
     def __str__(self) -> str:
         """One line: how many points of how many members."""
@@ -164,6 +172,16 @@ class Training(Base):
                 "this Training has no history to draw; train(..., record=100) keeps so many of its points"
             )
         return self.history.plot(ax)
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        members = self.relative.shape
+        flags = ("converged", "diverged", "stalled")
+        kinds = {"steps": torch.int64, **dict.fromkeys(flags, torch.bool)}
+        for name, kind in kinds.items():
+            value: Tensor = getattr(self, name)
+            if value.dtype != kind or value.shape != members or value.dim() != 1:
+                raise ValueError(f"{name!r} of Training: expected {kind}, one for each member")
+        super()._check(content)
 
     def _facts(self) -> dict[str, object]:
         ends = {end: self.status.count(end) for end in dict.fromkeys(self.status)}
