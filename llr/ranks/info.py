@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -16,20 +15,12 @@ from llr.inputs.memory import format_bytes, memory_budget
 from llr.inputs.roles import a_device
 from llr.linalg.spectrum import singular_values
 from llr.operators import _ops, double_double, formula
+from llr.ranks.installation import Check as Check
+from llr.ranks.installation import Info as Info
+from llr.ranks.installation import SelfTest as SelfTest
 
 VERSION = "0.1.0"
 """Of llr. The package's metadata take it from here as text, without an import: see pyproject.toml."""
-
-
-@dataclass(frozen=True)
-class Info:
-    """The facts of :func:`llr.info`; prints as a table."""
-
-    facts: dict[str, str]
-
-    def __str__(self) -> str:
-        width = max(map(len, self.facts))
-        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.facts.items())
 
 
 def info() -> Info:
@@ -43,7 +34,7 @@ def info() -> Info:
     facts = {
         "llr": VERSION,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "backend": "native" if _ops.NATIVE else "torch.func",
         "because": _ops.REASON,
     }
@@ -68,49 +59,6 @@ def info() -> Info:
 
 def _gpus() -> list[torch.device]:
     return [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
-
-
-@dataclass(frozen=True)
-class Check:
-    """One comparison: the largest error relative to the largest entry, and what is allowed."""
-
-    name: str
-    error: float
-    allowed: float
-    device: str = "cpu"
-    note: str = ""
-    """What was wrong beyond numbers."""
-
-    @property
-    def ok(self) -> bool:
-        """Whether the error is within bounds; NaN is not."""
-        return self.error <= self.allowed
-
-
-@dataclass(frozen=True)
-class SelfTest:
-    """The outcome of :func:`llr.selftest`; prints as a table, ``ok`` if everything agreed."""
-
-    checks: tuple[Check, ...]
-    backend: str
-
-    @property
-    def ok(self) -> bool:
-        """Whether every check passed."""
-        return all(check.ok for check in self.checks)
-
-    def __str__(self) -> str:
-        width = max(len(check.name) for check in self.checks)
-        place = max(len(check.device) for check in self.checks)
-        lines = [
-            f"{check.name:<{width}}  {check.device:<{place}}  {check.error:8.1e} "
-            f"(allowed {check.allowed:.0e})  {'ok' if check.ok else 'WRONG'}"
-            + (f": {check.note}" if check.note else "")
-            for check in self.checks
-        ]
-        failed = sum(not check.ok for check in self.checks)
-        verdict = "all agree" if failed == 0 else f"{failed} of {len(self.checks)} are WRONG"
-        return "\n".join([f"backend: {self.backend}", *lines, verdict])
 
 
 _ALLOWED = {torch.float64: 1e-13, torch.float32: 1e-5}

@@ -23,7 +23,7 @@ from llr.inputs.accept import a_model, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model
-from llr.inputs.roles import a_function, check_int
+from llr.inputs.roles import a_progress, check_int
 from llr.linalg.balls import HIGHEST_BITS as HIGHEST_BITS
 from llr.linalg.balls import LOWEST_BITS as LOWEST_BITS
 from llr.linalg.balls import MOST_BITS as MOST_BITS
@@ -34,6 +34,7 @@ from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, rational_
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.verification import Verdict, verify
 from llr.ranks.info import VERSION
+from llr.results.progress import followed, step
 from llr.theory.tangents.upper import upper_bound
 
 __all__ = ["Certificate", "Verdict", "certify", "verify"]
@@ -47,8 +48,9 @@ _FIRST_BITS = 64
 Progress = Callable[[int | None, int, int], None]
 
 
-@takes(model=a_model, x=valued, progress=a_function)
+@takes(model=a_model, x=valued, progress=a_progress)
 @outside_inference_mode
+@followed
 def certify(
     model: Model,
     x: Tensor,
@@ -58,7 +60,7 @@ def certify(
     bits: int | None = None,
     max_bits: int = MOST_BITS,
     timeout: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Certificate:
     """A proved lower bound of the rank of the model's Jacobian on these samples.
 
@@ -76,7 +78,8 @@ def certify(
         max_bits: the last, from 32 to 2^20.
         timeout: seconds after which the search ends with what is proved then; None for no limit. Single steps
             take about half a second at most, and longer only where the numbers have very many digits.
-        progress: called as ``progress(bits, proved, upper)`` now and then; bits is None in rationals.
+        progress: False for none; or a function, called as ``progress(bits, proved, upper)`` now and then,
+            with bits None in rationals. Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
         A `Certificate`. At the precision cap, at the time limit, or where the rank stops growing below the
@@ -113,7 +116,13 @@ def certify(
             raise TimeoutError(
                 f"timeout={timeout} seconds were over before the model was read; give more"
             ) from None
-        report = progress or (lambda *_: None)
+
+        def report(bits: int | None, proved: int, upper: int) -> None:
+            if callable(progress):
+                progress(bits, proved, upper)
+            arithmetic = "in rationals" if bits is None else f"at {bits} bits"
+            step(f"proving {arithmetic}: rank >= {proved} of at most {upper}")
+
         if network.rational:
             return _in_rationals(network, goal, upper_from, upper, report)
         first = min(_FIRST_BITS, max_bits) if bits is None else bits
