@@ -10,7 +10,7 @@ from llr.results.html import Table, Verdict
 
 @dataclass(frozen=True, repr=False)
 class Info(Record):
-    """The facts of :func:`info`; prints as a table."""
+    """The facts of :func:`llr.info`; prints as a table."""
 
     facts: dict[str, str]
 
@@ -51,7 +51,7 @@ class Check:
 
 @dataclass(frozen=True, repr=False)
 class SelfTest(Record):
-    """The outcome of :func:`selftest`; prints as a table, ``ok`` if everything agreed."""
+    """The outcome of :func:`llr.selftest`; prints as a table, ``ok`` if everything agreed."""
 
     checks: tuple[Check, ...]
     backend: str
