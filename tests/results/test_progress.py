@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from result_makers import critical, net, points
 
 import llr
 from llr import lifting, recovery
@@ -25,6 +24,8 @@ from llr.models import TwoLayer, mlp
 from llr.recovery import Target, recover
 from llr.recovery.train import GD, initial, train
 from llr.results import progress
+
+from .makers import critical, net, points
 
 SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"
 
