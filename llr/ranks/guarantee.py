@@ -21,11 +21,11 @@ from llr.inputs.accept import a_model, a_sampler, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model, read_problem
-from llr.inputs.roles import sizes, word
+from llr.inputs.roles import a_progress, sizes, word
 from llr.inputs.samplers import Source, all_samples, checked_points, sample_shape
 from llr.ranks.model_rank import ModelRank
 from llr.ranks.model_rank import model_rank as find_model_rank
-from llr.ranks.saturation import Certify, Found, Look, Question, Search
+from llr.ranks.saturation import Certify, Found, Look, Progress, Question, Search
 from llr.results import Record
 from llr.results.html import Verdict
 from llr.results.progress import followed
@@ -64,7 +64,9 @@ class Guarantee(Record):
         return words + ("" if self.proved else ", counted"), "good" if self.holds else "bad"
 
 
-@takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
+@takes(
+    model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes, progress=a_progress
+)
 @outside_inference_mode
 @followed
 def has_llr_guarantee(
@@ -75,6 +77,7 @@ def has_llr_guarantee(
     params: Selection = None,
     certify: Certify = "auto",
     method: str = "auto",
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> Guarantee:
     """Whether the samples `x` have the LLR guarantee: whether the rank of the Jacobian on them is dim T.
@@ -88,6 +91,8 @@ def has_llr_guarantee(
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         certify: whether ranks are proved, as for :func:`llr.model_rank`.
         method: how singular values are found, as for :func:`llr.rank`.
+        progress: False for none; or a function, called as ``progress(n, rank, upper)`` after each size.
+            Default: after two seconds a line on a terminal or in a notebook.
         **options: further arguments of :func:`llr.model_rank`, such as `sampler`.
 
     Returns:
@@ -109,11 +114,13 @@ def has_llr_guarantee(
         >>> print(llr.has_llr_guarantee(model, torch.randn(9, 2)[:5], model_rank=9))  # doctest: +ELLIPSIS
         no LLR guarantee: the rank on 5 samples is 5, that of the model 9; ... (proved)
     """
-    case = _Case.of(Question(model, params, certify, method), x, model_rank, options)
+    case = _Case.of(Question(model, params, certify, method), x, model_rank, options, progress)
     return case.verdict()
 
 
-@takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
+@takes(
+    model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes, progress=a_progress
+)
 @outside_inference_mode
 @followed
 def llr_sample_size(
@@ -124,6 +131,7 @@ def llr_sample_size(
     params: Selection = None,
     certify: Certify = "auto",
     method: str = "auto",
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> int | None:
     """How many of the samples `x`, from the first on, are needed for the LLR guarantee.
@@ -140,7 +148,7 @@ def llr_sample_size(
         >>> llr.llr_sample_size(model, torch.randn(20, 2))
         9
     """
-    case = _Case.of(Question(model, params, certify, method), x, model_rank, options)
+    case = _Case.of(Question(model, params, certify, method), x, model_rank, options, progress)
     if case.found.best < case.target.rank:
         return None
     return case.search.shortest(case.found)[0]
@@ -174,6 +182,7 @@ class _Case:
         x: Tensor,
         model_rank: int | ModelRank | None,
         options: dict[str, Any],
+        progress: Progress | bool | None,
     ) -> _Case:
         if not isinstance(x, Tensor):
             raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor(x))")
@@ -202,7 +211,12 @@ class _Case:
             if callable(given.get("sampler")) or isinstance(given.get("sampler"), Tensor):
                 given.pop("sample_shape")  # these have a shape of their own
             model_rank = find_model_rank(
-                model, params=params, certify=question.certify, method=question.method, **given
+                model,
+                params=params,
+                certify=question.certify,
+                method=question.method,
+                progress=progress,
+                **given,
             )
         elif options:
             raise TypeError(
@@ -217,7 +231,8 @@ class _Case:
             )
         source = Source("x", lambda _: x[:0], x, limit=len(x))
         # No margin: what counts is x, not what more samples would show.
-        search = Search(look, source, len(x), margin=len(x) * look.outputs)
+        told = progress if callable(progress) else None
+        search = Search(look, source, len(x), len(x) * look.outputs, told)
         whole = search.measure(len(x), prove=False)
         found = Found(prove=False, trials=[whole])
         upper = int(whole.result.upper)

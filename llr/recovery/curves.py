@@ -73,6 +73,7 @@ def training(history: History, ax: Axes | None = None) -> Axes:
     positive = [t for t in history.at.tolist() if t > 0]
     if positive:
         ax.set_xscale("symlog", linthresh=min(positive))
+        ax.set_xlim(left=0)
     ax.set_xlabel("steps, or time")
     ax.set_ylabel("relative squared error")
     return ax

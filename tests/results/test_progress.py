@@ -300,6 +300,13 @@ class TestFunctions:
         assert searched(progress=lambda *_: True).starts < searched(progress=False).starts
         assert not screen.drawn
 
+    def test_it_changes_nothing_else(self) -> None:
+        """The closed form is taken whether or not there is progress to tell."""
+        model, x = net(1, 2, 1), points(12)
+        found = llr.has_llr_guarantee(model, x, progress=False)
+        assert found == llr.has_llr_guarantee(model, x, model_rank=7, progress=False)
+        assert llr.llr_sample_size(model, x, progress=lambda *_: None) == 7
+
     def test_an_error_takes_the_line_away(self, screen: _Screen) -> None:
         with pytest.raises(ValueError, match="upper=1 is disproved"):
             llr.certify(net(1, 3, 1), points(12), upper=1)
