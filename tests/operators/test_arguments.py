@@ -263,7 +263,7 @@ FITTED = ("mlp", [2, 1], "tanh", [False])
 TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
     "svdvals: rows": (
         lambda: torch.ops.llr.svdvals(repeated(MANY, 30)),
-        r"A of shape \[4398046511104, 30\], which repeats its numbers, takes 960.0 TiB, more than",
+        r"A of shape \[4398046511104, 30\], whose repeated numbers have to be copied, takes 960.0 TiB, more than",
     ),
     "svdvals: columns": (
         lambda: torch.ops.llr.svdvals(repeated(3, MANY, dtype=F32)),
@@ -275,7 +275,7 @@ TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
         lambda: torch.ops.llr.gram_add_(
             torch.zeros(3, 3, dtype=F64), repeated(3, MANY, 2), repeated(3, MANY, 1), True, True
         ),
-        r"delta of shape \[3, 4398046511104, 2\], which repeats",
+        r"delta of shape \[3, 4398046511104, 2\], whose repeated numbers",
     ),
     "mlp_jacobian: result": (
         lambda: torch.ops.llr.mlp_jacobian(
@@ -285,7 +285,7 @@ TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "mlp_jacobian: x": (
         lambda: torch.ops.llr.mlp_jacobian(repeated(MANY, 2), [repeated(1, 2)], NO_BIAS, "tanh"),
-        r"x of shape \[4398046511104, 2\], which repeats",
+        r"x of shape \[4398046511104, 2\], whose repeated numbers",
     ),
     "mlp_jacobian: weights": (
         lambda: torch.ops.llr.mlp_jacobian(
@@ -307,7 +307,7 @@ TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
             torch.zeros(1).long().expand(MANY),
             *FITTED,
         ),
-        r"theta of shape \[4398046511104, 2\], which repeats",
+        r"theta of shape \[4398046511104, 2\], whose repeated numbers",
     ),
     "lm_solve: Jacobians": (  # 2^18 residuals and 2^18 parameters, 2 MiB each
         lambda: torch.ops.llr.lm_solve(
@@ -317,13 +317,13 @@ TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
             torch.zeros(1).long(),
             *("mlp", [1, 2**17, 1], "tanh", [False, False]),
         ),
-        "the Jacobians of [48] starts side by side, of 262144 residuals and 262144 parameters",
+        "the Jacobians of [48] simultaneous starts, of 262144 residuals and 262144 parameters",
     ),
     "first_nonfinite: windows": (
         lambda: torch.ops.llr.first_nonfinite(
             [torch.ones(2**22, dtype=F64).as_strided((2**21, 2**21), (1, 1))]
         ),
-        r"tensors\[0\] of shape \[2097152, 2097152\], which repeats its numbers, takes 32.0 TiB",
+        r"tensors\[0\] of shape \[2097152, 2097152\], whose repeated numbers have to be copied, takes 32.0 TiB",
     ),
 }
 
