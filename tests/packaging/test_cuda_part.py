@@ -194,7 +194,7 @@ def test_nvcc_that_cannot_compile(
     assert outcome.returncode != 0
     assert "planted failure" in outcome.stdout
     assert (
-        f"If nvcc {MAJOR}.0 is at fault, LLR_CUDA=0 leaves out the CUDA kernels" in outcome.stdout
+        f"If nvcc {MAJOR}.0 is the cause, set LLR_CUDA=0 to leave out only the CUDA kernels" in outcome.stdout
     )
 
 
