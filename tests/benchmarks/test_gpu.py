@@ -276,7 +276,7 @@ def test_the_whole_run_on_a_gpu(modules, monkeypatch, tmp_path, capsys):
     assert "driver 580.65.06, CUDA " in text
     assert "1755 of 1980 MHz at the start" in text
     assert "| of copy | expected | limited by | MHz |" in text
-    assert "this run is another" in text, "what is promised for the CPU says nothing of a GPU"
+    assert "this run has other settings" in text, "promises for the CPU do not apply to a GPU"
 
 
 @pytest.mark.usefixtures("card")

@@ -115,7 +115,7 @@ def test_a_false_claim_ends_the_run(modules):
     shares = them.judge("true", problems, true)
     assert 0 < shares.recovered <= shares.fitted
     claimed = true._replace(theta=true.theta + 1e-8)
-    with pytest.raises(SystemExit, match=r"liar says that \d+ starts have converged"):
+    with pytest.raises(SystemExit, match=r"liar reports \d+ starts as converged"):
         them.judge("liar", problems, claimed)
     silent = claimed._replace(converged=torch.zeros_like(true.converged))
     assert them.judge("silent", problems, silent) == (0.0, 0.0)

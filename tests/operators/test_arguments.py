@@ -263,7 +263,7 @@ FITTED = ("mlp", [2, 1], "tanh", [False])
 TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
     "svdvals: rows": (
         lambda: torch.ops.llr.svdvals(repeated(MANY, 30)),
-        r"A of shape \[4398046511104, 30\], whose repeated numbers have to be copied, takes 960.0 TiB, more than",
+        r"A of shape \[4398046511104, 30\], whose repeated numbers have to be copied, takes 960.0 TiB",
     ),
     "svdvals: columns": (
         lambda: torch.ops.llr.svdvals(repeated(3, MANY, dtype=F32)),
@@ -323,7 +323,7 @@ TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
         lambda: torch.ops.llr.first_nonfinite(
             [torch.ones(2**22, dtype=F64).as_strided((2**21, 2**21), (1, 1))]
         ),
-        r"tensors\[0\] of shape \[2097152, 2097152\], whose repeated numbers have to be copied, takes 32.0 TiB",
+        r"tensors\[0\] of shape \[2097152, 2097152\], whose repeated numbers have to be copied, takes 32",
     ),
 }
 

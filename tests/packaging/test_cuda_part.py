@@ -194,7 +194,8 @@ def test_nvcc_that_cannot_compile(
     assert outcome.returncode != 0
     assert "planted failure" in outcome.stdout
     assert (
-        f"If nvcc {MAJOR}.0 is the cause, set LLR_CUDA=0 to leave out only the CUDA kernels" in outcome.stdout
+        f"If nvcc {MAJOR}.0 is the cause, set LLR_CUDA=0 to leave out only the CUDA kernels"
+        in outcome.stdout
     )
 
 
