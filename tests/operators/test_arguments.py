@@ -1,4 +1,4 @@
-"""What the operators refuse, and the search for what is not finite."""
+"""Arguments that the operators refuse, and the search for numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "floa
 
 
 def bad_arguments(device: str) -> dict[str, tuple[tuple[object, ...], str]]:
-    """What is refused, and the message, on this device."""
+    """Calls that are refused, and the messages, on this device."""
     x, (w0, w1), (b0, b1) = draw(Net((3, 4, 2)), F64, device)
     here = str(x.device)
     far = torch.empty(1, dtype=F64, device=device)
@@ -223,7 +223,7 @@ def test_first_nonfinite_at_the_edges_of_the_range(dtype, device):
     limits = torch.finfo(dtype)
     for value in (limits.max, -limits.max, limits.tiny, limits.smallest_normal / 8, -0.0, 0.0):
         assert _ops.first_nonfinite([torch.full((33,), value, dtype=dtype, device=device)]) == -1
-    # An infinity and its opposite, which a sum would cancel or make NaN of.
+    # Infinities of opposite sign, whose sum is NaN.
     both = torch.tensor([float("inf"), -float("inf")], dtype=dtype, device=device)
     assert _ops.first_nonfinite([both]) == 0
 
@@ -252,7 +252,7 @@ def test_first_nonfinite_of_nothing():
 
 
 def repeated(*shape: int, dtype: torch.dtype = F64) -> Tensor:
-    """One number in memory, in every place of the shape."""
+    """An expanded tensor of this shape, with one number in memory."""
     return torch.ones(1, dtype=dtype).expand(shape)
 
 

@@ -1,4 +1,4 @@
-"""What ``lm_solve`` is called with: layouts, shapes, and arguments that it refuses."""
+"""Arguments of ``lm_solve``: layouts, shapes, and refusals."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ GOOD = mlp(3, 4, 1, n=5)
 
 
 def changed(model: Model = GOOD, **changes: Any) -> Callable[[], Result]:
-    """A call with some arguments replaced, by values or by functions of what was there."""
+    """A call with some arguments replaced, by values or by functions of the old values."""
 
     def call() -> Result:
         data, options, other = draw(GOOD)._asdict(), {}, model
