@@ -1,4 +1,4 @@
-"""``llr sweep`` as a user meets it: files, lines, exit codes, one-line errors."""
+"""``llr sweep`` as users see it: files, lines, exit codes, one-line errors."""
 
 from __future__ import annotations
 
@@ -252,7 +252,7 @@ class TestProgress:
         assert report is not None
         for second in range(0, 101, 5):
             report(Tally(40, second // 5, 0, second // 5, float(second)))
-        report(Tally(40, 40, 0, 40, 500.0))  # the end has a line of its own
+        report(Tally(40, 40, 0, 40, 500.0))  # the end is a separate line
         out, err = capsys.readouterr()
         assert out == ""
         assert err.splitlines() == [

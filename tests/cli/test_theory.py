@@ -59,7 +59,7 @@ class TestTheory:
     def test_two_layer_of_other_kinds(self, options: tuple[object, ...], expected: int) -> None:
         size = as_json("theory", "two-layer", "--d", 3, "--k", 3, "--width", 4, *options)
         assert size["optimistic_sample_size"]["upper"] == expected
-        # One output: samples are observations. Several: half as many samples, here.
+        # With one output, each sample is one observation. Here, several outputs need half as many samples.
         assert size.get("points", {}).get("lower") == (9 if "--q" in options else None)
 
     def test_cnn(self) -> None:

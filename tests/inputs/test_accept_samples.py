@@ -1,4 +1,4 @@
-"""What the public functions take as samples and matrices: the number, or one line."""
+"""Samples and matrices that the public functions accept: the right number, or an error of one line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_samples_as_people_have_them(spelling: str, make: Callable[[], nn.Module
 
 
 class Frame:
-    """What llr uses of a table of pandas."""
+    """The parts of a pandas table that llr uses."""
 
     def __init__(self, columns: dict[str, Any]) -> None:
         self._data = {name: np.asarray(values) for name, values in columns.items()}

@@ -1,4 +1,4 @@
-"""Spellings of numbers, dtypes and params= that the public functions take."""
+"""Ways to write numbers, dtypes and params= that the public functions accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arguments that are checked whether they are needed or not, and those that exclude each other."""
+"""Arguments that are checked even if they are not needed, and arguments that exclude each other."""
 
 from __future__ import annotations
 

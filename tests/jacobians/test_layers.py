@@ -1,4 +1,4 @@
-"""Models taken apart into layers: every kind of layer, and every use of a parameter that hooks do not see."""
+"""Models as sequences of layers: every kind of layer, and every use of a parameter that hooks do not see."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def own_forward() -> nn.Module:
 
 
 class Squared(nn.Linear):
-    """Not a linear layer, whatever it says."""
+    """A subclass of Linear that is not linear."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight**2, self.bias)
@@ -244,14 +244,14 @@ def case_of(case: str) -> tuple[nn.Module, Tensor]:
 
 
 def problem_of(model: nn.Module, x: Tensor) -> Problem:
-    """As a module of layers, even if it is an MLP."""
+    """The problem of a model that is treated as layers, even if it is an MLP."""
     problem = read_problem(model, x, None, F64)
     problem.mlp, problem.why_not_mlp = None, "the test takes it for a module"
     return problem
 
 
 def gram_of(parts: Iterable[Factor | Tensor]) -> Tensor:
-    """By a third way: no part's own formula for its Gram matrix."""
+    """The Gram matrix by a third method, without a layer's own formula."""
     total = torch.zeros(())
     for part in parts:
         for block in part.blocks(10**6) if isinstance(part, Factor) else [part]:
@@ -353,7 +353,7 @@ def test_a_use_that_shows_at_some_samples_only(chunk_size, caplog):
 
 
 def test_planted_errors_are_found(monkeypatch):
-    # The comparison with autograd is what the rest relies on: without it the result is wrong.
+    # The comparison with autograd is needed: without it the result is wrong.
     model, x = case_of("used outside of its module")
     K, q = expected_gram(model, x)
     monkeypatch.setattr("llr.jacobians.signals._agrees", lambda *_: True)

@@ -1,4 +1,4 @@
-"""Grids as TOML: which cells they are, and what is refused."""
+"""Grids as TOML: their cells, and refusals."""
 
 from __future__ import annotations
 

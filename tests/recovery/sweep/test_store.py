@@ -1,4 +1,4 @@
-"""The file of a sweep: what it keeps, what it refuses, and what it survives."""
+"""The file of a sweep: stored results, refusals, and recovery from errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAILED = Outcome(None, "ValueError: no", "Traceback\n  there", 0.5, "w")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file of eight cells, one done and one failed."""
+    """A file with eight cells, one done and one failed."""
     path = tmp_path / "a b?#%.sqlite"
     with open_store(path, grid(8)) as store:
         first, second, *_ = store.cells()
@@ -48,7 +48,7 @@ def outcomes(path: Path) -> list[Outcome | None]:
 
 
 def refusal(path: Path, spec: Spec | None = None, **options: Any) -> str:
-    """The message of a file that cannot be opened for writing, and which stays as it is."""
+    """The message for a file that cannot be opened for writing. Asserts that the file does not change."""
     before = path.read_bytes() if path.is_file() else None
     names = sorted(os.listdir(path.parent))
     with (
@@ -88,7 +88,7 @@ class TestContents:
     def test_a_result_is_on_disk_before_record_returns(self, path: Path) -> None:
         with open_store(path, grid(8)) as store:
             store.record(store.cells()[2], DONE)
-            copy = path.with_name("copy.sqlite")  # what another process, or a crash, would find
+            copy = path.with_name("copy.sqlite")  # as after a crash
             shutil.copy(path, copy)
             assert outcomes(copy) == outcomes(path)
             assert outcomes(copy).count(DONE) == 2
@@ -186,7 +186,7 @@ class TestDamage:
         ],
     )
     def test_a_digit(self, path: Path, old: bytes, new: bytes, what: str) -> None:
-        """SQLite has no checksums: it would read this happily."""
+        """SQLite has no checksums, and would read this without an error."""
         data = path.read_bytes()
         assert old in data
         path.write_bytes(data.replace(old, new))
@@ -201,7 +201,7 @@ class TestDamage:
         assert "unable to open" in refusal(tmp_path / "folder")
 
     def test_flipped_bits(self, path: Path) -> None:
-        """Wherever they are, they are noticed, or change nothing that is read."""
+        """Flipped bits anywhere are detected, or do not change the contents."""
         clean, expected = path.read_bytes(), contents(path)
         dice, noticed = random.Random(0), 0
         for _ in range(random_cases(1000)):
@@ -219,7 +219,7 @@ class TestDamage:
 
 
 def contents(path: Path) -> tuple[Any, ...]:
-    """All that is read of a file."""
+    """The contents of a file, as llr reads it."""
     with read_store(path) as store:
         rows = [(row.cell, row.outcome, row.finished) for row in store.rows()]
         return store.runner, store.threads, rows
@@ -227,7 +227,7 @@ def contents(path: Path) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def powerless() -> Iterator[None]:
-    """For a block, a user to whom permissions apply: root is asked for none."""
+    """Within the block, run as a user to whom permissions apply; root ignores them."""
     if os.geteuid() != 0:
         yield
         return
@@ -240,7 +240,7 @@ def powerless() -> Iterator[None]:
 
 @pytest.fixture
 def public(path: Path) -> Iterator[Path]:
-    """The same file where every user may look; temporary directories of pytest are closed to others."""
+    """A copy of the file that every user can read; other users cannot read pytest's temporary folders."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "sweep.sqlite")
         shutil.copy(path, copy)
@@ -283,7 +283,7 @@ class TestLock:
             pass
 
     def test_many_at_once(self, path: Path) -> None:
-        """However they meet, never two at a time."""
+        """There are never two writers at a time."""
         inside, most, served = [], [], []
 
         def visit() -> None:
@@ -343,7 +343,7 @@ class TestFullDisk:
 
     @pytest.mark.parametrize("limit", [1000, 20_000, 60_000])
     def test_no_file_may_grow(self, tmp_path: Path, limit: int) -> None:
-        """A sweep whose disk fills up at different moments, as one sees it, and what it leaves."""
+        """A sweep whose disk becomes full at different moments: its message, and the file that it leaves."""
         spec, out = tmp_path / "spec.toml", tmp_path / "spec.sqlite"
         spec.write_text(
             'architecture = "a"\ntarget = "t"\nstrategy = "s"\nn = 5\nseed = { from = 0, to = 99 }\n'
@@ -394,7 +394,7 @@ class TestFullDisk:
 
 
 def test_a_commit_cut_off_is_undone(path: Path) -> None:
-    """A journal left by a killed writer: the next to open the file undoes what that had half done."""
+    """A journal left by a killed writer: the next process to open the file undoes the incomplete change."""
     journal = path.with_name(path.name + "-journal")
     code = (
         "import os, signal, sqlite3, sys\n"
@@ -414,7 +414,7 @@ def test_a_commit_cut_off_is_undone(path: Path) -> None:
 
 
 def test_the_message_for_each_problem() -> None:
-    """The texts are SQLite's own, from its table of errors."""
+    """Messages for each problem; SQLite's texts come from its table of errors."""
     expected = {
         "database or disk is full": "make room",
         "disk I/O error": "make room",
