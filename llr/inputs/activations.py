@@ -1,4 +1,4 @@
-"""Activations as layers, by name; among them those that torch has no layer for."""
+"""Activations as layers, by name, including those for which torch has no layer."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class Sine(nn.Module):
 
 
 class Polynomial(nn.Module):
-    """``c_0 + c_1 z + ... + c_n z^n`` as a layer, whose derivatives are known in rational numbers.
+    """``c_0 + c_1 z + ... + c_n z^n`` as a layer, whose derivatives are rational at rational numbers.
 
     Args:
-        coefficients: c_0, c_1, ..., c_n; they count as the exact binary numbers they are.
+        coefficients: c_0, c_1, ..., c_n, taken as exact binary numbers.
 
     Raises:
-        ValueError: no coefficients, or one that is no finite float64.
-        TypeError: coefficients that are no numbers.
+        ValueError: no coefficients, or one that is not exactly a finite float64.
+        TypeError: a coefficient that is not a number.
 
     Example:
         >>> import torch
@@ -102,7 +102,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sin": Sine,
     "identity": nn.Identity,
 }
-"""name -> what makes a layer of it."""
+"""name -> a function that returns a new layer."""
 FUNCTIONS = formula.ACTIVATIONS
 """name -> (sigma, sigma') on tensors."""
 

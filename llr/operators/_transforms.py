@@ -150,7 +150,7 @@ def _fake_gram_factor(K: Tensor) -> Tensor:
     _arguments.check_gram_factor(K)
     try:
         rank = torch.library.get_ctx().new_dynamic_size()
-    except RuntimeError as error:  # K is on meta and not a fake tensor, which may have unknown sizes
+    except RuntimeError as error:  # K is on meta, not a fake tensor with unknown sizes
         raise RuntimeError(
             "gram_factor: K is on meta; the rank of a matrix without numbers is not known"
         ) from error
