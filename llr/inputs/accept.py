@@ -1,7 +1,7 @@
 """What the public functions accept: models, tensors and other arguments in all common forms.
 
-The decorator :func:`takes` is on every public function. It converts each argument by its role before the function
-is called. An argument that needs no conversion costs about a microsecond.
+The decorator :func:`takes` is on every public function. It converts each argument by its role before the
+function is called. An argument that needs no conversion costs about a microsecond.
 """
 
 from __future__ import annotations

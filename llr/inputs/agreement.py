@@ -25,7 +25,8 @@ Link = tuple[str | None, Tensor | None]
 Call = Callable[[Mapping[str, Tensor], Tensor], object]
 """(values of the parameters, samples) -> the module's output."""
 
-# The native operator computes the whole Jacobian if it has at most this many entries; else the torch formula is used.
+# The native operator computes Jacobians with at most this many entries; the torch formula computes larger
+# ones.
 _MOST_NUMBERS = 1 << 18
 _GIVEN, _OWN = 4, 2  # the number of given samples that are compared, and of random ones
 _SIZED = 1000  # the number of samples that determine the scale of the random ones
@@ -40,10 +41,10 @@ _OF_ARGUMENT = ("gelu", "silu", "softplus", "sigmoid")
 
 @dataclass
 class _Layer:
-    """A layer's signals (n, h), and how far rounding may take them."""
+    """A layer's signals (n, h), and bounds of their rounding errors."""
 
     a: Tensor
-    """What goes in."""
+    """The layer's input."""
     off_a: Tensor
     slope: Tensor | None
     """sigma' of the previous layer; None for the first layer."""

@@ -1,8 +1,8 @@
 """Derivatives of many samples at a time by ``vmap``, and a check against autograd.
 
-Some of torch's ``vmap`` rules give wrong numbers: the rule of ``torch.cdist``'s derivative for several outputs,
-and the rules of LU factors if gradients are not recorded. So a few samples are differentiated a second time,
-each alone and without ``torch.func``.
+Some of torch's ``vmap`` rules give wrong numbers: the rule of ``torch.cdist``'s derivative for several
+outputs, and the rules of LU factors if gradients are not recorded. So a few samples are differentiated a
+second time, each alone and without ``torch.func``.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Comparison:
         rows: Mapping[str, Tensor],
         basis: Tensor | None,
     ) -> None:
-        """One combination of all rows shows a wrong one among them."""
+        """Compare one random combination of all rows, which differs if one row is wrong."""
         first = next(iter(rows.values()))
         generator = torch.Generator().manual_seed(0)
         mix = torch.randn(first.shape[:2], generator=generator, dtype=torch.float64)
@@ -106,7 +106,8 @@ class Comparison:
         size, eps = float(mix.norm()), torch.finfo(first.dtype).eps
         mixed = {name: torch.tensordot(mix, r, 2) for name, r in rows.items()}
         largest = {name: _largest(r) for name, r in rows.items()}
-        # By the largest of all, for parameters whose derivatives are nothing but rounding.
+        # Relative to the largest derivative of all, for parameters whose derivatives are only rounding
+        # errors.
         least = eps**0.75 * max(largest.values(), default=0.0)
         for name, own in mixed.items():
             off = (own - truth[name]).abs()

@@ -35,7 +35,7 @@ _MOST_NUMBERS = 1 << 20
 
 @dataclass
 class Probe:
-    """What a model turned out to be."""
+    """What the examination of a model found."""
 
     model: object
     outputs: int
@@ -51,7 +51,7 @@ class Probe:
 
     @functools.cached_property
     def obstacle(self) -> str:
-        """Why vmap cannot take the model; empty if it can. Code that finds the reason elsewhere may set it."""
+        """Why vmap cannot take the model; empty if it can. May be set by code that finds a reason."""
         return self.try_vmap()
 
     @property
@@ -63,7 +63,8 @@ class Probe:
     def together(self) -> Tensor | None:
         """(m, q): the outputs for all samples together, or for as many as memory allows.
 
-        None for fewer than three samples, which were compared already. Code that has computed them may set them.
+        None for fewer than three samples, which were compared already. Code that has computed the outputs may
+        set this attribute.
         """
         return self.run_together()
 
@@ -165,7 +166,7 @@ class Examination:
         if len(self.x) == 1:
             try:
                 self.problem.call(self.values, few.clone())
-            except Exception:  # the model takes one sample at a time; errors for one sample are raised later
+            except Exception:  # the model takes one sample at a time; other errors are raised later
                 return self.x
         return few
 
