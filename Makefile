@@ -15,7 +15,7 @@ NATIVE := setup.py pyproject.toml $(wildcard setup_native/*.py) $(wildcard csrc/
 # `make demo` alone installs what the demo needs; once everything is installed, that serves too.
 FOR_DEMO := $(if $(wildcard $(VENV)/.llr-dev),$(VENV)/.llr-dev,$(VENV)/.llr-demo)
 
-.PHONY: help demo install test ops asan emulated emulated-asan emulated-tsan packaging lint type bench clean FORCE
+.PHONY: help demo install test ops asan emulated emulated-asan emulated-tsan packaging lint type docs docs-links bench clean FORCE
 .DELETE_ON_ERROR:
 
 help:
@@ -28,6 +28,8 @@ help:
 	@echo "make packaging  the tests of the installation itself, with and without torch or a compiler"
 	@echo "make lint       ruff: style and likely bugs"
 	@echo "make type       mypy"
+	@echo "make docs       the documentation site, in build/docs; runs the examples"
+	@echo "make docs-links the links to other sites; needs the network"
 	@echo "make bench      Jacobians, ranks, training and fits against their peers and the limits of the machine; how often words are wrong"
 	@echo "make install    the environment alone"
 	@echo "make clean      remove builds and caches, not the environment"
@@ -61,9 +63,21 @@ packaging: $(VENV)/.llr-dev
 lint: $(VENV)/.llr-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-forms $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-issue-config .github/ISSUE_TEMPLATE/config.yml
 
 type: $(VENV)/.llr-dev
 	$(BIN)/mypy
+
+# From clean, so that no page of something deleted stays. Warnings and unresolved references are errors.
+docs: $(VENV)/.llr-docs
+	rm -rf build/docs build/doctrees docs/api/generated docs/gallery
+	$(BIN)/python -m sphinx -b html -W --keep-going -n -q -d build/doctrees docs build/docs
+
+docs-links: $(VENV)/.llr-docs
+	$(BIN)/python -m sphinx -b linkcheck -D plot_gallery=0 -q -d build/doctrees-links docs build/docs-links
 
 bench: $(VENV)/.llr-dev
 	$(BIN)/python benchmarks/jacobian.py $(ARGS)
@@ -74,7 +88,7 @@ bench: $(VENV)/.llr-dev
 	$(BIN)/python benchmarks/recovery.py $(filter --quick,$(ARGS))
 
 clean:
-	rm -rf build dist *.egg-info llr/_C*.so llr/_build.json
+	rm -rf build dist *.egg-info llr/_C*.so llr/_build.json docs/api/generated docs/gallery
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find llr tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -97,7 +111,7 @@ $(VENV)/.torch:
 # The library in llr/ belongs to the environment that built it last: switching rebuilds it (seconds,
 # the objects of each torch are kept). So does its absence.
 ifneq ($(shell cat build/environment 2>/dev/null) $(wildcard llr/_build.json),$(VENV) llr/_build.json)
-$(VENV)/.llr-dev $(VENV)/.llr-demo: FORCE
+$(VENV)/.llr-dev $(VENV)/.llr-demo $(VENV)/.llr-docs: FORCE
 endif
 $(VENV)/.llr-%: $(VENV)/.torch $(NATIVE)
 	@echo "Installing llr[$*] and building its native library: a minute or two, most of it for CUDA where that is built"

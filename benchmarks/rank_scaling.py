@@ -183,12 +183,12 @@ def too_large(case: Case, contender: str, free: int) -> dict[str, Any] | None:
 def save_figure(scaling: Mapping[str, Any], path: Path) -> None:
     """Draw time and memory against P and against n; needs matplotlib.
 
-    Colours are those of `llr.plotting`; markers tell the contenders apart without them.
+    Colours are those of `llr.results.figures`; markers tell the contenders apart without them.
     """
     import matplotlib  # noqa: PLC0415 (optional: draws the figure)
     from matplotlib.figure import Figure  # noqa: PLC0415
 
-    from llr import plotting as plot  # noqa: PLC0415 (needs matplotlib)
+    from llr.results import figures as plot  # noqa: PLC0415 (needs matplotlib)
 
     style: Any = {
         "font.size": 9,

@@ -14,7 +14,6 @@ import click
 import torch
 from rich import box
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
@@ -24,6 +23,7 @@ from llr.cli.shell import OutputDirectory, reported
 from llr.cli.streams import PlainConsole
 from llr.inputs.evaluation.surroundings import torch_threads
 from llr.inputs.files.writing import require_directory, write_atomic
+from llr.results import progress
 
 NETWORKS = ("10-1-1", "10-2-1", "10-4-1", "10-8-1", "10-16-1", "10-32-1", "10-64-1", "10-16-16-1")
 QUICK_NETWORKS = ("10-1-1", "10-4-1", "10-32-1")
@@ -65,7 +65,7 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
     Args:
         out: directory of the results; made if missing.
         quick: only three of the networks, in a few seconds.
-        console: where to print; default standard output. The progress bar shows on terminals only.
+        console: where to print; default standard output. Progress goes to standard error, on a terminal only.
 
     Returns:
         One dict per network: label, widths, P, r2, loss, gradient_norm, converged, steps, seconds,
@@ -84,10 +84,9 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
     rows: list[dict[str, Any]] = []
     results: dict[str, llr.RankResult] = {}
     names = QUICK_NETWORKS if quick else NETWORKS
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("training", total=len(names))
-        for name in names:
-            progress.update(task, description=f"training {name}")
+    with progress.following(None):
+        for i, name in enumerate(names):
+            progress.step(f"training {name}", i, len(names))
             start = time.perf_counter()
             model = llr.models.load_model(f"mlp:{name}", seed=SEED)
             fit = train(model, x, y, DECAY)
@@ -97,7 +96,6 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
             proof = llr.certify(model, x) if results[name].n_params <= _PROVED_PARAMETERS else None
             seconds = time.perf_counter() - start
             rows.append(_row(name, model, fit, results[name], proof, y, seconds))
-            progress.advance(task)
     for line in (
         f"{len(x)} samples of scikit-learn's diabetes data. Tanh networks, weight decay {DECAY:g},",
         f"trained until the gradient norm is below {CONVERGED:.0e}. Ranks in float64.",
@@ -258,7 +256,7 @@ def _row(
         "seconds": round(seconds, 3),
         "distinct": distinct,
         "merged_P": sum((a + 1) * b for a, b in pairwise([widths[0], *distinct, widths[-1]])),
-        **result.to_dict(),
+        **result.to_dict(spectrum=True),
         "proved": None if proof is None else proof.rank,
         "proved_exact": proof is not None and proof.exact,
         "certificate": None if proof is None else proof.to_dict(),

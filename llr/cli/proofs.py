@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import torch
-from rich.progress import Progress, TextColumn
 
 import llr
 from llr.cli.options import max_bits_option, model_options
 from llr.cli.output import apart
-from llr.cli.shell import OPEN, OutputText, console_beside, deliver, in_shell_words, reported
+from llr.cli.shell import OPEN, OutputText, deliver, in_shell_words, reported
 from llr.cli.source import Source
 
 
@@ -44,16 +41,14 @@ def certify(
     """
     net = source.load()
     x = source.samples(torch.float64, net)
-    with _reporting() as report:
-        certificate = apart(llr.certify)(
-            net,
-            x,
-            params=list(source.params) or None,
-            upper=upper,
-            max_bits=max_bits,
-            timeout=timeout,
-            progress=report,
-        )
+    certificate = apart(llr.certify)(
+        net,
+        x,
+        params=list(source.params) or None,
+        upper=upper,
+        max_bits=max_bits,
+        timeout=timeout,
+    )
     deliver([source.line(net), str(certificate)], [(out, lambda path: _save(certificate, path))])
 
 
@@ -88,22 +83,3 @@ def verify(source: Source, certificate: Path, max_bits: int, timeout: float | No
     click.echo(source.line(net))
     if not verdict:
         sys.exit(1)
-
-
-@contextlib.contextmanager
-def _reporting() -> Iterator[Callable[[int | None, int, int], None] | None]:
-    """Where a proof stands, in a line of a terminal that goes away again; None elsewhere."""
-    console = console_beside("-")
-    if not console.is_terminal:
-        yield None
-        return
-    with Progress(TextColumn("{task.description}"), console=console, transient=True) as progress:
-        task = progress.add_task("proving", total=None)
-
-        def report(bits: int | None, proved: int, goal: int) -> None:
-            arithmetic = "in rationals" if bits is None else f"at {bits} bits"
-            progress.update(
-                task, description=f"proving {arithmetic}: rank >= {proved} of at most {goal}"
-            )
-
-        yield report

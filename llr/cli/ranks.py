@@ -20,6 +20,8 @@ from llr.inputs.samplers import sample_shape as sample_shape_of
 from llr.ranks.rank import METHODS
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
+_LISTED_NUMBERS = 4096
+"""Samples of more numbers are left out of the JSON of ``llr model-rank``."""
 
 
 @click.command()
@@ -89,7 +91,7 @@ def rank(
     ]
     if result.open and result.reason:
         lines.append(f"how    {in_shell_words(result.reason)}")
-    document = {**source.to_dict(), "samples": len(x), **result.to_dict()}
+    document = {**source.to_dict(), "samples": len(x), **result.to_dict(spectrum=True)}
     files: list[tuple[str | None, Write]] = [
         (json_out, as_json(document)),
         (plot_out, lambda path: drawing.save(result.plot().figure, path)),
@@ -168,7 +170,10 @@ def model_rank(
         **options,
     )
     lines = [source.line(net), in_shell_words(str(result))]
-    deliver(lines, [(json_out, as_json({**source.to_dict(), **result.to_dict()}))])
+    found = result.to_dict(spectrum=True)
+    if result.samples.numel() > _LISTED_NUMBERS:
+        found["samples"] = None
+    deliver(lines, [(json_out, as_json({**source.to_dict(), **found}))])
     if (result.ambiguous and not result.clear) or not result.saturated:
         sys.exit(OPEN)
 

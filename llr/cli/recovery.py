@@ -12,7 +12,6 @@ from typing import Any
 
 import click
 import torch
-from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
 import llr
 from llr.cli.options import (
@@ -29,17 +28,17 @@ from llr.cli.shell import (
     OutputDirectory,
     Write,
     as_json,
-    console_beside,
     deliver,
     in_shell_words,
     reported,
     require_weights,
     save_weights,
 )
-from llr.cli.sweep import progress_bar, resumable
+from llr.cli.sweep import logging, resumable
 from llr.inputs.files.layout import Layout
 from llr.inputs.files.load import load_inputs
-from llr.recovery import EXPERIMENTS, Report
+from llr.recovery import EXPERIMENTS
+from llr.results.progress import following
 
 
 def _number_or_name(text: str | None) -> float | str | None:
@@ -113,14 +112,14 @@ def recover_command(
             f"--held-out is {held_out}, but the table has {len(table)} rows; expected fewer"
         )
     x, y = table[:, :-outputs], table[:, -outputs:]
-    with _interruptible() as interrupted, _reporting(interrupted) as report:
+    with _interruptible() as interrupted, following(None):
         found = llr.recovery.recover(
             x[:rows],
             y[:rows],
             budget=budget,
             y_error=_number_or_name(y_error),
             held_out=None if held_out is None else (x[rows:], y[rows:]),
-            progress=report,
+            progress=lambda *_: bool(interrupted),
             **options,
         )
     files: list[tuple[Path | str | None, Write]] = [
@@ -152,24 +151,6 @@ def _interruptible() -> Iterator[list[int]]:
         signal.signal(signal.SIGINT, before)
 
 
-@contextlib.contextmanager
-def _reporting(interrupted: list[int]) -> Iterator[Report]:
-    """Tells the search whether to end, and how far it is in a line of a terminal that goes away again."""
-    console = console_beside("-")
-    if not console.is_terminal:
-        yield lambda *_: bool(interrupted)
-        return
-    columns = (TextColumn("{task.description}"), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("searching", total=None)
-
-        def report(starts: int, best: float) -> bool:
-            progress.update(task, description=f"{starts:,} starts, relative error {best**0.5:.1e}")
-            return bool(interrupted)
-
-        yield report
-
-
 @click.command(
     "reproduce",
     epilog="NAME is one of:\n\n\b\n"
@@ -192,14 +173,14 @@ def reproduce_command(name: str, out: Path, quick: bool, jobs: int, svg: bool) -
     """Run an experiment of the theory, or what is left of it, and draw its figure."""
     for each in EXPERIMENTS if name == "all" else [name]:
         click.echo(f"{each}: {EXPERIMENTS[each].question}")
-        with resumable(), progress_bar() as report:
+        with resumable():
             done = llr.recovery.reproduce(
                 each,
                 out,
                 quick=quick,
                 jobs=jobs,
                 suffix=".svg" if svg else ".png",
-                progress=report,
+                progress=logging(),
             )
         whole = "expected of the full grid" if quick else "expected"
         click.echo(f"  {whole}  {EXPERIMENTS[each].expected}")

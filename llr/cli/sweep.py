@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from llr.cli.options import POSITIVE
 from llr.cli.shell import console_beside, plotting, reported
@@ -112,7 +110,7 @@ def run(
     A sweep that was killed goes on with the same command. Under torchrun, all processes share the cells.
     """
     out = spec.with_suffix(".sqlite") if out is None else out
-    with resumable(), progress_bar() as report:
+    with resumable():
         end = run_sweep(
             spec,
             out,
@@ -122,7 +120,7 @@ def run(
             retry_failed=retry_failed,
             extend=extend,
             lease=lease,
-            progress=report,
+            progress=logging(),
         )
     if end is None:
         return  # of a rank that does not write
@@ -219,27 +217,9 @@ def resumable() -> Iterator[None]:
         raise
 
 
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[Tally], None]]:
-    """A bar with the time that is left; where there is no terminal, a line now and then for the log."""
-    console: Console = console_beside("-")
-    if not console.is_terminal:
-        yield _Log()
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def report(now: Tally) -> None:
-            failed = f"{now.failed} failed, " if now.failed else ""
-            bar.update(
-                task,
-                total=now.total,
-                completed=now.done + now.failed,
-                description=f"{failed}{_remaining(now)}",
-            )
-
-        yield report
+def logging() -> _Log | None:
+    """What writes a line now and then for the log, where there is no terminal for a bar."""
+    return None if console_beside("-").is_terminal else _Log()
 
 
 class _Log:
@@ -251,20 +231,4 @@ class _Log:
     def __call__(self, now: Tally) -> None:
         if now.left and now.seconds >= self._due:
             self._due = now.seconds + _BETWEEN_LINES
-            click.echo(f"{now}, {_remaining(now)}", err=True)
-
-
-def _remaining(now: Tally) -> str:
-    return "no estimate yet" if now.eta is None else f"{duration(now.eta)} to go"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people, in the two largest units that matter."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+            click.echo(f"{now}, {now.remaining}", err=True)

@@ -244,7 +244,7 @@ def embed(
     net = source.load()
     move = llr.embedding.random_compatible if general else llr.embedding.widen
     wide, record = apart(move)(net, read_widths(to), _seeded(source.seed))
-    document: dict[str, Any] = {**source.to_dict(), "embedding": record.to_dict()}
+    document: dict[str, Any] = {**source.to_dict(), "embedding": record.to_dict(spectrum=True)}
     lines = [source.line(net), str(record)]
     figure: Any = None
     if check or drawing is not None:
@@ -257,7 +257,7 @@ def embed(
         if drawing is not None:
             y = apart(llr.landscape.critical_targets)(net, x, y, generator=_seeded(source.seed))
             spectrum = apart(llr.landscape.embedded_spectrum)(net, wide, record, x, y)
-            document["hessian"] = spectrum.to_dict()
+            document["hessian"] = spectrum.to_dict(spectrum=True)
             lines.append(str(spectrum))
             figure = drawing.embedded(spectrum)
     elif targets is not None or source.inputs is not None:
@@ -286,7 +286,9 @@ def reduce(source: Source, out: Path | None, json_out: str | None) -> None:
         require_weights(out)
     net = source.load()
     found = apart(llr.embedding.reduce)(net)
-    document = {**source.to_dict(), "reduction": found.to_dict()}
+    reduction = found.to_dict()
+    del reduction["model"]  # --out writes it
+    document = {**source.to_dict(), "reduction": reduction}
     files: list[tuple[Path | str | None, Write]] = [
         (out, lambda path: save_weights(found.model, path)),
         (json_out, as_json(document)),

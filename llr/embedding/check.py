@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,6 +23,7 @@ from llr.linalg.balls import Number
 from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.linalg.integers import exact_rank, integer_rows
 from llr.ranks.certificates.certify import certify
+from llr.results import Record, html
 from llr.theory.spans.formal import Formal, formal
 from llr.theory.spans.formal_span import contained, formal_rank
 from llr.theory.spans.symbols import Symbols
@@ -34,8 +35,8 @@ _ENOUGH_BITS = 512
 _PIECEWISE = ("relu", "softplus")
 
 
-@dataclass(frozen=True)
-class Bounds:
+@dataclass(frozen=True, repr=False)
+class Bounds(Record):
     """What is proved of a dimension.
 
     Attributes:
@@ -55,8 +56,8 @@ class Bounds:
         return str(self.upper) if self.exact else f"{self.lower} to {self.upper}"
 
 
-@dataclass(frozen=True)
-class Check:
+@dataclass(frozen=True, repr=False)
+class Check(Record):
     """A wide network beside a narrow one; true if functions and tangent spaces are the same.
 
     Attributes:
@@ -93,6 +94,8 @@ class Check:
     reasons: tuple[str, ...]
     n_observations: int
 
+    _also = ("verdict",)
+
     def __bool__(self) -> bool:
         return self.same_function and self.tangent == "equal"
 
@@ -127,9 +130,18 @@ class Check:
         )
         return "\n".join([head, *(f"  {reason}" for reason in self.reasons)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON, and the verdict."""
-        return asdict(self) | {"verdict": self.verdict}
+    def _verdict(self) -> html.Verdict:
+        if not self.same_function:
+            return "different functions", "bad"
+        tone: html.Tone = "good" if self else "doubt" if self.tangent == "undecided" else "bad"
+        return f"tangent space {self.verdict}", tone
+
+    def _facts(self) -> dict[str, object]:
+        bounds = {name: str(getattr(self, name)) for name in ("narrow", "wide", "joint")}
+        return super()._facts() | {f"dim T, {name}": value for name, value in bounds.items()}
+
+    def _table(self) -> html.Table | None:
+        return (("reasons",), [(reason,) for reason in self.reasons]) if self.reasons else None
 
 
 @takes(narrow=a_module, wide=a_module, x=valued, y=valued, seed=a_seed)

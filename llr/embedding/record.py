@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from llr.results import Record
+from llr.results.html import Table
+
 # A vector counts as a point of the image if rounding could have moved it there.
 _ROUNDINGS = 64
 
 
-@dataclass(frozen=True, eq=False)
-class Embedding:
+@dataclass(frozen=True, eq=False, repr=False)
+class Embedding(Record):
     """An affine map of parameter vectors, ``theta_wide = matrix @ theta_narrow + constant``.
 
     Vectors are those of :func:`torch.nn.utils.parameters_to_vector`: the tensors of ``model.parameters()``
@@ -162,17 +166,23 @@ class Embedding:
         head = f"{_arrow(self.narrow)} in {_arrow(self.wide)}: {self.n_narrow} of {self.n_wide} parameters"
         return "\n".join([head, *(f"  {step}" for step in self.steps)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return {
-            "narrow": list(self.narrow),
-            "wide": list(self.wide),
-            "source": self.source.tolist(),
-            "factor": self.factor.tolist(),
-            "constant": self.constant.tolist(),
-            "n_narrow": self.n_narrow,
-            "steps": list(self.steps),
-        }
+    def _check(self, content: Mapping[str, Any]) -> None:
+        sizes = {name: getattr(self, name).shape for name in ("source", "factor", "constant")}
+        if len(set(sizes.values())) > 1 or self.source.dim() != 1:
+            raise ValueError(
+                f"source, factor and constant have shapes {sizes}; expected one vector each"
+            )
+        if self.source.dtype != torch.int64 or not bool(
+            ((self.source >= 0) & (self.source < self.n_narrow)).all()
+        ):
+            raise ValueError(f"source has entries outside of 0 to {self.n_narrow - 1}")
+        super()._check(content)
+
+    def _facts(self) -> dict[str, object]:
+        return super()._facts() | {"n_wide": self.n_wide}
+
+    def _table(self) -> Table | None:
+        return (("steps",), [(step,) for step in self.steps]) if self.steps else None
 
 
 def _arrow(widths: tuple[int, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from llr.embedding.kernels import Kernels
 from llr.embedding.merging import Layers
 from llr.embedding.network import Network, read
+from llr.embedding.numbers import model_as_numbers, model_from_numbers
 from llr.embedding.rounding import rounding_of
 from llr.inputs.accept import a_module, takes
 from llr.inputs.activations import Polynomial
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.models import Conv1dTwoLayer
+from llr.results import Record
+from llr.results.html import Table, Verdict
 from llr.theory.spans.formal import formal
 from llr.theory.spans.symbols import Symbols
 from llr.theory.structures.structure import (
@@ -37,8 +40,8 @@ _SAMPLES = 256
 _MOST_TERMS = 200_000
 
 
-@dataclass(frozen=True, eq=False)
-class Reduction:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reduction(Record):
     """A network as narrow as merging neurons makes it.
 
     Attributes:
@@ -70,16 +73,24 @@ class Reduction:
         )
         return "\n".join([head, *(f"  {step}" for step in self.steps)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields but for the model, as plain values for JSON."""
-        return {
-            "widths": list(self.widths),
-            "before": list(self.before),
-            "steps": list(self.steps),
-            "max_difference": self.max_difference,
-            "scale": self.scale,
-            "proved": self.proved,
-        }
+    def _written(self, name: str, hint: Any, spectrum: bool) -> Any:
+        return (
+            model_as_numbers(self.model)
+            if name == "model"
+            else super()._written(name, hint, spectrum)
+        )
+
+    @classmethod
+    def _read(cls, name: str, hint: Any, content: Mapping[str, Any], where: str) -> Any:
+        if name == "model":
+            return model_from_numbers(content[name], where)
+        return super()._read(name, hint, content, where)
+
+    def _verdict(self) -> Verdict:
+        return ("proved", "good") if self.proved else ("to rounding", "doubt")
+
+    def _table(self) -> Table | None:
+        return (("steps",), [(step,) for step in self.steps]) if self.steps else None
 
 
 @takes(model=a_module)

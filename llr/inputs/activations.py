@@ -45,7 +45,9 @@ class Sine(nn.Module):
 
 
 class Polynomial(nn.Module):
-    """``c_0 + c_1 z + ... + c_n z^n`` as a layer, whose derivatives are rational at rational numbers.
+    """A polynomial as a layer, with rational derivatives at rational numbers.
+
+    It computes ``c_0 + c_1 z + ... + c_n z^n``.
 
     Args:
         coefficients: c_0, c_1, ..., c_n, taken as exact binary numbers.
@@ -76,7 +78,7 @@ class Polynomial(nn.Module):
 
     @property
     def name(self) -> str:
-        """The name under which :func:`llr.linalg.balls.activation` finds it, with exact coefficients."""
+        """The name under which ball arithmetic finds it, with exact coefficients."""
         return f"polynomial({', '.join(repr(c).removesuffix('.0') for c in self.coefficients)})"
 
     def forward(self, z: Tensor) -> Tensor:

@@ -174,6 +174,19 @@ def a_function(name: str, value: Any) -> Any:
     raise TypeError(f"{name} is {type(value).__name__}; expected a function, or None")
 
 
+def a_progress(name: str, value: Any) -> Any:
+    """A callable, True or None for the default, or False for none.
+
+    Raises:
+        TypeError: something else.
+    """
+    if value is None or isinstance(value, bool) or callable(value):
+        return value
+    raise TypeError(
+        f"{name} is {type(value).__name__}; expected True, False, None or a function to be called"
+    )
+
+
 def a_generator(name: str, value: Any) -> Any:
     """A random generator of torch's, or None.
 

@@ -14,13 +14,14 @@ from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.parameters import Selection
 from llr.inputs.probe import refuse_interactions
 from llr.inputs.problem import Model, Problem, read_problem
-from llr.inputs.roles import word
+from llr.inputs.roles import a_progress, word
 from llr.inputs.warned import warn_of_no_kernel
-from llr.jacobians.jacobian import prepare
+from llr.jacobians.jacobian import Progress, prepare
 from llr.jacobians.layers import Factor, stream
 from llr.jacobians.paths import native_arguments
 from llr.jacobians.signals import at_point, read_layers
 from llr.operators import _ops
+from llr.results.progress import following, step
 
 PRECISIONS = ("float64", "double-double")
 BACKENDS = ("auto", "native", "layers", "dense")
@@ -31,7 +32,7 @@ BLOCK_BYTES = 256 << 20
 LEAST_COLUMNS = 64
 
 
-@takes(model=a_model, x=valued, precision=word, backend=word)
+@takes(model=a_model, x=valued, precision=word, backend=word, progress=a_progress)
 @outside_inference_mode
 def gram(
     model: Model,
@@ -41,6 +42,7 @@ def gram(
     precision: str = "float64",
     backend: str = "auto",
     chunk_size: int | None = None,
+    progress: Progress | bool | None = None,
 ) -> Tensor:
     """K = J J': the inner products of the rows of the Jacobian, also called the empirical tangent kernel.
 
@@ -60,6 +62,9 @@ def gram(
         backend: "auto"; or "native" (an MLP, where there is a kernel for its device), "layers" (a
             module) or "dense" to insist.
         chunk_size: samples to run the model on at a time; default: by what fits :func:`llr.memory_budget`.
+        progress: False for none; or a function, called as ``progress(done, total)`` with parameters while the
+            model is taken layer by layer, or by blocks of columns. Default: after two seconds a line on a
+            terminal or in a notebook.
 
     Returns:
         (n, q, n, q), or (B, n, q, n, q) for stacked parameter points; float64 whatever the model's dtype.
@@ -87,7 +92,10 @@ def gram(
     if backend not in BACKENDS:
         raise ValueError(f"backend is {backend!r}; expected one of {', '.join(BACKENDS)}")
     problem = read_problem(model, x, params, torch.float64)
-    return evaluate_gram(problem, precision=precision, backend=backend, chunk_size=chunk_size)[0]
+    with following(progress, tell=True):
+        return evaluate_gram(problem, precision=precision, backend=backend, chunk_size=chunk_size)[
+            0
+        ]
 
 
 def evaluate_gram(
@@ -190,7 +198,12 @@ def _parts(
     if len(problem.x) * q == 0:
         return
     layers = read_layers(at_point(problem, point), q, every=chosen == "layers")
-    yield from stream(layers, room, chunk_size)
+    P, done = problem.columns.count, 0
+    total = P * (problem.columns.points or 1)
+    for part in stream(layers, room, chunk_size):
+        yield part
+        done = min(done + part.shape[1] if isinstance(part, Tensor) else done + part.columns, P)
+        step("Jacobian: parameters", point * P + done, total)
     if problem.mlp is None and point == 0:
         refuse_interactions(problem)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -17,15 +18,18 @@ from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.parameters import Selection
 from llr.inputs.probe import probe
 from llr.inputs.problem import Model, Problem, read_problem
-from llr.inputs.roles import word
+from llr.inputs.roles import a_progress, word
 from llr.inputs.warned import warn_of_no_kernel
 from llr.jacobians.paths import NAMES, WORKING_BYTES, Plan, native_arguments, run
 from llr.operators import _ops
+from llr.results.progress import following
 
+Progress = Callable[[int, int], None]
+"""Called as ``progress(done, total)``."""
 BACKENDS = ("auto", "native", "torch", "loop")
 
 
-@takes(model=a_model, x=as_given, out=a_tensor, backend=word)
+@takes(model=a_model, x=as_given, out=a_tensor, backend=word, progress=a_progress)
 @outside_inference_mode
 def jacobian(
     model: Model,
@@ -36,6 +40,7 @@ def jacobian(
     chunk_size: int | None = None,
     backend: str = "auto",
     create_graph: bool = False,
+    progress: Progress | bool | None = None,
 ) -> Tensor:
     """The derivatives of every output of every sample with respect to every parameter.
 
@@ -59,6 +64,8 @@ def jacobian(
         chunk_size: samples at a time on the torch.func path; default: what fits :func:`llr.memory_budget`.
         backend: "auto", or "native", "torch", "loop" to insist.
         create_graph: make the result differentiable with respect to the parameters and x.
+        progress: False for none; or a function, called as ``progress(done, total)`` with samples before each
+            chunk of the torch.func path. Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
         (n, q, P), or (B, n, q, P); P columns in ``named_parameters()`` order, each tensor row-major (see
@@ -80,7 +87,8 @@ def jacobian(
     """
     problem = read_problem(model, x, params)
     prepared = _plan(problem, chunk_size, backend, create_graph, out)
-    return run(problem, prepared, out, create_graph)[0]
+    with following(progress, tell=True):
+        return run(problem, prepared, out, create_graph)[0]
 
 
 @outside_inference_mode

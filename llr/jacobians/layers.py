@@ -43,6 +43,12 @@ class Factor:
         """Whether a holds indices."""
         return not self.a.is_floating_point()
 
+    @property
+    def columns(self) -> int:
+        """How many columns there are; of a vocabulary, at most."""
+        h = self.delta.shape[-1]
+        return h * (self.a.numel() if self.vocabulary else self.a.shape[-1]) + h * self.bias
+
     def operands(self) -> tuple[Tensor, Tensor]:
         """Delta (N, T, h) and a (N, T, w) with a row for every output, as the Gram operators take them."""
         delta, a = self.delta, self.a

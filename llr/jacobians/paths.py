@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -27,6 +27,8 @@ from llr.inputs.probe import probe
 from llr.inputs.problem import Problem, transformed
 from llr.jacobians import reference
 from llr.operators import _ops
+from llr.results import Record
+from llr.results.progress import step
 
 log = logging.getLogger("llr")
 
@@ -34,9 +36,12 @@ NAMES = {"native": "native mlp", "torch": "torch.func vmap", "loop": "autograd l
 WORKING_BYTES = 256 << 20  # what torch.func may use at a time beyond the result
 
 
-@dataclass
-class Plan:
-    """What :func:`llr.jacobian` would do with a model and samples; see :func:`plan`."""
+@dataclass(repr=False)
+class Plan(Record):
+    """What :func:`llr.jacobian` would do with a model and samples; see :func:`llr.plan`.
+
+    The probe of the model is not written, copied or pickled: it holds the model.
+    """
 
     backend: str
     """"native", "torch" or "loop"."""
@@ -51,8 +56,13 @@ class Plan:
     """Samples at a time."""
     insisted: bool = False
     """Whether the backend was asked for by name, so that no other may take over."""
-    probe: Probe | None = None
+    probe: Probe | None = field(default=None, compare=False)
     """What the model did on a few samples; None for one that is known by its layers."""
+
+    _unstored = ("probe",)
+
+    def __getstate__(self) -> dict[str, object]:
+        return self.__dict__ | {"probe": None}
 
     def __str__(self) -> str:
         kind = str(self.dtype).removeprefix("torch.")
@@ -178,6 +188,7 @@ def _fill(
     for index in range(1 if points is None else points):
         values = problem.point(index)
         for first in range(0, n, prepared.chunk_size):
+            step("Jacobian: samples", index * n + first, n * (points or 1))
             # A copy: a forward may work in place.
             chunk = problem.x[first : first + prepared.chunk_size].clone()
             parts, outputs = rows(problem, values, chunk, q, create_graph)

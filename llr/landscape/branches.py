@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from torch import nn
 
 from llr.inputs.accept import a_module, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.landscape.target import Target, read_target
+from llr.results import Record
+from llr.results.html import Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Role = Literal["", "free", "centred", "balanced"]
 Isolation = Literal["not isolated", "undecided", "isolated"]
@@ -20,8 +25,8 @@ Isolation = Literal["not isolated", "undecided", "isolated"]
 _MOST = 10_000  # rows that anybody may want to look at
 
 
-@dataclass(frozen=True)
-class Branch:
+@dataclass(frozen=True, repr=False)
+class Branch(Record):
     """One kind of parameters that represent the target, by what its neurons do.
 
     Attributes:
@@ -48,9 +53,11 @@ class Branch:
     orientations: int
     n_params: int
 
+    _also = ("codimension", "linearly_stable")
+
     @property
     def codimension(self) -> int:
-        """P - dim Q, never less than dim T: from so many observations on it is isolated."""
+        """P - dim Q, from which number of observations on it is isolated; never less than dim T."""
         return self.n_params - self.dimension
 
     @property
@@ -99,19 +106,9 @@ class Branch:
             f"{self.assignments} assignments"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields and properties as plain values for JSON."""
-        return {
-            **asdict(self),
-            "copies": list(self.copies),
-            "phantoms": list(self.phantoms),
-            "codimension": self.codimension,
-            "linearly_stable": self.linearly_stable,
-        }
 
-
-@dataclass(frozen=True)
-class Branches:
+@dataclass(frozen=True, repr=False)
+class Branches(Record):
     """All branches of a function in a width, the most quickly isolated ones first; a sequence of `Branch`.
 
     Attributes:
@@ -165,9 +162,23 @@ class Branches:
         )
         return "\n".join([title, *lines])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return {**asdict(self), "rows": [b.to_dict() for b in self.rows]}
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of from how many observations on each branch is isolated.
+
+        Args:
+            ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
+        """
+        from llr.landscape import figure  # noqa: PLC0415 - matplotlib is optional
+
+        return figure.branches(self, ax=ax)
+
+    def _table(self) -> Table:
+        head = ("neurons", "dim", "dim T", "isolated from", "stable", "assignments")
+        rows = [
+            (b.description, b.dimension, b.tangent, b.codimension, b.linearly_stable, b.assignments)
+            for b in self.rows
+        ]
+        return head, rows
 
 
 @takes(target=a_module)

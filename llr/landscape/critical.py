@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,14 +16,16 @@ from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model
 from llr.inputs.roles import real
 from llr.landscape.surface import Linearization, Loss, Surface, pullback
+from llr.results import Record
+from llr.results.html import Verdict
 
 # How far above the effect of rounding a gradient may be and still count as one of rounding alone.
 _MARGIN = 100.0
 _POWER_STEPS = 30
 
 
-@dataclass(frozen=True)
-class Criticality:
+@dataclass(frozen=True, repr=False)
+class Criticality(Record):
     """The gradient of a loss, and what it is to be compared with; true if the point is critical.
 
     With J the Jacobian (n q, P) of the outputs and e the derivative of the loss with respect to the outputs,
@@ -59,9 +60,8 @@ class Criticality:
             f"{self.gradient_norm:.3g} (relative {self.relative:.2g}; rounding alone {self.rounding:.2g})"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return asdict(self)
+    def _verdict(self) -> Verdict:
+        return ("critical", "good") if self.critical else ("not critical", "bad")
 
 
 @takes(model=a_model, x=valued, y=valued, rtol=real)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,11 @@ from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.roles import real
 from llr.landscape.spectra import HessianSpectrum, check_affordable, spectrum_of
 from llr.landscape.surface import Loss, Surface, hessian_of
+from llr.results import Record
+from llr.results.html import Spectrum, Table, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class HasMatrix(Protocol):
@@ -24,8 +30,8 @@ class HasMatrix(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class EmbeddedSpectrum:
+@dataclass(frozen=True, eq=False, repr=False)
+class EmbeddedSpectrum(Record):
     """The Hessian of a wide network beside that of the narrow one embedded in it.
 
     Attributes:
@@ -51,23 +57,50 @@ class EmbeddedSpectrum:
     new_negative: int
     explained: Tensor
 
+    _long = ("inside", "outside", "explained")
+
+    def __repr__(self) -> str:
+        """One line: how many parameters each network has, and what is new."""
+        sizes = f"{self.narrow.n_params} in {self.wide.n_params} parameters"
+        return f"Hessian of {sizes}: {self.new_negative} new negative directions"
+
     def __str__(self) -> str:
         """Both spectra, and what is new."""
         new = f"{self.new_negative} new negative directions"
         same = f"A'HA is the narrow Hessian to {self.mismatch:.1e}"
         return f"narrow: {self.narrow}\nwide:   {self.wide}\n{new}; {same}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return {
-            "narrow": self.narrow.to_dict(),
-            "wide": self.wide.to_dict(),
-            "inside": self.inside.tolist(),
-            "outside": self.outside.tolist(),
-            "mismatch": self.mismatch,
-            "new_negative": self.new_negative,
-            "explained": self.explained.tolist(),
-        }
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the eigenvalues of both Hessians, coloured by what the embedding explains.
+
+        Args:
+            ax: where to draw the wide Hessian's; None makes a new figure with both. Needs matplotlib
+                (``pip install 'llr[plot]'``).
+
+        Raises:
+            ValueError: the explained was not kept.
+        """
+        self._require("explained")
+        from llr.landscape import figure  # noqa: PLC0415 - matplotlib is optional
+
+        if ax is not None:
+            return figure.explained(self, ax)
+        return figure.embedded(self).axes[1]
+
+    def _verdict(self) -> Verdict:
+        new = self.new_negative
+        return f"{new} new negative directions", "bad" if new else "good"
+
+    def _table(self) -> Table:
+        rows = [(n, s.n_params, s.index, s.nullity) for n, s in self._both()]
+        return ("network", "parameters", "index", "nullity"), rows
+
+    def _pictures(self) -> Sequence[Spectrum]:
+        drawn = [(name, picture) for name, s in self._both() for picture in s._pictures()]
+        return tuple(replace(p, name=f"{name}: {p.name}") for name, p in drawn)
+
+    def _both(self) -> tuple[tuple[str, HessianSpectrum], ...]:
+        return ("narrow", self.narrow), ("wide", self.wide)
 
 
 @takes(

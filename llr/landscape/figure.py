@@ -1,13 +1,13 @@
 """Figures of landscapes: branches of global minima, embedded Hessians.
 
-Needs matplotlib, as :mod:`llr.plotting` does.
+Needs matplotlib, as :mod:`llr.results.figures` does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -16,10 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from llr.landscape.branches import Branches
-from llr.landscape.embedded import EmbeddedSpectrum
-from llr.landscape.spectra import HessianSpectrum
-from llr.plotting import (
+from llr.results.figures import (
     COLOURS,
     GREY,
     STYLE,
@@ -28,7 +25,13 @@ from llr.plotting import (
     name_rows,
     new_figure,
 )
-from llr.plotting import save as save
+from llr.results.figures import save as save
+
+if TYPE_CHECKING:
+    from llr.landscape.branches import Branches
+    from llr.landscape.embedded import EmbeddedSpectrum
+    from llr.landscape.flow import Flow
+    from llr.landscape.spectra import HessianSpectrum
 
 # At most so many powers of ten are labelled on either side of zero.
 _DECADES = 4
@@ -73,6 +76,55 @@ def branches(found: Branches, ax: Axes | None = None) -> Axes:
 
 
 @matplotlib.rc_context(STYLE)
+def flow(found: Flow, ax: Axes | None = None) -> Axes:
+    """Draw the loss along a solution of gradient flow.
+
+    Args:
+        found: what :func:`llr.landscape.flow` returned.
+        ax: where to draw; default: a new figure.
+
+    Returns:
+        The axes; ``ax.figure`` is the figure.
+    """
+    ax = axes_for(ax, 8)
+    ax.plot(found.times.tolist(), found.losses.tolist(), color=COLOURS[0])
+    if bool((found.losses > 0).any()):
+        ax.set_yscale("log")
+    if found.decay is not None:
+        ax.set_title(rf"residuals fall like $\exp(-{found.decay:.4g}\,t)$", loc="left")
+    ax.set_xlabel("time $t$")
+    ax.set_ylabel("loss")
+    return ax
+
+
+@matplotlib.rc_context(STYLE)
+def hessian(found: HessianSpectrum, ax: Axes | None = None) -> Axes:
+    """Draw the eigenvalues of a Hessian; those that count as zero are drawn on the axis.
+
+    Args:
+        found: what :func:`llr.landscape.hessian_spectrum` returned.
+        ax: where to draw; default: a new figure.
+
+    Returns:
+        The axes; ``ax.figure`` is the figure.
+    """
+    ax = axes_for(ax, 10)
+    _eigenvalues(ax, f"{found.kind} Hessian", found, [1.0] * len(found.eigenvalues))
+    _symmetric_scale(ax, _counted([found]), found.index > 0)
+    ax.set_ylabel("eigenvalues")
+    return ax
+
+
+@matplotlib.rc_context(STYLE)
+def explained(found: EmbeddedSpectrum, ax: Axes) -> Axes:
+    """Draw the wide Hessian's eigenvalues on these axes, coloured as by :func:`embedded`."""
+    _eigenvalues(ax, "wide", found.wide, found.explained.tolist())
+    _symmetric_scale(ax, _counted([found.wide]), found.wide.index > 0)
+    ax.set_ylabel("eigenvalues of the Hessian")
+    return ax
+
+
+@matplotlib.rc_context(STYLE)
 def embedded(found: EmbeddedSpectrum) -> Figure:
     """Draw the Hessian's eigenvalues before and after an embedding, and which of them it explains.
 
@@ -104,13 +156,8 @@ def embedded(found: EmbeddedSpectrum) -> Figure:
     )
     _eigenvalues(left, "narrow", found.narrow, [1.0] * sizes[0])
     _eigenvalues(right, "wide", found.wide, found.explained.tolist())
-    counted = [
-        abs(v)
-        for spectrum in (found.narrow, found.wide)
-        for v in spectrum.eigenvalues.tolist()
-        if abs(v) > spectrum.tolerance
-    ]
-    _symmetric_scale(left, counted or [1.0], found.wide.index + found.narrow.index > 0)
+    counted = _counted([found.narrow, found.wide])
+    _symmetric_scale(left, counted, found.wide.index + found.narrow.index > 0)
     left.set_ylabel("eigenvalues of the Hessian")
     shares = ScalarMappable(cmap=_NEW_TO_OLD)
     shares.set_clim(0, 1)
@@ -133,6 +180,17 @@ def _eigenvalues(ax: Axes, name: str, spectrum: HessianSpectrum, shares: Sequenc
     ax.set_xlabel("index $i$")
     zero = "" if spectrum.nullity is None else f", {spectrum.nullity} zero"
     ax.set_title(f"{name}, $P = {spectrum.n_params}$\n{spectrum.index} negative{zero}", loc="left")
+
+
+def _counted(spectra: Sequence[HessianSpectrum]) -> list[float]:
+    """The sizes of the eigenvalues that do not count as zero; 1 if there are none."""
+    sizes = [
+        abs(v)
+        for spectrum in spectra
+        for v in spectrum.eigenvalues.tolist()
+        if abs(v) > spectrum.tolerance
+    ]
+    return sizes or [1.0]
 
 
 def _symmetric_scale(ax: Axes, sizes: Sequence[float], negative: bool) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -24,13 +24,18 @@ from llr.landscape.spectra import check_affordable
 from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.linalg.error_bound import estimated_error
 from llr.linalg.spectrum import CLEAR_GAP, counted, singular_values
+from llr.results import Record
+from llr.results.html import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _LEAST_POINTS = 3  # of a slope that is worth the name
 _NOISE = 1e3  # residuals of fewer integration errors than this are noise
 
 
-@dataclass(frozen=True)
-class Rate:
+@dataclass(frozen=True, repr=False)
+class Rate(Record):
     """How fast gradient flow contracts small residuals.
 
     Attributes:
@@ -63,13 +68,12 @@ class Rate:
             f"observations of {self.n_params} parameters{doubt}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return asdict(self)
+    def _verdict(self) -> Verdict | None:
+        return ("ambiguous", "doubt") if self.ambiguous else None
 
 
-@dataclass(frozen=True, eq=False)
-class Flow:
+@dataclass(frozen=True, eq=False, repr=False)
+class Flow(Record):
     """A solution of d theta / dt = - grad loss.
 
     Attributes:
@@ -87,6 +91,8 @@ class Flow:
     decay: float | None
     evaluations: int
 
+    _long = ("parameters",)
+
     def __str__(self) -> str:
         """One line: from which loss to which, and the decay."""
         decay = "" if self.decay is None else f", residuals falling like exp(-{self.decay:.4g} t)"
@@ -95,15 +101,15 @@ class Flow:
             f"{float(self.times[0]):g} to {float(self.times[-1]):g}{decay}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON; the parameters at the last time only."""
-        return {
-            "times": self.times.tolist(),
-            "losses": self.losses.tolist(),
-            "parameters": self.parameters[-1].tolist(),
-            "decay": self.decay,
-            "evaluations": self.evaluations,
-        }
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the loss against the time.
+
+        Args:
+            ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
+        """
+        from llr.landscape import figure  # noqa: PLC0415 - matplotlib is optional
+
+        return figure.flow(self, ax=ax)
 
 
 @takes(model=a_model, x=valued, rtol=real)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,11 @@ from llr.inputs.roles import maybe, real, whole
 from llr.jacobians.jacobian import evaluate
 from llr.landscape.surface import Loss, Surface, hessian_of, pullback
 from llr.linalg.spectrum import singular_values, threshold
+from llr.results import Record
+from llr.results.html import Spectrum, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Kind = Literal["full", "gauss-newton"]
 Method = Literal["auto", "dense", "lanczos"]
@@ -32,8 +37,8 @@ _SPARE = 60  # Lanczos vectors beyond twice the eigenvalues; clusters near zero 
 _PRECISION = 1e-9  # of Lanczos, relative to twice the largest eigenvalue
 
 
-@dataclass(frozen=True, eq=False)
-class HessianSpectrum:
+@dataclass(frozen=True, eq=False, repr=False)
+class HessianSpectrum(Record):
     """Eigenvalues of a Hessian.
 
     Attributes:
@@ -60,30 +65,46 @@ class HessianSpectrum:
     n_params: int
     method: Method
 
+    _long = ("eigenvalues",)
+
     def __str__(self) -> str:
         """One line: index, nullity, ends of the spectrum."""
         index = f"index {self.index}" if self.complete else f"index at least {self.index}"
         nullity = "" if self.nullity is None else f", nullity {self.nullity}"
-        low, high = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
+        ends = "eigenvalues not kept"
+        if self.kept("eigenvalues"):
+            low, high = float(self.eigenvalues[0]), float(self.eigenvalues[-1])
+            ends = f"eigenvalues from {low:.4g} to {high:.4g}"
         gap = "the rest exactly 0" if math.isinf(self.gap) else f"gap {self.gap:.2g}"
         return (
-            f"{self.kind} Hessian, {self.n_params} parameters: {index}{nullity}, eigenvalues from {low:.4g} "
-            f"to {high:.4g} (zero up to {self.tolerance:.1e}, {gap}; {self.method})"
+            f"{self.kind} Hessian, {self.n_params} parameters: {index}{nullity}, {ends} "
+            f"(zero up to {self.tolerance:.1e}, {gap}; {self.method})"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON; an infinite gap becomes None."""
-        return {
-            "kind": self.kind,
-            "eigenvalues": self.eigenvalues.tolist(),
-            "tolerance": self.tolerance,
-            "index": self.index,
-            "nullity": self.nullity,
-            "complete": self.complete,
-            "gap": None if math.isinf(self.gap) else self.gap,
-            "n_params": self.n_params,
-            "method": self.method,
-        }
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the eigenvalues, in powers of ten on both sides of zero.
+
+        Args:
+            ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
+
+        Raises:
+            ValueError: the eigenvalues were not kept.
+        """
+        self._require("eigenvalues")
+        from llr.landscape import figure  # noqa: PLC0415 - matplotlib is optional
+
+        return figure.hessian(self, ax=ax)
+
+    def _verdict(self) -> Verdict | None:
+        if self.index:
+            return f"{self.index} negative", "bad"
+        return ("no negative eigenvalue", "good") if self.complete else None
+
+    def _pictures(self) -> Sequence[Spectrum]:
+        if not self.kept("eigenvalues"):
+            return ()
+        sizes = self.eigenvalues.abs().sort(descending=True).values.tolist()
+        return (Spectrum(sizes, self.tolerance, "zero up to", "sizes of eigenvalues"),)
 
 
 @takes(model=a_model, x=valued, y=valued, k=maybe(whole), rtol=real)

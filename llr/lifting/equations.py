@@ -17,6 +17,7 @@ from llr.inputs.evaluation.forward_errors import explained
 from llr.landscape.surface import Surface
 from llr.lifting.chain import Chain
 from llr.linalg.spectrum import singular_values, threshold
+from llr.results import progress
 from llr.theory.structures.groups import PARITY
 
 _EPS = torch.finfo(torch.float64).eps
@@ -113,7 +114,8 @@ class Equations:
             self.inputs.shape[1]
         )
         found: list[Tensor] = []
-        for _ in range(starts):
+        for tried in range(starts):
+            progress.step(f"{len(found)} points found, starts", tried, starts)
             start = torch.randn(len(spread), generator=generator, dtype=torch.float64)
             v = self._solve(scale * start / spread)
             if v is None or self._trivial(v) or not self.coupling(v):

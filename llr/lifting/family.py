@@ -16,13 +16,15 @@ from llr.inputs.accept import a_module, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.lifting.chain import Chain, chain_of, check_index, read_chain
 from llr.linalg.balls import Array
+from llr.results import Record
+from llr.results.html import Verdict
 
 Real = float | Fraction
 _WHY = "a neuron is duplicated in each of two that follow each other"
 
 
-@dataclass(frozen=True, eq=False)
-class Lift:
+@dataclass(frozen=True, eq=False, repr=False)
+class Lift(Record):
     """Which member of the family a wide network is, and how its parameters follow from the narrow one's.
 
     Attributes:
@@ -54,9 +56,12 @@ class Lift:
     matrix: Tensor
     constant: Tensor
 
+    _long = ("matrix", "constant")
+    _also = ("contained",)
+
     @property
     def contained(self) -> bool:
-        """Whether the condition for T_wide within T_narrow holds: there is a lambda.
+        """Whether there is a lambda, the condition for T_wide within T_narrow.
 
         It is sufficient at all parameters, and necessary at almost all.
         """
@@ -75,20 +80,16 @@ class Lift:
             f"{numbers}{r}: {verdict}{held}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON, exact numbers as text such as "3/8"; without the matrix."""
-        return {
-            "layer": self.layer,
-            "first": self.first,
-            "second": self.second,
-            "alpha": str(self.alpha),
-            "t": str(self.t),
-            "s": str(self.s),
-            "r": [str(v) for v in self.r],
-            "lam": None if self.lam is None else str(self.lam),
-            "exact": self.exact,
-            "contained": self.contained,
-        }
+    def to_dict(self, spectrum: bool = False) -> dict[str, Any]:
+        """The fields as plain values for strict JSON, exact numbers as text such as "3/8".
+
+        Args:
+            spectrum: whether `matrix` and `constant` are there, too.
+        """
+        return super().to_dict(spectrum)
+
+    def _verdict(self) -> Verdict:
+        return ("contained", "good") if self.contained else ("no lambda", "bad")
 
 
 @takes(narrow=a_module)

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 
 from llr.inputs.accept import a_module, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.inputs.roles import a_seed, check_int, number, real
+from llr.inputs.roles import a_progress, a_seed, check_int, number, real
 from llr.inputs.tensors import refuse_complex
 from llr.landscape import Criticality, HessianSpectrum, criticality, hessian_spectrum
 from llr.landscape.critical_targets import critical_targets
 from llr.landscape.surface import Loss, Surface
 from llr.lifting.chain import Chain, chain_of, check_index, read_chain
 from llr.lifting.equations import Equations
+from llr.results import Record
+from llr.results.html import Spectrum, Table, Verdict
+from llr.results.progress import following
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Kind = Literal["strict saddle", "local minimum", "degenerate"]
 
 _SPARE_SAMPLES = 16
 
 
-@dataclass(frozen=True, eq=False)
-class LiftedPoint:
+@dataclass(frozen=True, eq=False, repr=False)
+class LiftedPoint(Record):
     """A wide network that is critical on one sample, by a neuron that is orthogonal to its errors.
 
     Attributes:
@@ -51,6 +57,8 @@ class LiftedPoint:
     coupling: int
     dimension: int
 
+    _also = ("kind",)
+
     @property
     def kind(self) -> Kind:
         """What the Hessian says; see :func:`lifted_critical_points`."""
@@ -66,22 +74,19 @@ class LiftedPoint:
             f"{self.elsewhere.relative:.1e}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON, without the model."""
-        return {
-            "weight": list(self.weight),
-            "bias": self.bias,
-            "kind": self.kind,
-            "critical": self.critical.to_dict(),
-            "elsewhere": self.elsewhere.to_dict(),
-            "spectrum": self.spectrum.to_dict(),
-            "coupling": self.coupling,
-            "dimension": self.dimension,
-        }
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the Hessian's eigenvalues, as of :class:`llr.landscape.HessianSpectrum`."""
+        return self.spectrum.plot(ax)
+
+    def _verdict(self) -> Verdict:
+        return self.kind, "bad" if self.kind == "strict saddle" else "doubt"
+
+    def _pictures(self) -> Sequence[Spectrum]:
+        return self.spectrum._pictures()
 
 
-@dataclass(frozen=True, eq=False)
-class LiftedPoints:
+@dataclass(frozen=True, eq=False, repr=False)
+class LiftedPoints(Record):
     """Lifted critical points that were found, in the order of the starts; a sequence of `LiftedPoint`.
 
     Attributes:
@@ -99,6 +104,8 @@ class LiftedPoints:
     unknowns: int
     narrow: HessianSpectrum
     starts: int
+
+    _also = ("dimension", "narrow_kind")
 
     @property
     def dimension(self) -> int:
@@ -128,18 +135,18 @@ class LiftedPoints:
         )
         return "\n".join([head, *(f"  {point}" for point in self)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return {
-            "points": [point.to_dict() for point in self],
-            "layer": self.layer,
-            "equations": self.equations,
-            "unknowns": self.unknowns,
-            "dimension": self.dimension,
-            "narrow": self.narrow.to_dict(),
-            "narrow_kind": self.narrow_kind,
-            "starts": self.starts,
-        }
+    def _table(self) -> Table:
+        rows = [
+            (
+                ", ".join(f"{v:.4g}" for v in p.weight),
+                "" if p.bias is None else f"{p.bias:.4g}",
+                p.kind,
+                p.spectrum.index,
+                p.critical.relative,
+            )
+            for p in self
+        ]
+        return ("incoming weights", "bias", "kind", "index", "relative gradient"), rows
 
 
 def _kind(spectrum: HessianSpectrum) -> Kind:
@@ -148,7 +155,9 @@ def _kind(spectrum: HessianSpectrum) -> Kind:
     return "local minimum" if spectrum.nullity == 0 else "degenerate"
 
 
-@takes(narrow=a_module, x=valued, y=valued, scale=number, rtol=real, seed=a_seed)
+@takes(
+    narrow=a_module, x=valued, y=valued, scale=number, rtol=real, seed=a_seed, progress=a_progress
+)
 @outside_inference_mode
 def lifted_critical_points(
     narrow: nn.Module,
@@ -161,6 +170,7 @@ def lifted_critical_points(
     scale: float = 2.0,
     rtol: float | None = None,
     seed: int = 0,
+    progress: Callable[[int, int], None] | bool | None = None,
 ) -> LiftedPoints:
     """Neurons that a critical network can be given so that it stays critical on this sample, and only there.
 
@@ -192,6 +202,8 @@ def lifted_critical_points(
         rtol: of the gradients, as for :func:`llr.landscape.criticality`; needed for a narrow point that was
             trained for and is critical to more than rounding.
         seed: of the starts, and of the other sample.
+        progress: False for none; or a function, called as ``progress(done, total)`` with starts. Default:
+            after two seconds a line on a terminal or in a notebook.
 
     Returns:
         `LiftedPoints`: distinct ones, up to a reflection that the activation has, with the Hessian's
@@ -238,7 +250,9 @@ def lifted_critical_points(
     )
     other_y = critical_targets(base, other_x, generator=generator)
     points = []
-    for v in equations.solutions(starts, scale, generator):
+    with following(progress, tell=True):
+        solutions = list(equations.solutions(starts, scale, generator))
+    for v in solutions:
         model = _with_neuron(chain, layer, v)
         critical = criticality(model, x, y, loss, rtol=rtol)
         if critical:

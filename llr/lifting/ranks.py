@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from flint import arb, arb_mat
 
 from llr.linalg.decimals import decimal_below
 from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, remainder
+from llr.results import Record
 
 # Where the rank has not grown at this precision, and what is left shrinks as zeros do, it will not grow.
 _ENOUGH_BITS = 256
 
 
-@dataclass(frozen=True)
-class RankBounds:
+@dataclass(frozen=True, repr=False)
+class RankBounds(Record):
     """The dimension of a span of tangent functions, between bounds that are both certain.
 
     Attributes:
@@ -36,6 +36,8 @@ class RankBounds:
     determinant: str
     bits: int
 
+    _also = ("exact",)
+
     @property
     def exact(self) -> bool:
         """Whether the bounds meet."""
@@ -44,11 +46,6 @@ class RankBounds:
     def __str__(self) -> str:
         """The number, or the bounds."""
         return str(self.lower) if self.exact else f"{self.lower} to {self.upper}"
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        lists = {"rows": list(self.rows), "columns": list(self.columns)}
-        return {**asdict(self), **lists, "exact": self.exact}
 
 
 def rank_bounds(

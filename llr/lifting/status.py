@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from flint import arb, arb_mat, fmpq
@@ -19,6 +19,8 @@ from llr.inputs.roles import a_seed, check_int
 from llr.lifting.pair import Pair
 from llr.lifting.ranks import RankBounds, rank_bounds
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS, precision
+from llr.results import Record
+from llr.results.html import Verdict
 from llr.theory.spans.formal import Formal
 from llr.theory.spans.formal_span import combination
 from llr.theory.spans.symbols import Vector, primitive
@@ -31,8 +33,8 @@ _VALUE_BITS = 128
 _MARGIN = 100.0
 
 
-@dataclass(frozen=True, eq=False)
-class LiftStatus:
+@dataclass(frozen=True, eq=False, repr=False)
+class LiftStatus(Record):
     """Whether T_wide lies within T_narrow, the functions being equal; true if it does.
 
     Attributes:
@@ -67,6 +69,9 @@ class LiftStatus:
     n_samples: int
     reason: str
 
+    _long = ("matrix",)
+    _also = ("proved",)
+
     @property
     def proved(self) -> bool:
         """Whether the verdict is a theorem about these networks, the equality of the functions included."""
@@ -89,23 +94,15 @@ class LiftStatus:
             f"{same}\n  {self.reason}"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return {
-            "contained": self.contained,
-            "proved": self.proved,
-            "agreement": self.agreement,
-            "difference": self.difference,
-            "narrow": self.narrow.to_dict(),
-            "wide": self.wide.to_dict(),
-            "joint": self.joint.to_dict(),
-            "matrix": None if self.matrix is None else self.matrix.tolist(),
-            "deviation": self.deviation,
-            "radius": self.radius,
-            "distance": self.distance,
-            "n_samples": self.n_samples,
-            "reason": self.reason,
-        }
+    def _verdict(self) -> Verdict:
+        if self.contained is None:
+            return "undecided", "doubt"
+        words = "contained" if self.contained else "not contained"
+        return words + (", proved" if self.proved else ""), "good" if self.contained else "bad"
+
+    def _facts(self) -> dict[str, object]:
+        bounds = {name: str(getattr(self, name)) for name in ("narrow", "wide", "joint")}
+        return super()._facts() | {f"rank, {name}": value for name, value in bounds.items()}
 
 
 @takes(narrow=a_module, wide=a_module, x=valued, seed=a_seed)

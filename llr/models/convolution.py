@@ -25,7 +25,9 @@ from llr.models.parts import (
 
 
 class Conv1dTwoLayer(nn.Module):
-    """``sum_{l,t} a_{l,t} s(w_l . x[t : t+s])``: kernels at every position; maps (n, d) to (n, 1).
+    """A layer of kernels at every position, and a linear one: maps (n, d) to (n, 1).
+
+    It computes ``sum_{l,t} a_{l,t} s(w_l . x[t : t+s])``.
 
     A shared kernel is the same at all ``positions = d + 1 - kernel_size``; otherwise there is a w_{l,t} for
     each. Parameters are ``weight``, (channels, kernel_size) or (channels, positions, kernel_size), and

@@ -35,7 +35,9 @@ class _Chain(nn.Sequential):
 
 
 class TwoLayer(_Chain):
-    """``sum_i a_i s(w_i . x + b_i) (+ c)``, an MLP of one hidden layer: maps (n, d) to (n, q).
+    """An MLP of one hidden layer, which maps (n, d) to (n, q).
+
+    It computes ``sum_i a_i s(w_i . x + b_i) (+ c)``.
 
     Its parts are ``model[0]`` (w and b), ``model[1]`` (s) and ``model[2]`` (a, transposed, and c).
 
@@ -135,7 +137,9 @@ class TwoLayer(_Chain):
 
 
 class DeepLinear(_Chain):
-    """``W_L ... W_1 x``, linear layers without biases: maps (n, n_0) to (n, n_L).
+    """Linear layers without biases, which map (n, n_0) to (n, n_L).
+
+    They compute ``W_L ... W_1 x``.
 
     Args:
         widths: n_0, ..., n_L.

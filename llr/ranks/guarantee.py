@@ -11,7 +11,7 @@ Source: Zhang et al., "Local Linear Recovery Guarantee of Deep Neural Networks a
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,11 +26,14 @@ from llr.inputs.samplers import Source, all_samples, checked_points, sample_shap
 from llr.ranks.model_rank import ModelRank
 from llr.ranks.model_rank import model_rank as find_model_rank
 from llr.ranks.saturation import Certify, Found, Look, Question, Search
+from llr.results import Record
+from llr.results.html import Verdict
+from llr.results.progress import followed
 from llr.theory.tangents.upper import upper_bound
 
 
-@dataclass(frozen=True)
-class Guarantee:
+@dataclass(frozen=True, repr=False)
+class Guarantee(Record):
     """Whether samples have the LLR guarantee; true or false as itself.
 
     Attributes:
@@ -56,13 +59,14 @@ class Guarantee:
         """One line: the verdict and why."""
         return f"{'LLR guarantee' if self.holds else 'no LLR guarantee'}: {self.reason}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return asdict(self)
+    def _verdict(self) -> Verdict:
+        words = "LLR guarantee" if self.holds else "no LLR guarantee"
+        return words + ("" if self.proved else ", counted"), "good" if self.holds else "bad"
 
 
 @takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
 @outside_inference_mode
+@followed
 def has_llr_guarantee(
     model: Model,
     x: Tensor,
@@ -111,6 +115,7 @@ def has_llr_guarantee(
 
 @takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
 @outside_inference_mode
+@followed
 def llr_sample_size(
     model: Model,
     x: Tensor,

@@ -6,7 +6,6 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
@@ -17,23 +16,29 @@ from llr.inputs.memory import format_bytes, memory_budget
 from llr.inputs.roles import a_device
 from llr.linalg.spectrum import singular_values
 from llr.operators import _ops, double_double, formula
+from llr.results import Record
+from llr.results.html import Table, Verdict
 
-UNKNOWN = "unknown"
-try:
-    VERSION = version("llr")
-except PackageNotFoundError:  # a checkout that was never installed
-    VERSION = UNKNOWN
+VERSION = "0.1.0"
+"""Of llr. The package's metadata take it from here as text, without an import: see pyproject.toml."""
 
 
-@dataclass(frozen=True)
-class Info:
-    """The facts of :func:`info`; prints as a table."""
+@dataclass(frozen=True, repr=False)
+class Info(Record):
+    """The facts of :func:`llr.info`; prints as a table."""
 
     facts: dict[str, str]
 
     def __str__(self) -> str:
         width = max(map(len, self.facts))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.facts.items())
+
+    def __repr__(self) -> str:
+        names = ("llr", "torch", "backend")
+        return ", ".join(f"{name} {self.facts[name]}" for name in names if name in self.facts)
+
+    def _facts(self) -> dict[str, object]:
+        return dict(self.facts)
 
 
 def info() -> Info:
@@ -45,9 +50,9 @@ def info() -> Info:
         True
     """
     facts = {
-        "llr": "not installed" if VERSION == UNKNOWN else VERSION,
+        "llr": VERSION,
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "backend": "native" if _ops.NATIVE else "torch.func",
         "because": _ops.REASON,
     }
@@ -91,12 +96,14 @@ class Check:
         return self.error <= self.allowed
 
 
-@dataclass(frozen=True)
-class SelfTest:
-    """The outcome of :func:`selftest`; prints as a table, ``ok`` if everything agreed."""
+@dataclass(frozen=True, repr=False)
+class SelfTest(Record):
+    """The outcome of :func:`llr.selftest`; prints as a table, ``ok`` if everything agreed."""
 
     checks: tuple[Check, ...]
     backend: str
+
+    _also = ("ok",)
 
     @property
     def ok(self) -> bool:
@@ -112,9 +119,24 @@ class SelfTest:
             + (f": {check.note}" if check.note else "")
             for check in self.checks
         ]
+        return "\n".join([f"backend: {self.backend}", *lines, self._summary()])
+
+    def _summary(self) -> str:
         failed = sum(not check.ok for check in self.checks)
-        verdict = "all agree" if failed == 0 else f"{failed} of {len(self.checks)} are WRONG"
-        return "\n".join([f"backend: {self.backend}", *lines, verdict])
+        return "all agree" if failed == 0 else f"{failed} of {len(self.checks)} are WRONG"
+
+    def __repr__(self) -> str:
+        return f"self-test of {self.backend}: {self._summary()}"
+
+    def _verdict(self) -> Verdict:
+        return self._summary(), "good" if self.ok else "bad"
+
+    def _table(self) -> Table:
+        rows = [
+            (c.name, c.device, c.error, c.allowed, "ok" if c.ok else f"WRONG {c.note}".rstrip())
+            for c in self.checks
+        ]
+        return ("operator", "device", "error", "allowed", ""), rows
 
 
 _ALLOWED = {torch.float64: 1e-13, torch.float32: 1e-5}
@@ -132,7 +154,7 @@ def selftest(device: torch.device | str | None = None) -> SelfTest:
         device: "cpu", "cuda" for every visible GPU, or one of them; by default all of these.
 
     Returns:
-        A :class:`SelfTest`; ``.ok`` tells, and it prints as a table.
+        A table with one line for each check; ``.ok`` tells whether all agree.
 
     Raises:
         ValueError: another device, or one that is not there.

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
@@ -24,20 +24,24 @@ from llr.inputs.accept import a_model, a_sampler, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection, columns_of_callable, columns_of_module
 from llr.inputs.problem import Model
-from llr.inputs.roles import a_function, a_seed, check_int, sizes, word
+from llr.inputs.roles import a_progress, a_seed, check_int, sizes, word
 from llr.inputs.samplers import Sampler, read_sampler
 from llr.ranks.result import RankResult
 from llr.ranks.saturation import Certify, Look, Progress, Question, Search, proved, unclear
+from llr.results import Record
+from llr.results.html import Spectrum, Verdict
+from llr.results.progress import followed
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # How many times P + margin scalar observations are tried where max_samples does not say.
 _PATIENCE = 16
 _MOST_MARGIN = 10**6
-_LISTED_NUMBERS = 4096
-"""Samples of more numbers are left out of to_dict()."""
 
 
-@dataclass(frozen=True, eq=False)
-class ModelRank:
+@dataclass(frozen=True, eq=False, repr=False)
+class ModelRank(Record):
     """The rank of a model at its parameters, how far it is proved, and a sample that attains it.
 
     Attributes:
@@ -74,6 +78,9 @@ class ModelRank:
     sampler: str
     n_params: int
 
+    _long = ("samples",)
+    _also = ("exact", "n_samples")
+
     @property
     def exact(self) -> bool:
         """Whether the bounds meet, so that the rank is a theorem (given the caller's bound, if it is one)."""
@@ -105,26 +112,39 @@ class ModelRank:
             )
         return line if self.saturated else f"{line}; NOT SATURATED: {self.reason}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for strict JSON; samples of more than 4096 numbers become None."""
-        few = self.samples.numel() <= _LISTED_NUMBERS
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the rank on growing samples, between its bounds.
+
+        Args:
+            ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
+        """
+        from llr.ranks import figure  # noqa: PLC0415 - matplotlib is optional
+
+        return figure.growth(self, ax=ax)
+
+    def _emptied(self, name: str) -> Tensor:
+        return getattr(self, name).new_empty((self.n_samples, 0))
+
+    def _verdict(self) -> Verdict:
+        if not self.saturated:
+            return "not saturated", "doubt"
+        if self.ambiguous:
+            return "ambiguous", "doubt"
+        return ("proved" if self.exact else "counted"), "good"
+
+    def _facts(self) -> dict[str, object]:
         return {
             "rank": self.rank,
-            "lower": self.lower,
-            "upper": self.upper,
-            "upper_from": self.upper_from,
-            "exact": self.exact,
-            "ambiguous": self.ambiguous,
-            "clear": self.clear,
-            "saturated": self.saturated,
-            "reason": self.reason,
-            "n_samples": self.n_samples,
-            "n_params": self.n_params,
+            "at least": f"{self.lower}, proved" if self.lower else "nothing proved",
+            "at most": f"{self.upper} ({self.upper_from})",
+            "parameters": self.n_params,
+            "samples": self.n_samples,
             "sampler": self.sampler,
-            "trace": [list(trial) for trial in self.trace],
-            "result": self.result.to_dict(),
-            "samples": self.samples.tolist() if few else None,
+            "search": self.reason,
         }
+
+    def _pictures(self) -> Sequence[Spectrum]:
+        return self.result._pictures()
 
 
 @takes(
@@ -132,10 +152,11 @@ class ModelRank:
     sampler=a_sampler,
     sample_shape=sizes,
     method=word,
-    progress=a_function,
+    progress=a_progress,
     seed=a_seed,
 )
 @outside_inference_mode
+@followed
 def model_rank(
     model: Model,
     *,
@@ -148,7 +169,7 @@ def model_rank(
     seed: int = 0,
     sample_shape: Sequence[int] | None = None,
     method: str = "auto",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> ModelRank:
     """The rank of a model at its parameters, dim T: how many scalar observations pin its function down.
 
@@ -173,14 +194,15 @@ def model_rank(
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         upper: an upper bound of dim T known from theory; believed.
         certify: "auto" proves where N rows and P columns have N P (200 + min(N, P)) <= 1e8 and
-            :mod:`llr.exact.network` reads the model; True proves whatever it takes, False never.
+            :func:`llr.certify` takes the model; True proves whatever it takes, False never.
         margin: how far the observations must outnumber the rank, from 1 to a million.
         max_samples: the most points to draw; default: 16 (P + margin) observations' worth.
         seed: of the samples, a function of seed and sampler alone. The global generator is not used.
         sample_shape: shape of one sample, where the model does not tell: all but MLPs and ``nn.Sequential``
             that begin with a linear layer.
         method: how singular values are found, as for :func:`llr.rank`; "certified" is ``certify=True``.
-        progress: called as ``progress(n, rank, upper)`` after each size.
+        progress: False for none; or a function, called as ``progress(n, rank, upper)`` after each size.
+            Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
         A `ModelRank`. One whose search ran out of samples has ``saturated=False`` and says why.
@@ -217,7 +239,7 @@ def model_rank(
     question = Question(model, params, certify, method)
     look = Look.at(question, source.first(1), upper=upper)
     most = max_samples or math.ceil(_PATIENCE * (look.n_params + margin) / look.outputs)
-    search = Search(look, source, most, margin, progress)
+    search = Search(look, source, most, margin, progress if callable(progress) else None)
     start = math.ceil(2 * margin / look.outputs)
     found = search.grow(start, prove=False, give_way=True)
     trace, proof = found.trials, None

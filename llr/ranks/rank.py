@@ -12,7 +12,7 @@ from llr.inputs.accept import a_model_or_matrix, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model, read_problem
-from llr.inputs.roles import a_function, a_precision, check_int, real, word
+from llr.inputs.roles import a_precision, a_progress, check_int, real, word
 from llr.jacobians.jacobian import prepare
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS
 from llr.ranks.certificates.certificate import Certificate
@@ -22,6 +22,7 @@ from llr.ranks.different import bounds_of_model
 from llr.ranks.matrices import rank_of_matrix
 from llr.ranks.methods import METHODS, choose, costs
 from llr.ranks.result import RankResult
+from llr.results.progress import followed
 from llr.theory.tangents.upper import upper_bound
 
 __all__ = ["METHODS", "RankResult", "rank"]
@@ -45,9 +46,10 @@ _OPERATIONS_PER_PARAMETER = 1e5
     rtol=real,
     atol=real,
     backend=word,
-    progress=a_function,
+    progress=a_progress,
 )
 @outside_inference_mode
+@followed
 def rank(
     model: Model | Tensor,
     x: Tensor | None = None,
@@ -62,7 +64,7 @@ def rank(
     max_bits: int = 4096,
     chunk_size: int | None = None,
     backend: str = "auto",
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> RankResult:
     """The rank of a model's Jacobian on the samples `x`, with its evidence.
 
@@ -102,7 +104,8 @@ def rank(
         max_bits: the precision at which a certificate gives up, from 32 to 2^20.
         chunk_size: samples per step, as in `llr.jacobian`.
         backend: which code computes the Jacobian, as in `llr.jacobian`.
-        progress: called as ``progress(bits, proved, upper)`` while "certified" works.
+        progress: False for none; or a function, called as ``progress(bits, proved, upper)`` while a
+            certificate is made. Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
         A `RankResult`; ``exact``, ``ambiguous`` and ``clear`` tell how sure it is, ``lower``, ``upper`` and
@@ -220,7 +223,7 @@ def _resolved(
     params: Selection,
     upper: int | None,
     max_bits: int,
-    progress: Progress | None,
+    progress: Progress | bool | None,
     quick: bool,
     asked: bool,
 ) -> RankResult:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from llr.linalg.spectrum import CLEAR_GAP, PROVED, is_open
+from llr.ranks.certificates.certificate import Certificate
+from llr.results import Record
+from llr.results.fields import restored
+from llr.results.html import Spectrum, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from llr.ranks.certificates.certificate import Certificate
 
-
-@dataclass(frozen=True, eq=False)
-class RankResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class RankResult(Record):
     """A rank and the evidence for it.
 
     For one matrix the fields are plain numbers; for a batch ``(..., m, n)`` the fields ``rank``,
@@ -85,15 +87,18 @@ class RankResult:
     predicted_bytes: int | None = None
     actual_bytes: int | None = None
 
+    _long = ("spectrum", "equilibrated")
+    _also = ("clear", "exact")
+
     @property
     def exact(self) -> bool:
-        """Whether the rank is certain: its bounds meet, by no estimate. Of a batch: all of them."""
+        """Whether the rank is certain, as its bounds meet without an estimate; of a batch, all of them."""
         lower, rank = (torch.as_tensor(v) for v in (self.lower, self.rank))
         return not bool((is_open(lower, self.upper, self.lower_from) | (rank != self.upper)).any())
 
     @property
     def clear(self) -> bool:
-        """Whether the count does not hang on the tolerance: a gap of 1e3. Of a batch: all of them.
+        """Whether there is a gap of 1e3, so that the tolerance does not matter; of a batch, in all of them.
 
         It says nothing about the exact rank: singular values of smooth functions fall so fast that gaps of
         1e8 come about by chance, with more rank below. A certificate is clear if it is exact, or did not grow
@@ -199,8 +204,11 @@ class RankResult:
         """The singular values in a few numbers."""
         values = self.spectrum if self.equilibrated is None else self.equilibrated
         line = f"{self.counted_above} {self.tol:.3g}"
-        if not values.numel():
+        if not min(self.n_rows, self.n_params):
             return "no entries"
+        if not values.shape[-1]:
+            gap = "" if math.isinf(float(self.gap)) else f"gap {self.gap:.3g}, "
+            return f"{gap}{line}, singular values not kept"
         if float(values[0]) == 0:
             return "all singular values are 0" + (f", {line}" if self.tol else "")
         if math.isinf(float(self.gap)):  # nothing below to compare with
@@ -269,59 +277,94 @@ class RankResult:
             f"{'' if math.isinf(least) else f'smallest gap {least:.3g}, '}{int(flags.sum())} ambiguous,"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain Python values that strict JSON can hold.
+    def to_dict(self, spectrum: bool = False) -> dict[str, Any]:
+        """The fields, and `clear` and `exact`, as plain values for strict JSON.
 
-        Tensors become (nested) lists, the dtype its name and the certificate its own dict. An
-        infinite gap becomes None, since JSON has no infinity:
-        ``json.dumps(result.to_dict(), allow_nan=False)`` always works.
+        Tensors are nested lists, the dtype its name and the certificate its own dictionary. An infinite gap
+        is None: JSON has no infinity. :meth:`from_dict` makes an equal result of it.
+
+        Args:
+            spectrum: whether the singular values are there, too.
 
         Example:
             >>> import llr, torch
-            >>> llr.numerical_rank(torch.zeros(2, 2)).to_dict()["gap"] is None
-            True
+            >>> found = llr.numerical_rank(torch.zeros(2, 2))
+            >>> found.to_dict()["gap"] is None, found.to_dict(spectrum=True)["spectrum"]
+            (True, [0.0, 0.0])
         """
-        return {
-            "rank": _plain(self.rank),
-            "spectrum": _plain(self.spectrum),
-            "tol": _plain(self.tol),
-            "gap": _plain(self.gap),
-            "ambiguous": _plain(self.ambiguous),
-            "method": self.method,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "n_rows": self.n_rows,
-            "n_params": self.n_params,
-            "path": self.path,
-            "clear": self.clear,
-            "lower": _plain(self.lower),
-            "lower_from": self.lower_from,
-            "upper": _plain(self.upper),
-            "upper_from": self.upper_from,
-            "exact": self.exact,
-            "equilibrated": None if self.equilibrated is None else _plain(self.equilibrated),
-            "counted_above": self.counted_above,
-            "bits": self.bits,
-            "certificate": None if self.certificate is None else self.certificate.to_dict(),
-            "reason": self.reason,
-            "predicted_bytes": self.predicted_bytes,
-            "actual_bytes": self.actual_bytes,
-        }
+        return super().to_dict(spectrum)
+
+    def kept(self, name: str) -> bool:
+        """Whether singular values are there; False if they were left out when the result was written."""
+        value = getattr(self, name)
+        return value is not None and value.shape[-1] == min(self.n_rows, self.n_params)
+
+    def _dtype_of(self, name: str) -> torch.dtype | None:
+        return self.dtype if name in self._long else None
+
+    @classmethod
+    def _read(cls, name: str, hint: Any, content: Mapping[str, Any], where: str) -> Any:
+        if name in cls._long and name not in content.get("tensors", {}):
+            dtype = restored(content["dtype"], torch.dtype, "'dtype' of RankResult")
+            return restored(content[name], hint, where, dtype)
+        return super()._read(name, hint, content, where)
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        shape = torch.as_tensor(self.rank).shape
+        for name in ("tol", "gap", "ambiguous", "lower", "upper"):
+            if torch.as_tensor(getattr(self, name)).shape != shape:
+                raise ValueError(
+                    f"{name!r} of RankResult has not the shape of rank, {tuple(shape)}"
+                )
+        short = min(self.n_rows, self.n_params)
+        for name in self._long:
+            value = getattr(self, name)
+            if value is not None and value.shape not in ((*shape, short), (*shape, 0)):
+                raise ValueError(
+                    f"{name!r} of RankResult has shape {tuple(value.shape)}; expected {(*shape, short)}"
+                )
+        super()._check(content)
+
+    def _verdict(self) -> Verdict:
+        if self.exact:
+            return "exact", "good"
+        if self.open:
+            flags = torch.as_tensor(self.ambiguous)
+            some = f"{int(flags.sum())} of {flags.numel()} " if flags.dim() else ""
+            return f"{some}ambiguous" + (", clear gap" if self.clear else ""), "doubt"
+        return "counted above the tolerance", "good"
+
+    def _facts(self) -> dict[str, object]:
+        numbers: dict[str, object] = {}
+        if not torch.as_tensor(self.rank).dim():
+            numbers = {
+                "rank": int(self.rank),
+                "at least": f"{self.lower} ({self.lower_from})",
+                "at most": f"{self.upper} ({self.upper_from})",
+                "gap": float(self.gap),
+                self.counted_above: float(self.tol),
+            }
+        dtype = str(self.dtype).removeprefix("torch.")
+        how = {"matrix": f"{self.n_rows} x {self.n_params}", "method": f"{self.method}, {dtype}"}
+        others = {"Jacobian by": self.path, "reason": self.reason}
+        return numbers | how | {name: value for name, value in others.items() if value}
+
+    def _pictures(self) -> Sequence[Spectrum]:
+        counted = "spectrum" if self.equilibrated is None else "equilibrated"
+        values = getattr(self, counted)
+        if not self.kept(counted) or values.dim() > 1:
+            return ()
+        line, name = float(self.tol), self.counted_above
+        return (Spectrum(values.tolist(), line, name, "singular values", int(self.rank)),)
 
     def plot(self, ax: Axes | None = None) -> Axes:
         """The axes of a figure of the spectrum, the tolerance and the cut.
 
         With ``ax=None`` a new figure is made, which ``result.plot().figure.savefig("s.pdf")``
         writes; nothing of pyplot's global state is touched. Needs matplotlib
-        (``pip install 'llr[plot]'``), else ImportError.
+        (``pip install 'llr[plot]'``), else ImportError. ValueError if the spectrum was not kept.
         """
+        self._require("spectrum")
         from llr.ranks import figure  # noqa: PLC0415 - matplotlib is optional
 
         return figure.spectrum(self, ax=ax)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and math.isinf(value) else value

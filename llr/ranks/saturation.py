@@ -17,6 +17,7 @@ from llr.inputs.samplers import Source
 from llr.jacobians.jacobian import prepare
 from llr.ranks.rank import METHODS, rank
 from llr.ranks.result import RankResult
+from llr.results.progress import step
 from llr.theory.tangents.upper import upper_bound
 
 Certify = Literal["auto"] | bool
@@ -206,6 +207,7 @@ class Search:
             found.trials.append(trial)
             if self.progress is not None:
                 self.progress(n, found.best, self.look.upper)
+            step(f"rank {found.best} on {n} samples, of at most {self.look.upper}")
             if trial.rank >= self.look.upper:
                 found.saturated, found.reason = True, "the upper bound is met"
             elif n == self.source.limit:

@@ -45,7 +45,7 @@ class Damping:
 
     @classmethod
     def of(cls, damping: str | Damping) -> Damping:
-        """A damping as users may give it: a name stands for one of :data:`DAMPING`.
+        """A damping as users may give it: a `Damping`, "fast" or "slow".
 
         Raises:
             TypeError: neither a name nor a damping.

@@ -22,14 +22,19 @@ from llr.models import MatrixFactorization
 from llr.operators import _ops
 from llr.recovery import lm_native, lm_reference
 from llr.recovery.damping import CONVERGED, STATUS, Damping
+from llr.results import Shown
 
 _POOL_BYTES = 2**28  # of Jacobians and normal matrices that the torch path holds at a time
 _LARGEST_POOL = 1024
 
 
-@dataclass(frozen=True, eq=False)
-class Fits:
-    """Where each of S starts ended."""
+@dataclass(frozen=True, eq=False, repr=False)
+class Fits(Shown):
+    """Where each of S starts ended.
+
+    It is not written to files: its template may be any module, which no file can hold as numbers. It can be
+    pickled, as far as the template can.
+    """
 
     theta: Tensor
     """(S, P) in float64; columns as those of :func:`llr.layout`."""
@@ -40,7 +45,7 @@ class Fits:
     iterations: Tensor
     """(S), steps tried."""
     codes: Tensor
-    """(S), places in :data:`llr.recovery.damping.STATUS`."""
+    """(S), the same as `status`: 0 converged, 1 stalled, 2 limit, 3 failed, 4 skipped."""
     template: nn.Module
     """The model that was fitted, its own parameters untouched."""
     method: str
@@ -48,7 +53,7 @@ class Fits:
 
     @property
     def status(self) -> list[str]:
-        """How each start ended: "converged", "stalled", "limit", "failed" or "skipped"."""
+        """How each start ended, as "converged", "stalled", "limit", "failed" or "skipped"."""
         return [STATUS[code] for code in self.codes.tolist()]
 
     @property
@@ -64,6 +69,11 @@ class Fits:
             for name, columns in layout(fitted).items():
                 values[name].copy_(self.theta[i, columns].view_as(values[name]))
         return fitted
+
+    def _facts(self) -> dict[str, object]:
+        least = float(self.relative.min()) if len(self.relative) else math.nan
+        counts = {status: n for status in STATUS if (n := self.status.count(status))}
+        return {"starts": len(self.theta), **counts, "least relative error": least}
 
     def __str__(self) -> str:
         counts = ", ".join(f"{n} {s}" for s in STATUS if (n := self.status.count(s)))

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from torch import nn
 
+from llr.inputs.activations import ACTIVATIONS
+from llr.inputs.roles import shown
 from llr.models import TwoLayer
 from llr.recovery.net import Net
 from llr.recovery.phrases import counted
+from llr.results import Record
+from llr.results.fields import restored
+from llr.results.html import Table, Tone, Verdict
+from llr.results.networks import numbers
 from llr.theory import Dimension
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Status = Literal["recovered", "ambiguous", "approximate", "not_found", "accepted"]
 
@@ -36,8 +46,8 @@ class NoiseTest:
     p_value: float
 
 
-@dataclass(frozen=True, eq=False)
-class WidthFit:
+@dataclass(frozen=True, eq=False, repr=False)
+class WidthFit(Record):
     """The best fit of one width.
 
     Attributes:
@@ -53,12 +63,36 @@ class WidthFit:
     error: float
     roundings: float
     consistent: bool
-    net: Net = field(repr=False)
+    net: Net
+
+    _keys: ClassVar[Mapping[str, str]] = {"net": "model"}
+    _also = ("activation",)
 
     @cached_property
     def model(self) -> TwoLayer:
         """The network."""
         return self.net.model()
+
+    def __str__(self) -> str:
+        """One line: the width and its error."""
+        return (
+            f"width {self.width}: relative error {math.sqrt(self.error):.1e}, {self.roundings:.3g} times "
+            "what rounding leaves"
+        )
+
+    @property
+    def activation(self) -> str:
+        """The name of the network's activation."""
+        return self.net.activation
+
+    def _written(self, name: str, hint: Any, spectrum: bool) -> Any:
+        return _numbers(self.model) if name == "net" else super()._written(name, hint, spectrum)
+
+    @classmethod
+    def _read(cls, name: str, hint: Any, content: Mapping[str, Any], where: str) -> Any:
+        if name == "net":
+            return _net(content["model"], _activation(content, where), where)
+        return super()._read(name, hint, content, where)
 
 
 @dataclass(frozen=True)
@@ -144,8 +178,8 @@ class Reason:
     advice: str
 
 
-@dataclass(frozen=True, eq=False)
-class Recovery:
+@dataclass(frozen=True, eq=False, repr=False)
+class Recovery(Record):
     """What was found, and what may be said of it.
 
     Attributes:
@@ -192,6 +226,9 @@ class Recovery:
     seconds: float
     n: int
 
+    _keys: ClassVar[Mapping[str, str]] = {"size": "optimistic_sample_size", "n": "samples"}
+    _also = ("activation",)
+
     def __bool__(self) -> bool:
         return self.status in ("recovered", "accepted")
 
@@ -226,47 +263,91 @@ class Recovery:
         why = "not proved to be the only fit near it" if fits else "it does not fit"
         return f"optimistic sample size O unknown ({why})"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON; networks as lists of numbers, null for what is infinite."""
-        return {
-            "status": self.status,
-            "claim": self.claim,
-            "advice": self.advice,
-            "proved": _plain(self.proved),
-            "assumed": list(self.assumed),
-            "evidence": None if self.evidence is None else _plain(self.evidence),
-            "tested": None if self.tested is None else _plain(self.tested),
-            "reasons": [_plain(reason) for reason in self.reasons],
-            "fits": [
-                {
-                    "width": fit.width,
-                    "model": _numbers(fit.model),
-                    "error": _finite(fit.error),
-                    "roundings": _finite(fit.roundings),
-                    "consistent": fit.consistent,
-                }
-                for fit in self.fits.values()
-            ],
-            "width": self.width,
-            "rank": self.rank,
-            "optimistic_sample_size": None if self.size is None else self.size.to_dict(),
-            "train_error": _finite(self.train_error),
-            "model": _numbers(self.model),
-            "interpolants": [_numbers(net) for net in self.interpolants],
-            "tests": [_plain(test) for test in self.tests],
-            "starts": self.starts,
-            "seconds": self.seconds,
-            "samples": self.n,
-        }
+    @property
+    def activation(self) -> str:
+        """The name of the networks' activation."""
+        return next(iter(self.fits.values())).net.activation
 
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the error of the best fit of every width.
 
-def _plain(part: object) -> dict[str, Any]:
-    return {name: _finite(value) for name, value in vars(part).items()}
+        Args:
+            ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
+        """
+        from llr.recovery import curves  # noqa: PLC0415 - matplotlib is optional
 
+        return curves.widths(self, ax=ax)
 
-def _finite(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    def _written(self, name: str, hint: Any, spectrum: bool) -> Any:
+        if name == "fits":
+            return [fit.to_dict() for fit in self.fits.values()]
+        if name == "model":
+            return _numbers(self.model)
+        if name == "interpolants":
+            return [_numbers(net) for net in self.interpolants]
+        return super()._written(name, hint, spectrum)
+
+    @classmethod
+    def _read(cls, name: str, hint: Any, content: Mapping[str, Any], where: str) -> Any:
+        if name not in ("fits", "model", "interpolants"):
+            return super()._read(name, hint, content, where)
+        value = content[name]
+        if name == "model":
+            return _net(value, _activation(content, where), where).model()
+        if not isinstance(value, list):
+            raise ValueError(f"{where} is {shown(value)}; expected a list")
+        if name == "fits":
+            fits = [restored(fit, WidthFit, f"{where}[{i}]") for i, fit in enumerate(value)]
+            if not fits:
+                raise ValueError(f"{where} is empty; expected the fit of one width at least")
+            return {fit.width: fit for fit in fits}
+        activation = _activation(content, where)
+        return tuple(_net(net, activation, f"{where}[{i}]").model() for i, net in enumerate(value))
+
+    def _verdict(self) -> Verdict:
+        tones: dict[str, Tone] = {"recovered": "good", "accepted": "good", "ambiguous": "doubt"}
+        return self.status.replace("_", " "), tones.get(self.status, "bad")
+
+    def _facts(self) -> dict[str, object]:
+        size = {} if self.size is None else {"optimistic sample size": self.size.upper}
+        facts = super()._facts() | size
+        return {name: value for name, value in facts.items() if name not in ("status", "claim")}
+
+    def _table(self) -> Table:
+        rows = [
+            (f.width, math.sqrt(f.error), f.roundings, f.consistent) for f in self.fits.values()
+        ]
+        return ("width", "relative error", "roundings", "explained by rounding"), rows
 
 
 def _numbers(net: nn.Module) -> dict[str, Any]:
     return {name: p.tolist() for name, p in net.state_dict().items()}
+
+
+def _activation(content: Mapping[str, Any], where: str) -> str:
+    found = content.get("activation")
+    if not isinstance(found, str) or found not in ACTIVATIONS:
+        raise ValueError(
+            f"activation of {where} is {shown(found)}; expected one of {', '.join(ACTIVATIONS)}"
+        )
+    return found
+
+
+def _net(content: Any, activation: str, where: str) -> Net:
+    """The network with these numbers, by their names in ``state_dict()``."""
+    names = {"0.weight": 2, "0.bias": 1, "2.weight": 2, "2.bias": 1}
+    if not isinstance(content, dict) or not {"0.weight", "2.weight"} <= set(content) <= set(names):
+        raise ValueError(
+            f"{where} is {shown(content)}; expected the numbers of a two-layer network"
+        )
+    w, b, a, c = (
+        numbers(content, name, dims, torch.float64, where) if name in content else None
+        for name, dims in names.items()
+    )
+    assert w is not None
+    assert a is not None
+    if a.shape[1] != len(w) or (b is not None and len(b) != len(w)):
+        raise ValueError(f"{where} has layers whose widths do not fit each other")
+    if c is not None and len(c) != len(a):
+        raise ValueError(f"{where} has {len(c)} output biases; expected {len(a)}")
+    return Net(w, b, a, c, activation)

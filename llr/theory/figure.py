@@ -1,14 +1,16 @@
 """Figures of the theory: ranks of classes of functions.
 
-Needs matplotlib, as :mod:`llr.plotting` does.
+Needs matplotlib, as :mod:`llr.results.figures` does.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import matplotlib
 from matplotlib.axes import Axes
 
-from llr.plotting import (
+from llr.results.figures import (
     COLOURS,
     STYLE,
     axes_for,
@@ -16,8 +18,10 @@ from llr.plotting import (
     mark_parameters,
     name_rows,
 )
-from llr.plotting import save as save
-from llr.theory.functions.stratification import Stratification
+from llr.results.figures import save as save
+
+if TYPE_CHECKING:
+    from llr.theory.functions.stratification import Stratification
 
 _WORDS = {"exact": "proved", "almost everywhere": "almost all", "bounds": "at most"}
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
+
+from llr.results import Record
+from llr.results.html import Table, Verdict
 
 Status = Literal["exact", "almost everywhere", "bounds"]
 
@@ -17,8 +20,8 @@ class Term:
     text: str
 
 
-@dataclass(frozen=True)
-class Dimension:
+@dataclass(frozen=True, repr=False)
+class Dimension(Record):
     """A dimension that follows from the structure and the exact parameters of a model.
 
     Attributes:
@@ -74,6 +77,8 @@ class Dimension:
         head = f"{self.what} = {proved} of {self.n_params} parameters ({statement})"
         return "\n".join([head, *(f"  {t.dimension:+5d}  {t.text}" for t in self.terms)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return asdict(self)
+    def _verdict(self) -> Verdict:
+        return self.status, "good" if self.exact else "doubt"
+
+    def _table(self) -> Table:
+        return ("summands", ""), [(term.text, term.dimension) for term in self.terms]

@@ -127,7 +127,7 @@ class TestRun:
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: str, extra: str
     ) -> None:
         monkeypatch.setitem(sys.modules, missing, None)
-        for name in ("llr.plotting", "llr.ranks.figure"):
+        for name in ("llr.results.figures", "llr.ranks.figure"):
             monkeypatch.delattr(name, raising=False)
             monkeypatch.delitem(sys.modules, name, raising=False)
         with pytest.raises(ImportError, match=rf"pip install 'llr\[{extra}\]'"):

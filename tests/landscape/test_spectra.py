@@ -240,7 +240,7 @@ class TestEmbedded:
         torch.testing.assert_close(found.explained[~zero], shares[~zero])
         assert float(found.explained.sum()) == pytest.approx(A.shape[1])
         assert len(set(found.explained[zero].tolist())) <= 1
-        assert len(found.to_dict()["explained"]) == len(theta)
+        assert len(found.to_dict(spectrum=True)["explained"]) == len(theta)
 
     @pytest.mark.parametrize(
         ("bias", "seed"),

@@ -379,7 +379,7 @@ class TestResult:
     def test_json(self) -> None:
         narrow = dyadic(1, 2, 2, 1)
         found = lift_status(narrow, split(narrow, 0, [0.25, 0.25]))
-        content = json.loads(json.dumps(found.to_dict()))
+        content = json.loads(json.dumps(found.to_dict(spectrum=True)))
         assert content["contained"] is content["proved"] is True
         assert content["joint"]["lower"] == content["joint"]["upper"] == 13
         assert torch.equal(torch.tensor(content["matrix"]).double(), found.matrix)

@@ -21,7 +21,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-[VERSION] = re.findall(r'^version = "(.*)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+[VERSION] = re.findall(
+    r'^VERSION = "(.*)"', (ROOT / "llr" / "ranks" / "info.py").read_text(), re.MULTILINE
+)
 PYTHONS = os.environ.get("LLR_TEST_PYTHONS", sys.executable).split()
 LEFT_OUT = re.compile(r"LLR_|PYTHON|(CXX|CC|VIRTUAL_ENV)$")
 ARCHS = "9.0"  # what CUDA kernels are compiled for here: one architecture takes the least time

@@ -24,9 +24,9 @@ ORDER = (
     "theory",
     "models",
     "exact",
-    "plotting",
     "jacobians",
     "linalg",
+    "results",
     "inputs",
     "operators",
 )

@@ -16,6 +16,9 @@ from llr.inputs.files.writing import write_atomic
 from llr.inputs.roles import check_int, shown
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS
 from llr.linalg.decimals import DECIMAL
+from llr.results import Shown
+from llr.results.html import Verdict
+from llr.results.record import NotJSONError, read_object
 
 FORMAT = "llr rank certificate 1"
 _CHOICES = {
@@ -26,8 +29,8 @@ _CHOICES = {
 _HEX = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
-class Certificate:
+@dataclass(frozen=True, repr=False)
+class Certificate(Shown):
     """Rows and columns of a Jacobian whose determinant is proved not to be zero.
 
     A value is always well formed (ValueError otherwise, naming the field); whether it is true, for which
@@ -39,7 +42,8 @@ class Certificate:
         upper_from: "shape" for min(n_rows, n_params), "theory" for a closed form of dim T (docs/theory.md),
             "caller" for a bound that was passed to :func:`certify` and is not part of the proof, "exact
             rank" for a rank in rational arithmetic.
-        rows, columns: r of each, ascending. Rows count sample by sample, then output by output.
+        rows: r of them, ascending. They count sample by sample, then output by output.
+        columns: r of them, ascending.
         bound: decimal text, a positive lower bound of the absolute value of their determinant.
         arithmetic: "balls" or "rationals".
         bits: the precision of the balls; None for rationals.
@@ -49,7 +53,8 @@ class Certificate:
         structure: the model's layers in words.
         model: SHA-256 of the layers, the parameters' exact values and names, and which of them are columns.
         samples: SHA-256 of the samples in their order.
-        n_rows, n_params: size of the Jacobian.
+        n_rows: rows of the Jacobian.
+        n_params: its columns.
         version: of llr.
         checksum: SHA-256 of all other fields.
     """
@@ -138,7 +143,7 @@ class Certificate:
 
     @property
     def exact(self) -> bool:
-        """Whether lower and upper bound meet: then this is the rank, if the upper bound is right."""
+        """Whether lower and upper bound meet; then this is the rank, if the upper bound is right."""
         return self.rank == self.upper
 
     @property
@@ -156,6 +161,13 @@ class Certificate:
             f"{self.structure}: proved in {how}, |det| >= {self.bound}; upper bound {self.upper} "
             f"({self.upper_from}){above}"
         )
+
+    def _verdict(self) -> Verdict:
+        return ("exact", "good") if self.exact else (f"lower bound, {self.stopped}", "doubt")
+
+    def _facts(self) -> dict[str, object]:
+        hidden = ("rows", "columns", "stopped")
+        return {k: v for k, v in super()._facts().items() if k not in hidden}
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as plain values for JSON."""
@@ -207,26 +219,9 @@ class Certificate:
         try:
             data = read_file(Path(path))
             try:
-                found = json.loads(data, object_pairs_hook=_once)
-            except _Repeated:
-                raise
-            except RecursionError as error:
-                raise ValueError("its JSON is nested too deeply") from error
-            except ValueError as error:  # what utf-8 raises is a ValueError, too
+                found = read_object(data)
+            except NotJSONError as error:
                 raise ValueError("is no certificate: not JSON text") from error
             return cls.from_dict(found)
         except ValueError as error:
             raise ValueError(f"certificate {os.fspath(path)}: {error}") from error
-
-
-class _Repeated(ValueError):
-    """A field is there twice, which readers understand differently."""
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise _Repeated(f"the field {shown(twice)} is there twice; expected each field once")
-    return found

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flint import arb
@@ -24,7 +23,7 @@ from llr.inputs.accept import a_model, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model
-from llr.inputs.roles import a_function, check_int
+from llr.inputs.roles import a_progress, check_int
 from llr.linalg.balls import HIGHEST_BITS as HIGHEST_BITS
 from llr.linalg.balls import LOWEST_BITS as LOWEST_BITS
 from llr.linalg.balls import MOST_BITS as MOST_BITS
@@ -34,6 +33,8 @@ from llr.linalg.decimals import decimal_below
 from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, rational_pivots, remainder
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.verification import Verdict, verify
+from llr.ranks.info import VERSION
+from llr.results.progress import followed, step
 from llr.theory.tangents.upper import upper_bound
 
 __all__ = ["Certificate", "Verdict", "certify", "verify"]
@@ -47,8 +48,9 @@ _FIRST_BITS = 64
 Progress = Callable[[int | None, int, int], None]
 
 
-@takes(model=a_model, x=valued, progress=a_function)
+@takes(model=a_model, x=valued, progress=a_progress)
 @outside_inference_mode
+@followed
 def certify(
     model: Model,
     x: Tensor,
@@ -58,7 +60,7 @@ def certify(
     bits: int | None = None,
     max_bits: int = MOST_BITS,
     timeout: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Certificate:
     """A proved lower bound of the rank of the model's Jacobian on these samples.
 
@@ -67,7 +69,7 @@ def certify(
     grows. For models of ReLU, polynomials and linear layers the rank is found exactly, in rational numbers.
 
     Args:
-        model: an MLP, or what else :func:`llr.exact.jacobian` reads.
+        model: an MLP, or another model of those in docs/certificates.md.
         x: (n, ...) samples.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         upper: an upper bound known otherwise, to stop there. It is believed, not proved. The bound is never
@@ -76,15 +78,16 @@ def certify(
         max_bits: the last, from 32 to 2^20.
         timeout: seconds after which the search ends with what is proved then; None for no limit. Single steps
             take about half a second at most, and longer only where the numbers have very many digits.
-        progress: called as ``progress(bits, proved, upper)`` now and then; bits is None in rationals.
+        progress: False for none; or a function, called as ``progress(bits, proved, upper)`` now and then,
+            with bits None in rationals. Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
         A `Certificate`. At the precision cap, at the time limit, or where the rank stops growing below the
         upper bound, its ``rank`` is less than its ``upper`` and ``stopped`` says why.
 
     Raises:
-        ValueError: `upper` is disproved; precisions or `timeout` out of range; what
-            :func:`llr.exact.jacobian` refuses.
+        ValueError: `upper` is disproved; precisions or `timeout` out of range; a model that
+            docs/certificates.md does not list, and what :func:`llr.jacobian` refuses.
         TimeoutError: `timeout` was over before the model was read.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE
@@ -113,7 +116,13 @@ def certify(
             raise TimeoutError(
                 f"timeout={timeout} seconds were over before the model was read; give more"
             ) from None
-        report = progress or (lambda *_: None)
+
+        def report(bits: int | None, proved: int, upper: int) -> None:
+            if callable(progress):
+                progress(bits, proved, upper)
+            arithmetic = "in rationals" if bits is None else f"at {bits} bits"
+            step(f"proving {arithmetic}: rank >= {proved} of at most {upper}")
+
         if network.rational:
             return _in_rationals(network, goal, upper_from, upper, report)
         first = min(_FIRST_BITS, max_bits) if bits is None else bits
@@ -251,10 +260,6 @@ def _check_claim(rank: int, upper: int | None) -> None:
 
 
 def _certificate(network: Network, **found: Any) -> Certificate:
-    try:
-        own = version("llr")
-    except PackageNotFoundError:  # a checkout that was never installed
-        own = "unknown"
     return Certificate(
         **found,
         structure=network.structure,
@@ -262,5 +267,5 @@ def _certificate(network: Network, **found: Any) -> Certificate:
         samples=network.samples_digest,
         n_rows=network.n_rows,
         n_params=network.n_params,
-        version=own,
+        version=VERSION,
     )

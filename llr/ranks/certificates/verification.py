@@ -22,14 +22,15 @@ from llr.linalg.decimals import at_most
 from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.linalg.integers import exact_rank, integer_rows, rank_at_least
 from llr.ranks.certificates.certificate import Certificate
+from llr.results import Record, html
 from llr.theory.tangents.upper import upper_bound
 
 # The precision at which the check begins.
 _FIRST_BITS = 128
 
 
-@dataclass(frozen=True)
-class Verdict:
+@dataclass(frozen=True, repr=False)
+class Verdict(Record):
     """What :func:`verify` found; true or false as itself."""
 
     valid: bool
@@ -39,6 +40,15 @@ class Verdict:
 
     def __bool__(self) -> bool:
         return self.valid
+
+    def __str__(self) -> str:
+        """One line: the verdict and why."""
+        return f"{self._verdict()[0]}: {self.reason}"
+
+    def _verdict(self) -> html.Verdict:
+        if not self.checked:
+            return "not checked", "doubt"
+        return ("holds", "good") if self.valid else ("does not hold", "bad")
 
 
 @takes(model=a_model, x=valued)
@@ -78,7 +88,7 @@ def verify(
 
     Raises:
         TypeError: `certificate` is no `Certificate`.
-        ValueError: what :func:`llr.exact.jacobian` refuses of the model and the samples.
+        ValueError: what :func:`certify` refuses of the model and the samples.
 
     Source: S. M. Rump, "Verification methods: rigorous results using floating-point arithmetic", Acta
     Numerica 19 (2010), section 10, for the inverse.

@@ -1,6 +1,6 @@
 """The figure of a sweep: how often targets are recovered from n samples, and the predicted size.
 
-Needs matplotlib, as :mod:`llr.plotting` does.
+Needs matplotlib, as :mod:`llr.results.figures` does.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from llr.plotting import COLOURS, GREY, STYLE, new_figure
-from llr.plotting import save as save
 from llr.recovery.sweep.spec import Value, ordered, table_order
 from llr.recovery.sweep.store import Row
+from llr.results.figures import COLOURS, GREY, STYLE, new_figure
+from llr.results.figures import save as save
 
 _LINES_SIZE = (4.4, 3.3)  # width and height of the panel of lines, in inches
 _MOST_PANELS = 12

@@ -20,10 +20,12 @@ from llr.recovery.sweep.runner import Outcome, check_cells, execute, load_runner
 from llr.recovery.sweep.spec import Cell, Spec
 from llr.recovery.sweep.store import Store, open_store
 from llr.recovery.sweep.worker import work
+from llr.results import Record
+from llr.results.progress import duration, followed, step
 
 
-@dataclass(frozen=True)
-class Tally:
+@dataclass(frozen=True, repr=False)
+class Tally(Record):
     """Where a sweep stands.
 
     Attributes:
@@ -50,6 +52,11 @@ class Tally:
         """Seconds until the end if the rest takes as long a cell; None before the first."""
         return self.seconds / self.now * self.left if self.now else None
 
+    @property
+    def remaining(self) -> str:
+        """The time that is left, for people."""
+        return "no estimate yet" if self.eta is None else f"{duration(self.eta)} to go"
+
     def __str__(self) -> str:
         text = f"{self.done} of {self.total} cells done, {self.failed} failed, {self.left} left"
         return text if not self.seconds else f"{text}; {self.now} computed in {self.seconds:.1f} s"
@@ -61,6 +68,7 @@ def tally(store: Store) -> Tally:
     return Tally(len(status), status.count("done"), status.count("failed"))
 
 
+@followed
 def run(
     spec: Spec | str | os.PathLike[str],
     out: str | os.PathLike[str],
@@ -71,7 +79,7 @@ def run(
     retry_failed: bool = False,
     extend: bool = False,
     lease: float = 30.0,
-    progress: Callable[[Tally], None] | None = None,
+    progress: Callable[[Tally], None] | bool | None = None,
 ) -> Tally | None:
     """Compute the cells of a grid that a file has no results of, and write each as soon as it is there.
 
@@ -89,15 +97,19 @@ def run(
     Args:
         spec: a grid, or a TOML file that :meth:`Spec.read` understands.
         out: the SQLite file.
-        runner: ``module:callable``; by default that of the file, or llr's own experiment. See
-            :func:`~llr.recovery.sweep.runner.load_runner`.
+        runner: ``module:callable``, called with a dict of a cell's coordinates. It returns a mapping of names
+            to text, numbers, booleans or None. If it has an attribute ``check``, that is called with each
+            cell's coordinates before anything is computed, and raises ValueError for those that make no
+            sense. Default: that of the file, or llr's own experiment.
         threads: for each cell; by default those of the file, or one. Numbers depend on it in their last
             bits, so it cannot be changed later.
         jobs: processes to start here; not under torchrun.
         retry_failed: compute cells again whose runner raised an error.
         extend: add cells to a file of another spec.
         lease: seconds without a sign of life after which a process of another rank counts as dead.
-        progress: called with a :class:`Tally` at the start and after each cell, once its result is on disk.
+        progress: False for none; or a function, called with a :class:`Tally` at the start and after each
+            cell, once its result is on disk. Default: after two seconds a line on a terminal or in a
+            notebook.
 
     Returns:
         Where the sweep stands in the end; None in ranks other than 0.
@@ -124,7 +136,8 @@ def run(
             return None
         grid = spec if isinstance(spec, Spec) else Spec.read(spec)
         with open_store(out, grid, runner=runner, threads=threads, extend=extend) as store:
-            return _Sweep(store, retry_failed, progress).run(group, jobs, lease)
+            told = progress if callable(progress) else None
+            return _Sweep(store, retry_failed, told).run(group, jobs, lease)
 
 
 class _Sweep:
@@ -203,6 +216,9 @@ class _Sweep:
         self._tally = replace(self._tally, seconds=time.monotonic() - self._started)
         if self._progress is not None:
             self._progress(self._tally)
+        now = self._tally
+        failed = f"{now.failed} failed, " if now.failed else ""
+        step(f"cells: {failed}{now.remaining}", now.done + now.failed, now.total)
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ import torch
 from llr.inputs.evaluation.surroundings import torch_threads
 from llr.inputs.named import named_object
 from llr.recovery.sweep.spec import RESERVED, Cell, Value
+from llr.results.progress import silent
 
 Result = Mapping[str, Value | None]
 Runner = Callable[[dict[str, Value]], Result]
@@ -83,7 +84,7 @@ def execute(runner: Runner, cell: Cell, *, threads: int, worker: str) -> Outcome
     """
     started = time.perf_counter()
     values, error, trace = None, None, None
-    with torch_threads(threads), _seeded(int(cell.key[:8], 16)):
+    with silent(), torch_threads(threads), _seeded(int(cell.key[:8], 16)):
         try:
             values = _plain(runner(dict(cell.values)), cell)
         except (Exception, SystemExit) as err:  # other people's code: it may be anything

@@ -96,7 +96,7 @@ class Cell:
 
     @property
     def json(self) -> str:
-        """Canonical: names sorted, no spaces, numbers in their shortest form."""
+        """Canonical JSON, with names sorted, no spaces, and numbers in their shortest form."""
         return json.dumps(dict(self.values), separators=(",", ":"), allow_nan=False)
 
     @property

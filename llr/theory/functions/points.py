@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import combinations, islice
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from flint import fmpq, fmpq_mat
@@ -16,6 +16,8 @@ from llr.exact import network as exact
 from llr.inputs.accept import a_module, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.linalg.elimination import Scaled, find_pivots, prove
+from llr.results import Record
+from llr.results.html import Verdict
 from llr.theory.result import Dimension
 from llr.theory.structures.groups import group_neurons
 from llr.theory.structures.structure import (
@@ -42,8 +44,8 @@ _SAMPLES = 3
 _SOFTPLUS_MOST = 19
 
 
-@dataclass(frozen=True)
-class Points:
+@dataclass(frozen=True, repr=False)
+class Points(Record):
     """How many points a sample takes.
 
     Attributes:
@@ -76,9 +78,8 @@ class Points:
         of = f"{self.outputs} output{'s' * (self.outputs > 1)} each"
         return f"{value} points of {of} ({self.reason}; Proposition 2.7)\n{self.dimension}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return asdict(self)
+    def _verdict(self) -> Verdict:
+        return self.status, "good" if self.status == "exact" else "doubt"
 
 
 @takes(model=a_module)

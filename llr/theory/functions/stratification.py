@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from llr.inputs.accept import a_module, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
+from llr.results import Record
+from llr.results.html import Table
 from llr.theory.functions.hinge_function import affine_size
 from llr.theory.functions.prices import makes_constants
 from llr.theory.result import Status
@@ -29,6 +31,9 @@ from llr.theory.structures.structure import (
 from llr.theory.tangents.linear import matrix_rank_cost
 from llr.theory.tangents.polynomial import polynomial_generic_rank
 from llr.theory.tangents.two_layer import kink
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # Narrower networks of a deep one are listed up to so many.
 _ROWS = 10_000
@@ -49,8 +54,8 @@ class FunctionClass:
     status: Status
 
 
-@dataclass(frozen=True)
-class Stratification:
+@dataclass(frozen=True, repr=False)
+class Stratification(Record):
     """The classes of functions of an architecture, by rank.
 
     Attributes:
@@ -73,9 +78,18 @@ class Stratification:
             lines.append(f"  {row.rank:>{width}}  {row.text}{most[row.status]}")
         return "\n".join([head, f"  {'rank':>{width}}  functions", *lines])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return asdict(self)
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the rank of every class.
+
+        Args:
+            ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
+        """
+        from llr.theory import figure  # noqa: PLC0415 - matplotlib is optional
+
+        return figure.stratification(self, ax=ax)
+
+    def _table(self) -> Table:
+        return ("functions", "rank", ""), [(row.text, row.rank, row.status) for row in self.rows]
 
 
 @takes(architecture=a_module)
@@ -90,6 +104,8 @@ def rank_stratification(architecture: nn.Module) -> Stratification:
         architecture: a model; its parameters do not matter.
 
     Returns:
+        A table with a row for each class.
+
         Two layers: functions of k neurons, and with what else they may have. For several outputs of softplus,
         GELU, SiLU and ReLU one affine part at a time: functions with two of them, or with a multiple of a
         preactivation not parallel to the outgoing weights, have ranks in between. Polynomials: zero, and

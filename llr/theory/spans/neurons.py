@@ -9,9 +9,8 @@ at points, in balls, bound it from below.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import Any
 
 import torch
 from flint import arb, arb_mat
@@ -26,6 +25,8 @@ from llr.inputs.roles import a_flag, a_seed, check_int, maybe, whole
 from llr.inputs.samplers import read_sampler, sample_shape
 from llr.linalg.balls import LOWEST_BITS, coefficients
 from llr.linalg.elimination import Scaled, find_pivots, prove
+from llr.results import Record
+from llr.results.html import Table, Verdict
 from llr.theory.spans.span import Function, Span
 from llr.theory.spans.symbols import ONE, Symbols, Vector, combined
 from llr.theory.structures.structure import exact_row
@@ -34,8 +35,8 @@ from llr.theory.structures.structure import exact_row
 _MOST_BITS = 2048
 
 
-@dataclass(frozen=True)
-class Independence:
+@dataclass(frozen=True, repr=False)
+class Independence(Record):
     """How many neurons are linearly independent as functions; true if all are, which is then proved.
 
     Attributes:
@@ -57,6 +58,8 @@ class Independence:
     constant: bool
     n_samples: int
     bits: int
+
+    _also = ("independent", "proved")
 
     @property
     def independent(self) -> bool:
@@ -82,10 +85,13 @@ class Independence:
         )
         return "\n".join([head, *(f"  {relation}" for relation in self.relations)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        lists = {"basis": list(self.basis), "relations": list(self.relations)}
-        return {**asdict(self), **lists, "independent": self.independent, "proved": self.proved}
+    def _verdict(self) -> Verdict:
+        if not self.proved:
+            return "bounds", "doubt"
+        return ("independent", "good") if self.independent else ("dependent", "bad")
+
+    def _table(self) -> Table | None:
+        return (("relations",), [(text,) for text in self.relations]) if self.relations else None
 
 
 @takes(neurons=modules, x=valued, layer=maybe(whole), constant=a_flag, seed=a_seed)
@@ -107,7 +113,7 @@ def independence(
 
     Args:
         neurons: a network, of which one hidden layer is meant; or networks on the same inputs, each of whose
-            outputs is one neuron (or several), of any depth. Anything that :mod:`llr.exact.network` reads.
+            outputs is one neuron (or several), of any depth. Models are those of :func:`llr.certify`.
         x: (n, ...) samples to evaluate at; default: standard normal ones, more than there are neurons.
         layer: which hidden layer of a single network, from 0 on; default: the last.
         constant: ask for independence of the neurons and the constant function 1 together.
@@ -120,7 +126,7 @@ def independence(
 
     Raises:
         ValueError: a layer that is not there, networks on different inputs, no networks, a precision out of
-            range; what :func:`llr.exact.jacobian` refuses.
+            range; what :func:`llr.certify` refuses of a model.
         TypeError: no network.
 
     Source: docs/theory.md, Proposition 8.1.

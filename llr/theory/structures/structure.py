@@ -37,13 +37,13 @@ class TwoLayerNet:
     """``sum_i a_i s(w_i . x + b_i) (+ c)``, one hidden layer."""
 
     activation: str
-    """A name of :data:`llr.operators.formula.ACTIVATIONS`, or "polynomial"."""
+    """A name of :data:`llr.models.ACTIVATIONS`, or "polynomial"."""
     w: Matrix
     """(m, d)"""
     b: Row | None
     """(m), None without hidden biases."""
     a: Matrix
-    """(m, q): what neuron i sends to the outputs."""
+    """(m, q), what neuron i sends to the outputs."""
     c: Row | None
     """(q), None without output biases."""
     d: int

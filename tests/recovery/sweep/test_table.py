@@ -14,9 +14,9 @@ import pytest
 from matplotlib.collections import PolyCollection, QuadMesh
 from scipy.stats import binomtest
 
-from llr import plotting as plot
 from llr.recovery.sweep import Cell, Outcome, Row, Spec, export, open_store, read_store, table
 from llr.recovery.sweep.figure import draw, selected
+from llr.results import figures as plot
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
