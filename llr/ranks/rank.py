@@ -33,7 +33,8 @@ _AT_ONCE, _BITS_AT_ONCE = 1e7, 256
 _SMALL, _BITS_OF_SMALL = 2e6, 512
 _SECONDS_PER_OPERATION = 1e-7
 
-# Up to this many parameters the closed form is used first; it takes about 10 microseconds per parameter.
+# A closed form takes about 10 microseconds per parameter, as long as _OPERATIONS_PER_PARAMETER of a count. It
+# is used for few parameters, or if it does not take longer than the count.
 _FEW_PARAMETERS = 2500
 _OPERATIONS_PER_PARAMETER = 1e5
 
