@@ -115,7 +115,7 @@ def test_tokens_stay_integers() -> None:
         (lambda x: torch.nested.nested_tensor(list(x)), "x is a nested tensor"),
         (
             lambda x: torch.masked.masked_tensor(x, x > 0),
-            "x is a MaskedTensor: what is masked has no",
+            "x is a MaskedTensor: masked entries have no",
         ),
         (
             lambda x: np.ma.masked_greater(x.numpy(), 0.0),

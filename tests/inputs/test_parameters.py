@@ -206,7 +206,7 @@ BAD: dict[str, tuple[object, type[Exception], str]] = {
     "unknown name": (
         {"0.weigth": torch.ones(4, 3, dtype=F64)},
         ValueError,
-        "params has '0.weigth', which the model has not; expected names among 0.weight, 0.bias",
+        "params has '0.weigth', which the model does not have; expected names among 0.weight, 0.bias",
     ),
     "shape": (
         {"0.bias": torch.ones(5, dtype=F64)},

@@ -156,7 +156,7 @@ class TestRefused:
             ('a,b\n"1\n2""5\n3,4\n', "line 2: the quote that opens there is not closed"),
             ('a,b\n1,"2\n' + "3,4\n" * 40_000, "line 2: the quote that opens there is not closed"),
             ("a,b\n1," + "2" * 200_000, "line 2: a cell is too long"),
-            ('a,b\n"1"2,3\n', "line 2: there is text behind a closing quote"),
+            ('a,b\n"1"2,3\n', "line 2: there is text after a closing quote"),
             ("a,b,c\n1,2,\n3,4,\n", "line 2, column 3 is empty"),
             ("1,2,\n3,4,5\n", "line 1, column 3 is empty"),
             (

@@ -335,7 +335,7 @@ def test_bad_arguments():
             llr.gram(model, x, chunk_size=chunk_size)
     with pytest.raises(ValueError, match="backend='native' cannot compute this model: LayerNorm"):
         llr.gram(*make("layer norm"), backend="native")
-    with pytest.raises(ValueError, match="backend='layers' looks into modules"):
+    with pytest.raises(ValueError, match="backend='layers' reads the layers"):
         llr.gram(affine, x, params=affine_params(), backend="layers")
     with pytest.raises(ValueError, match="nan at index"):
         llr.gram(model, x * torch.nan)

@@ -253,5 +253,5 @@ def test_convolutions_that_compute_something_else(
         model.register_forward_hook(lambda _, inputs, out: out + inputs[0][:, :1] ** 3)
     if change == "forward":
         model.forward = lambda x: x[:, :1]  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"goes by its class\. llr\.model_rank"):
+    with pytest.raises(ValueError, match=r"reads a model by its class\. llr\.model_rank"):
         read(model)
