@@ -154,7 +154,7 @@ def model_rank(
     shape = None if sample_shape is None else _sizes(sample_shape)
     if shape is not None and source.inputs is not None:
         raise ValueError(
-            "--sample-shape is the shape of samples that are drawn; expected it without --inputs"
+            "--sample-shape is the shape of samples that are drawn; expected no --inputs with it"
         )
     net = source.load()
     drawn: Tensor | tuple[float, float] | str = box if sampler == "uniform" else sampler
