@@ -163,9 +163,8 @@ class Layers(ExactLayers):
             named: dict[int | None, Fraction] = {
                 self.names[layer][k]: c for k, c in combination.items() if k is not None
             }
-            gone[i] = (
-                f"has outgoing weights equal to those of {in_words(named)}: incoming weights added there"
-            )
+            told = in_words(named)
+            gone[i] = f"has the outgoing weights of {told}: incoming weights added there"
         return self.remove(layer, gone)
 
 
