@@ -119,7 +119,7 @@ def duration(seconds: float) -> str:
 
     Example:
         >>> from llr.results.progress import duration
-        >>> duration(75), duration(7300)
+        >>> duration(75), duration(7320)
         ('1 min 15 s', '2 h 2 min')
     """
     minutes, rest = divmod(round(seconds), 60)
