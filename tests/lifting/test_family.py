@@ -338,7 +338,7 @@ ONE = dyadic(1, 1, 1, 1)
             ValueError,
             "lam is given with s, which follows from lam; expected lam and t for alpha != 0",
         ),
-        (lambda: lifted_family(NET, alpha=1, t=1, r=[1], lam=1), ValueError, "beside r, which"),
+        (lambda: lifted_family(NET, alpha=1, t=1, r=[1], lam=1), ValueError, "with r, which"),
         (
             lambda: lifted_family(NET, alpha=1, lam=1),
             ValueError,
@@ -347,7 +347,7 @@ ONE = dyadic(1, 1, 1, 1)
         (
             lambda: lifted_family(NET, alpha=0, t=1, lam=1),
             ValueError,
-            "beside t, which follows from it; expected lam and s for alpha = 0",
+            "with t, which follows from lam; expected lam and s for alpha = 0",
         ),
         (lambda: lifted_family(NET, alpha=0, lam=1), ValueError, "s not given"),
         (
