@@ -69,7 +69,7 @@ def bounds(fit: Polished, near: Isolation, domain: Domain, factors: Sequence[flo
     centre = domain.low / 2 + domain.high / 2
     half = (domain.high / 2 - domain.low / 2) * C.new_tensor(factors)[:, None]  # (boxes, d)
     corner = centre.abs() + half
-    # w.x + b moves by sum_i e_i (at_i + along_i (z - middle)) and by at most across.
+    # w.x + b changes by sum_i e_i (at_i + along_i (z - middle)), plus at most `across`.
     at = floats(_at(centre, exact, form)) * errors
     moved = C[: k * d].view(k, d, -1) * half[:, None, :, None]
     w = net.w * half[:, None]
@@ -82,7 +82,7 @@ def bounds(fit: Polished, near: Isolation, domain: Domain, factors: Sequence[flo
     middle = net.before(centre[None])[0]
     reach = w.abs().sum(2)
     z = _knots((middle - reach)[..., None], (middle + reach)[..., None])
-    # (boxes, k, q), of each neuron alone; not all at once, since there may be many samples.
+    # (boxes, k, q), for each neuron; in chunks, since there may be many samples.
     step = max(1, _MOST // max(1, z[:, 0].numel() * C.shape[1]))
     apart = []
     for i in range(0, k, step):
