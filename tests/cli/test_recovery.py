@@ -120,7 +120,7 @@ def test_a_sweep_says_that_it_goes_on(command: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("llr.recovery.reproduce", interrupted)
         result = run("reproduce", "linear", code=130)
     assert result.stderr == (
-        "what is finished is kept; the same command goes on from there\ninterrupted\n"
+        "finished cells are kept; the same command continues from there\ninterrupted\n"
     )
 
 

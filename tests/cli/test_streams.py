@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 SOURCE = ("mlp:2-3-1", "--inputs", "x.npy")
-FULL = "error: standard output cannot be written (No space left on device); make room there"
+FULL = "error: standard output cannot be written (No space left on device); free some space there"
 
 
 @pytest.fixture(autouse=True)
@@ -119,7 +119,7 @@ class TestFiles:
         ],
     )
     def test_standard_output_is_for_text(self, arguments: tuple[str, ...], here: Path) -> None:
-        assert "is '-', standard output, which is for text" in refusal(*arguments)
+        assert "is '-', standard output, which takes text only" in refusal(*arguments)
         assert [path.name for path in here.iterdir()] == ["x.npy"]
 
     def test_a_certificate_on_standard_output(self, here: Path) -> None:

@@ -136,8 +136,9 @@ class TestRun:
             connection.execute("PRAGMA user_version = 2")
         connection.close()
         for arguments in (("spec.toml",), ("status", "spec.sqlite")):
-            assert "has format 2; this llr reads format 1: use the llr" in refusal(
-                "sweep", *arguments
+            assert (
+                "has format 2, but this version of llr reads format 1: use the version"
+                in refusal("sweep", *arguments)
             )
 
     def test_help(self) -> None:
@@ -203,8 +204,11 @@ class TestLooking:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("status", "absent"), "absent: there is no such file; a sweep's is made by `run`"),
-            (("status", "plain"), "plain is not an SQLite file; it was left alone"),
+            (
+                ("status", "absent"),
+                "absent: there is no such file; `run` creates the file of a sweep",
+            ),
+            (("status", "plain"), "plain is not an SQLite file; it was not changed"),
             (("export", "spec.sqlite", "t.xls"), "expected a name ending in .csv, .parquet"),
             (("plot", "spec.sqlite", "f.gif"), "expected a name ending in .png"),
             (("plot", "spec.sqlite", "f.png", "--where", "n=7"), "n is one of 5, 6"),

@@ -300,5 +300,5 @@ class TestCompatible:
         for arguments, options, message in wrong:
             with pytest.raises(ValueError, match=message):
                 compatible(narrow, *arguments, **options)
-        with pytest.raises(ValueError, match="sigmoid not being odd"):
+        with pytest.raises(ValueError, match="since sigmoid is not odd"):
             compatible(network(1, 1, 1, activation="sigmoid"), [[0]], [[1.0]], signs=[[-1]])

@@ -63,7 +63,7 @@ class TestRate:
         model, x = mlp([1, 3, 1]).double(), randn(4, 1)
         with pytest.raises(ValueError, match="at least one sample"):
             rate(model, x[:0])
-        with pytest.raises(ValueError, match="gradient flow stands still"):
+        with pytest.raises(ValueError, match="gradient flow changes nothing"):
             rate(nn.Linear(1, 1, bias=False, dtype=F64), 0 * x)
         batch = {n: torch.stack([p.detach()] * 3) for n, p in model.named_parameters()}
         with pytest.raises(ValueError, match="one parameter point"):

@@ -269,7 +269,7 @@ class TestRecord:
         assert isinstance(lift, Lift)
         text = str(lift)
         assert text.startswith(
-            "neuron 0 of hidden layer 0 and neuron 0 of the next twice, alpha = 1/4"
+            "neuron 0 of hidden layer 0 and neuron 0 of the next layer duplicated, alpha = 1/4"
         )
         assert text.endswith("lambda = 1/4")
 
@@ -336,14 +336,18 @@ ONE = dyadic(1, 1, 1, 1)
         (
             lambda: lifted_family(NET, alpha=1, t=1, s=1, lam=1),
             ValueError,
-            "lam is given beside s, which follows from it; expected lam and t for alpha != 0",
+            "lam is given with s, which follows from lam; expected lam and t for alpha != 0",
         ),
-        (lambda: lifted_family(NET, alpha=1, t=1, r=[1], lam=1), ValueError, "beside r, which"),
-        (lambda: lifted_family(NET, alpha=1, lam=1), ValueError, "t not given; expected it beside"),
+        (lambda: lifted_family(NET, alpha=1, t=1, r=[1], lam=1), ValueError, "with r, which"),
+        (
+            lambda: lifted_family(NET, alpha=1, lam=1),
+            ValueError,
+            "t not given; expected it with lam",
+        ),
         (
             lambda: lifted_family(NET, alpha=0, t=1, lam=1),
             ValueError,
-            "beside t, which follows from it; expected lam and s for alpha = 0",
+            "with t, which follows from lam; expected lam and s for alpha = 0",
         ),
         (lambda: lifted_family(NET, alpha=0, lam=1), ValueError, "s not given"),
         (

@@ -435,7 +435,7 @@ NET, X, Y = case(2, 2, 1)
         (
             lambda: lifted_critical_points(nn.Linear(2, 1), X, Y),
             ValueError,
-            "at least 1 hidden layer: one of them gets a neuron",
+            "at least 1 hidden layer: a neuron is added to one of them",
         ),
         (lambda: lifted_critical_points(mlp, X, Y), TypeError, "expected an nn.Module"),
     ],

@@ -387,7 +387,7 @@ class TestResult:
         assert found.n_samples == 13 + 17 + 16
         other = lift_status(narrow, split(narrow, 0, [0.25, 0.5]))
         assert json.loads(json.dumps(other.to_dict()))["matrix"] is None
-        assert str(other).startswith("not contained: critical by way of the sample only (proved)")
+        assert str(other).startswith("not contained: critical for special samples only (proved)")
         assert "13 / 15 / 15" in str(other)
 
     def test_samples(self) -> None:

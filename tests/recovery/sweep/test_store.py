@@ -149,7 +149,7 @@ class TestSpec:
 class TestDamage:
     def test_not_a_database(self, path: Path) -> None:
         path.write_bytes(b"some text that somebody wrote\n" * 100)
-        assert "is not an SQLite file; it was left alone" in refusal(path)
+        assert "is not an SQLite file; it was not changed" in refusal(path)
         with pytest.raises(StoreError, match="is not an SQLite file"):
             outcomes(path)
 
@@ -158,12 +158,12 @@ class TestDamage:
         with contextlib.closing(sqlite3.connect(path)) as other:
             other.execute("CREATE TABLE mine (x)")
             other.commit()
-        assert "not a sweep's; it was left alone" in refusal(path)
+        assert "not one of a sweep; it was not changed" in refusal(path)
 
     def test_another_format(self, path: Path) -> None:
         with contextlib.closing(sqlite3.connect(path)) as other:
             other.execute("PRAGMA user_version = 9")
-        assert "has format 9; this llr reads format 1" in refusal(path)
+        assert "has format 9, but this version of llr reads format 1" in refusal(path)
 
     @pytest.mark.parametrize("keep", [0.3, 0.7, 0.95])
     def test_truncated(self, path: Path, keep: float) -> None:
@@ -175,7 +175,7 @@ class TestDamage:
         data = bytearray(path.read_bytes())
         data[4096 + 8 : 4096 + 300] = bytes(range(256)) + bytes(36)
         path.write_bytes(data)
-        assert re.search("is damaged|not a sweep's", refusal(path))
+        assert re.search("is damaged|not one of a sweep", refusal(path))
 
     @pytest.mark.parametrize(
         ("old", "new", "what"),
@@ -263,7 +263,7 @@ class TestPermissions:
         with powerless():
             message = refusal(public)
             assert outcomes(public).count(DONE) == 1
-        assert "SQLite also makes files beside it" in message
+        assert "SQLite also creates files in its directory" in message
 
     def test_nowhere(self) -> None:
         with pytest.raises(StoreError, match="cannot be written"), open_store("/proc/x/s", grid(4)):
@@ -358,7 +358,7 @@ class TestFullDisk:
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {out}")
         assert len(done.stderr.splitlines()) == 1
-        assert "make room on the disk, and run the same command again" in done.stderr
+        assert "free some disk space, and run the same command again" in done.stderr
         before = len(settled(out))
         again = run(Spec.read(spec), out, runner="helpers.sweep_cases:counted")
         assert again is not None
@@ -380,7 +380,7 @@ class TestFullDisk:
             (mount / "ballast").write_bytes(bytes(50_000))
             big = Outcome({"text": "x" * 8000}, worker="w")
             with open_store(small, grid(8)) as store:
-                with pytest.raises(StoreError, match="are intact: make room on the disk"):
+                with pytest.raises(StoreError, match="are intact: free some disk space"):
                     record_pending(store, big, [])
                 left = len(store.pending())
             assert left > 0
@@ -416,14 +416,14 @@ def test_a_commit_cut_off_is_undone(path: Path) -> None:
 def test_the_message_for_each_problem() -> None:
     """Messages for each problem; SQLite's texts come from its table of errors."""
     expected = {
-        "database or disk is full": "make room",
-        "disk I/O error": "make room",
+        "database or disk is full": "free some disk space",
+        "disk I/O error": "free some disk space",
         "attempt to write a readonly database": "allow writing",
         "unable to open database file": "allow writing",
-        "database is locked": "another program holds it",
+        "database is locked": "another program has locked it",
         "database disk image is malformed": "is damaged",
-        "file is not a database": "left alone",
-        "something new": "mended",
+        "file is not a database": "was not changed",
+        "something new": "the problem is solved",
     }
     for problem, advice in expected.items():
         assert advice in str(store_module._explanation(Path("f"), problem))

@@ -158,7 +158,9 @@ class TestParquet:
                 store.record(cell, Outcome({"x": value}))
         with (
             read_store(path) as store,
-            pytest.raises(ValueError, match=r"column 'x' holds .*; Parquet has one type a column"),
+            pytest.raises(
+                ValueError, match=r"column 'x' holds .*; Parquet has one type per column"
+            ),
         ):
             export(store, tmp_path / "t.parquet")
         assert len(exported(path, "t.csv").read_text().splitlines()) == 5
@@ -228,7 +230,7 @@ class TestLines:
             draw(rows_of(lambda _: rate, n=5, seed=0), **options)
 
     def test_nothing_yet(self) -> None:
-        with pytest.raises(ValueError, match="those there are: none yet"):
+        with pytest.raises(ValueError, match="expected one of: none yet"):
             draw([Row(row.cell, None, None) for row in self.ROWS])
 
     def test_more_than_a_figure_shows(self) -> None:
