@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -11,9 +13,10 @@ from torch import Tensor
 from llr.inputs.accept import a_model_or_matrix, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
-from llr.inputs.problem import Model, read_problem
+from llr.inputs.problem import Model, Problem, read_problem
 from llr.inputs.roles import a_precision, a_progress, check_int, real, word
 from llr.jacobians.jacobian import prepare
+from llr.jacobians.paths import Plan
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import Progress, certify
@@ -157,6 +160,7 @@ def rank(
         raise ValueError(f"upper is {upper!r}; expected a number of dimensions, 0 or more")
     if resolve not in (None, True, False):
         raise ValueError(f"resolve is {resolve!r}; expected True, False or None")
+    prove = partial(certify, model, x, params=params, progress=progress)
     if method == "certified":
         if rtol is not None or atol is not None:
             raise ValueError(
@@ -168,17 +172,9 @@ def rank(
                 f"dtype is {dtype}, but a certificate is about the exact values of the parameters; leave it "
                 "away"
             )
-        proof = certify(model, x, params=params, upper=upper, max_bits=max_bits, progress=progress)
+        proof = prove(upper=upper, max_bits=max_bits)
         problem = read_problem(model, x, params, torch.float64)
-        prepared = prepare(problem, chunk_size, backend)
-        # The singular values are only for display; they take far less time than the certificate.
-        found = Count(
-            problem, prepared, costs(problem, prepared)["svd"], chunk_size, rtol, atol
-        ).measure()
-        result = _proved(found, proof)
-        for bound in bounds_of_model(problem, prepared.shape[-2]):
-            result = result.at_most(*bound)
-        return replace(result, reason="asked for")
+        return _certified(proof, problem, prepare(problem, chunk_size, backend), chunk_size)
     wanted = torch.float64 if dtype == "auto" else cast(torch.dtype | None, dtype)
     problem = read_problem(model, x, params, wanted, raised=True)
     prepared = prepare(problem, chunk_size, backend)
@@ -202,7 +198,20 @@ def rank(
     quick = method == "auto" and dtype in ("auto", torch.float64)
     if not found.open or resolve is False or problem.columns.points is not None:
         return found
-    return _resolved(found, model, x, params, upper, max_bits, progress, quick, bool(resolve))
+    return _resolved(found, prove, upper, max_bits, quick, bool(resolve))
+
+
+def _certified(
+    proof: Certificate, problem: Problem, prepared: Plan, chunk_size: int | None
+) -> RankResult:
+    """A proved rank, with the singular values and the upper bounds of the samples beside it."""
+    # The singular values are only for display; they take far less time than the certificate.
+    cost = costs(problem, prepared)["svd"]
+    found = Count(problem, prepared, cost, chunk_size, None, None).measure()
+    result = _proved(found, proof)
+    for bound in bounds_of_model(problem, prepared.shape[-2]):
+        result = result.at_most(*bound)
+    return replace(result, reason="asked for")
 
 
 def _bounded(found: RankResult, counted: Count, params: Selection) -> RankResult:
@@ -220,12 +229,9 @@ def _bounded(found: RankResult, counted: Count, params: Selection) -> RankResult
 
 def _resolved(
     found: RankResult,
-    model: Model,
-    x: Tensor,
-    params: Selection,
+    prove: Callable[..., Certificate],
     upper: int | None,
     max_bits: int,
-    progress: Progress | bool | None,
     quick: bool,
     asked: bool,
 ) -> RankResult:
@@ -238,13 +244,11 @@ def _resolved(
         )
         return replace(found, reason=f"{found.reason}; {cost}")
     if asked:
-        proof = certify(model, x, params=params, upper=upper, max_bits=max_bits, progress=progress)
+        proof = prove(upper=upper, max_bits=max_bits)
     else:
         most = _BITS_OF_SMALL if work <= _SMALL else _BITS_AT_ONCE
         try:
-            proof = certify(
-                model, x, params=params, max_bits=min(max_bits, most), progress=progress
-            )
+            proof = prove(max_bits=min(max_bits, most))
         except ValueError as obstacle:  # a certificate was not requested
             return replace(found, reason=f"{found.reason}; no certificate: {obstacle}")
     below = int(torch.as_tensor(found.lower))
