@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
 import torch
-from rich.progress import Progress, TextColumn
 
 import llr
 from llr.cli.options import max_bits_option, model_options
 from llr.cli.output import apart
-from llr.cli.shell import OPEN, OutputText, console_beside, deliver, in_shell_words, reported
+from llr.cli.shell import OPEN, OutputText, deliver, in_shell_words, reported
 from llr.cli.source import Source
 
 
 @click.command()
 @model_options(inputs=True)
-@click.option("--upper", type=int, help="A known upper bound of the rank: stop there.")
-@max_bits_option("Precision cap.")
+@click.option("--upper", type=int, help="A known upper bound of the rank; the search stops there.")
+@max_bits_option("Highest precision in bits.")
 @click.option(
-    "--timeout", type=float, help="Seconds after which to end, with what is proved by then."
+    "--timeout", type=float, help="Seconds after which to stop, with the bound proved by then."
 )
 @click.option(
     "--out",
@@ -38,22 +35,20 @@ def certify(
 ) -> None:
     """Prove a lower bound of the rank of MODEL's Jacobian, and write the proof.
 
-    The network counts as the function that its layers define at the exact binary values of its parameters and
-    samples. Exit code 0 also if the bound is not shown to be the rank, or --timeout or --max-bits ended the
-    search: the certificate that is written holds all the same, and says which.
+    The proof is about the real function that the layers define, at the exact binary values of parameters and
+    samples. The exit code is also 0 if the bound is not shown to be the rank, or if --timeout or --max-bits
+    ended the search. The certificate that is written is valid in these cases too, and names the case.
     """
     net = source.load()
     x = source.samples(torch.float64, net)
-    with _reporting() as report:
-        certificate = apart(llr.certify)(
-            net,
-            x,
-            params=list(source.params) or None,
-            upper=upper,
-            max_bits=max_bits,
-            timeout=timeout,
-            progress=report,
-        )
+    certificate = apart(llr.certify)(
+        net,
+        x,
+        params=list(source.params) or None,
+        upper=upper,
+        max_bits=max_bits,
+        timeout=timeout,
+    )
     deliver([source.line(net), str(certificate)], [(out, lambda path: _save(certificate, path))])
 
 
@@ -67,13 +62,13 @@ def _save(certificate: llr.Certificate, path: str | Path) -> None:
 @click.command()
 @click.argument("certificate", type=click.Path(path_type=Path))
 @model_options(inputs=True)
-@max_bits_option("Precision that CERTIFICATE may ask for.")
+@max_bits_option("Highest precision in bits that CERTIFICATE may require.")
 @click.option("--timeout", type=float, help="Seconds after which to give up.")
 @reported
 def verify(source: Source, certificate: Path, max_bits: int, timeout: float | None) -> None:
     """Check a CERTIFICATE for MODEL and its samples.
 
-    Exit code 1 if it does not hold, 3 if --timeout or --max-bits kept it from being checked.
+    Exit code 1 if it does not hold, 3 if it could not be checked within --timeout or --max-bits.
     """
     proof = llr.Certificate.load(certificate)
     net = source.load()
@@ -88,22 +83,3 @@ def verify(source: Source, certificate: Path, max_bits: int, timeout: float | No
     click.echo(source.line(net))
     if not verdict:
         sys.exit(1)
-
-
-@contextlib.contextmanager
-def _reporting() -> Iterator[Callable[[int | None, int, int], None] | None]:
-    """Where a proof stands, in a line of a terminal that goes away again; None elsewhere."""
-    console = console_beside("-")
-    if not console.is_terminal:
-        yield None
-        return
-    with Progress(TextColumn("{task.description}"), console=console, transient=True) as progress:
-        task = progress.add_task("proving", total=None)
-
-        def report(bits: int | None, proved: int, goal: int) -> None:
-            arithmetic = "in rationals" if bits is None else f"at {bits} bits"
-            progress.update(
-                task, description=f"proving {arithmetic}: rank >= {proved} of at most {goal}"
-            )
-
-        yield report

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from llr.cli.options import POSITIVE
 from llr.cli.shell import console_beside, plotting, reported
@@ -63,9 +61,10 @@ _VERBATIM = "\b\n"  # click: do not wrap this paragraph
 def sweep() -> None:
     """Run a grid of training runs, and look at its results.
 
-    `sweep SPEC.toml` is short for `sweep run SPEC.toml`. A SPEC is the product of its lists; with blocks
-    [[grid]], each is a product of its own, on top of what stands above them. The keys are those of
-    llr.recovery.experiment.Setting; `run --runner` names other code, and [options] is for its own keys.
+    `sweep SPEC.toml` is short for `sweep run SPEC.toml`. The cells of a SPEC are the product of its lists. A
+    SPEC with blocks [[grid]] has one product for each block, with the keys above the blocks added to each.
+    The keys are those of llr.recovery.experiment.Setting. `run --runner` names other code to run; [options]
+    holds keys of that code.
     """
 
 
@@ -80,21 +79,23 @@ def sweep() -> None:
 @click.option(
     "--threads",
     type=POSITIVE,
-    help="Of each cell; part of what its last bits depend on.  [default: that of the file, or 1]",
+    help="Threads of each cell; its last bits depend on them.  [default: that of the file, or 1]",
 )
 @click.option(
     "--runner",
     metavar="MODULE:CALLABLE",
-    help=f"What computes a cell.  [default: that of the file, or {DEFAULT_RUNNER}]",
+    help=f"The code that computes a cell.  [default: that of the file, or {DEFAULT_RUNNER}]",
 )
-@click.option("--retry-failed", is_flag=True, help="Compute cells again that raised an error.")
-@click.option("--extend", is_flag=True, help="Add the cells of SPEC to a file of another one.")
+@click.option("--retry-failed", is_flag=True, help="Compute failed cells again.")
+@click.option(
+    "--extend", is_flag=True, help="Add the cells of SPEC to the results of another SPEC."
+)
 @click.option(
     "--lease",
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="After which a silent rank counts as dead.",
+    help="Time without a sign of life after which a process counts as dead.",
 )
 @reported
 def run(
@@ -109,10 +110,10 @@ def run(
 ) -> None:
     """Compute the cells of SPEC that the file of results lacks; exit code 1 if some failed.
 
-    A sweep that was killed goes on with the same command. Under torchrun, all processes share the cells.
+    The same command continues a sweep that was killed. Under torchrun, all processes share the cells.
     """
     out = spec.with_suffix(".sqlite") if out is None else out
-    with resumable(), progress_bar() as report:
+    with resumable():
         end = run_sweep(
             spec,
             out,
@@ -122,10 +123,10 @@ def run(
             retry_failed=retry_failed,
             extend=extend,
             lease=lease,
-            progress=report,
+            progress=logging(),
         )
     if end is None:
-        return  # of a rank that does not write
+        return  # under torchrun, a process that does not write
     click.echo(f"{end}; wrote {out}")
     if end.failed:
         click.echo(f"`status {out}` shows the errors, `--retry-failed` tries again", err=True)
@@ -134,10 +135,10 @@ def run(
 
 @sweep.command()
 @_FILE
-@click.option("--tracebacks", is_flag=True, help="Show all failures, and where they were raised.")
+@click.option("--tracebacks", is_flag=True, help="Show all failures with their tracebacks.")
 @reported
 def status(file: Path, tracebacks: bool) -> None:
-    """Say how far the sweep of FILE is, and what failed."""
+    """Show how many cells of FILE are done, and which failed."""
     with read_store(file) as store:
         click.echo(f"{tally(store)}")
         click.echo(f"runner {store.runner}, {store.threads} thread(s) a cell")
@@ -157,7 +158,11 @@ def _failure(row: Row, traceback: bool) -> str:
 @sweep.command()
 @_FILE
 @click.argument("table", type=click.Path(path_type=Path))
-@click.option("--provenance", is_flag=True, help="Add who computed a cell, when and how long.")
+@click.option(
+    "--provenance",
+    is_flag=True,
+    help="Add the process, time and duration of each cell.",
+)
 @reported
 def export(file: Path, table: Path, provenance: bool) -> None:
     """Write the results in FILE as TABLE, .csv or .parquet."""
@@ -189,7 +194,7 @@ def export(file: Path, table: Path, provenance: bool) -> None:
 def plot(file: Path, figure: Path, where: tuple[str, ...], success: str, predicted: str) -> None:
     """Draw how often targets are recovered from n samples, as FIGURE: .png, .pdf or .svg.
 
-    Lines over n; a heat map of n and width if there are several widths.
+    One width gives lines over n; several widths give a heat map over n and width.
     """
     drawing = plotting(str(figure), "recovery.sweep.figure")
     with read_store(file) as store:
@@ -205,7 +210,7 @@ def plot(file: Path, figure: Path, where: tuple[str, ...], success: str, predict
 @click.argument("name")
 @reported
 def worker(host: str, port: int, prefix: str, name: str) -> None:
-    """Compute cells for the process that starts this one, and holds its standard input."""
+    """Compute cells for the process that started this one and holds its standard input open."""
     work(Address(host, port, prefix), name, own=True)
 
 
@@ -215,35 +220,17 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("what is finished is kept; the same command goes on from there", err=True)
+        click.echo("finished cells are kept; the same command continues from there", err=True)
         raise
 
 
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[Tally], None]]:
-    """A bar with the time that is left; where there is no terminal, a line now and then for the log."""
-    console: Console = console_beside("-")
-    if not console.is_terminal:
-        yield _Log()
-        return
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=None)
-
-        def report(now: Tally) -> None:
-            failed = f"{now.failed} failed, " if now.failed else ""
-            bar.update(
-                task,
-                total=now.total,
-                completed=now.done + now.failed,
-                description=f"{failed}{_remaining(now)}",
-            )
-
-        yield report
+def logging() -> _Log | None:
+    """A function that writes a line to the log now and then; None on a terminal, which has a bar."""
+    return None if console_beside("-").is_terminal else _Log()
 
 
 class _Log:
-    """Where a sweep stands, on standard error, at most every half minute."""
+    """Write the state of a sweep to standard error, at most every half minute."""
 
     def __init__(self) -> None:
         self._due = _BETWEEN_LINES
@@ -251,20 +238,4 @@ class _Log:
     def __call__(self, now: Tally) -> None:
         if now.left and now.seconds >= self._due:
             self._due = now.seconds + _BETWEEN_LINES
-            click.echo(f"{now}, {_remaining(now)}", err=True)
-
-
-def _remaining(now: Tally) -> str:
-    return "no estimate yet" if now.eta is None else f"{duration(now.eta)} to go"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people, in the two largest units that matter."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+            click.echo(f"{now}, {now.remaining}", err=True)

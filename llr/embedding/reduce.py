@@ -1,10 +1,10 @@
-"""The narrowest network of the same function that merging neurons leads to."""
+"""The narrowest network of the same function that can be reached by merging neurons."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from llr.embedding.kernels import Kernels
 from llr.embedding.merging import Layers
 from llr.embedding.network import Network, read
+from llr.embedding.numbers import model_as_numbers, model_from_numbers
 from llr.embedding.rounding import rounding_of
 from llr.inputs.accept import a_module, takes
 from llr.inputs.activations import Polynomial
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.models import Conv1dTwoLayer
+from llr.results import Record
+from llr.results.html import Table, Verdict
 from llr.theory.spans.formal import formal
 from llr.theory.spans.symbols import Symbols
 from llr.theory.structures.structure import (
@@ -31,24 +34,24 @@ from llr.theory.structures.structure import (
     warn_of_near_copies,
 )
 
-# Outputs are compared at so many standard normal points.
+# How many standard normal points outputs are compared at.
 _SAMPLES = 256
-# So many terms of polynomials are written out within seconds.
+# How many terms of polynomials are written out at most, which takes seconds.
 _MOST_TERMS = 200_000
 
 
-@dataclass(frozen=True, eq=False)
-class Reduction:
-    """A network as narrow as merging neurons makes it.
+@dataclass(frozen=True, eq=False, repr=False)
+class Reduction(Record):
+    """The result of merging the neurons of a network.
 
     Attributes:
         model: the narrow network, of the same kind, dtype and device.
-        widths: its inputs, hidden widths and outputs; of a convolution inputs, channels, 1.
-        before: those of the network it came from.
-        steps: what was merged, absorbed and deleted, in words. Neurons have their old numbers.
-        max_difference: how far the outputs of both differ on random samples, at most, in float64.
-        scale: the largest output there.
-        proved: whether both are the same function of real numbers, by their exact parameters: no weight had
+        widths: its inputs, hidden widths and outputs; for a convolution inputs, channels, 1.
+        before: the widths of the original network.
+        steps: what was merged, absorbed and deleted, as text. Neurons have their original numbers.
+        max_difference: the largest difference of the outputs of both networks on random samples, in float64.
+        scale: the largest output on these samples.
+        proved: whether both are the same function of real numbers, for their exact parameters: no weight had
             to be rounded.
     """
 
@@ -70,22 +73,30 @@ class Reduction:
         )
         return "\n".join([head, *(f"  {step}" for step in self.steps)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields but for the model, as plain values for JSON."""
-        return {
-            "widths": list(self.widths),
-            "before": list(self.before),
-            "steps": list(self.steps),
-            "max_difference": self.max_difference,
-            "scale": self.scale,
-            "proved": self.proved,
-        }
+    def _written(self, name: str, hint: Any, spectrum: bool) -> Any:
+        return (
+            model_as_numbers(self.model)
+            if name == "model"
+            else super()._written(name, hint, spectrum)
+        )
+
+    @classmethod
+    def _read(cls, name: str, hint: Any, content: Mapping[str, Any], where: str) -> Any:
+        if name == "model":
+            return model_from_numbers(content[name], where)
+        return super()._read(name, hint, content, where)
+
+    def _verdict(self) -> Verdict:
+        return ("proved", "good") if self.proved else ("to rounding", "doubt")
+
+    def _table(self) -> Table | None:
+        return (("steps",), [(step,) for step in self.steps]) if self.steps else None
 
 
 @takes(model=a_module)
 @outside_inference_mode
 def reduce(model: nn.Module) -> Reduction:
-    """The narrowest network of the same function that one gets by merging, absorbing and deleting neurons.
+    """The narrowest network of the same function that merging, absorbing and deleting neurons gives.
 
     From the first layer to the last, until nothing changes: neurons without outgoing weights are deleted;
     constant ones are absorbed into the next biases, or into one of them where there are none; a neuron that
@@ -94,10 +105,10 @@ def reduce(model: nn.Module) -> Reduction:
     neurons that are dependent in any way. Equality is exact equality of the parameters, and sums are formed
     exactly and rounded once at the end.
 
-    For tanh and erf with one hidden layer this is the narrowest network there is, and for deeper ones it is
-    for almost all parameters. A layer keeps one neuron, with all of its parameters 0, if the function does
-    not depend on it. Of a convolution without sharing, kernels are merged position by position and moved
-    into as few channels as they fit.
+    For tanh and erf with one hidden layer the result is the narrowest network of the function; with more
+    hidden layers this holds for almost all parameters. A layer keeps one neuron, with all of its parameters
+    0, if the function does not depend on it. In a convolution without sharing, kernels are merged position by
+    position and moved into as few channels as possible.
 
     Args:
         model: as for :func:`llr.embedding.split`.
@@ -106,8 +117,8 @@ def reduce(model: nn.Module) -> Reduction:
         A `Reduction`. Outputs of both networks are compared on random samples in float64.
 
     Raises:
-        TypeError: no module.
-        ValueError: a model as :func:`llr.embedding.split` refuses it; weights whose sums leave the range of
+        TypeError: a model that is no module.
+        ValueError: a model that :func:`llr.embedding.split` refuses; weights whose sums leave the range of
             the dtype; polynomials of too many terms.
 
     Warns:
@@ -161,15 +172,15 @@ def reduce(model: nn.Module) -> Reduction:
 
 
 def _coefficients(network: Network) -> Row:
-    """Those of a polynomial activation, if it can be written out in the inputs."""
+    """The coefficients of a polynomial activation, if the network can be written out in the inputs."""
     if not isinstance(network.layer, Polynomial):
         return ()
     degree, d = len(network.layer.coefficients) - 1, network.widths[0]
     terms = network.hidden[0] * math.comb(d + degree, degree)
     if terms > _MOST_TERMS:
         raise ValueError(
-            f"the neurons are polynomials of {terms} terms together; expected at most {_MOST_TERMS}: fewer "
-            "neurons, inputs or degrees"
+            f"the neurons are polynomials of {terms} terms together; expected at most {_MOST_TERMS}: take "
+            "fewer neurons or inputs, or a lower degree"
         )
     return tuple(map(Fraction, network.layer.coefficients))
 
@@ -177,7 +188,7 @@ def _coefficients(network: Network) -> Row:
 def _floats(rows: Sequence[Sequence[Fraction]]) -> Tensor:
     try:
         return torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64)
-    except OverflowError:  # the caller says so
+    except OverflowError:  # the caller raises an error for infinity
         return torch.full((len(rows), len(rows[0])), torch.inf, dtype=torch.float64)
 
 

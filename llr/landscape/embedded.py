@@ -1,9 +1,10 @@
-"""The Hessian of a wide network beside that of the narrow one embedded in it."""
+"""The Hessian of a wide network, compared with that of the narrow network embedded in it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,11 @@ from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.roles import real
 from llr.landscape.spectra import HessianSpectrum, check_affordable, spectrum_of
 from llr.landscape.surface import Loss, Surface, hessian_of
+from llr.results import Record
+from llr.results.html import Spectrum, Table, Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 
 class HasMatrix(Protocol):
@@ -24,23 +30,23 @@ class HasMatrix(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
-class EmbeddedSpectrum:
-    """The Hessian of a wide network beside that of the narrow one embedded in it.
+@dataclass(frozen=True, eq=False, repr=False)
+class EmbeddedSpectrum(Record):
+    """The Hessian of a wide network, compared with that of the narrow network embedded in it.
 
     Attributes:
         narrow: spectrum of the narrow network.
-        wide: spectrum of the wide one.
+        wide: spectrum of the wide network.
         inside: eigenvalues of the wide Hessian compressed to the image of the embedding, ascending;
             as many of them are negative, zero and positive as of the narrow Hessian.
         outside: eigenvalues of its compression to the orthogonal complement: the directions that the narrow
             network does not have.
         mismatch: ||A' H_wide A - H_narrow|| / ||H_narrow||, 0 to rounding by the chain rule.
-        new_negative: how many negative directions the wide Hessian has beyond the narrow one's.
-        explained: (P_wide) for each eigenvalue of the wide Hessian the part of its eigenvector, squared, that
-            lies in the image of the embedding: 1 is a direction of the narrow network, 0 one that only the
-            wide network has. The eigenvalues that count as zero share their mean, as their eigenvectors are
-            any basis. All add to P_narrow.
+        new_negative: how many negative directions the wide Hessian has in addition to the narrow one.
+        explained: (P_wide) for each eigenvalue of the wide Hessian, the squared norm of the part of its unit
+            eigenvector in the image of the embedding: 1 is a direction of the narrow network, 0 a direction
+            that only the wide network has. Eigenvalues that count as zero have the mean of their values, as
+            the basis of their eigenvectors is arbitrary. The sum of all values is P_narrow.
     """
 
     narrow: HessianSpectrum
@@ -51,23 +57,50 @@ class EmbeddedSpectrum:
     new_negative: int
     explained: Tensor
 
+    _long = ("inside", "outside", "explained")
+
+    def __repr__(self) -> str:
+        """One line: how many parameters each network has, and what is new."""
+        sizes = f"{self.narrow.n_params} in {self.wide.n_params} parameters"
+        return f"Hessian of {sizes}: {self.new_negative} new negative directions"
+
     def __str__(self) -> str:
         """Both spectra, and what is new."""
         new = f"{self.new_negative} new negative directions"
         same = f"A'HA is the narrow Hessian to {self.mismatch:.1e}"
         return f"narrow: {self.narrow}\nwide:   {self.wide}\n{new}; {same}"
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return {
-            "narrow": self.narrow.to_dict(),
-            "wide": self.wide.to_dict(),
-            "inside": self.inside.tolist(),
-            "outside": self.outside.tolist(),
-            "mismatch": self.mismatch,
-            "new_negative": self.new_negative,
-            "explained": self.explained.tolist(),
-        }
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the eigenvalues of both Hessians, coloured by what the embedding explains.
+
+        Args:
+            ax: where to draw the wide Hessian's; None makes a new figure with both. Needs matplotlib
+                (``pip install 'llr[plot]'``).
+
+        Raises:
+            ValueError: `explained` was not kept.
+        """
+        self._require("explained")
+        from llr.landscape import figure  # noqa: PLC0415 - matplotlib is optional
+
+        if ax is not None:
+            return figure.explained(self, ax)
+        return figure.embedded(self).axes[1]
+
+    def _verdict(self) -> Verdict:
+        new = self.new_negative
+        return f"{new} new negative directions", "bad" if new else "good"
+
+    def _table(self) -> Table:
+        rows = [(n, s.n_params, s.index, s.nullity) for n, s in self._both()]
+        return ("network", "parameters", "index", "nullity"), rows
+
+    def _pictures(self) -> Sequence[Spectrum]:
+        drawn = [(name, picture) for name, s in self._both() for picture in s._pictures()]
+        return tuple(replace(p, name=f"{name}: {p.name}") for name, p in drawn)
+
+    def _both(self) -> tuple[tuple[str, HessianSpectrum], ...]:
+        return ("narrow", self.narrow), ("wide", self.wide)
 
 
 @takes(
@@ -92,16 +125,16 @@ def embedded_spectrum(
     """Which eigenvalues of a wide network's Hessian come from the narrow network embedded in it.
 
     With theta_wide = A theta_narrow (+ a constant) the wide loss restricted to the image is the narrow loss,
-    so that A' H_wide A = H_narrow: the wide Hessian has at least as many negative directions. What the
-    other directions do, `new_negative` and `outside` tell: a local minimum may become a strict saddle.
+    so that A' H_wide A = H_narrow: the wide Hessian has at least as many negative directions. The results
+    `new_negative` and `outside` describe the other directions: a local minimum may become a strict saddle.
 
     Args:
         narrow: the narrow network.
-        wide: the wide one, of the same function.
-        embedding: the record that came with `wide`, or its matrix A, (P_wide, P_narrow).
+        wide: the wide network, of the same function.
+        embedding: the `Embedding` returned with `wide`, or its matrix A, (P_wide, P_narrow).
         x: (n, ...) samples.
         y: targets, as for :func:`llr.landscape.criticality`.
-        loss: "mse", "cross_entropy" or a function, as there.
+        loss: "mse", "cross_entropy" or a function, as for :func:`llr.landscape.criticality`.
         rtol: tolerance of the spectra, as for :func:`llr.landscape.hessian_spectrum`.
 
     Returns:
@@ -109,7 +142,7 @@ def embedded_spectrum(
 
     Raises:
         ValueError: a matrix of another shape or without full column rank, networks whose outputs on `x`
-            differ; and what :func:`llr.landscape.hessian_spectrum` refuses.
+            differ; arguments that :func:`llr.landscape.hessian_spectrum` refuses.
 
     Source: docs/theory.md, 9.1; Zhang et al., "Embedding Principle of Loss Landscape of Deep Neural Networks"
     (2021).
@@ -129,14 +162,14 @@ def embedded_spectrum(
     expected = (len(above.theta), len(below.theta))
     if tuple(A.shape) != expected:
         raise ValueError(
-            f"the embedding's matrix has shape {tuple(A.shape)}; expected {expected}, parameters of the "
-            "wide by those of the narrow network"
+            f"the embedding's matrix has shape {tuple(A.shape)}; expected {expected}, the numbers of "
+            "parameters of the wide and of the narrow network"
         )
     A = A.detach().to(above.theta)
     if torch.linalg.matrix_rank(A) < A.shape[1]:
         raise ValueError(
-            f"the embedding's matrix {tuple(A.shape)} does not have full column rank; different narrow "
-            "parameters would be the same wide ones"
+            f"the embedding's matrix {tuple(A.shape)} does not have full column rank; expected a matrix that "
+            "maps different narrow parameters to different wide ones"
         )
     outputs = below.evaluated(below.theta)
     difference = float((above.evaluated(above.theta) - outputs).abs().max())

@@ -1,13 +1,13 @@
 """Figures of landscapes: branches of global minima, embedded Hessians.
 
-Needs matplotlib, as :mod:`llr.plotting` does.
+Needs matplotlib, as :mod:`llr.results.figures` does.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -16,10 +16,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from llr.landscape.branches import Branches
-from llr.landscape.embedded import EmbeddedSpectrum
-from llr.landscape.spectra import HessianSpectrum
-from llr.plotting import (
+from llr.results.figures import (
     COLOURS,
     GREY,
     STYLE,
@@ -28,9 +25,15 @@ from llr.plotting import (
     name_rows,
     new_figure,
 )
-from llr.plotting import save as save
+from llr.results.figures import save as save
 
-# At most so many powers of ten are labelled on either side of zero.
+if TYPE_CHECKING:
+    from llr.landscape.branches import Branches
+    from llr.landscape.embedded import EmbeddedSpectrum
+    from llr.landscape.flow import Flow
+    from llr.landscape.spectra import HessianSpectrum
+
+# The largest number of labelled powers of ten on either side of zero.
 _DECADES = 4
 _NEW_TO_OLD = LinearSegmentedColormap.from_list("share", [COLOURS[1], "#C4C4C4", COLOURS[0]])
 
@@ -39,11 +42,11 @@ _NEW_TO_OLD = LinearSegmentedColormap.from_list("share", [COLOURS[1], "#C4C4C4",
 def branches(found: Branches, ax: Axes | None = None) -> Axes:
     """Draw from how many observations on each branch of global minima is isolated.
 
-    Below the ring (dim T) a branch is not isolated, from the dot (its codimension) on it is; where both are
-    at one place, the branch is linearly stable.
+    A branch is not isolated below the ring (dim T), and isolated from the dot (its codimension) on. If ring
+    and dot coincide, the branch is linearly stable.
 
     Args:
-        found: what :func:`llr.landscape.branches` returned.
+        found: the result of :func:`llr.landscape.branches`.
         ax: where to draw; default: a new figure.
 
     Returns:
@@ -73,15 +76,64 @@ def branches(found: Branches, ax: Axes | None = None) -> Axes:
 
 
 @matplotlib.rc_context(STYLE)
+def flow(found: Flow, ax: Axes | None = None) -> Axes:
+    """Draw the loss along a solution of gradient flow.
+
+    Args:
+        found: the result of :func:`llr.landscape.flow`.
+        ax: where to draw; default: a new figure.
+
+    Returns:
+        The axes; ``ax.figure`` is the figure.
+    """
+    ax = axes_for(ax, 8)
+    ax.plot(found.times.tolist(), found.losses.tolist(), color=COLOURS[0])
+    if bool((found.losses > 0).any()):
+        ax.set_yscale("log")
+    if found.decay is not None:
+        ax.set_title(rf"residuals fall like $\exp(-{found.decay:.4g}\,t)$", loc="left")
+    ax.set_xlabel("time $t$")
+    ax.set_ylabel("loss")
+    return ax
+
+
+@matplotlib.rc_context(STYLE)
+def hessian(found: HessianSpectrum, ax: Axes | None = None) -> Axes:
+    """Draw the eigenvalues of a Hessian; those that count as zero are drawn on the axis.
+
+    Args:
+        found: the result of :func:`llr.landscape.hessian_spectrum`.
+        ax: where to draw; default: a new figure.
+
+    Returns:
+        The axes; ``ax.figure`` is the figure.
+    """
+    ax = axes_for(ax, 10)
+    _eigenvalues(ax, f"{found.kind} Hessian", found, [1.0] * len(found.eigenvalues))
+    _symmetric_scale(ax, _counted([found]), found.index > 0)
+    ax.set_ylabel("eigenvalues")
+    return ax
+
+
+@matplotlib.rc_context(STYLE)
+def explained(found: EmbeddedSpectrum, ax: Axes) -> Axes:
+    """Draw the wide Hessian's eigenvalues on these axes, coloured as by :func:`embedded`."""
+    _eigenvalues(ax, "wide", found.wide, found.explained.tolist())
+    _symmetric_scale(ax, _counted([found.wide]), found.wide.index > 0)
+    ax.set_ylabel("eigenvalues of the Hessian")
+    return ax
+
+
+@matplotlib.rc_context(STYLE)
 def embedded(found: EmbeddedSpectrum) -> Figure:
     """Draw the Hessian's eigenvalues before and after an embedding, and which of them it explains.
 
-    Eigenvalues are coloured by the share of their eigenvectors that lies in the image of the embedding: blue
-    ones are directions of the narrow network, red ones are new. The axis is linear between the smallest sizes
-    that are not zero, and logarithmic beyond them.
+    Eigenvalues are coloured by the share of their eigenvectors in the image of the embedding: blue ones are
+    directions of the narrow network, red ones are new. The axis is linear up to the smallest absolute value
+    that is not zero, and logarithmic beyond.
 
     Args:
-        found: what :func:`llr.landscape.embedded_spectrum` returned.
+        found: the result of :func:`llr.landscape.embedded_spectrum`.
 
     Returns:
         The figure.
@@ -104,13 +156,8 @@ def embedded(found: EmbeddedSpectrum) -> Figure:
     )
     _eigenvalues(left, "narrow", found.narrow, [1.0] * sizes[0])
     _eigenvalues(right, "wide", found.wide, found.explained.tolist())
-    counted = [
-        abs(v)
-        for spectrum in (found.narrow, found.wide)
-        for v in spectrum.eigenvalues.tolist()
-        if abs(v) > spectrum.tolerance
-    ]
-    _symmetric_scale(left, counted or [1.0], found.wide.index + found.narrow.index > 0)
+    counted = _counted([found.narrow, found.wide])
+    _symmetric_scale(left, counted, found.wide.index + found.narrow.index > 0)
     left.set_ylabel("eigenvalues of the Hessian")
     shares = ScalarMappable(cmap=_NEW_TO_OLD)
     shares.set_clim(0, 1)
@@ -135,8 +182,19 @@ def _eigenvalues(ax: Axes, name: str, spectrum: HessianSpectrum, shares: Sequenc
     ax.set_title(f"{name}, $P = {spectrum.n_params}$\n{spectrum.index} negative{zero}", loc="left")
 
 
+def _counted(spectra: Sequence[HessianSpectrum]) -> list[float]:
+    """The absolute values of the eigenvalues that do not count as zero; [1.0] if there are none."""
+    sizes = [
+        abs(v)
+        for spectrum in spectra
+        for v in spectrum.eigenvalues.tolist()
+        if abs(v) > spectrum.tolerance
+    ]
+    return sizes or [1.0]
+
+
 def _symmetric_scale(ax: Axes, sizes: Sequence[float], negative: bool) -> None:
-    """Powers of ten on both sides of zero, a few of them labelled."""
+    """Scale the axis in powers of ten on both sides of zero, and label a few of them."""
     low, high = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)))
     ax.set_yscale("symlog", linthresh=10.0**low)
     step = max(1, math.ceil((high - low) / _DECADES))

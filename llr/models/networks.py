@@ -26,7 +26,7 @@ from llr.models.parts import (
 
 
 class _Chain(nn.Sequential):
-    """Layers in a row, whose slices are rows of layers and no models of its kind."""
+    """A sequence of layers, whose slices are plain ``nn.Sequential``."""
 
     def __getitem__(self, idx: Any) -> Any:
         return (
@@ -35,7 +35,9 @@ class _Chain(nn.Sequential):
 
 
 class TwoLayer(_Chain):
-    """``sum_i a_i s(w_i . x + b_i) (+ c)``, an MLP of one hidden layer: maps (n, d) to (n, q).
+    """An MLP of one hidden layer, which maps (n, d) to (n, q).
+
+    It computes ``sum_i a_i s(w_i . x + b_i) (+ c)``.
 
     Its parts are ``model[0]`` (w and b), ``model[1]`` (s) and ``model[2]`` (a, transposed, and c).
 
@@ -45,13 +47,13 @@ class TwoLayer(_Chain):
         q: outputs.
         activation: a name in :data:`llr.models.ACTIVATIONS`, or a module such as ``Polynomial([0, 0, 1])``,
             of which a copy is used.
-        bias: whether there are b_i.
-        output_bias: whether there is c.
+        bias: whether the model has hidden biases b_i.
+        output_bias: whether the model has output biases c.
         dtype: of the parameters; default: torch's.
         generator: of the initial values, which are distributed as those of ``nn.Linear``; default: torch's.
 
     Raises:
-        ValueError: sizes that are not positive integers, more parameters than the memory budget has, an
+        ValueError: sizes that are not positive integers, more parameters than fit the memory budget, an
             unknown activation.
         TypeError: an activation that is neither a name nor a module.
 
@@ -94,7 +96,7 @@ class TwoLayer(_Chain):
         *,
         activation: str | nn.Module = "tanh",
     ) -> TwoLayer:
-        """The model with these parameters, copied as they are.
+        """The model with copies of these parameters.
 
         Args:
             w: (m, d).
@@ -104,8 +106,8 @@ class TwoLayer(_Chain):
             activation: as for the class.
 
         Raises:
-            ValueError: shapes that do not fit each other.
-            TypeError: what is no floating-point tensor, several dtypes or devices.
+            ValueError: shapes that do not match.
+            TypeError: an argument that is not a floating-point tensor, several dtypes or devices.
 
         Example:
             >>> import torch
@@ -135,7 +137,9 @@ class TwoLayer(_Chain):
 
 
 class DeepLinear(_Chain):
-    """``W_L ... W_1 x``, linear layers without biases: maps (n, n_0) to (n, n_L).
+    """Linear layers without biases, which map (n, n_0) to (n, n_L).
+
+    They compute ``W_L ... W_1 x``.
 
     Args:
         widths: n_0, ..., n_L.
@@ -143,8 +147,8 @@ class DeepLinear(_Chain):
         generator: of the initial values, which are distributed as those of ``nn.Linear``; default: torch's.
 
     Raises:
-        ValueError: fewer than two widths, one that is no positive integer, or more parameters than the memory
-            budget has.
+        ValueError: fewer than two widths, a width that is not a positive integer, or more parameters than fit
+            the memory budget.
 
     Example:
         >>> import llr, torch
@@ -167,11 +171,11 @@ class DeepLinear(_Chain):
 
     @classmethod
     def of(cls, *weights: Tensor) -> DeepLinear:
-        """The model with these weights, (n_1, n_0), (n_2, n_1), ..., copied as they are.
+        """The model with copies of these weights, (n_1, n_0), (n_2, n_1), ....
 
         Raises:
-            ValueError: no weights, shapes that do not fit each other.
-            TypeError: what is no floating-point tensor, several dtypes or devices.
+            ValueError: no weights, shapes that do not match.
+            TypeError: an argument that is not a floating-point tensor, several dtypes or devices.
 
         Example:
             >>> import torch
@@ -207,20 +211,20 @@ def mlp(
     dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
-    """An MLP: linear layers of these widths, with an activation after every one but the last.
+    """An MLP: linear layers of these widths, with an activation after each but the last.
 
     Args:
         widths: inputs, hidden widths, outputs.
         activation: a name in :data:`llr.models.ACTIVATIONS`, or a module such as ``Polynomial([0, 0, 1])``,
             of which copies are used.
         bias: whether the hidden layers have biases.
-        output_bias: whether the last layer has.
+        output_bias: whether the last layer has biases.
         dtype: of the parameters; default: torch's.
         generator: of the initial values, which are distributed as those of ``nn.Linear``; default: torch's.
 
     Raises:
-        ValueError: fewer than two widths, one that is no positive integer, more parameters than the memory
-            budget has, an unknown activation.
+        ValueError: fewer than two widths, a width that is not a positive integer, more parameters than fit
+            the memory budget, an unknown activation.
         TypeError: an activation that is neither a name nor a module.
 
     Example:

@@ -1,6 +1,6 @@
-"""Figures: spectra with the cut that makes them a rank, and ranks against parameters.
+"""Figures: spectra with the tolerance that determines the rank, and ranks against parameters.
 
-Needs matplotlib, as :mod:`llr.plotting` does.
+Needs matplotlib, as :mod:`llr.results.figures` does.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from llr.plotting import (
+from llr.results.figures import (
     GREY,
     STYLE,
     Axes,
@@ -24,18 +24,19 @@ from llr.plotting import (
     new_figure,
     palette,
 )
-from llr.plotting import require_format as require_format
-from llr.plotting import save as save
+from llr.results.figures import require_format as require_format
+from llr.results.figures import save as save
 
 if TYPE_CHECKING:
+    from llr.ranks.model_rank import ModelRank
     from llr.ranks.result import RankResult
 
 
 def spectrum(result: RankResult | Mapping[str, RankResult], ax: Axes | None = None) -> Axes:
-    """Draw singular values relative to the largest, the tolerance, and where it cuts.
+    """Draw singular values relative to the largest, the tolerance, and the last value above it.
 
-    Values above the tolerance are drawn in full colour, those below it pale; a ring marks the last
-    one that counts. Exact zeros, which a logarithmic axis cannot show, are triangles at its foot.
+    Values above the tolerance are drawn in full colour, those below it pale. A ring marks the smallest
+    counted value. Exact zeros, which a logarithmic axis cannot show, are triangles at the bottom.
 
     Args:
         result: one result (the spectra of a batch are drawn alike), or several by label.
@@ -51,6 +52,34 @@ def spectrum(result: RankResult | Mapping[str, RankResult], ax: Axes | None = No
         _draw(ax, _all_curves(results))
         if ax.get_legend_handles_labels()[1]:
             ax.legend(loc="best")
+    return ax
+
+
+@matplotlib.rc_context(STYLE)
+def growth(found: ModelRank, ax: Axes | None = None) -> Axes:
+    """Draw the rank against the number of samples, the upper bound, and the sample that attains the rank.
+
+    Args:
+        found: what :func:`llr.model_rank` returned.
+        ax: where to draw; None makes a new figure.
+
+    Returns:
+        The axes; ``axes.figure`` is the figure.
+    """
+    ax = new_figure(4.4, 3.3).add_subplot() if ax is None else ax
+    trace = sorted(found.trace)
+    colour = palette(1)[0]
+    ax.plot([n for n, _ in trace], [r for _, r in trace], "o-", ms=4, color=colour, label="rank")
+    ax.plot(found.n_samples, found.rank, "o", ms=7, mfc="white", mew=1.4, color=colour, zorder=3)
+    label = f"at most {found.upper} ({found.upper_from})"
+    ax.axhline(found.upper, color=GREY, ls=(0, (4, 2)), lw=1, label=label)
+    ax.set_xscale("log", base=2)
+    ax.set_ylim(0, None)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xlabel("samples")
+    ax.set_ylabel("rank")
+    ax.legend(loc="lower right")
     return ax
 
 
@@ -84,7 +113,7 @@ class _Curve:
     rank: int
     tol: float
     line: str
-    """What it is that values have to exceed."""
+    """The name of the threshold."""
 
 
 def _all_curves(results: Mapping[str, RankResult]) -> list[_Curve]:
@@ -94,7 +123,7 @@ def _all_curves(results: Mapping[str, RankResult]) -> list[_Curve]:
 
 
 def _curves(label: str, colour: Any, result: RankResult) -> list[_Curve]:
-    """One curve per spectrum; the first of a batch carries the label of all."""
+    """One curve per spectrum; the first of a batch has the label."""
     ranks = torch.as_tensor(result.rank).reshape(-1).tolist()
     tols = torch.as_tensor(result.tol).reshape(-1).tolist()
     ambiguous = int(torch.as_tensor(result.ambiguous).sum())

@@ -1,9 +1,9 @@
-"""A rank with its evidence: what it was counted from, how sure it is, and what is proved."""
+"""A rank with its evidence: singular values, bounds, and proofs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from llr.linalg.spectrum import CLEAR_GAP, PROVED, is_open
+from llr.ranks.certificates.certificate import Certificate
+from llr.results import Record
+from llr.results.fields import restored
+from llr.results.html import Spectrum, Verdict
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from llr.ranks.certificates.certificate import Certificate
 
-
-@dataclass(frozen=True, eq=False)
-class RankResult:
+@dataclass(frozen=True, eq=False, repr=False)
+class RankResult(Record):
     """A rank and the evidence for it.
 
     For one matrix the fields are plain numbers; for a batch ``(..., m, n)`` the fields ``rank``,
@@ -29,38 +31,40 @@ class RankResult:
         rank: number of singular values strictly above ``tol``; for method "certified", the proved
             lower bound.
         spectrum: all ``min(m, n)`` singular values of the matrix, descending, shape ``(..., min(m, n))``.
-        tol: what they have to exceed: by default their error, a bound of how far they may be from those of
-            the exact matrix; with `rtol` or `atol` the tolerance. 0 for "certified", which counts no values.
-        gap: ``sigma_r / max(sigma_(r+1), tol)``; ``inf`` where both are 0. (With `rtol` or `atol`
-            ``sigma_r / sigma_(r+1)``, with ``tol`` in place of what is missing at either end.) Empty and
+        tol: the threshold of the count: by default a bound of the singular values' errors; with `rtol` or
+            `atol` the tolerance. 0 for "certified", which counts no values.
+        gap: ``sigma_r / max(sigma_(r+1), tol)``; ``inf`` if both are 0. (With `rtol` or `atol`
+            ``sigma_r / sigma_(r+1)``, with ``tol`` in place of a missing value at either end.) Empty and
             all-zero matrices have gap ``inf``, and so has "certified".
-        ambiguous: whether the rank is open: ``lower`` does not meet ``upper``, or is an estimate. With `rtol`
-            or `atol`, whether the count hangs on them: the gap is below 1e3, or some value is within its
-            error of the tolerance.
+        ambiguous: whether the rank is open: ``lower`` and ``upper`` differ, or ``lower`` is an estimate. With
+            `rtol` or `atol`, whether the count depends on them: the gap is below 1e3, or some value is within
+            its error of the tolerance.
         method: how the rank was found: "svd", "tsqr" and "gram" count singular values, "certified"
             is proved.
         dtype: the precision of the matrix and of its singular values.
         n_rows: rows of the matrix (samples times outputs for a Jacobian).
         n_params: columns of the matrix (parameters for a Jacobian).
         path: the code that computed the Jacobian; None for a matrix given as a tensor.
-        lower: what the true rank is at least: how many singular values are above their error, or what is
-            proved.
-        lower_from: where that comes from: "error bound" (a running error analysis and Weyl's inequality),
-            "estimate" (of the error, where no rule bounds it: that is measured, not proved) or "certificate".
-        upper: what the rank is at most.
-        upper_from: why: "shape" (rows and columns), "different samples" (or "samples up to sign", of odd
-            functions), "live parameters", "different rows", "zeros", "exact elimination" (of a small
-            matrix, whose entries are exact numbers), "theory" (a closed form) or "caller" (believed). Of a
-            batch, the reasons of all its matrices, such as "shape or different rows".
+        lower: a lower bound of the true rank: the number of singular values above their error, or the proved
+            rank.
+        lower_from: the source of ``lower``: "error bound" (a running error analysis and Weyl's inequality),
+            "estimate" (of the error, if there is no rule for a bound: it is measured, not proved) or
+            "certificate".
+        upper: an upper bound of the true rank.
+        upper_from: the source of ``upper``: "shape" (rows and columns), "different samples" (or "samples up
+            to sign", for odd functions), "live parameters", "different rows", "zeros", "exact elimination"
+            (of a small matrix, whose entries are taken as exact numbers), "theory" (a closed form) or
+            "caller" (trusted). For a batch, the sources of all its matrices, such as "shape or different
+            rows".
         equilibrated: the singular values of the matrix with its rows and columns multiplied by powers of two,
-            if the rank was counted on them: ``tol`` and ``gap`` are then about these. None otherwise.
+            if the rank was counted on them: ``tol`` and ``gap`` then belong to these values. None otherwise.
         counted_above: "error" or "tolerance".
         bits: working precision of the proof; None without one, and for exact rational arithmetic.
         certificate: the proof, for `llr.verify`; None unless method is "certified".
-        reason: why this method was taken, and what else was tried; of a matrix, what its rank is if its
-            entries are taken as exact numbers and that is more than the count.
-        predicted_bytes: what it was expected to hold in memory at a time, beside the model.
-        actual_bytes: what it held: the arrays of that size that it made.
+        reason: why this method was taken, and what else was tried; for a matrix, its exact rank if that is
+            larger than the count.
+        predicted_bytes: the memory that the method was expected to use at a time, besides the model.
+        actual_bytes: the memory that it used: the sum of its large arrays.
     """
 
     rank: int | Tensor
@@ -85,19 +89,22 @@ class RankResult:
     predicted_bytes: int | None = None
     actual_bytes: int | None = None
 
+    _long = ("spectrum", "equilibrated")
+    _also = ("clear", "exact")
+
     @property
     def exact(self) -> bool:
-        """Whether the rank is certain: its bounds meet, by no estimate. Of a batch: all of them."""
+        """Whether the rank is certain: its bounds are equal, none is estimated; for a batch, all ranks."""
         lower, rank = (torch.as_tensor(v) for v in (self.lower, self.rank))
         return not bool((is_open(lower, self.upper, self.lower_from) | (rank != self.upper)).any())
 
     @property
     def clear(self) -> bool:
-        """Whether the count does not hang on the tolerance: a gap of 1e3. Of a batch: all of them.
+        """Whether there is a gap of 1e3, so that the tolerance does not matter; for a batch, in each matrix.
 
-        It says nothing about the exact rank: singular values of smooth functions fall so fast that gaps of
-        1e8 come about by chance, with more rank below. A certificate is clear if it is exact, or did not grow
-        with the precision.
+        It says nothing about the exact rank: singular values of smooth functions decrease so fast that gaps
+        of 1e8 occur by chance, with more rank below the gap. A certificate is clear if it is exact, or did
+        not grow with the precision.
         """
         if self.certificate is not None:
             return self.exact or self.certificate.stopped == "stopped growing"
@@ -105,15 +112,15 @@ class RankResult:
 
     @property
     def open(self) -> bool:
-        """Whether the rank is ambiguous; of a batch, whether any is."""
+        """Whether the rank is ambiguous; for a batch, whether any rank is."""
         return bool(torch.as_tensor(self.ambiguous).any())
 
     def at_most(self, upper: int | Tensor, upper_from: str) -> RankResult:
-        """The same with another upper bound, or one for each of a batch, where it is a better one.
+        """The result with another upper bound, or one for each matrix of a batch, if it is better.
 
         Raises:
-            ValueError: the caller's bound is less than what is proved.
-            RuntimeError: another bound is, which would be a mistake in llr.
+            ValueError: the caller's bound is less than the proved rank.
+            RuntimeError: another bound is less than it, which would be a mistake in llr.
         """
         if isinstance(upper, int) and isinstance(self.upper, int) and upper >= self.upper:
             return self
@@ -139,7 +146,7 @@ class RankResult:
         found = replace(self, upper=meeting if lower.dim() else int(meeting), upper_from=upper_from)
         if self.counted_above != "error":
             return found
-        # An estimate that says more than that was too small.
+        # If the count exceeds the upper bound, the estimated error was too small.
         ambiguous, most = is_open(lower, meeting, self.lower_from), lower.minimum(meeting)
         return replace(
             found,
@@ -149,7 +156,7 @@ class RankResult:
         )
 
     def or_equilibrated(self, again: RankResult) -> RankResult:
-        """This count, or one on the same matrices with equilibrated rows and columns if not less."""
+        """This count, or `again`, a count on the same matrices after equilibration, if it is not less."""
         better = torch.as_tensor(again.lower) >= torch.as_tensor(self.lower)
         if not bool(better.any()):
             return self
@@ -178,7 +185,7 @@ class RankResult:
         return replace(self, **fields)
 
     def __str__(self) -> str:
-        """One line that says the rank, how sure it is and how it was found."""
+        """One line: the rank, how certain it is and how it was found."""
         dtype = str(self.dtype).removeprefix("torch.")
         size = f"{self.n_rows} x {self.n_params}"
         if self.method == "certified":
@@ -196,11 +203,14 @@ class RankResult:
         return line
 
     def _seen(self) -> str:
-        """The singular values in a few numbers."""
+        """A summary of the singular values in a few numbers."""
         values = self.spectrum if self.equilibrated is None else self.equilibrated
         line = f"{self.counted_above} {self.tol:.3g}"
-        if not values.numel():
+        if not min(self.n_rows, self.n_params):
             return "no entries"
+        if not values.shape[-1]:
+            gap = "" if math.isinf(float(self.gap)) else f"gap {self.gap:.3g}, "
+            return f"{gap}{line}, singular values not kept"
         if float(values[0]) == 0:
             return "all singular values are 0" + (f", {line}" if self.tol else "")
         if math.isinf(float(self.gap)):  # nothing below to compare with
@@ -251,7 +261,7 @@ class RankResult:
         )
 
     def _cut(self) -> str:
-        """Name the two numbers whose ratio is the gap."""
+        """The names of the two numbers whose ratio is the gap."""
         r, line = int(self.rank), self.counted_above
         values = self.spectrum if self.equilibrated is None else self.equilibrated
         above = f"sigma_{r}" if r else line
@@ -269,59 +279,101 @@ class RankResult:
             f"{'' if math.isinf(least) else f'smallest gap {least:.3g}, '}{int(flags.sum())} ambiguous,"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain Python values that strict JSON can hold.
+    def to_dict(self, spectrum: bool = False) -> dict[str, Any]:
+        """The fields, and `clear` and `exact`, as plain values for strict JSON.
 
-        Tensors become (nested) lists, the dtype its name and the certificate its own dict. An
-        infinite gap becomes None, since JSON has no infinity:
-        ``json.dumps(result.to_dict(), allow_nan=False)`` always works.
+        Tensors become nested lists, the dtype its name and the certificate a dictionary. An infinite gap
+        becomes None, since JSON has no infinity. :meth:`from_dict` makes an equal result of the dictionary.
+
+        Args:
+            spectrum: whether to include the singular values.
 
         Example:
             >>> import llr, torch
-            >>> llr.numerical_rank(torch.zeros(2, 2)).to_dict()["gap"] is None
-            True
+            >>> found = llr.numerical_rank(torch.zeros(2, 2))
+            >>> found.to_dict()["gap"] is None, found.to_dict(spectrum=True)["spectrum"]
+            (True, [0.0, 0.0])
         """
-        return {
-            "rank": _plain(self.rank),
-            "spectrum": _plain(self.spectrum),
-            "tol": _plain(self.tol),
-            "gap": _plain(self.gap),
-            "ambiguous": _plain(self.ambiguous),
-            "method": self.method,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "n_rows": self.n_rows,
-            "n_params": self.n_params,
-            "path": self.path,
-            "clear": self.clear,
-            "lower": _plain(self.lower),
-            "lower_from": self.lower_from,
-            "upper": _plain(self.upper),
-            "upper_from": self.upper_from,
-            "exact": self.exact,
-            "equilibrated": None if self.equilibrated is None else _plain(self.equilibrated),
-            "counted_above": self.counted_above,
-            "bits": self.bits,
-            "certificate": None if self.certificate is None else self.certificate.to_dict(),
-            "reason": self.reason,
-            "predicted_bytes": self.predicted_bytes,
-            "actual_bytes": self.actual_bytes,
-        }
+        return super().to_dict(spectrum)
+
+    def kept(self, name: str) -> bool:
+        """Whether the result has singular values; False if it was written without them."""
+        value = getattr(self, name)
+        return value is not None and value.shape[-1] == min(self.n_rows, self.n_params)
+
+    def _dtype_of(self, name: str) -> torch.dtype | None:
+        return self.dtype if name in self._long else None
+
+    @classmethod
+    def _read(cls, name: str, hint: Any, content: Mapping[str, Any], where: str) -> Any:
+        if name in cls._long and name not in content.get("tensors", {}):
+            dtype = restored(content["dtype"], torch.dtype, "'dtype' of RankResult")
+            return restored(content[name], hint, where, dtype)
+        return super()._read(name, hint, content, where)
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        shape = torch.as_tensor(self.rank).shape
+        for name in ("tol", "gap", "ambiguous", "lower", "upper"):
+            if torch.as_tensor(getattr(self, name)).shape != shape:
+                raise ValueError(
+                    f"{name!r} of RankResult has not the shape of rank, {tuple(shape)}"
+                )
+        short = min(self.n_rows, self.n_params)
+        for name in ("rank", "lower", "upper"):
+            value = torch.as_tensor(getattr(self, name))
+            whole = not value.is_floating_point() and value.dtype != torch.bool
+            if not whole or bool(((value < 0) | (value > short)).any()):
+                raise ValueError(f"{name!r} of RankResult is no rank; expected 0 to {short}")
+        if torch.as_tensor(self.ambiguous).dtype != torch.bool:
+            raise ValueError("'ambiguous' of RankResult holds numbers; expected true or false")
+        for name in self._long:
+            value = getattr(self, name)
+            if value is not None and value.shape not in ((*shape, short), (*shape, 0)):
+                raise ValueError(
+                    f"{name!r} of RankResult has shape {tuple(value.shape)}; expected {(*shape, short)}"
+                )
+        super()._check(content)
+
+    def _verdict(self) -> Verdict:
+        if self.exact:
+            return "exact", "good"
+        if self.open:
+            flags = torch.as_tensor(self.ambiguous)
+            some = f"{int(flags.sum())} of {flags.numel()} " if flags.dim() else ""
+            return f"{some}ambiguous" + (", clear gap" if self.clear else ""), "doubt"
+        return "counted above the tolerance", "good"
+
+    def _facts(self) -> dict[str, object]:
+        numbers: dict[str, object] = {}
+        if not torch.as_tensor(self.rank).dim():
+            numbers = {
+                "rank": int(self.rank),
+                "at least": f"{self.lower} ({self.lower_from})",
+                "at most": f"{self.upper} ({self.upper_from})",
+                "gap": float(self.gap),
+                self.counted_above: float(self.tol),
+            }
+        dtype = str(self.dtype).removeprefix("torch.")
+        how = {"matrix": f"{self.n_rows} x {self.n_params}", "method": f"{self.method}, {dtype}"}
+        others = {"Jacobian by": self.path, "reason": self.reason}
+        return numbers | how | {name: value for name, value in others.items() if value}
+
+    def _pictures(self) -> Sequence[Spectrum]:
+        counted = "spectrum" if self.equilibrated is None else "equilibrated"
+        values = getattr(self, counted)
+        if not self.kept(counted) or values.dim() > 1:
+            return ()
+        line, name = float(self.tol), self.counted_above
+        return (Spectrum(values.tolist(), line, name, "singular values", int(self.rank)),)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the spectrum, the tolerance and the cut.
+        """The axes of a figure of the spectrum and the tolerance.
 
         With ``ax=None`` a new figure is made, which ``result.plot().figure.savefig("s.pdf")``
-        writes; nothing of pyplot's global state is touched. Needs matplotlib
-        (``pip install 'llr[plot]'``), else ImportError.
+        writes; pyplot's global state does not change. Needs matplotlib
+        (``pip install 'llr[plot]'``), else ImportError. ValueError if the spectrum was not kept.
         """
+        self._require("spectrum")
         from llr.ranks import figure  # noqa: PLC0415 - matplotlib is optional
 
         return figure.spectrum(self, ax=ax)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        value = value.tolist()
-    if isinstance(value, list):
-        return [_plain(v) for v in value]
-    return None if isinstance(value, float) and math.isinf(value) else value

@@ -1,6 +1,6 @@
 """The figure of the experiment on embeddings. The others are those of any sweep.
 
-Needs matplotlib, as :mod:`llr.plotting` does.
+Needs matplotlib, as :mod:`llr.results.figures` does.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from llr.plotting import COLOURS, GREY, STYLE, new_figure
 from llr.recovery.sweep import Row
+from llr.results.figures import COLOURS, GREY, STYLE, new_figure
 
 
 @matplotlib.rc_context(STYLE)
@@ -22,7 +22,7 @@ def embedded(rows: Sequence[Row]) -> Figure:
     """Draw ranks of an embedded function, and how often it is found, against the width.
 
     Args:
-        rows: of a sweep whose cells :func:`llr.recovery.embedded.run_cell` computed.
+        rows: the rows of a sweep whose cells :func:`llr.recovery.embedded.run_cell` computed.
 
     Raises:
         ValueError: no cell is done.

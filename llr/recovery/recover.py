@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llr.inputs.accept import takes, valued, valued_or_function
 from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.inputs.roles import a_flag, a_function, a_seed, maybe, real, whole, word
+from llr.inputs.roles import a_flag, a_function, a_progress, a_seed, maybe, real, whole, word
 from llr.models.parts import check_sizes
 from llr.recovery import words
 from llr.recovery.case import Case, Points
@@ -22,6 +22,7 @@ from llr.recovery.rounding import Rounding
 from llr.recovery.samples import Kind, check, check_frequency, read
 from llr.recovery.scaling import Scaling
 from llr.recovery.search import Budget, Report, Spent
+from llr.results.progress import followed
 
 
 @takes(
@@ -31,7 +32,7 @@ from llr.recovery.search import Budget, Report, Spent
     activation=word,
     noise_std=real,
     seed=a_seed,
-    progress=a_function,
+    progress=a_progress,
     bias=a_flag,
     output_bias=a_flag,
     max_frequency=real,
@@ -39,6 +40,7 @@ from llr.recovery.search import Budget, Report, Spent
     fresh_points=whole,
 )
 @outside_inference_mode
+@followed
 def recover(
     x: Tensor,
     y: Tensor | Callable[[Tensor], Tensor],
@@ -57,7 +59,7 @@ def recover(
     sampler: Callable[[int], Tensor] | None = None,
     fresh_points: int = FRESH,
     seed: int = 0,
-    progress: Report | None = None,
+    progress: Report | bool | None = None,
 ) -> Recovery:
     """Find the two-layer network that made the data.
 
@@ -102,9 +104,10 @@ def recover(
         sampler: m -> (m, d) fresh points to ask a callable y at; default: uniform on the domain.
         fresh_points: how many of them.
         seed: of the starts and fresh points: the same seed, data and budget in starts give the same result.
-        progress: told the starts so far, and the smallest squared residuals so far, relative to the mean
-            square of the targets, after every round. If it returns True, the search ends as if the
-            budget were spent.
+        progress: False for none; or a function, told the starts so far, and the smallest squared residuals so
+            far, relative to the mean square of the targets, after every round. If it returns True, the search
+            ends as if the budget were spent. Default: after two seconds a line on a terminal or in a
+            notebook.
 
     Raises:
         TypeError: what is no tensor, dtypes that are no numbers, a callable that computes in another dtype.
@@ -155,7 +158,7 @@ def recover(
     real = Data64(x, y, rounding, Domain.of(x, domain), activation, max_frequency)
     scaling = Scaling.of(x, y, shift=bias)
     noise = rounding.noise(x, y)
-    spent = Spent(Budget.of(budget), progress)
+    spent = Spent(Budget.of(budget), progress if callable(progress) else None)
     hunt = Hunt(kind, scaling, scaling.inside(x, y), real, seed, noise, spent)
     case = Case(hunt, max_width)
     if noise_std is not None:

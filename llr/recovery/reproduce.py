@@ -12,8 +12,10 @@ from typing import Any
 from llr.inputs.accept import takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.named import named_object
-from llr.inputs.roles import word
+from llr.inputs.roles import a_progress, word
 from llr.recovery.sweep import Row, Spec, Tally, export, read_store, run
+from llr.results import Record
+from llr.results.progress import followed
 
 Document = Mapping[str, Any]
 """A sweep's specification, as a TOML file would say it."""
@@ -187,8 +189,8 @@ EXPERIMENTS: dict[str, Experiment] = {
 }
 
 
-@dataclass(frozen=True)
-class Reproduction:
+@dataclass(frozen=True, repr=False)
+class Reproduction(Record):
     """What an experiment left.
 
     Attributes:
@@ -205,9 +207,18 @@ class Reproduction:
     table: Path
     figure: Path
 
+    def __str__(self) -> str:
+        """One line: the experiment, its cells, and the figure."""
+        return f"{self.name}: {self.tally}; figure {self.figure}"
 
-@takes(name=word, suffix=word)
+    def _facts(self) -> dict[str, object]:
+        files = {name: str(getattr(self, name)) for name in ("results", "table", "figure")}
+        return {"cells": self.tally.total, "failed": self.tally.failed, **files}
+
+
+@takes(name=word, suffix=word, progress=a_progress)
 @outside_inference_mode
+@followed
 def reproduce(
     name: str,
     out: str | os.PathLike[str] = "runs/reproduce",
@@ -215,7 +226,7 @@ def reproduce(
     quick: bool = False,
     jobs: int = 1,
     suffix: str = ".png",
-    progress: Callable[[Tally], None] | None = None,
+    progress: Callable[[Tally], None] | bool | None = None,
 ) -> Reproduction:
     """Run an experiment, or what is left of it, and draw its figure.
 
@@ -243,7 +254,7 @@ def reproduce(
     if name not in EXPERIMENTS:
         raise ValueError(f"experiment is {name!r}; expected one of {', '.join(EXPERIMENTS)}")
     experiment, stem = EXPERIMENTS[name], f"{name}-quick" if quick else name
-    plot = importlib.import_module("llr.plotting")  # needs matplotlib, which is optional
+    plot = importlib.import_module("llr.results.figures")  # needs matplotlib, which is optional
     draw: Any = named_object(experiment.figure, "figure", "module:callable")
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

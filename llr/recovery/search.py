@@ -17,6 +17,7 @@ from llr.inputs.roles import real
 from llr.recovery.damping import Damping
 from llr.recovery.lm import Fits, levenberg_marquardt
 from llr.recovery.starts import initial
+from llr.results.progress import step
 
 FITTED = 1e-20
 """A fit is accepted if its mean squared residual, relative to the targets' mean square, is below this."""
@@ -109,6 +110,7 @@ class Spent:
         """Count a round."""
         self.starts += len(fits.theta)
         self.best = min(self.best, float(fits.relative.nan_to_num(math.inf).min()))
+        step(f"{self.starts:,} starts, relative error {self.best**0.5:.1e}")
         if self.report is not None:
             self.stopped = self.report(self.starts, self.best) is True
 

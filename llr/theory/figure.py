@@ -1,14 +1,16 @@
 """Figures of the theory: ranks of classes of functions.
 
-Needs matplotlib, as :mod:`llr.plotting` does.
+Needs matplotlib, as :mod:`llr.results.figures` does.
 """
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import matplotlib
 from matplotlib.axes import Axes
 
-from llr.plotting import (
+from llr.results.figures import (
     COLOURS,
     STYLE,
     axes_for,
@@ -16,18 +18,20 @@ from llr.plotting import (
     mark_parameters,
     name_rows,
 )
-from llr.plotting import save as save
-from llr.theory.functions.stratification import Stratification
+from llr.results.figures import save as save
+
+if TYPE_CHECKING:
+    from llr.theory.functions.stratification import Stratification
 
 _WORDS = {"exact": "proved", "almost everywhere": "almost all", "bounds": "at most"}
 
 
 @matplotlib.rc_context(STYLE)
 def stratification(table: Stratification, ax: Axes | None = None) -> Axes:
-    """Draw the rank of every class of functions of an architecture, beside its number of parameters.
+    """Draw the rank of every class of functions of an architecture, and its number of parameters.
 
     Args:
-        table: what :func:`llr.theory.rank_stratification` returned.
+        table: a result of :func:`llr.theory.rank_stratification`.
         ax: where to draw; default: a new figure.
 
     Returns:
@@ -57,7 +61,7 @@ def stratification(table: Stratification, ax: Axes | None = None) -> Axes:
             textcoords="offset points",
             va="center",
             fontsize=7,
-            bbox={"fc": "white", "ec": "none", "pad": 0.5},  # over the line at P
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},  # covers the line at P
         )
     mark_parameters(ax, table.n_params)
     name_rows(ax, [row.text for row in rows])

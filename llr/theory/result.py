@@ -1,33 +1,36 @@
-"""What the theory says about a dimension: bounds, where they come from, and the terms they are made of."""
+"""A dimension by theory: its bounds, their source, and the terms of which they are sums."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
+
+from llr.results import Record
+from llr.results.html import Table, Verdict
 
 Status = Literal["exact", "almost everywhere", "bounds"]
 
 
 @dataclass(frozen=True)
 class Term:
-    """A summand of a dimension, in words."""
+    """A summand of a dimension, with its description."""
 
     dimension: int
     text: str
 
 
-@dataclass(frozen=True)
-class Dimension:
+@dataclass(frozen=True, repr=False)
+class Dimension(Record):
     """A dimension that follows from the structure and the exact parameters of a model.
 
     Attributes:
         what: the quantity, such as "dim T" or "model rank".
-        lower: it is at least this.
-        upper: it is at most this.
-        status: "exact" if the bounds are proved and equal; "almost everywhere" if they are equal for almost
-            all parameters, this point not being known to be among them (``lower`` is then what is proved);
-            "bounds" otherwise.
+        lower: a lower bound.
+        upper: an upper bound.
+        status: "exact" if the bounds are proved and equal; "almost everywhere" if the upper bound is the
+            value for almost all parameters, but perhaps not for these (``lower`` is then the proved lower
+            bound); "bounds" otherwise.
         terms: the summands of ``upper``, and remarks of dimension 0.
         statement: where docs/theory.md states it, such as "Theorem 2.2".
         n_params: P, the number of parameters.
@@ -64,7 +67,7 @@ class Dimension:
         return self.upper
 
     def __str__(self) -> str:
-        """The value and, on a line each, its terms."""
+        """The value and its terms, one per line."""
         proved, statement = f"{self.lower} to {self.upper}", self.statement
         if self.exact:
             proved = str(self.upper)
@@ -74,6 +77,8 @@ class Dimension:
         head = f"{self.what} = {proved} of {self.n_params} parameters ({statement})"
         return "\n".join([head, *(f"  {t.dimension:+5d}  {t.text}" for t in self.terms)])
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return asdict(self)
+    def _verdict(self) -> Verdict:
+        return self.status, "good" if self.exact else "doubt"
+
+    def _table(self) -> Table:
+        return ("summands", ""), [(term.text, term.dimension) for term in self.terms]

@@ -1,4 +1,4 @@
-"""``llr sweep`` as a user meets it: files, lines, exit codes, one-line errors."""
+"""``llr sweep`` as users see it: files, lines, exit codes, one-line errors."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from rich.console import Console
 from llr.cli import sweep as sweep_cli
 from llr.recovery.experiment import Setting
 from llr.recovery.sweep import Spec, Tally, read_store
+from llr.results.progress import duration
 
 from .test_main import refusal, run
 
@@ -135,8 +136,9 @@ class TestRun:
             connection.execute("PRAGMA user_version = 2")
         connection.close()
         for arguments in (("spec.toml",), ("status", "spec.sqlite")):
-            assert "has format 2; this llr reads format 1: use the llr" in refusal(
-                "sweep", *arguments
+            assert (
+                "has format 2, but this version of llr reads format 1: use the version"
+                in refusal("sweep", *arguments)
             )
 
     def test_help(self) -> None:
@@ -202,8 +204,11 @@ class TestLooking:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("status", "absent"), "absent: there is no such file; a sweep's is made by `run`"),
-            (("status", "plain"), "plain is not an SQLite file; it was left alone"),
+            (
+                ("status", "absent"),
+                "absent: there is no such file; `run` creates the file of a sweep",
+            ),
+            (("status", "plain"), "plain is not an SQLite file; it was not changed"),
             (("export", "spec.sqlite", "t.xls"), "expected a name ending in .csv, .parquet"),
             (("plot", "spec.sqlite", "f.gif"), "expected a name ending in .png"),
             (("plot", "spec.sqlite", "f.png", "--where", "n=7"), "n is one of 5, 6"),
@@ -222,7 +227,7 @@ class TestLooking:
         assert said == "error: Parquet needs pyarrow: pip install 'llr[parquet]'"
         for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
             monkeypatch.setitem(sys.modules, name, None)
-        for name in ("llr.plotting", "llr.ranks.figure"):
+        for name in ("llr.results.figures", "llr.ranks.figure"):
             monkeypatch.delattr(name, raising=False)
             monkeypatch.delitem(sys.modules, name, raising=False)
         said = refusal("sweep", "plot", "spec.sqlite", "f.png")
@@ -233,26 +238,25 @@ class TestProgress:
     @pytest.mark.parametrize(
         ("now", "text"),
         [
-            (Tally(10, 0, 0), " 0/10 no estimate yet"),
-            (Tally(10, 5, 1, 3, 60.0), " 6/10 1 failed, 1 min 20 s to go"),
-            (Tally(10, 10, 0, 5, 60.0), "10/10 0 s to go"),
+            (Tally(10, 0, 0), "no estimate yet"),
+            (Tally(10, 5, 1, 3, 60.0), "1 min 20 s to go"),
+            (Tally(10, 10, 0, 5, 60.0), "0 s to go"),
         ],
     )
-    def test_a_bar_with_the_time_that_is_left(
-        self, monkeypatch: pytest.MonkeyPatch, now: Tally, text: str
-    ) -> None:
-        screen = io.StringIO()
-        console = Console(file=screen, force_terminal=True, width=80)
+    def test_the_time_that_is_left(self, now: Tally, text: str) -> None:
+        assert now.remaining == text
+
+    def test_a_terminal_needs_no_log(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        console = Console(file=io.StringIO(), force_terminal=True)
         monkeypatch.setattr(sweep_cli, "console_beside", lambda _: console)
-        with sweep_cli.progress_bar() as report:
-            report(now)
-        assert text in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue())
+        assert sweep_cli.logging() is None
 
     def test_lines_of_a_log(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with sweep_cli.progress_bar() as report:
-            for second in range(0, 101, 5):
-                report(Tally(40, second // 5, 0, second // 5, float(second)))
-            report(Tally(40, 40, 0, 40, 500.0))  # the end has a line of its own
+        report = sweep_cli.logging()
+        assert report is not None
+        for second in range(0, 101, 5):
+            report(Tally(40, second // 5, 0, second // 5, float(second)))
+        report(Tally(40, 40, 0, 40, 500.0))  # the end is a separate line
         out, err = capsys.readouterr()
         assert out == ""
         assert err.splitlines() == [
@@ -274,7 +278,7 @@ class TestProgress:
         ],
     )
     def test_durations(self, seconds: float, text: str) -> None:
-        assert sweep_cli.duration(seconds) == text
+        assert duration(seconds) == text
 
 
 def test_files_are_plain_sqlite(here: Path) -> None:

@@ -1,4 +1,4 @@
-"""Figures: what they show, and that they leave no trace in matplotlib's global state."""
+"""Figures: their contents, and that matplotlib's global state does not change."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 import llr
-from llr import plotting as plot
 from llr.ranks import figure as spectra
+from llr.results import figures as plot
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -172,7 +172,7 @@ def test_global_state_is_left_alone(deficient: llr.RankResult, tmp_path: Path) -
 
 def test_without_matplotlib(monkeypatch: pytest.MonkeyPatch, deficient: llr.RankResult) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    for name in ("llr.plotting", "llr.ranks.figure"):
+    for name in ("llr.results.figures", "llr.ranks.figure"):
         monkeypatch.delattr(name)
         monkeypatch.delitem(sys.modules, name)
     with pytest.raises(ImportError, match=r"figures need matplotlib: pip install 'llr\[plot\]'"):

@@ -1,4 +1,4 @@
-"""What a RankResult says of itself, in a line and as JSON."""
+"""A RankResult as a line of text and as JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TestRankResult:
         assert "tolerance/sigma_1" in str(llr.numerical_rank(torch.eye(2), atol=3.0))
 
     def test_line_of_what_has_no_ratio(self) -> None:
-        """No "error/sigma_1 = inf": what is there is said."""
+        """The line does not say "error/sigma_1 = inf"; it has the numbers that exist."""
         zeros, empty = llr.numerical_rank(torch.zeros(2, 2)), llr.numerical_rank(torch.zeros(0, 3))
         assert str(zeros).endswith("by different rows): all singular values are 0 (svd, float32)")
         assert str(empty).endswith("by shape): no entries (svd, float32)")
@@ -65,12 +65,13 @@ class TestRankResult:
     )
     def test_to_dict_is_strict_json(self, A: Tensor) -> None:
         result = llr.numerical_rank(A)
-        back = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+        back = json.loads(json.dumps(result.to_dict(spectrum=True), allow_nan=False))
         assert back["dtype"] == "float32"
         assert back["n_rows"] == A.shape[-2]
         assert torch.equal(torch.tensor(back["spectrum"]), result.spectrum)
         assert torch.equal(torch.tensor(back["rank"]), torch.as_tensor(result.rank))
         assert set(back) == {*result.__dataclass_fields__, "exact", "clear"}
+        assert set(result.to_dict()) == {*back, "tensors"} - {"spectrum"}
 
     def test_infinite_gap_is_null(self) -> None:
         assert llr.numerical_rank(torch.zeros(2, 2)).to_dict()["gap"] is None

@@ -1,19 +1,18 @@
-"""A proof that a Jacobian has at least so much rank, and its independent check.
+"""Proves a lower bound of the rank of a Jacobian.
 
 The rank of a matrix is at least r if some r rows and r columns of it have a determinant that is not zero. A
-certificate names such rows and columns; that the determinant is not zero is shown in ball arithmetic, in
-which every rounding error is accounted for, or in rational numbers. The statement is about the exact
-function that the model's layers define, at the exact binary numbers in its parameters and samples.
+certificate names such rows and columns. It is proved in ball arithmetic, which bounds every rounding error,
+or in rational numbers that the determinant is not zero. The statement is about the exact function that the
+model's layers define, at the exact binary numbers in its parameters and samples.
 
-The upper bound has another origin: the shape of the matrix, a closed form of :mod:`llr.theory`, a bound that
-the caller brings, or, for models with rational derivatives, the exact rank.
+The upper bound comes from elsewhere: the shape of the matrix, a closed form of :mod:`llr.theory`, a bound
+that the caller gives, or, for models with rational derivatives, the exact rank.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from flint import arb
@@ -24,7 +23,7 @@ from llr.inputs.accept import a_model, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model
-from llr.inputs.roles import a_function, check_int
+from llr.inputs.roles import a_progress, check_int
 from llr.linalg.balls import HIGHEST_BITS as HIGHEST_BITS
 from llr.linalg.balls import LOWEST_BITS as LOWEST_BITS
 from llr.linalg.balls import MOST_BITS as MOST_BITS
@@ -34,12 +33,15 @@ from llr.linalg.decimals import decimal_below
 from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, rational_pivots, remainder
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.verification import Verdict, verify
+from llr.ranks.info import VERSION
+from llr.results.progress import followed, step
 from llr.theory.tangents.upper import upper_bound
 
 __all__ = ["Certificate", "Verdict", "certify", "verify"]
 
-# Float64 parameters that differ by one unit in the last place differ by 2^-52; where such a difference shows
-# only to third order it is 2^-156. A rank that has not grown at this precision is not limited by it.
+# Float64 parameters that differ by one unit in the last place differ by 2^-52. If only the third order of
+# this difference matters, it is 2^-156. A rank that does not grow at this precision is not limited by the
+# precision.
 _ENOUGH_BITS = 256
 _FIRST_BITS = 64
 
@@ -47,8 +49,9 @@ _FIRST_BITS = 64
 Progress = Callable[[int | None, int, int], None]
 
 
-@takes(model=a_model, x=valued, progress=a_function)
+@takes(model=a_model, x=valued, progress=a_progress)
 @outside_inference_mode
+@followed
 def certify(
     model: Model,
     x: Tensor,
@@ -58,33 +61,36 @@ def certify(
     bits: int | None = None,
     max_bits: int = MOST_BITS,
     timeout: float | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Certificate:
     """A proved lower bound of the rank of the model's Jacobian on these samples.
 
-    At each precision, elimination finds as many rows and columns as can be told from noise, and one
-    determinant in balls proves them. The precision doubles until the bound meets the upper bound or no longer
-    grows. For models of ReLU, polynomials and linear layers the rank is found exactly, in rational numbers.
+    At each precision, elimination finds as many independent rows and columns as rounding errors allow, and
+    one determinant in balls proves them independent. The precision doubles until the lower bound reaches the
+    upper bound or no longer grows. For models of ReLU, polynomials and linear layers the exact rank is
+    computed in rational numbers.
 
     Args:
-        model: an MLP, or what else :func:`llr.exact.jacobian` reads.
+        model: an MLP, or another model that docs/certificates.md lists.
         x: (n, ...) samples.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
-        upper: an upper bound known otherwise, to stop there. It is believed, not proved. The bound is never
-            more than the shorter side of the matrix, nor than a closed form that :mod:`llr.theory` has.
+        upper: an upper bound from elsewhere, at which the search stops. It is trusted, not proved. The bound
+            is never more than the shorter side of the matrix, nor than a closed form of :mod:`llr.theory`.
         bits: the first precision; None for 64, or `max_bits` if that is less.
-        max_bits: the last, from 32 to 2^20.
-        timeout: seconds after which the search ends with what is proved then; None for no limit. Single steps
-            take about half a second at most, and longer only where the numbers have very many digits.
-        progress: called as ``progress(bits, proved, upper)`` now and then; bits is None in rationals.
+        max_bits: the last precision, from 32 to 2^20.
+        timeout: seconds after which the search ends with what is proved by then; None for no limit. Single
+            steps take about half a second at most, and longer only if the numbers have very many digits.
+        progress: False for none; or a function, called as ``progress(bits, proved, upper)`` from time to
+            time, with bits None in rationals. Default: after two seconds a line on a terminal or in a
+            notebook.
 
     Returns:
-        A `Certificate`. At the precision cap, at the time limit, or where the rank stops growing below the
-        upper bound, its ``rank`` is less than its ``upper`` and ``stopped`` says why.
+        A `Certificate`. If the search ends at the precision cap, at the time limit, or because the rank stops
+        growing below the upper bound, its ``rank`` is less than its ``upper`` and ``stopped`` says why.
 
     Raises:
-        ValueError: `upper` is disproved; precisions or `timeout` out of range; what
-            :func:`llr.exact.jacobian` refuses.
+        ValueError: `upper` is disproved; precisions or `timeout` out of range; a model that
+            docs/certificates.md does not list, and what :func:`llr.jacobian` refuses.
         TimeoutError: `timeout` was over before the model was read.
 
     Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE
@@ -113,7 +119,13 @@ def certify(
             raise TimeoutError(
                 f"timeout={timeout} seconds were over before the model was read; give more"
             ) from None
-        report = progress or (lambda *_: None)
+
+        def report(bits: int | None, proved: int, upper: int) -> None:
+            if callable(progress):
+                progress(bits, proved, upper)
+            arithmetic = "in rationals" if bits is None else f"at {bits} bits"
+            step(f"proving {arithmetic}: rank >= {proved} of at most {upper}")
+
         if network.rational:
             return _in_rationals(network, goal, upper_from, upper, report)
         first = min(_FIRST_BITS, max_bits) if bits is None else bits
@@ -164,7 +176,7 @@ def _in_balls(
         try:
             A = Scaled(network.jacobian(bits), bits)
             pivots = find_pivots(A, lambda: report(bits, best.rank, goal))  # noqa: B023 - called at once
-            # While more precision shows more pivots, fewer of them are not worth a search.
+            # While more precision finds more pivots, do not search for a proof of fewer pivots.
             last = len(pivots) <= count or bits >= max_bits
             count = len(pivots)
             proved, bound = prove(A, pivots, search=last)
@@ -207,7 +219,7 @@ def _in_balls(
 
 
 def _goal(network: Network, params: Selection, upper: int | None) -> tuple[int, str]:
-    """The smallest upper bound, and which it is."""
+    """The smallest upper bound, and its source."""
     bounds = [(min(network.n_rows, network.n_params), "shape")]
     if not network.rational:
         closed = upper_bound(network.problem, params)
@@ -228,7 +240,7 @@ class _Proof:
 
 
 def _settled(left: arb, before: arb | None, bits: int) -> bool:
-    """Whether what remains shrank with the precision as zeros do."""
+    """Whether the remaining entries shrank with the precision as those of a zero matrix do."""
     if left == 0:
         return True
     if before is None or bits < _ENOUGH_BITS:
@@ -238,7 +250,7 @@ def _settled(left: arb, before: arb | None, bits: int) -> bool:
 
 
 def _less(bound: arb) -> arb:
-    """A little less: a check at another precision may have a ball around the same number."""
+    """A slightly smaller bound, since a check at another precision has another ball around the number."""
     with precision(_ENOUGH_BITS):
         return (bound * (1 - arb((1, -36)))).lower()
 
@@ -251,10 +263,6 @@ def _check_claim(rank: int, upper: int | None) -> None:
 
 
 def _certificate(network: Network, **found: Any) -> Certificate:
-    try:
-        own = version("llr")
-    except PackageNotFoundError:  # a checkout that was never installed
-        own = "unknown"
     return Certificate(
         **found,
         structure=network.structure,
@@ -262,5 +270,5 @@ def _certificate(network: Network, **found: Any) -> Certificate:
         samples=network.samples_digest,
         n_rows=network.n_rows,
         n_params=network.n_params,
-        version=own,
+        version=VERSION,
     )

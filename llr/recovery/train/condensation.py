@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,13 +18,15 @@ from llr.inputs.parameters import layout
 from llr.inputs.roles import number, real, whole
 from llr.inputs.tensors import check_finite
 from llr.models import TwoLayer
+from llr.results import Record
+from llr.results.html import Table
 
 # s(-z) = -s(z): such neurons are the same in both directions, up to the sign of what goes out.
 _ODD = frozenset({"identity", "tanh", "erf", "sin"})
 
 
-@dataclass(frozen=True, eq=False)
-class Condensation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Condensation(Record):
     """Directions of the m neurons of a layer, and how they cluster; for every parameter point in the batch.
 
     A neuron's direction is that of its incoming parameters (w, b), up to sign where the activation is odd.
@@ -58,9 +61,44 @@ class Condensation:
     direction_spread: Tensor
     norm_spread: Tensor
 
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as plain values for JSON."""
-        return {f.name: getattr(self, f.name).tolist() for f in fields(self)}
+    _long = ("directions",)
+
+    def __str__(self) -> str:
+        """One line: how many neurons, and how many of them count."""
+        counts = self.effective.flatten().tolist()
+        if not counts:
+            return "condensation of no networks"
+        least, most = min(counts), max(counts)
+        span = str(least) if least == most else f"{least} to {most}"
+        many = f" in each of {len(counts)} networks" if len(counts) > 1 else ""
+        return f"{self.norms.shape[-1]} neurons{many}: {span} effective"
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        neurons = self.norms.shape
+        for name in ("masses", "labels", "shares", "norm_spread"):
+            if getattr(self, name).shape != neurons or not neurons:
+                raise ValueError(f"{name!r} of Condensation has not the shape of norms, {neurons}")
+        for name in ("effective", "participation", "direction_spread"):
+            if getattr(self, name).shape != neurons[:-1]:
+                raise ValueError(f"{name!r} of Condensation has not one number for each network")
+        super()._check(content)
+
+    def _facts(self) -> dict[str, object]:
+        if self.effective.dim():
+            return {}
+        values = {
+            "effective neurons": int(self.effective),
+            "participation": float(self.participation),
+            "direction spread": float(self.direction_spread),
+        }
+        return {"neurons": self.norms.shape[-1], **values}
+
+    def _table(self) -> Table | None:
+        if self.effective.dim():
+            return None
+        found = zip(self.labels.tolist(), self.masses.tolist(), self.norms.tolist(), strict=True)
+        rows = [(i, label, mass, norm) for i, (label, mass, norm) in enumerate(found)]
+        return ("neuron", "cluster", "mass", "norm"), rows
 
 
 @takes(model=a_module, theta=valued, layer=whole, angle=number, share=number)

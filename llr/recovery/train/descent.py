@@ -46,7 +46,8 @@ class GD:
     """Full-batch gradient descent: ``v = momentum v + gradient``, ``theta -= lr v``, as ``torch.optim.SGD``.
 
     Args:
-        lr: one step size, or (S,), one for each member. Default: see :func:`stable_rate`.
+        lr: one step size, or (S,), one for each member. Default: one over the
+            largest eigenvalue of a member's tangent kernel J'J/n.
         momentum: from 0 up to, not including, 1.
     """
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector
 
+from llr.embedding.numbers import model_as_numbers, model_from_numbers
 from llr.inputs.accept import a_module, needed, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.roles import a_sequence, real
@@ -17,13 +18,15 @@ from llr.models import TwoLayer
 from llr.recovery.damping import Damping
 from llr.recovery.lm import levenberg_marquardt
 from llr.recovery.train.condensation import merge
+from llr.results import Record
+from llr.results.html import Verdict
 
 ANGLES = (0.05, 0.1, 0.2, 0.3, 0.5)
 """Within which neurons are merged; no one of them is best everywhere."""
 
 
-@dataclass(frozen=True, eq=False)
-class Narrow:
+@dataclass(frozen=True, eq=False, repr=False)
+class Narrow(Record):
     """The narrowest network that fits, or the one that came closest.
 
     Attributes:
@@ -36,10 +39,36 @@ class Narrow:
     relative: float
     converged: bool
 
+    _also = ("width",)
+
     @property
     def width(self) -> int:
         """Hidden neurons."""
         return len(cast(nn.Linear, self.model[0]).weight)
+
+    def __str__(self) -> str:
+        """One line: the width and its error."""
+        verdict = "fits" if self.converged else "does not fit"
+        return f"width {self.width} {verdict}: relative squared error {self.relative:.3g}"
+
+    def _verdict(self) -> Verdict:
+        return ("fits", "good") if self.converged else ("does not fit", "bad")
+
+    def _written(self, name: str, hint: Any, spectrum: bool) -> Any:
+        return (
+            model_as_numbers(self.model)
+            if name == "model"
+            else super()._written(name, hint, spectrum)
+        )
+
+    @classmethod
+    def _read(cls, name: str, hint: Any, content: Mapping[str, Any], where: str) -> Any:
+        if name != "model":
+            return super()._read(name, hint, content, where)
+        model = model_from_numbers(content[name], where)
+        if not isinstance(model, TwoLayer):
+            raise ValueError(f"{where} is a {type(model).__name__}; expected a TwoLayer")
+        return model
 
 
 @takes(model=a_module, theta=needed, x=valued, y=valued, angles=a_sequence, tol=real)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from llr.recovery.train.data import Data
 from llr.recovery.train.machines import Ensemble
+from llr.results.record import Record as Base
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Progress = Callable[[int, int], None]
 """Called as ``progress(step, members still in training)``."""
@@ -60,8 +65,8 @@ class Method(Protocol):
         """Train these members from ``theta`` (S, P), which is theirs to overwrite."""
 
 
-@dataclass(frozen=True, eq=False)
-class History:
+@dataclass(frozen=True, eq=False, repr=False)
+class History(Base):
     """Points of the trajectories. Members that are done stay where they are.
 
     Attributes:
@@ -76,9 +81,37 @@ class History:
     loss: Tensor
     relative: Tensor
 
+    _long = ("theta", "loss", "relative")
 
-@dataclass(frozen=True, eq=False)
-class Training:
+    def _check(self, content: Mapping[str, Any]) -> None:
+        points = len(self.at) if self.at.dim() == 1 else 0
+        if not points or self.theta.dim() != 3 or len(self.theta) != points:
+            raise ValueError(
+                "'at' and 'theta' of History: expected the same number of points, not 0"
+            )
+        super()._check(content)
+
+    def __str__(self) -> str:
+        """One line: how many points of how many members."""
+        return f"{len(self.at)} points of {self.theta.shape[1]} trajectories, to {float(self.at[-1]):g}"
+
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the relative error of every member as training goes on.
+
+        Args:
+            ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
+
+        Raises:
+            ValueError: the errors were not kept.
+        """
+        self._require("relative")
+        from llr.recovery import curves  # noqa: PLC0415 - matplotlib is optional
+
+        return curves.training(self, ax=ax)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Training(Base):
     """How the training of an ensemble ended.
 
     Attributes:
@@ -103,9 +136,12 @@ class Training:
     stalled: Tensor
     history: History | None = None
 
+    _long = ("theta",)
+    _also = ("status",)
+
     @property
     def status(self) -> tuple[str, ...]:
-        """Of every member "converged", "diverged", "stalled" or "steps": no more of them, or of time."""
+        """Of every member "converged", "diverged", "stalled" or, at the end of steps or time, "steps"."""
         ends = {"converged": self.converged, "diverged": self.diverged, "stalled": self.stalled}
         flags = torch.stack([*ends.values(), torch.ones_like(self.converged)]).long()
         return tuple((*ends, "steps")[i] for i in flags.argmax(0).tolist())
@@ -122,14 +158,35 @@ class Training:
             f"{float(self.relative.min()):.3g} (least)"
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        """Everything but the parameters and the history as plain values for JSON."""
-        return {
-            "status": list(self.status),
-            "loss": self.loss.tolist(),
-            "relative": self.relative.tolist(),
-            "steps": self.steps.tolist(),
-        }
+    def plot(self, ax: Axes | None = None) -> Axes:
+        """The axes of a figure of the relative error of every member as training goes on.
+
+        Args:
+            ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
+
+        Raises:
+            ValueError: there is no history, which ``train(..., record=)`` asks for, or it was not kept.
+        """
+        if self.history is None:
+            raise ValueError(
+                "this Training has no history to draw; train(..., record=100) keeps so many of its points"
+            )
+        return self.history.plot(ax)
+
+    def _check(self, content: Mapping[str, Any]) -> None:
+        members = self.relative.shape
+        flags = ("converged", "diverged", "stalled")
+        kinds = {"steps": torch.int64, **dict.fromkeys(flags, torch.bool)}
+        for name, kind in kinds.items():
+            value: Tensor = getattr(self, name)
+            if value.dtype != kind or value.shape != members or value.dim() != 1:
+                raise ValueError(f"{name!r} of Training: expected {kind}, one for each member")
+        super()._check(content)
+
+    def _facts(self) -> dict[str, object]:
+        ends = {end: self.status.count(end) for end in dict.fromkeys(self.status)}
+        least = float(self.relative.min()) if len(self.relative) else math.nan
+        return {"members": len(self.relative), **ends, "least relative error": least}
 
 
 def joined(parts: Sequence[Training]) -> Training:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from llr.inputs.accept import a_module, takes, valued
 from llr.inputs.evaluation.surroundings import closed, outside_inference_mode
 from llr.inputs.memory import fits, format_bytes, memory_budget
-from llr.inputs.roles import a_function, marks, real
+from llr.inputs.roles import a_progress, marks, real
 from llr.recovery.train.data import Data
 from llr.recovery.train.descent import GD
 from llr.recovery.train.machines import Ensemble, Machine, machine_for
 from llr.recovery.train.result import Method, Plan, Progress, Record, Task, Training, joined
+from llr.results.progress import followed, step
 
 # Members in training stay in the cache of a core, group after group; fewer at a time would pay more for the
 # launches than for the numbers.
@@ -31,9 +32,10 @@ _LEAST_AT_ONCE = 32
     counts=valued,
     tol=real,
     record=marks,
-    progress=a_function,
+    progress=a_progress,
 )
 @outside_inference_mode
+@followed
 def train(
     model: nn.Module,
     starts: Tensor,
@@ -46,7 +48,7 @@ def train(
     steps: int = 10_000,
     tol: float | None = None,
     record: Record = None,
-    progress: Progress | None = None,
+    progress: Progress | bool | None = None,
 ) -> Training:
     """Train an ensemble: one model from many starts, on many data sets, with different sample sizes at once.
 
@@ -70,8 +72,9 @@ def train(
             steps); default: it goes on to the last step.
         record: how many points of the trajectories to keep, evenly spaced on a logarithmic scale from step 1
             on, beside the start; or after which steps. Of `Flow`, times.
-        progress: called as ``progress(step, members in training)`` now and then. On a CPU, groups of members
-            that fit its cache are trained one after the other, and steps begin anew with each.
+        progress: False for none; or a function, called as ``progress(step, members in training)`` now and
+            then. On a CPU, groups of members that fit its cache are trained one after the other, and steps
+            begin anew with each. Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
         A `Training`, in the dtype of the starts and on their device.
@@ -104,7 +107,7 @@ def train(
     with closed(), torch.no_grad():
         for rows in _groups(machine, data, starts):
             later = len(starts) - rows.stop
-            plan = Plan(steps, tol, record, _with_later(progress, later))
+            plan = Plan(steps, tol, record, _reporting(progress, later, steps))
             task = Task(model, data, rows, _ensemble(machine, data, rows))
             parts.append(method.run(task, starts[rows].detach().clone(), plan))
     return joined(parts)
@@ -125,9 +128,15 @@ def _groups(machine: Machine, data: Data, starts: Tensor) -> list[slice]:
     return [slice(first, min(first + at_once, S)) for first in range(0, S, at_once)]
 
 
-def _with_later(progress: Progress | None, later: int) -> Progress | None:
-    """The caller's function, told also of the members whose turn is yet to come."""
-    return None if progress is None else lambda step, members: progress(step, members + later)
+def _reporting(progress: Progress | bool | None, later: int, steps: int) -> Progress:
+    """Tells of the members in training and of those whose turn is yet to come."""
+
+    def report(done: int, members: int) -> None:
+        if callable(progress):
+            progress(done, members + later)
+        step(f"{members + later} members in training, steps", done, steps)
+
+    return report
 
 
 def _check(starts: Tensor, steps: int, tol: float | None, record: Record) -> None:

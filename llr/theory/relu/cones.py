@@ -171,6 +171,7 @@ def solve_cones(
     generator = np.random.default_rng(seed)
     d = cells.x.shape[1]
     every = cells.pairs()
+    allowed = frozenset(every)
     some = np.concatenate((starts, random_starts(cells.x, _FIRST, generator))) @ cells.x.T > 0
     pairs = dict.fromkeys(every if 0 < len(every) <= _ALL_AT_ONCE else cells.pairs_of(some))
     rounds = 0
@@ -185,6 +186,7 @@ def solve_cones(
             random = random_starts(cells.x, _STARTS, generator)
             from_here = np.concatenate((random, starts, np.array(found.u).reshape(-1, d)))
             new.update(cells.found(found.lam, from_here, above))
+            new = {pair: value for pair, value in new.items() if not every or pair in allowed}
             known = max([known, *new.values()])
             if new.keys() - pairs.keys():
                 break

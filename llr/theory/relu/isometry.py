@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llr.inputs.accept import a_module, as_given, needed, takes
+from llr.results import Record
 from llr.theory.relu.arguments import network_of, samples_of
 from llr.theory.relu.margins import gated_margin
 from llr.theory.relu.patterns import Patterns, checked
@@ -16,8 +17,8 @@ from llr.theory.relu.patterns import patterns as all_patterns
 from llr.theory.relu.planted import Planted, plant
 
 
-@dataclass(frozen=True, eq=False)
-class Isometry:
+@dataclass(frozen=True, eq=False, repr=False)
+class Isometry(Record):
     """How far a planted network is from satisfying, or from failing, the conditions for its recovery.
 
     Attributes:

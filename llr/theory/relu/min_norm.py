@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llr.inputs.accept import as_given, needed, takes
 from llr.inputs.roles import a_flag, word
+from llr.results import Record
 from llr.theory.relu.arguments import Kind, samples_of, values_of
 from llr.theory.relu.cells import most_cells
 from llr.theory.relu.clarabel_program import need_clarabel
@@ -39,14 +40,12 @@ _DROPPED = 1e-9  # of the norm: vectors below it are a solver's rounding
 _IN_CELL = 1e-6  # relative, by which vectors of a relaxed solution may leave their cells
 
 
-@dataclass(frozen=True, eq=False)
-class MinNorm:
+@dataclass(frozen=True, eq=False, repr=False)
+class MinNorm(Record):
     """A minimum-norm interpolant.
 
     Attributes:
-        model: the network, in float64; None if no solution was found, or for a solution of the gated program
-            that no ReLU network has.
-        solution: the same as a point of the convex program; None if there is none.
+        solution: the network as a point of the convex program; None if there is none.
         norm: the objective.
         dual: lam, (n), scaled to be feasible over all cells that were looked at.
         gap: how far the norm may be above the least one, relative to it: the norm minus lam.y.
@@ -55,15 +54,19 @@ class MinNorm:
             violated gate found" by a search among too many cells to list, which is evidence and no proof;
             "inaccurate", with a gap or residual above 1e-7; "infeasible": no network has these values (of
             these patterns).
+        model: the network, in float64; None if no solution was found, for a solution of the gated program
+            that no ReLU network has, and after reading from a file (``network_from`` makes it again).
     """
 
-    model: nn.Module | None
     solution: Solution | None
     norm: float
     dual: Tensor
     gap: float
     residual: float
     status: Status
+    model: nn.Module | None = None
+
+    _unstored = ("model",)
 
     def __str__(self) -> str:
         """The norm, its accuracy, and the status."""
@@ -141,7 +144,7 @@ def _zero(kind: str, x: Array) -> MinNorm:
     solution = Solution(cast(Kind, kind), torch.zeros(0, n, dtype=torch.bool), nothing, skip)
     model = None if kind == "normalized" else network_from(torch.from_numpy(x), solution)
     dual = torch.zeros(n, dtype=torch.float64)
-    return MinNorm(model, solution, 0.0, dual, 0.0, 0.0, "optimal")
+    return MinNorm(solution, 0.0, dual, 0.0, 0.0, "optimal", model)
 
 
 def _status(given: Patterns | None) -> Status:
@@ -162,7 +165,7 @@ def _gated(x: Array, y: Array, kind: Kind, given: Patterns | None) -> MinNorm:
             residual = float(
                 Y.norm() / off.norm()
             )  # lam.y = |y|^2 at the part off y that is not reached
-            found = MinNorm(None, None, math.inf, off, math.inf, residual, "infeasible")
+            found = MinNorm(None, math.inf, off, math.inf, residual, "infeasible")
             return found, off.numpy()
         solved = solve(groups, Y, tolerance=_PRECISION)
         used = (solved.u[skips:].norm(dim=1) > 0).nonzero()[:, 0]
@@ -172,9 +175,7 @@ def _gated(x: Array, y: Array, kind: Kind, given: Patterns | None) -> MinNorm:
         solution = Solution(kind, masks[used], vectors, skip)
         dual = solved.lam
         return (
-            MinNorm(
-                None, solution, solved.value, dual, solved.gap, solved.residual, _status(given)
-            ),
+            MinNorm(solution, solved.value, dual, solved.gap, solved.residual, _status(given)),
             dual.numpy(),
         )
 
@@ -203,7 +204,7 @@ def _exact(x: Array, y: Array, kind: Kind, given: Patterns | None) -> MinNorm:
     found = solve_cones(cells, np.eye(len(y)), y, free=kind == "skip", starts=start)
     lam = torch.from_numpy(found.lam)
     if not found.feasible:
-        return MinNorm(None, None, math.inf, lam, math.inf, math.inf, "infeasible")
+        return MinNorm(None, math.inf, lam, math.inf, math.inf, "infeasible")
     sizes = [
         float(np.linalg.norm(cells.parts(row)[1] @ u))
         for (row, _), u in zip(found.pairs, found.u, strict=True)
@@ -229,7 +230,7 @@ def _exact(x: Array, y: Array, kind: Kind, given: Patterns | None) -> MinNorm:
     model = None if none else network_from(X, solution)
     outputs = solution.values(X) if model is None else model(X).detach()[:, 0]
     residual = float((outputs - Y).norm() / Y.norm())
-    return MinNorm(model, solution, norm, dual, gap, residual, _status(given))
+    return MinNorm(solution, norm, dual, gap, residual, _status(given), model)
 
 
 def _completed(solution: Solution, x: Tensor, y: Tensor) -> Solution:

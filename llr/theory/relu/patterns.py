@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from llr.inputs.accept import needed, takes
 from llr.inputs.roles import a_generator, check_int, maybe, whole, word
 from llr.linalg.integers import as_integers, rank_of_floats
+from llr.results import Record
 from llr.theory.relu.arguments import samples_of
 from llr.theory.relu.cells import by_rays, distinct, most_cells, signs
 from llr.theory.relu.degenerate import TooMany, all_cells, line
@@ -21,8 +22,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _METHODS = ("auto", "exact", "sample")
 
 
-@dataclass(frozen=True, eq=False)
-class Patterns:
+@dataclass(frozen=True, eq=False, repr=False)
+class Patterns(Record):
     """Patterns ``1[x_i.u > 0]`` of n samples, one for each cell.
 
     Attributes:
@@ -35,8 +36,11 @@ class Patterns:
     mask: Tensor
     complete: bool
     witness: Tensor
-    _samples: Tensor | None = field(default=None, repr=False)
+    _samples: Tensor | None = None
     """The samples for which ``complete`` was proved."""
+
+    _long = ("mask", "witness")
+    _unstored = ("_samples",)
 
     def __len__(self) -> int:
         return len(self.mask)

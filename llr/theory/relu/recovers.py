@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from llr.inputs.accept import a_module, as_given, needed, takes
 from llr.inputs.roles import a_flag
+from llr.results import Record
 from llr.theory.relu.arguments import OnHyperplane, network_of, samples_of
 from llr.theory.relu.cells import most_cells
 from llr.theory.relu.clarabel_program import need_clarabel
@@ -26,8 +27,8 @@ _MOST_CELLS = 200_000  # that are enumerated without being asked for
 Status = Literal["recovered", "not recovered", "ambiguous", "undecided"]
 
 
-@dataclass(frozen=True)
-class Recovery:
+@dataclass(frozen=True, repr=False)
+class Recovery(Record):
     """Whether a planted network is the unique minimum-norm interpolant of its values, in floating point.
 
     Attributes:

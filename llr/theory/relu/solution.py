@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from llr.inputs.accept import a_module, needed, takes
 from llr.models import NormalizedTwoLayer, SkipTwoLayer, TwoLayer
+from llr.results import Record
 from llr.theory.relu.arguments import Kind, network_of, patterns_of, samples_of
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-@dataclass(frozen=True, eq=False)
-class Solution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Solution(Record):
     """A point of a convex program: the function sum_j D_j X v_j (+ X v_0) on the samples.
 
     Attributes:
@@ -31,6 +32,11 @@ class Solution:
     cells: Tensor
     vectors: Tensor
     skip: Tensor | None
+
+    def __str__(self) -> str:
+        """How many vectors there are."""
+        skip = "" if self.skip is None else " and a skip connection"
+        return f"{self.kind} ReLU network of {len(self.vectors)} vectors in their cells{skip}"
 
     def norm(self, x: Tensor) -> float:
         """The objective: the norms of v_j, or those of D_j X v_j if neurons are normalized, added up."""

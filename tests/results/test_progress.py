@@ -1,0 +1,398 @@
+"""Progress is seen on a terminal after two seconds, and nowhere else. The clock is the tests'."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import os
+import pty
+import subprocess
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import llr
+from llr import lifting, recovery
+from llr.models import TwoLayer, mlp
+from llr.recovery import Target, recover
+from llr.recovery.train import GD, initial, train
+from llr.results import progress
+
+from .makers import critical, net, points
+
+SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"
+
+
+class _Terminal:
+    """A pseudo-terminal in the place of standard error."""
+
+    open: Callable[[], None]
+
+    def __init__(self) -> None:
+        self._ours, theirs = pty.openpty()
+        os.set_blocking(self._ours, False)
+        self.file = os.fdopen(theirs, "w", buffering=1)
+
+    def seen(self) -> str:
+        """What was written since the last look."""
+        self.file.flush()
+        text = b""
+        with contextlib.suppress(BlockingIOError):
+            while part := os.read(self._ours, 1 << 16):
+                text += part
+        return text.decode()
+
+    def close(self) -> None:
+        self.file.close()
+        os.close(self._ours)
+
+
+def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second passes between two looks at the clock."""
+    ticks = itertools.count()
+    monkeypatch.setattr(progress, "clock", lambda: float(next(ticks)))
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Terminal]:
+    made = _Terminal()
+    for name in ("NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    fast_clock(monkeypatch)
+    with monkeypatch.context() as patch:
+        # Not at once: pytest sets standard error between a fixture and its test.
+        made.open = lambda: patch.setattr(sys, "stderr", made.file)
+        yield made
+    made.close()
+
+
+def proved(**options: Any) -> llr.Certificate:
+    return llr.certify(net(1, 2, 1), points(14), **options)
+
+
+class TestTerminal:
+    def test_shown_and_taken_away(self, terminal: _Terminal) -> None:
+        terminal.open()
+        assert proved().rank == 7
+        seen = terminal.seen()
+        assert "proving at 64 bits: rank >= " in seen
+        assert seen.count(HIDE) == seen.count(SHOW) == 1
+        assert seen.rindex(SHOW) > seen.rindex(HIDE)
+
+    def test_counted(self, terminal: _Terminal) -> None:
+        terminal.open()
+        llr.jacobian(net(1, 2, 1), points(14), backend="torch", chunk_size=1)
+        assert "Jacobian: samples" in (seen := terminal.seen())
+        assert "/14" in seen
+
+    def test_fast_calls_show_nothing(
+        self, terminal: _Terminal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        terminal.open()
+        monkeypatch.setattr(progress, "clock", lambda: 0.0)
+        proved()
+        assert terminal.seen() == ""
+
+    @pytest.mark.parametrize("argument", [False, lambda *_: None])
+    def test_silenced(self, terminal: _Terminal, argument: Any) -> None:
+        terminal.open()
+        proved(progress=argument)
+        assert terminal.seen() == ""
+
+    def test_piped(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        ours, theirs = os.pipe()
+        with os.fdopen(theirs, "w") as file, os.fdopen(ours) as reader:
+            monkeypatch.setattr(sys, "stderr", file)
+            fast_clock(monkeypatch)
+            proved()
+            file.close()
+            assert reader.read() == ""
+
+    @pytest.mark.parametrize("closed", [False, True])
+    def test_no_standard_error(self, monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
+        file = io.StringIO()
+        file.close()
+        monkeypatch.setattr(sys, "stderr", file if closed else None)
+        fast_clock(monkeypatch)
+        assert proved().rank == 7
+
+    def test_ctrl_c_leaves_the_terminal_clean(self, terminal: _Terminal) -> None:
+        terminal.open()
+
+        def deep(*_: object) -> None:
+            for i in range(9):
+                progress.step("deep inside", i)
+            raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), progress.following(None):
+            progress.followed(deep)()
+        seen = terminal.seen()
+        assert "deep inside" in seen
+        assert seen.rindex(SHOW) > seen.rindex(HIDE)
+        assert "refresh" not in "".join(t.name for t in threading.enumerate())
+        assert proved().rank == 7
+        assert "proving" in terminal.seen()
+
+    def test_threads_share_one_line(self, terminal: _Terminal) -> None:
+        terminal.open()
+
+        def work() -> None:
+            with progress.following(None):
+                for i in range(200):
+                    progress.step("working", i, 200)
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        seen = terminal.seen()
+        assert "working" in seen
+        assert seen.count(HIDE) == seen.count(SHOW) >= 1
+
+    def test_text_is_no_markup(self, terminal: _Terminal) -> None:
+        terminal.open()
+        with progress.following(None):
+            for _ in range(5):
+                progress.step("[red]x[/nothing]")
+        assert "[red]x[/nothing]" in terminal.seen()
+
+
+def test_a_command_shows_it_and_fast_ones_do_not_import_rich(tmp_path: Path) -> None:
+    code = r"""
+import itertools, sys, torch, llr
+from llr.results import progress
+progress.clock = lambda: 0.0
+llr.certify(torch.nn.Linear(2, 1), torch.randn(5, 2))
+assert "rich" not in sys.modules
+ticks = itertools.count()
+progress.clock = lambda: float(next(ticks))
+from llr.cli.main import main
+open("x.csv", "w").write("1\n2\n3\n4\n5\n6\n7\n8\n9\n")
+main(["certify", "mlp:1-2-1", "--inputs", "x.csv", "--out", "-"])
+"""
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment,
+        cwd=tmp_path,
+    )
+    os.close(theirs)
+    seen = b""
+    with contextlib.suppress(OSError):  # of the end, on Linux
+        while part := os.read(ours, 1 << 16):
+            seen += part
+    os.close(ours)
+    out = process.communicate()[0]
+    assert process.returncode == 0, seen
+    assert b"proving at" in seen
+    assert seen.count(SHOW.encode()) == 1
+    assert b'"format": "llr rank certificate 1"' in out
+
+
+class _Screen:
+    """A screen that keeps what is drawn."""
+
+    def __init__(self) -> None:
+        self.drawn: list[tuple[str, int | None, int | None]] = []
+        self.closed = 0
+
+    def draw(self, text: str, done: int | None, total: int | None) -> None:
+        assert not self.closed
+        self.drawn.append((text, done, total))
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> _Screen:
+    """A screen that can be seen, and a clock that is seconds later at every look."""
+    made = _Screen()
+    fast_clock(monkeypatch)
+    monkeypatch.setattr(progress, "screen", lambda: made)
+    return made
+
+
+def searched(**options: Any) -> Any:
+    x, y = Target.separated(TwoLayer(1, 2, bias=False), seed=0).sample(12, seed=1)
+    return recover(x, y.abs().sqrt(), max_width=2, bias=False, budget=400, **options)
+
+
+def trained(**options: Any) -> Any:
+    model = mlp([1, 2, 1])
+    starts = initial(model, 3, generator=torch.Generator().manual_seed(0))
+    return train(model, starts, points(4), points(4).sin(), method=GD(), steps=400, **options)
+
+
+def embedding_in_layers(**options: Any) -> Any:
+    return llr.gram(net(2, 3, 3, 1), points(9, 2), backend="layers", **options)
+
+
+WORK: dict[str, Callable[..., Any]] = {
+    "certify": lambda **o: llr.certify(net(1, 3, 1), points(12), **o),
+    "rank": lambda **o: llr.rank(net(1, 3, 1), points(12), method="certified", **o),
+    "model_rank": lambda **o: llr.model_rank(net(1, 3, 1), **o),
+    "has_llr_guarantee": lambda **o: llr.has_llr_guarantee(
+        net(1, 2, 1), points(12), sampler="normal", **o
+    ),
+    "jacobian": lambda **o: llr.jacobian(
+        net(1, 2, 1), points(9), backend="loop", chunk_size=1, **o
+    ),
+    "gram": embedding_in_layers,
+    "recover": searched,
+    "train": trained,
+    "lifted_critical_points": lambda **o: lifting.lifted_critical_points(
+        *critical(), starts=8, **o
+    ),
+}
+
+
+class TestFunctions:
+    @pytest.mark.parametrize("name", WORK)
+    @pytest.mark.parametrize("default", [None, True])
+    def test_default(self, screen: _Screen, name: str, default: bool | None) -> None:
+        WORK[name](progress=default)
+        assert screen.drawn
+        assert screen.closed == 1
+        assert all(total is None or 0 <= (done or 0) <= total for _, done, total in screen.drawn)
+
+    @pytest.mark.parametrize("name", WORK)
+    def test_silenced(self, screen: _Screen, name: str) -> None:
+        WORK[name](progress=False)
+        assert not screen.drawn
+
+    @pytest.mark.parametrize("name", WORK)
+    def test_function(self, screen: _Screen, name: str) -> None:
+        calls: list[tuple[Any, ...]] = []
+        WORK[name](progress=lambda *found: calls.append(found))
+        assert calls
+        assert not screen.drawn
+        if name in ("jacobian", "gram", "lifted_critical_points"):
+            assert all(0 <= done <= total for done, total in calls)
+        else:
+            assert all(isinstance(value, int | float | None) for c in calls for value in c)
+
+    @pytest.mark.parametrize("name", WORK)
+    def test_something_else(self, name: str) -> None:
+        with pytest.raises(TypeError, match="progress is str; expected True, False, None or a"):
+            WORK[name](progress="yes")
+
+    def test_the_same_result(self, screen: _Screen) -> None:
+        shown = llr.jacobian(net(1, 2, 1), points(9), backend="torch", chunk_size=2)
+        quiet = llr.jacobian(net(1, 2, 1), points(9), backend="torch", progress=False)
+        assert screen.drawn
+        assert torch.equal(shown, quiet)
+
+    def test_recover_still_stops_when_told(self, screen: _Screen) -> None:
+        assert searched(progress=lambda *_: True).starts < searched(progress=False).starts
+        assert not screen.drawn
+
+    def test_it_changes_nothing_else(self) -> None:
+        """The closed form is taken whether or not there is progress to tell."""
+        model, x = net(1, 2, 1), points(12)
+        found = llr.has_llr_guarantee(model, x, progress=False)
+        assert found == llr.has_llr_guarantee(model, x, model_rank=7, progress=False)
+        assert llr.llr_sample_size(model, x, progress=lambda *_: None) == 7
+
+    def test_an_error_takes_the_line_away(self, screen: _Screen) -> None:
+        with pytest.raises(ValueError, match="upper=1 is disproved"):
+            llr.certify(net(1, 3, 1), points(12), upper=1)
+        assert screen.drawn
+        assert screen.closed == 1
+
+
+class TestFollowing:
+    def test_inner_work_adds_to_the_outer_line(self, screen: _Screen) -> None:
+        with progress.following(None):
+            for i in range(5):
+                progress.step("outer", i, 5)
+                with progress.following(None):
+                    progress.step("inner")
+        assert {text for text, _, _ in screen.drawn} == {"outer", "inner"}
+        assert screen.closed == 1
+
+    @pytest.mark.parametrize("outer", [False, print])
+    def test_what_is_silenced_outside_stays_so(self, screen: _Screen, outer: Any) -> None:
+        with progress.following(outer):
+            for _ in range(5):
+                with progress.following(None):
+                    progress.step("inner")
+        assert not screen.drawn
+
+    def test_a_function_within_a_line(self, screen: _Screen) -> None:
+        """As of ``llr recover``, whose function only tells whether to stop."""
+        with progress.following(None), progress.following(print):
+            for _ in range(5):
+                progress.step("inner")
+        assert screen.drawn
+
+    def test_silent(self, screen: _Screen) -> None:
+        with progress.silent(), progress.following(None):
+            for _ in range(5):
+                progress.step("x")
+        assert not screen.drawn
+
+    def test_nobody_follows(self, screen: _Screen) -> None:
+        progress.step("x")
+        assert not screen.drawn
+
+    def test_no_thread_and_no_rich_before(self) -> None:
+        before = threading.active_count()
+        with progress.following(None):
+            for _ in range(100):
+                progress.step("x", 1, 2)
+            assert threading.active_count() == before
+
+
+class TestNotebook:
+    @pytest.fixture
+    def shown(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+        texts: list[str] = []
+
+        class Handle:
+            def update(self, data: dict[str, str], raw: bool) -> None:
+                assert raw
+                texts.append(data["text/plain"])
+
+        module: Any = types.ModuleType("IPython")
+        module.get_ipython = lambda: types.SimpleNamespace(kernel=object())
+        display = types.SimpleNamespace(display=lambda *_, **__: Handle())
+        module.display = display
+        monkeypatch.setitem(sys.modules, "IPython", module)
+        ticks = itertools.count()
+        monkeypatch.setattr(progress, "clock", lambda: float(next(ticks)))
+        return texts
+
+    def test_a_line_that_goes_away(self, shown: list[str]) -> None:
+        llr.jacobian(net(1, 2, 1), points(9), backend="torch", chunk_size=1)
+        assert shown[0].startswith("Jacobian: samples")
+        assert shown[0].endswith("of 9")
+        assert shown[-1] == ""
+
+    def test_a_shell_without_a_kernel_is_none(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        module: Any = types.ModuleType("IPython")
+        module.get_ipython = lambda: types.SimpleNamespace()
+        monkeypatch.setitem(sys.modules, "IPython", module)
+        monkeypatch.setattr(sys, "stderr", None)
+        assert progress.screen() is None
+
+
+def test_a_sweep_shows_cells_and_not_what_they_do(screen: _Screen, tmp_path: Path) -> None:
+    done = recovery.reproduce("linear", tmp_path, quick=True)
+    assert done.tally.done == 4
+    assert screen.drawn
+    assert {text.partition(":")[0] for text, _, _ in screen.drawn} == {"cells"}
+    assert screen.drawn[-1][1:] == (4, 4)
