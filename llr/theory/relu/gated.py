@@ -18,16 +18,13 @@ from llr.theory.relu.groups import Groups
 _MOST_OUTER = 60
 _MOST_NEWTON = 60  # steps of Newton's method within one step of the proximal point method
 _GROWTH, _FEW = 10.0, 20  # of the steps, after so few steps of Newton's method
-_MOST_STEP = 1e4  # of the proximal point method, in units of the largest group
+_MOST_STEPS = 1e4, 1e7  # of the proximal point method, in units of the largest group: at first, and ever
 _ARMIJO, _MOST_HALVINGS = 1e-4, 40
 _NOISE = 1e-14  # of values that are sums of some hundred numbers
 _RIDGE, _DAMPING = 1e-13, 1e-2
 """Added to the Hessian, in units of its mean diagonal: always, and in proportion to the relative gradient.
-Groups that
-are active away from the solution may not span the rows."""
-_FIRST_STEP = (
-    10.0  # of the proximal point method, in units of a lower bound of the objective over n
-)
+Groups that are active away from the solution may not span the rows."""
+_FIRST_STEP = 10.0  # in units of a lower bound of the objective over n
 _FIRST = 2.0  # the first lam, in units of the largest feasible one in that direction: some groups are active
 
 
@@ -81,6 +78,7 @@ def solve(
     u = y.new_zeros(groups.count, groups.width)
     step = _FIRST_STEP * float(lam @ y) / groups.rows
     best, newton = _judged(groups, u, lam, y, penalty, 0), 0
+    most, before = _MOST_STEPS[0], math.inf
     for outer in range(_MOST_OUTER):
         poll()
         accuracy = size * max(tolerance / 10, 10.0 ** -(outer + 1))
@@ -93,10 +91,14 @@ def solve(
             break
         if reached:
             u = moved
-            longest = max(_MOST_STEP * float(u.norm(dim=1).max()), step)
+            if _error(found) > before / 2:  # too slow
+                most = min(_GROWTH * most, _MOST_STEPS[1])
+            longest = max(most * float(u.norm(dim=1).max()), step)
             step = min(step * (_GROWTH if steps <= _FEW else 1.0), longest)
         else:  # too long a step for Newton's method, or for rounding
             step /= _GROWTH
+            most = max(most / _GROWTH, _MOST_STEPS[0])
+        before = _error(found)
     return best
 
 
