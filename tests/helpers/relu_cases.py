@@ -99,7 +99,9 @@ def orthonormal(block: Array) -> Array:
     return U[:, s > 1e-12 * max(s[0], 1e-300)]
 
 
-def planted_groups(kind: str, x: Array, target: nn.Module) -> tuple[list[Array], list[Array], Array]:
+def planted_groups(
+    kind: str, x: Array, target: nn.Module
+) -> tuple[list[Array], list[Array], Array]:
     """A_s, b_s, and the patterns of the planted neurons."""
     if kind == "skip":
         w0 = target.skip.weight.detach().numpy()[0]

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor
 
 from llr.linalg.deadline import poll
-from llr.theory.relu.groups import Groups
+from llr.theory.relu.groups import Groups, Within
 
 _MOST_OUTER = 60
-_MOST_NEWTON = 60  # steps of Newton's method within one step of the proximal point method
+_MOST_NEWTON = 80  # steps of Newton's method within one step of the proximal point method
 _GROWTH, _FEW = 10.0, 20  # of the steps, after so few steps of Newton's method
-_MOST_STEPS = 1e4, 1e7  # of the proximal point method, in units of the largest group: at first, and ever
+_MOST_STEPS = (
+    1e4,
+    1e7,
+)  # of the proximal point method, in units of the largest group: at first, and ever
 _ARMIJO, _MOST_HALVINGS = 1e-4, 40
 _NOISE = 1e-14  # of values that are sums of some hundred numbers
 _RIDGE, _DAMPING = 1e-13, 1e-2
@@ -73,24 +76,27 @@ def solve(
         The best that was found; whether its gap and residual are within the tolerance is for the caller to
         see.
     """
-    size = float(y.norm())
-    lam = _FIRST * y / groups.pull(y).norm(dim=1).max()
+    # lam = B mu, in coordinates in which the sum of A_j A_j' is the identity: sizes of rows do not matter.
+    basis = torch.eye(len(y), dtype=y.dtype) if penalty else _whitening(groups)
+    inner, z = (groups, y) if penalty else (Within(groups, basis), basis.T @ y)
+    size = float(z.norm())
+    mu = _FIRST * z / inner.pull(z).norm(dim=1).max()
     u = y.new_zeros(groups.count, groups.width)
-    step = _FIRST_STEP * float(lam @ y) / groups.rows
-    best, newton = _judged(groups, u, lam, y, penalty, 0), 0
+    step = _FIRST_STEP * float(mu @ z) / inner.rows
+    best, newton = _judged(groups, u, basis @ mu, y, penalty, 0), 0
     most, before = _MOST_STEPS[0], math.inf
     for outer in range(_MOST_OUTER):
         poll()
         accuracy = size * max(tolerance / 10, 10.0 ** -(outer + 1))
-        lam, moved, steps, reached = _proximal_step(groups, y, u, lam, step, penalty, accuracy)
+        there, moved, steps, reached = _proximal_step(inner, z, u, mu, step, penalty, accuracy)
         newton += steps
-        found = _judged(groups, moved, lam, y, penalty, newton)
+        found = _judged(groups, moved, basis @ there, y, penalty, newton)
         if _error(found) <= _error(best):
             best = found
         if _error(best) <= tolerance:
             break
         if reached:
-            u = moved
+            u, mu = moved, there
             if _error(found) > before / 2:  # too slow
                 most = min(_GROWTH * most, _MOST_STEPS[1])
             longest = max(most * float(u.norm(dim=1).max()), step)
@@ -100,6 +106,16 @@ def solve(
             most = max(most / _GROWTH, _MOST_STEPS[0])
         before = _error(found)
     return best
+
+
+def _whitening(groups: Groups) -> Tensor:
+    """B with B' (sum of A_j A_j') B = I, on the span of the groups' columns."""
+    everything = torch.arange(groups.count)
+    ones = torch.ones(groups.count, dtype=torch.float64)
+    nothing = torch.zeros(groups.count, groups.width, dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(groups.curvature(everything, ones, 0 * ones, nothing))
+    kept = values > values[-1] * len(values) * torch.finfo(values.dtype).eps
+    return vectors[:, kept] / values[kept].sqrt()
 
 
 def _error(found: Solution) -> float:
@@ -169,8 +185,8 @@ def _proximal_step(
             break
         lam, w = lam + t * direction, w + t * along
     norms = w.norm(dim=1, keepdim=True)
-    reached = float(gradient.norm()) <= max(accuracy, _NOISE * s * math.sqrt(groups.rows))
-    return lam, w * (1 - s / norms.clamp(min=s)), newton + 1, reached
+    reached = float(gradient.norm()) <= accuracy
+    return lam, torch.where(norms > s, w * (1 - s / norms.clamp(min=s)), 0.0), newton + 1, reached
 
 
 def _dual(norms: Tensor, lam: Tensor, y: Tensor, s: float, penalty: float) -> float:

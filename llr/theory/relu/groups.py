@@ -113,7 +113,9 @@ class Within:
     """The groups B' A_j: lam is restricted to the combinations of the columns of B, (n, m)."""
 
     def __init__(self, groups: Groups, basis: Tensor) -> None:
-        self.groups = groups
+        if isinstance(groups, Within):
+            groups, basis = groups.groups, groups.basis @ basis
+        self.groups: Groups = groups
         self.basis = basis
         self.count, self.width = groups.count, groups.width
         self.rows = basis.shape[1]

@@ -37,6 +37,7 @@ _KINDS = ("plain", "skip", "normalized")
 _MOST_CELLS = 20_000  # that are enumerated without being asked for
 _PRECISION = 1e-9  # asked of our own solver
 _DROPPED = 1e-9  # of the norm: vectors below it are a solver's rounding
+_RCOND = 1e-8  # of features, so that coefficients change little
 _IN_CELL = 1e-6  # relative, by which vectors of a relaxed solution may leave their cells
 
 
@@ -168,16 +169,16 @@ def _gated(x: Array, y: Array, kind: Kind, given: Patterns | None) -> MinNorm:
             found = MinNorm(None, math.inf, off, math.inf, residual, "infeasible")
             return found, off.numpy()
         solved = solve(groups, Y, tolerance=_PRECISION)
-        used = (solved.u[skips:].norm(dim=1) > 0).nonzero()[:, 0]
+        used = (solved.u[skips:].norm(dim=1) > _DROPPED * solved.value).nonzero()[:, 0]
         u = solved.u[skips:][used]
         vectors = groups.directions(used, u) if isinstance(groups, NormalizedGates) else u
         skip = solved.u[0] if skips else None
         solution = Solution(kind, masks[used], vectors, skip)
-        dual = solved.lam
-        return (
-            MinNorm(solution, solved.value, dual, solved.gap, solved.residual, _status(given)),
-            dual.numpy(),
-        )
+        # What a solver's rounding leaves of other groups is dropped, and the rest judged.
+        norm, off = solution.norm(X), float((solution.values(X) - Y).norm() / Y.norm())
+        gap = (norm - float(solved.lam @ Y)) / norm
+        found = MinNorm(solution, norm, solved.lam, gap, off, _status(given))
+        return found, solved.lam.numpy()
 
     if given is not None:
         found, _ = over(given.mask)
@@ -235,14 +236,19 @@ def _exact(x: Array, y: Array, kind: Kind, given: Patterns | None) -> MinNorm:
 
 def _completed(solution: Solution, x: Tensor, y: Tensor) -> Solution:
     """The same directions with coefficients that interpolate better: a least-norm change of them."""
-    columns = (solution.cells * (solution.vectors @ x.T)).T
+    products = solution.vectors @ x.T
+    sign = torch.where((solution.cells * products).sum(1, keepdim=True) >= 0, 1.0, -1.0)
+    columns = (
+        sign * (sign * products).relu()
+    ).T  # what neurons have, also where v_j is beside its cell
     if solution.skip is not None:
         columns = torch.cat((columns, (x @ solution.skip)[:, None]), 1)
     off = y - columns.sum(1)
-    change = 1 + torch.linalg.lstsq(columns, off[:, None], driver="gelsd").solution[:, 0]
+    change = (
+        1 + torch.linalg.lstsq(columns, off[:, None], driver="gelsd", rcond=_RCOND).solution[:, 0]
+    )
     if bool((change < 0).any()):
         return solution
     k = len(solution.vectors)
     skip = None if solution.skip is None else change[k] * solution.skip
-    better = replace(solution, vectors=change[:k, None] * solution.vectors, skip=skip)
-    return better if float((better.values(x) - y).norm()) < float(off.norm()) else solution
+    return replace(solution, vectors=change[:k, None] * solution.vectors, skip=skip)

@@ -1,4 +1,4 @@
-"""Isometry conditions and margins, against the formulas as they are printed, wrong variants of them, and clarabel."""
+"""Isometry conditions and margins against the printed formulas, wrong variants of them, and clarabel."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def nic(A: list[Array], b: list[Array], rest: list[Array]) -> float:
     return math.inf if lam is None else max(float(np.linalg.norm(block.T @ lam)) for block in rest)
 
 
-def cases(seed: int, count: int, laws: tuple[str, ...] = LAWS) -> list[tuple[str, Array, nn.Module]]:
+def cases(
+    seed: int, count: int, laws: tuple[str, ...] = LAWS
+) -> list[tuple[str, Array, nn.Module]]:
     generator = np.random.default_rng(seed)
     return [random_case(i, generator, laws) for i in range(count)]
 
@@ -91,7 +93,9 @@ def test_nic_l_and_nic_1_as_printed() -> None:
         right = max(np.linalg.norm(x.T @ ((m & own)[:, None] * x) @ inverse @ e) for m in rest)
         found = isometry(double(x), relu_net([w], [1.0])).value
         assert found == pytest.approx(right)
-        mutant = max(np.linalg.norm(x.T @ (m[:, None] * x) @ inverse @ e) for m in rest)  # D_j for D_j D
+        mutant = max(
+            np.linalg.norm(x.T @ (m[:, None] * x) @ inverse @ e) for m in rest
+        )  # D_j for D_j D
         wrong.append(found == pytest.approx(mutant))
     assert sum(wrong) <= 1
 
@@ -108,7 +112,9 @@ def test_nic_of_normalized_neurons() -> None:
         right = max(np.linalg.norm(orthonormal(m[:, None] * x).T @ f) for m in rest if m.any())
         found = isometry(double(x), target).value
         assert found == pytest.approx(right)
-        wrong.append(found == pytest.approx(max(np.linalg.norm((m[:, None] * x).T @ f) for m in rest)))
+        wrong.append(
+            found == pytest.approx(max(np.linalg.norm((m[:, None] * x).T @ f) for m in rest))
+        )
     assert not any(wrong)
 
 
@@ -140,7 +146,8 @@ def test_neighbours() -> None:
             continue
         sign = np.sign(target[2].weight.item())
         lam = least_lam([A], [b])
-        lam = lam + np.random.default_rng(0).standard_normal(len(x)) @ (np.eye(len(x)) - A @ np.linalg.pinv(A))
+        free = np.eye(len(x)) - A @ np.linalg.pinv(A)
+        lam = lam + free @ np.random.default_rng(0).standard_normal(len(x))
         assert A.T @ lam == pytest.approx(b)
         bounds = llr.relu.neighbour_bounds(double(x), target).numpy()
         for i in range(len(x)):
@@ -173,14 +180,18 @@ def test_margin_is_that_of_clarabel(kind: str) -> None:
             assert found.margin_lower <= found.margin <= found.margin_lower * (1 + 1e-7)
             lam = found.dual.numpy()
             assert np.hstack(A).T @ lam == pytest.approx(np.concatenate(b), abs=1e-8)
-            assert max(np.linalg.norm(block.T @ lam) for block in rest) == pytest.approx(found.margin)
+            assert max(np.linalg.norm(block.T @ lam) for block in rest) == pytest.approx(
+                found.margin
+            )
             assert found.value >= found.margin - 1e-9
     assert finite
 
 
 def test_incomplete_patterns_say_so() -> None:
     _, x, target = cases(7, 1)[0]
-    sampled = patterns(double(x), method="sample", generator=torch.Generator().manual_seed(1), gates=20)
+    sampled = patterns(
+        double(x), method="sample", generator=torch.Generator().manual_seed(1), gates=20
+    )
     found, full = isometry(double(x), target, patterns=sampled), isometry(double(x), target)
     assert not found.complete
     assert found.value <= full.value + 1e-12

@@ -18,13 +18,32 @@ from llr.theory.relu import Patterns, cells, degenerate
 
 patterns = llr.relu.patterns
 module = sys.modules[patterns.__module__]  # its name is that of the function
-GENERAL = [(1, 1), (5, 1), (6, 2), (9, 2), (2, 3), (3, 3), (8, 3), (11, 3), (4, 6), (10, 4), (70, 2)]
+GENERAL = [
+    (1, 1),
+    (5, 1),
+    (6, 2),
+    (9, 2),
+    (2, 3),
+    (3, 3),
+    (8, 3),
+    (11, 3),
+    (4, 6),
+    (10, 4),
+    (70, 2),
+]
 DEGENERATE: dict[str, list[list[float]]] = {
     "equal": [[1, 2, 3], [1, 2, 3], [0, 1, -1], [2, 0, 1], [1, 1, 1]],
     "opposite": [[1, 2, 3], [-1, -2, -3], [0, 1, -1], [2, 0, 1], [1, 1, 1]],
     "parallel": [[0.1, 0.2, 0.3], [0.2, 0.4, 0.6], [-0.4, -0.8, -1.2], [2, 0, 1], [1, 1, 1]],
     "coplanar": [[1, 0, 0], [0, 1, 0], [1, 1, 0], [1, -1, 0], [0, 0, 1], [1, 0, 1], [0, 1, 1]],
-    "coplanar in 4": [[1, 0, 0, 0], [0, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1], [1, 2, 3, 4]],
+    "coplanar in 4": [
+        [1, 0, 0, 0],
+        [0, 1, 0, 0],
+        [1, 1, 0, 0],
+        [0, 0, 1, 0],
+        [0, 0, 1, 1],
+        [1, 2, 3, 4],
+    ],
     "zero": [[0, 0, 0], [1, 2, 3], [0, 0, 0], [0, 1, -1], [1, -1, 5]],
     "rank 2": [[1, 0, 1], [0, 1, 1], [1, 1, 2], [1, -1, 0], [2, 1, 3]],
     "grid": [list(map(float, p)) for p in itertools.product((-1, 0, 1), repeat=3) if any(p)],
@@ -67,7 +86,9 @@ def test_degenerate(name: str, method: str) -> None:
 
 
 def test_no_pattern_of_a_hyperplane() -> None:
-    found = patterns(double([[1, 2], [-1, -2]]))  # a gate on the hyperplane would have (1, 1) with >=
+    found = patterns(
+        double([[1, 2], [-1, -2]])
+    )  # a gate on the hyperplane would have (1, 1) with >=
     assert found.mask.tolist() == [[False, True], [True, False]]
 
 
@@ -114,7 +135,10 @@ def test_counting_finds_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_signs_are_open_where_rounding_leaves_them() -> None:
-    x, u = np.array([[1.0, 1e-17], [3.0, 1.0]]), np.array([[0.0, 1.0], [1.0, -3.0], [1.0, -3.0000000000000004]])
+    x, u = (
+        np.array([[1.0, 1e-17], [3.0, 1.0]]),
+        np.array([[0.0, 1.0], [1.0, -3.0], [1.0, -3.0000000000000004]]),
+    )
     assert cells.signs(x, u).tolist() == [[1, 1], [1, 0], [1, 0]]
 
 
@@ -139,14 +163,19 @@ class TestClaims:
 
     def test_one_cell_less(self) -> None:
         own = patterns(self.x)
-        self.refused(Patterns(own.mask[1:], True, own.witness[1:]), "claim to be complete.*1 of these are missing")
+        self.refused(
+            Patterns(own.mask[1:], True, own.witness[1:]),
+            "claim to be complete.*1 of these are missing",
+        )
 
     def test_one_cell_too_many(self) -> None:
         own = patterns(self.x)
         known = set(map(tuple, own.mask.tolist()))
         other = next(p for p in itertools.product((False, True), repeat=9) if p not in known)
         mask = torch.cat((own.mask, torch.tensor([other])))
-        self.refused(Patterns(mask, True, torch.cat((own.witness, own.witness[:1]))), "claim to be complete")
+        self.refused(
+            Patterns(mask, True, torch.cat((own.witness, own.witness[:1]))), "claim to be complete"
+        )
 
     def test_other_samples(self) -> None:
         self.refused(patterns(double(gaussian(9, 3, seed=1))), "claim to be complete")
@@ -167,5 +196,8 @@ class TestClaims:
 
 
 def test_str() -> None:
-    assert str(patterns(double(gaussian(8, 3)))) == "58 patterns of 8 samples in 3 dimensions (all cells)"
+    assert (
+        str(patterns(double(gaussian(8, 3))))
+        == "58 patterns of 8 samples in 3 dimensions (all cells)"
+    )
     assert math.prod(patterns(double(gaussian(8, 3))).mask.shape) == 58 * 8

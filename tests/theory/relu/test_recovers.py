@@ -1,4 +1,4 @@
-"""Whether a network is recovered: conditions, margins and solutions of the programs agree, and with theorems."""
+"""Whether a network is recovered: conditions, margins, solutions of the programs and theorems agree."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from torch import nn
 
 import llr
 from llr.models import NormalizedTwoLayer, SkipTwoLayer
-from llr.theory.relu.margins import exact_margin, searched_margin
 from llr.theory.relu.arguments import network_of
+from llr.theory.relu.margins import exact_margin, searched_margin
 from llr.theory.relu.planted import plant
 
 recovers, min_norm, isometry = llr.relu.recovers, llr.relu.min_norm, llr.relu.isometry
@@ -75,7 +75,9 @@ def test_gated() -> None:
         kind, x, target = random_case(i, generator)
         seen.append(check(kind, x, target, cones=False))
         condition = isometry(double(x), target)
-        if condition.value < 1 - 1e-9 or (condition.value < 1 + 1e-9 and condition.essential < 1 - 1e-9):
+        if condition.value < 1 - 1e-9 or (
+            condition.value < 1 + 1e-9 and condition.essential < 1 - 1e-9
+        ):
             assert seen[-1] == "recovered" or condition.margin > 1 - 1e-6
     assert {"recovered", "not recovered"} <= set(seen)
 
@@ -110,7 +112,7 @@ def test_exact_margin_bounds_random_neurons() -> None:
     pytest.importorskip("clarabel")
     generator = np.random.default_rng(14)
     for i in range(12):
-        kind, x, target = random_case(i, generator)
+        _, x, target = random_case(i, generator)
         own = plant(network_of(target, x), x)
         found = exact_margin(own, llr.relu.patterns(double(x)).mask.numpy())
         if found is None or own.same_cell:
@@ -178,7 +180,9 @@ def test_theorem_8(cones: bool) -> None:
         x = samples(LAWS[i % 4], int(generator.integers(d, 4 * d)), d, generator)
         if not (x @ np.ones(d) > 0).any():
             continue
-        target = NormalizedTwoLayer.on(double(x), torch.ones(1, d).double(), torch.tensor([-2.0]).double())
+        target = NormalizedTwoLayer.on(
+            double(x), torch.ones(1, d).double(), torch.tensor([-2.0]).double()
+        )
         full = llr.relu.normalized_neuron_recovers(double(x), target)
         assert full == (np.linalg.matrix_rank(x[x @ np.ones(d) > 0]) == d)
         found = recovers(double(x), target, cones=cones)
@@ -209,7 +213,9 @@ class TestShortcuts:
         assert "neuron 0 is 0 on all 12 samples" in self.reason(relu_net([[-1.0, -1.0]], [1.0]), x)
 
     def test_a_neuron_like_the_skip_connection(self) -> None:
-        model = SkipTwoLayer.of(torch.zeros(2).double(), torch.ones(1, 2).double(), torch.ones(1).double())
+        model = SkipTwoLayer.of(
+            torch.zeros(2).double(), torch.ones(1, 2).double(), torch.ones(1).double()
+        )
         assert "active at all samples" in self.reason(model, self.x.abs())
 
     def test_one_sign(self) -> None:
@@ -219,7 +225,11 @@ class TestShortcuts:
         assert "Theorem 5" in self.reason(model, self.x.abs())
 
     def test_on_a_hyperplane(self) -> None:
-        found = recovers(torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 3.0]]), relu_net([[1.0, -1.0]], [1.0]), cones=False)
+        found = recovers(
+            torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 3.0]]),
+            relu_net([[1.0, -1.0]], [1.0]),
+            cones=False,
+        )
         assert found.status == "undecided"
         assert math.isnan(found.margin)
         assert "sample 0 lies on the hyperplane of neuron 0" in found.reason
@@ -279,7 +289,9 @@ def test_thresholds_of_theorem_5() -> None:
     generator = np.random.default_rng(21)
     for n in (14, 20, 27):
         draws = 150
-        opens = sum(llr.relu.opens_for_all(double(generator.standard_normal((n, 10)))) for _ in range(draws))
+        opens = sum(
+            llr.relu.opens_for_all(double(generator.standard_normal((n, 10)))) for _ in range(draws)
+        )
         p = llr.relu.all_ones_probability(n, 10)
         assert abs(opens - draws * p) <= 4 * math.sqrt(draws * p * (1 - p)) + 1
         assert p + llr.relu.gated_skip_probability(n, 10) == pytest.approx(1)
@@ -300,7 +312,9 @@ def test_the_formulas_by_counting() -> None:
         heads = [bin(i).count("1") for i in range(2 ** (n - 1))]
         assert llr.relu.gated_skip_probability(n, d) == sum(h >= d for h in heads) / len(heads)
         heads = [bin(i).count("1") for i in range(2**n)]
-        assert llr.relu.normalized_neuron_probability(n, d) == sum(h >= d for h in heads) / len(heads)
+        assert llr.relu.normalized_neuron_probability(n, d) == sum(h >= d for h in heads) / len(
+            heads
+        )
 
 
 def test_groups_of_the_reference_are_ours() -> None:
@@ -318,15 +332,18 @@ def test_groups_of_the_reference_are_ours() -> None:
         u = torch.randn(len(masks), 3).double()
         e = u / u.norm(dim=1, keepdim=True)
         which = torch.tensor([1, 5, 17, 40])
-        blocks = [np.stack([ours.push(which[k : k + 1], row[None]).numpy() for row in torch.eye(3).double()], 1)
-                  for k in range(4)]  # fmt: skip
+        unit = torch.eye(3).double()[:, None]
+        columns = [[ours.push(which[k : k + 1], row).numpy() for row in unit] for k in range(4)]
+        blocks = [np.stack(block, axis=1) for block in columns]
         for k, j in enumerate(which):
             assert blocks[k] @ blocks[k].T == pytest.approx(theirs[j] @ theirs[j].T, abs=1e-10)
         plain, along = torch.rand(4).double(), torch.rand(4).double()
         H = ours.curvature(which, plain, along, e[which])
         expected = sum(
             B @ (p * np.eye(3) + q * np.outer(v, v)) @ B.T
-            for B, p, q, v in zip(blocks, plain.tolist(), along.tolist(), e[which].numpy(), strict=True)
+            for B, p, q, v in zip(
+                blocks, plain.tolist(), along.tolist(), e[which].numpy(), strict=True
+            )
         )
         assert H.numpy() == pytest.approx(expected)
     assert weights(target).shape == (1, 3)
