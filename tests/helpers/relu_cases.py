@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llr.models import NormalizedTwoLayer, SkipTwoLayer, TwoLayer
 
 Array = np.ndarray[Any, np.dtype[Any]]
-CASES = int(os.environ.get("LLR_RANDOM_CASES", "60"))
+CASES = int(os.environ.get("LLR_RANDOM_CASES", "30"))
 LAWS = ("gaussian", "cubic", "haar", "whitened")
 KINDS = ("skip", "one neuron", "two neurons", "opposite", "normalized", "two normalized")
 PROGRAM = {"skip": "skip", "normalized": "normalized", "two normalized": "normalized"}

@@ -113,10 +113,9 @@ class Within:
     """The groups B' A_j: lam is restricted to the combinations of the columns of B, (n, m)."""
 
     def __init__(self, groups: Groups, basis: Tensor) -> None:
-        if isinstance(groups, Within):
-            groups, basis = groups.groups, groups.basis @ basis
-        self.groups: Groups = groups
-        self.basis = basis
+        inner = groups if isinstance(groups, Within) else None
+        self.groups: Groups = groups if inner is None else inner.groups
+        self.basis: Tensor = basis if inner is None else inner.basis @ basis
         self.count, self.width = groups.count, groups.width
         self.rows = basis.shape[1]
 

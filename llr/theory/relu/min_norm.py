@@ -175,9 +175,9 @@ def _gated(x: Array, y: Array, kind: Kind, given: Patterns | None) -> MinNorm:
         skip = solved.u[0] if skips else None
         solution = Solution(kind, masks[used], vectors, skip)
         # What a solver's rounding leaves of other groups is dropped, and the rest judged.
-        norm, off = solution.norm(X), float((solution.values(X) - Y).norm() / Y.norm())
+        norm, away = solution.norm(X), float((solution.values(X) - Y).norm() / Y.norm())
         gap = (norm - float(solved.lam @ Y)) / norm
-        found = MinNorm(solution, norm, solved.lam, gap, off, _status(given))
+        found = MinNorm(solution, norm, solved.lam, gap, away, _status(given))
         return found, solved.lam.numpy()
 
     if given is not None:

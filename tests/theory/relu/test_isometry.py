@@ -138,7 +138,7 @@ def test_essential() -> None:
 
 
 def test_neighbours() -> None:
-    """Lemma 4: across the hyperplane of sample i, the norm is below 1 iff lam_i is between 0 and the bound."""
+    """Lemma 4: across the hyperplane of sample i the norm is below 1 iff 0 < lam_i < the bound."""
     decided = set()
     for _, x, target in [c for c in cases(5, 6 * 15) if c[0] == "one neuron"]:
         (A,), (b,), (own,) = planted_groups("one neuron", x, target)
