@@ -60,6 +60,8 @@ autosummary_filename_map = {
         "recovery.sweep.Tally",
         "recovery.train.Condensation",
         "recovery.train.Narrow",
+        "theory.relu.Isometry",
+        "theory.relu.Patterns",
     )
 }
 autodoc_typehints = "description"

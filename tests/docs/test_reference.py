@@ -25,6 +25,7 @@ MODULES = [
     "llr.recovery.sweep",
     "llr.recovery.train",
     "llr.theory",
+    "llr.theory.relu",
 ]
 # Described on the page of their module, and without a file of their own.
 DESCRIBED = {

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 import llr
 from llr import embedding, landscape, lifting, neurons, recovery, theory
 from llr.embedding import Bounds
-from llr.models import Conv1dTwoLayer, DeepLinear, Polynomial, TwoLayer, mlp
+from llr.models import Conv1dTwoLayer, DeepLinear, Polynomial, SkipTwoLayer, TwoLayer, mlp
 from llr.ranks.info import Check, SelfTest
 from llr.recovery import Recovery, Target, recover
 from llr.recovery.reproduce import Reproduction
 from llr.recovery.sweep import Tally
 from llr.recovery.train import GD, condensation, initial, narrow, train
+from llr.theory import relu
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -131,6 +132,23 @@ REPRODUCED = Reproduction(
     "linear", Tally(4, 3, 1, 2, 0.5), Path("a.sqlite"), Path("a.csv"), Path("a.png")
 )
 
+def linear() -> nn.Module:
+    return SkipTwoLayer.of(torch.tensor([1.0, -2.0], dtype=torch.float64))
+
+
+def axis() -> nn.Module:
+    return TwoLayer.of(torch.eye(2)[:1], None, torch.ones(1, 1), activation="relu")
+
+
+def least(kind: Any) -> relu.MinNorm:
+    return relu.min_norm(points(7, 2), points(7).sin(), kind=kind, cones=False)
+
+
+def infeasible() -> relu.MinNorm:
+    x = torch.tensor([[1.0, 2.0], [2.0, 4.0]])
+    return relu.min_norm(x, torch.tensor([1.0, 3.0]), cones=False)
+
+
 MAKERS: dict[str, Callable[[], Any]] = {
     "rank": lambda: llr.rank(net(2, 3, 1), points(20, 2)),
     "rank by gram": lambda: llr.rank(net(2, 3, 1), points(20, 2), method="gram"),
@@ -194,6 +212,17 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "condensation": lambda: condensed(False),
     "condensation of a batch": lambda: condensed(True),
     "narrow": narrowed,
+    "patterns": lambda: relu.patterns(points(5, 2)),
+    "patterns of a sample": lambda: relu.patterns(points(5, 2), method="sample", gates=3),
+    "isometry": lambda: relu.isometry(points(7, 2), linear()),
+    "isometry without a dual": lambda: relu.isometry(points(1, 2), linear()),
+    "relu recovery": lambda: relu.recovers(points(7, 2), linear(), cones=False),
+    "relu recovery undecided": lambda: relu.recovers(torch.eye(2), axis(), cones=False),
+    "minimum norm": lambda: least("plain"),
+    "minimum norm with a skip connection": lambda: least("skip"),
+    "minimum norm of normalized neurons": lambda: least("normalized"),
+    "minimum norm, infeasible": infeasible,
+    "relu solution": lambda: relu.solution_from(points(5, 2), linear()),
     "tally": lambda: Tally(4, 3, 1, 2, 0.5),
     "reproduction": lambda: REPRODUCED,
 }

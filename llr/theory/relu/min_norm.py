@@ -24,7 +24,7 @@ from llr.theory.relu.groups import Gates, NormalizedGates
 from llr.theory.relu.margins import unreached
 from llr.theory.relu.patterns import Patterns, checked
 from llr.theory.relu.patterns import patterns as all_patterns
-from llr.theory.relu.solution import Solution, network_from
+from llr.theory.relu.solution import LEAVES, Solution, network_from
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Status = Literal[
@@ -38,7 +38,6 @@ _MOST_CELLS = 20_000  # that are enumerated without being asked for
 _PRECISION = 1e-9  # asked of our own solver
 _DROPPED = 1e-9  # of the norm: vectors below it are a solver's rounding
 _RCOND = 1e-8  # of features, so that coefficients change little
-_IN_CELL = 1e-6  # relative, by which vectors of a relaxed solution may leave their cells
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,8 +54,6 @@ class MinNorm(Record):
             violated gate found" by a search among too many cells to list, which is evidence and no proof;
             "inaccurate", with a gap or residual above 1e-7; "infeasible": no network has these values (of
             these patterns).
-        model: the network, in float64; None if no solution was found, for a solution of the gated program
-            that no ReLU network has, and after reading from a file (``network_from`` makes it again).
     """
 
     solution: Solution | None
@@ -65,9 +62,16 @@ class MinNorm(Record):
     gap: float
     residual: float
     status: Status
-    model: nn.Module | None = None
 
-    _unstored = ("model",)
+    @property
+    def model(self) -> nn.Module | None:
+        """The network, in float64; None if there is no solution, or one that no ReLU network has."""
+        solution = self.solution
+        if solution is None or solution.leaves() > LEAVES:
+            return None
+        if solution.kind == "normalized" and not len(solution.vectors):
+            return None
+        return network_from(solution)
 
     def __str__(self) -> str:
         """The norm, its accuracy, and the status."""
@@ -142,10 +146,10 @@ def _zero(kind: str, x: Array) -> MinNorm:
     n, d = x.shape
     nothing = torch.zeros(0, d, dtype=torch.float64)
     skip = torch.zeros(d, dtype=torch.float64) if kind == "skip" else None
-    solution = Solution(cast(Kind, kind), torch.zeros(0, n, dtype=torch.bool), nothing, skip)
-    model = None if kind == "normalized" else network_from(torch.from_numpy(x), solution)
+    none = torch.zeros(0, n, dtype=torch.bool)
+    solution = Solution(cast(Kind, kind), torch.from_numpy(x), none, nothing, skip)
     dual = torch.zeros(n, dtype=torch.float64)
-    return MinNorm(solution, 0.0, dual, 0.0, 0.0, "optimal", model)
+    return MinNorm(solution, 0.0, dual, 0.0, 0.0, "optimal")
 
 
 def _status(given: Patterns | None) -> Status:
@@ -173,9 +177,9 @@ def _gated(x: Array, y: Array, kind: Kind, given: Patterns | None) -> MinNorm:
         u = solved.u[skips:][used]
         vectors = groups.directions(used, u) if isinstance(groups, NormalizedGates) else u
         skip = solved.u[0] if skips else None
-        solution = Solution(kind, masks[used], vectors, skip)
+        solution = Solution(kind, X, masks[used], vectors, skip)
         # What a solver's rounding leaves of other groups is dropped, and the rest judged.
-        norm, away = solution.norm(X), float((solution.values(X) - Y).norm() / Y.norm())
+        norm, away = solution.norm(), float((solution.values() - Y).norm() / Y.norm())
         gap = (norm - float(solved.lam @ Y)) / norm
         found = MinNorm(solution, norm, solved.lam, gap, away, _status(given))
         return found, solved.lam.numpy()
@@ -192,9 +196,7 @@ def _gated(x: Array, y: Array, kind: Kind, given: Patterns | None) -> MinNorm:
         return found
     dual = found.dual / highest
     gap = (found.norm - float(dual @ Y)) / found.norm
-    inside = found.solution.leaves(X) <= _IN_CELL and bool(len(found.solution.vectors) or skips)
-    model = network_from(X, found.solution) if inside else None
-    return replace(found, model=model, dual=dual, gap=gap)
+    return replace(found, dual=dual, gap=gap)
 
 
 def _exact(x: Array, y: Array, kind: Kind, given: Patterns | None) -> MinNorm:
@@ -217,32 +219,31 @@ def _exact(x: Array, y: Array, kind: Kind, given: Patterns | None) -> MinNorm:
     solution = _completed(
         Solution(
             kind,
+            X,
             torch.from_numpy(masks.reshape(len(kept), len(y)).astype(bool)),
             torch.from_numpy(vectors.reshape(len(kept), x.shape[1])),
             skip,
         ),
-        X,
         Y,
     )
-    norm = solution.norm(X)
+    norm = solution.norm()
     dual = lam / found.highest
     gap = (norm - float(dual @ Y)) / norm
-    none = kind == "normalized" and not kept
-    model = None if none else network_from(X, solution)
-    outputs = solution.values(X) if model is None else model(X).detach()[:, 0]
-    residual = float((outputs - Y).norm() / Y.norm())
-    return MinNorm(solution, norm, dual, gap, residual, _status(given), model)
+    made = MinNorm(solution, norm, dual, gap, 0.0, _status(given))
+    model = made.model
+    outputs = solution.values() if model is None else model(X).detach()[:, 0]
+    return replace(made, residual=float((outputs - Y).norm() / Y.norm()))
 
 
-def _completed(solution: Solution, x: Tensor, y: Tensor) -> Solution:
+def _completed(solution: Solution, y: Tensor) -> Solution:
     """The same directions with coefficients that interpolate better: a least-norm change of them."""
-    products = solution.vectors @ x.T
+    products = solution.vectors @ solution.x.T
     sign = torch.where((solution.cells * products).sum(1, keepdim=True) >= 0, 1.0, -1.0)
     columns = (
         sign * (sign * products).relu()
     ).T  # what neurons have, also where v_j is beside its cell
     if solution.skip is not None:
-        columns = torch.cat((columns, (x @ solution.skip)[:, None]), 1)
+        columns = torch.cat((columns, (solution.x @ solution.skip)[:, None]), 1)
     off = y - columns.sum(1)
     change = (
         1 + torch.linalg.lstsq(columns, off[:, None], driver="gelsd", rcond=_RCOND).solution[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, Literal
@@ -36,11 +37,8 @@ class Patterns(Record):
     mask: Tensor
     complete: bool
     witness: Tensor
-    _samples: Tensor | None = None
-    """The samples for which ``complete`` was proved."""
 
     _long = ("mask", "witness")
-    _unstored = ("_samples",)
 
     def __len__(self) -> int:
         return len(self.mask)
@@ -52,6 +50,10 @@ class Patterns(Record):
         return (
             f"{p:,} patterns of {n} samples in {self.witness.shape[1]} dimensions ({all_of_them})"
         )
+
+
+_PROVED: weakref.WeakKeyDictionary[Patterns, Array] = weakref.WeakKeyDictionary()
+"""Patterns that were made here, and the samples of which they were proved to be complete."""
 
 
 @takes(x=needed, method=word, max_cells=whole, generator=a_generator, gates=maybe(whole))
@@ -157,9 +159,7 @@ def checked(given: object, x: Array) -> Patterns:
         )
     if len(distinct(mask.numpy())) < len(mask):
         raise ValueError("patterns have a row twice; expected each pattern once")
-    if given.complete and not (
-        given._samples is not None and np.array_equal(given._samples.numpy(), x)
-    ):
+    if given.complete and not np.array_equal(_PROVED.get(given, x[:0]), x):
         _check_complete(given, x)
     return given
 
@@ -197,12 +197,11 @@ def _verified(x: Array, points: Array) -> tuple[Array, Array]:
 def _sorted(mask: Array, points: Array, complete: bool, x: Array) -> Patterns:
     order = distinct(mask)
     norms = np.linalg.norm(points[order], axis=1, keepdims=True)
-    return Patterns(
-        torch.from_numpy(mask[order]),
-        complete,
-        torch.from_numpy(points[order] / norms),
-        torch.from_numpy(x) if complete else None,
-    )
+    witness = torch.from_numpy(points[order] / norms)
+    found = Patterns(torch.from_numpy(mask[order]), complete, witness)
+    if complete:
+        _PROVED[found] = x
+    return found
 
 
 def _floats(points: Array) -> Array:

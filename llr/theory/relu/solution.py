@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llr.inputs.accept import a_module, needed, takes
+from llr.inputs.roles import an_instance
 from llr.models import NormalizedTwoLayer, SkipTwoLayer, TwoLayer
 from llr.results import Record
 from llr.theory.relu.arguments import Kind, network_of, patterns_of, samples_of
@@ -23,12 +24,14 @@ class Solution(Record):
 
     Attributes:
         kind: "plain", "skip" or "normalized".
+        x: the samples, (n, d).
         cells: the diagonals of D_j, (k, n), bool. A cell may be there twice, with vectors of either sign.
         vectors: v_j, (k, d), none of them zero.
         skip: v_0, (d); None for other kinds than "skip".
     """
 
     kind: Kind
+    x: Tensor
     cells: Tensor
     vectors: Tensor
     skip: Tensor | None
@@ -38,20 +41,20 @@ class Solution(Record):
         skip = "" if self.skip is None else " and a skip connection"
         return f"{self.kind} ReLU network of {len(self.vectors)} vectors in their cells{skip}"
 
-    def norm(self, x: Tensor) -> float:
+    def norm(self) -> float:
         """The objective: the norms of v_j, or those of D_j X v_j if neurons are normalized, added up."""
         vectors = self.vectors
         if self.kind == "normalized":
-            vectors = self.cells * (vectors @ x.T)
+            vectors = self.cells * (vectors @ self.x.T)
         total = float(vectors.norm(dim=1).sum())
         return total if self.skip is None else total + float(self.skip.norm())
 
-    def values(self, x: Tensor) -> Tensor:
+    def values(self) -> Tensor:
         """What the function is on the samples, (n)."""
-        values = (self.cells * (self.vectors @ x.T)).sum(0)
-        return values if self.skip is None else values + x @ self.skip
+        values = (self.cells * (self.vectors @ self.x.T)).sum(0)
+        return values if self.skip is None else values + self.x @ self.skip
 
-    def leaves(self, x: Tensor) -> float:
+    def leaves(self) -> float:
         """How far vectors are outside of their cells or the opposite ones, 0 in the exact program.
 
         The largest distance to a hyperplane on the wrong side, in units of the largest vector.
@@ -59,22 +62,21 @@ class Solution(Record):
         if not len(self.vectors):
             return 0.0
         signs = torch.where(self.cells, 1.0, -1.0)
-        sizes = (x.norm(dim=1) * self.vectors.norm(dim=1).max()).clamp(min=1e-300)
-        side = signs * (self.vectors @ x.T) / sizes
+        sizes = (self.x.norm(dim=1) * self.vectors.norm(dim=1).max()).clamp(min=1e-300)
+        side = signs * (self.vectors @ self.x.T) / sizes
         outside = torch.minimum((-side).amax(1), side.amax(1))
         return max(0.0, float(outside.max()))
 
 
-_LEAVES = 1e-6
+LEAVES = 1e-6
 """How far vectors may be outside of their cells, relative to the largest, to make a network."""
 
 
-@takes(x=needed)
-def network_from(x: Tensor, solution: Solution) -> nn.Module:
+@takes(solution=an_instance(Solution))
+def network_from(solution: Solution) -> nn.Module:
     """The ReLU network of a point of the exact program, balanced: v_j becomes one neuron.
 
     Args:
-        x: samples (n, d).
         solution: vectors in their cells K_j, or in -K_j for negative outgoing weights.
 
     Returns:
@@ -92,20 +94,14 @@ def network_from(x: Tensor, solution: Solution) -> nn.Module:
         >>> solution = llr.relu.solution_from(x, TwoLayer.of(w, None, a, activation="relu"))
         >>> solution.vectors.tolist()
         [[6.0, -2.0]]
-        >>> llr.relu.network_from(x, solution)(x).flatten().tolist()
+        >>> llr.relu.network_from(solution)(x).flatten().tolist()
         [6.0, 0.0]
     """
-    samples = torch.from_numpy(samples_of(x))
-    n, d = samples.shape
-    if solution.cells.shape[1] != n or solution.vectors.shape[1] != d:
-        raise ValueError(
-            f"the solution is for {solution.cells.shape[1]} samples in {solution.vectors.shape[1]} "
-            f"dimensions, x has shape {tuple(x.shape)}; expected the same samples"
-        )
-    if (outside := solution.leaves(samples)) > _LEAVES:
+    samples, d = solution.x, solution.x.shape[1]
+    if (outside := solution.leaves()) > LEAVES:
         raise ValueError(
             f"a vector is outside of its cell by {outside:.3g} of the largest vector; at most "
-            f"{_LEAVES:g} is expected: it is a solution of the gated relaxation, and no ReLU network has "
+            f"{LEAVES:g} is expected: it is a solution of the gated relaxation, and no ReLU network has "
             "its outputs"
         )
     v = solution.vectors
@@ -145,6 +141,7 @@ def solution_from(x: Tensor, model: nn.Module) -> Solution:
     skip = None if network.skip is None else torch.from_numpy(network.skip)
     return Solution(
         network.kind,
+        torch.from_numpy(samples),
         torch.from_numpy(patterns_of(network.w, samples)),
         torch.from_numpy(network.a[:, None] * network.w),
         skip,

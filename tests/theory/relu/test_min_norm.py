@@ -76,10 +76,8 @@ def test_gated(i: int) -> None:
         return
     assert found.status == "optimal"
     assert found.norm == pytest.approx(written_out(kind, x, y, False), rel=1e-7)
-    assert found.solution.values(double(x)).numpy() == pytest.approx(
-        y, abs=1e-8 * np.linalg.norm(y)
-    )
-    assert found.solution.norm(double(x)) == pytest.approx(found.norm)
+    assert found.solution.values().numpy() == pytest.approx(y, abs=1e-8 * np.linalg.norm(y))
+    assert found.solution.norm() == pytest.approx(found.norm)
     lam = found.dual.numpy()
     masks = patterns(double(x)).mask.numpy()
     blocks = groups("normalized" if kind == "normalized" else "skip", x, masks[masks.any(axis=1)])
@@ -243,10 +241,10 @@ class TestNetworks:
         for i in range(24):
             kind, x, target = random_case(i, generator)
             solution = llr.relu.solution_from(double(x), target)
-            again = llr.relu.network_from(double(x), solution)
+            again = llr.relu.network_from(solution)
             assert outputs(again, x).numpy() == pytest.approx(outputs(target, x).numpy(), abs=1e-10)
             assert type(again) is type(target)
-            assert solution.leaves(double(x)) == 0.0
+            assert solution.leaves() == 0.0
             assert solution.kind == PROGRAM.get(kind, "plain")
             fresh = generator.standard_normal((5, x.shape[1]))
             assert outputs(again, fresh).numpy() == pytest.approx(
@@ -257,12 +255,12 @@ class TestNetworks:
     def test_a_relaxed_solution_is_no_network(self) -> None:
         x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).double()
         cells, vectors = torch.tensor([[True, True, True]]), torch.tensor([[1.0, -3.0]]).double()
-        solution = llr.relu.Solution("plain", cells, vectors, None)
-        assert solution.leaves(x) == pytest.approx(1 / np.sqrt(10))
+        solution = llr.relu.Solution("plain", x, cells, vectors, None)
+        assert solution.leaves() == pytest.approx(1 / np.sqrt(10))
         with pytest.raises(ValueError, match=r"outside of its cell by 0\.316"):
-            llr.relu.network_from(x, solution)
-        with pytest.raises(ValueError, match="expected the same samples"):
-            llr.relu.network_from(x[:2], solution)
+            llr.relu.network_from(solution)
+        with pytest.raises(TypeError, match="solution is Tensor; expected a Solution"):
+            llr.relu.network_from(x)
 
     def test_models(self) -> None:
         x = torch.tensor([[3.0, 0.0], [4.0, 0.0], [-1.0, 2.0]])
