@@ -132,6 +132,7 @@ REPRODUCED = Reproduction(
     "linear", Tally(4, 3, 1, 2, 0.5), Path("a.sqlite"), Path("a.csv"), Path("a.png")
 )
 
+
 def linear() -> nn.Module:
     return SkipTwoLayer.of(torch.tensor([1.0, -2.0], dtype=torch.float64))
 
