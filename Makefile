@@ -86,6 +86,8 @@ bench: $(VENV)/.llr-dev
 	$(BIN)/python benchmarks/claims.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/training.py $(filter --quick,$(ARGS))
 	$(BIN)/python benchmarks/recovery.py $(filter --quick,$(ARGS))
+	$(BIN)/python benchmarks/relu.py $(filter --quick,$(ARGS))
+	$(BIN)/python benchmarks/relu_words.py $(filter --quick,$(ARGS))
 
 clean:
 	rm -rf build dist *.egg-info llr/_C*.so llr/_build.json docs/api/generated docs/gallery
