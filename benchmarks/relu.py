@@ -3,11 +3,12 @@
     python benchmarks/relu.py            # minutes
     python benchmarks/relu.py --quick    # one round of the small case, to check that it runs
 
-Each contender solves 1/2 |sum_j D_j X u_j - y|^2 + r sum_j |u_j| over the same random gates in float64 on one
-thread, with r = 1e-3 of the least r whose solution is 0; llr and clarabel also solve the interpolation, the least
-sum |u_j|. They take turns in every round, so that a change of the machine's speed affects all alike; a table has
-the median of the ratios to llr within a round, and how far the objective that was reached is above the best.
-Packages that are not installed are left out (clarabel; cvxpy and scs; pyscnn, whose loss is divided by 2n).
+Each contender solves 1/2 |sum_j D_j X u_j - y|^2 + r sum_j |u_j| over the same random gates in float64 on
+one thread, with r = 1e-3 of the least r whose solution is 0; llr and clarabel also solve the interpolation,
+the least sum. They take turns in every round, so that a change of the machine's speed affects all alike; a
+table has the median of the ratios to llr within a round, and how far the objective that was reached is
+above the best. Packages that are not installed are left out (clarabel; cvxpy and scs; pyscnn, whose loss is
+divided by 2n).
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
 Skip connections, one and two neurons, w and -w, normalized neurons; Gaussian, cubic, Haar and whitened samples,
 d from 2 to 4, n/d from 1.5 to 5. A statement is wrong if
 
-* nic < 1 - 1e-9 or a margin < 1 - 1e-6, and the solution of the program has more outside of the planted
-  groups than its gap and residual allow: those cost at least 1 - margin a unit;
+* nic < 1 - 1e-9 or a margin < 1 - 1e-6, and the solution has more outside of the planted groups
+  than its gap and residual allow: those cost at least 1 - margin a unit;
 * a margin > 1 + 1e-6, and no cheaper network was found. The gain is quadratic in the margin's excess: where
   it may be below the solver's precision, the weights have to be elsewhere, or it counts as open;
 * the gated program recovers and the exact one does not.
