@@ -4,8 +4,8 @@
     python benchmarks/relu_words.py --quick         # 24, to check that it runs
     python benchmarks/relu_words.py --gated         # without clarabel
 
-Skip connections, one and two neurons, w and -w, normalized neurons; Gaussian, cubic, Haar and whitened samples,
-d from 2 to 4, n/d from 1.5 to 5. A statement is wrong if
+Skip connections, one and two neurons, w and -w, normalized neurons; Gaussian, cubic, Haar and whitened
+samples, d from 2 to 4, n/d from 1.5 to 5. A statement is wrong if
 
 * nic < 1 - 1e-9 or a margin < 1 - 1e-6, and the solution has more outside of the planted groups
   than its gap and residual allow: those cost at least 1 - margin a unit;

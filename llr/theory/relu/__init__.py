@@ -15,6 +15,8 @@ from llr.theory.relu.min_norm import MinNorm as MinNorm
 from llr.theory.relu.min_norm import min_norm as min_norm
 from llr.theory.relu.patterns import Patterns as Patterns
 from llr.theory.relu.patterns import patterns as patterns
+from llr.theory.relu.prove import Proof as Proof
+from llr.theory.relu.prove import prove_recovery as prove_recovery
 from llr.theory.relu.recovers import Recovery as Recovery
 from llr.theory.relu.recovers import recovers as recovers
 from llr.theory.relu.solution import Solution as Solution

@@ -13,11 +13,12 @@ from torch import Tensor
 from llr.theory.relu.columns import with_cells_found
 from llr.theory.relu.cones import Cells, solve_cones
 from llr.theory.relu.gated import solve
-from llr.theory.relu.groups import Groups, Within
+from llr.theory.relu.groups import Gates, Groups, NormalizedGates, Within
 from llr.theory.relu.planted import Planted
 
 Array = np.ndarray[Any, np.dtype[Any]]
 TOLERANCE = 1e-10
+_TAKEN_IN = 1e-7  # relative; smaller vectors are a solver's rounding
 _IN_SPAN = 1e-10  # relative, of a vector and the groups' columns
 
 
@@ -29,11 +30,17 @@ class Margin:
         lower: no lam has a smaller largest norm, up to rounding.
         upper: the largest norm at `lam`.
         lam: (n).
+        masks: patterns of the groups that a cheaper network would take in, if the margin is above 1, (k, n).
+        vectors: their vectors, (k, d), and in the exact program
+        signs: the signs of their outgoing weights, (k). The sum of sign_k D_k X u_k is in the range of A_S.
     """
 
     lower: float
     upper: float
     lam: Array
+    masks: Array | None = None
+    vectors: Array | None = None
+    signs: Array | None = None
 
 
 def affine(planted: Planted) -> tuple[Array, float] | None:
@@ -51,7 +58,7 @@ def affine(planted: Planted) -> tuple[Array, float] | None:
     return np.column_stack((particular / scale, U[:, rank:])), scale
 
 
-def gated_margin(planted: Planted, groups: Groups) -> Margin | None:
+def gated_margin(planted: Planted, inner: Gates | NormalizedGates) -> Margin | None:
     """The margin over these groups, which are those off S.
 
     1 / t* is the least sum of norms of u_j with B' sum_j A_j u_j = e_1 / scale: the gated program again.
@@ -63,7 +70,7 @@ def gated_margin(planted: Planted, groups: Groups) -> Margin | None:
     if found is None:
         return None
     B, scale = torch.from_numpy(found[0]), found[1]
-    within = Within(groups, B)
+    within = Within(inner, B)
     first = torch.zeros(within.rows, dtype=torch.float64)
     first[0] = 1.0
     free = unreached(within, first)
@@ -73,7 +80,15 @@ def gated_margin(planted: Planted, groups: Groups) -> Margin | None:
     lam = solution.lam / float(solution.lam[0])
     lower = scale / solution.value if solution.value > 0 else math.inf
     upper = _largest(within, lam) * scale
-    return Margin(min(lower, upper), upper, (scale * (B @ lam)).numpy())
+    used = solution.u.norm(dim=1).nonzero()[:, 0]
+    return Margin(
+        min(lower, upper),
+        upper,
+        (scale * (B @ lam)).numpy(),
+        inner.mask[used].numpy() > 0,
+        solution.u[used].numpy(),
+        np.ones(len(used)),
+    )
 
 
 def searched_margin(planted: Planted) -> tuple[Margin | None, bool]:
@@ -130,7 +145,23 @@ def exact_margin(planted: Planted, masks: Array | None) -> tuple[Margin, bool] |
         return Margin(0.0, solution.highest * scale / along, lam), solution.checked
     lower = scale / solution.value
     upper = max(lower, solution.highest * scale / along)
-    return Margin(lower, upper, lam), solution.checked
+    masks_ = [np.frombuffer(row, dtype=np.uint8) > 0 for row, _ in solution.pairs]
+    vectors, signs = solution.u, [float(sign) for _, sign in solution.pairs]
+    if solution.free is not None:
+        masks_, vectors, signs = (
+            [*masks_, np.ones(len(lam), bool)],
+            [*vectors, solution.free],
+            [*signs, 1.0],
+        )
+    used = [k for k, u in enumerate(vectors) if np.linalg.norm(u) > _TAKEN_IN * solution.value]
+    return Margin(
+        lower,
+        upper,
+        lam,
+        np.array([masks_[k] for k in used]),
+        np.array([vectors[k] for k in used]),
+        np.array([signs[k] for k in used]),
+    ), solution.checked
 
 
 def _beside(x: Array, w: Array) -> Array:
