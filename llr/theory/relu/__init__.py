@@ -1,5 +1,6 @@
 """Minimum-norm ReLU networks: when they are the planted network, and how far they are from not being it."""
 
+from llr.theory.relu.check import check_proof as check_proof
 from llr.theory.relu.closed_forms import all_ones_probability as all_ones_probability
 from llr.theory.relu.closed_forms import gated_skip_probability as gated_skip_probability
 from llr.theory.relu.closed_forms import neighbour_bounds as neighbour_bounds
@@ -15,7 +16,7 @@ from llr.theory.relu.min_norm import MinNorm as MinNorm
 from llr.theory.relu.min_norm import min_norm as min_norm
 from llr.theory.relu.patterns import Patterns as Patterns
 from llr.theory.relu.patterns import patterns as patterns
-from llr.theory.relu.prove import Proof as Proof
+from llr.theory.relu.proof import Proof as Proof
 from llr.theory.relu.prove import prove_recovery as prove_recovery
 from llr.theory.relu.recovers import Recovery as Recovery
 from llr.theory.relu.recovers import recovers as recovers

@@ -15,6 +15,7 @@ from scipy.optimize import nnls
 
 from llr.linalg.balls import precision
 from llr.linalg.deadline import poll
+from llr.linalg.integers import as_integers
 from llr.theory.relu.arguments import Network
 from llr.theory.relu.cells import signs
 
@@ -91,12 +92,17 @@ def _norm_below_one(vector: arb_mat) -> bool:
     return bool(sum((v * v for v in vector.entries()), arb(0)) < 1)
 
 
-def unproved(claim: Claim, lam: Array) -> list[int] | None:
+def unproved(
+    claim: Claim, lam: Array, multipliers: dict[bytes, Array], *, search: bool
+) -> list[int] | None:
     """The groups in which a dual variable is not proved to be below 1; none of them proves uniqueness.
 
     Args:
         claim: what is to be proved.
         lam: near which the dual variable is, (n).
+        multipliers: of the half-spaces of cells, (2, n) for the signs 1 and -1, by pattern. Any that are at
+            least 0 bound the largest +-lam.(D X u) over the unit vectors of the cell.
+        search: whether multipliers are computed, and written there; otherwise they are what is given.
 
     Returns:
         Indices into ``claim.others``; None if there is no such dual variable, as far as is proved.
@@ -121,11 +127,18 @@ def unproved(claim: Claim, lam: Array) -> list[int] | None:
         return [
             int(j)
             for j in np.flatnonzero(~(upper < _SURELY))
-            if not _below_one(claim, int(j), entries, middle)
+            if not _below_one(claim, int(j), entries, middle, multipliers, search)
         ]
 
 
-def _below_one(claim: Claim, j: int, entries: list[arb], lam: Array) -> bool:
+def _below_one(
+    claim: Claim,
+    j: int,
+    entries: list[arb],
+    lam: Array,
+    multipliers: dict[bytes, Array],
+    search: bool,
+) -> bool:
     """Whether group j is below 1, in balls: by its norm, or within its cone with both signs."""
     poll()
     x, mask = claim.x, claim.others[j]
@@ -137,9 +150,13 @@ def _below_one(claim: Claim, j: int, entries: list[arb], lam: Array) -> bool:
         return False
     C = np.where(mask, 1.0, -1.0)[:, None] * x
     near = (mask * lam) @ x
-    for sign in (1, -1):
-        # Any mu >= 0 bounds the largest sign lam.(D X u) over the unit vectors of the cell.
-        mu = nnls(C.T, -sign * near, maxiter=100 * len(C))[0]
+    if search:
+        found = [nnls(C.T, -sign * near, maxiter=100 * len(C))[0] for sign in (1, -1)]
+        multipliers[mask.tobytes()] = np.array(found)
+    given = multipliers.get(mask.tobytes())
+    if given is None or not (given >= 0).all():
+        return False
+    for sign, mu in zip((1, -1), given, strict=True):
         used = np.flatnonzero(mu)
         moved = [
             sign * z[t] + sum((arb(float(mu[i])) * arb(float(C[i, t])) for i in used), arb(0))
@@ -180,7 +197,14 @@ def cheaper(claim: Claim, features: Features, v: Array) -> bool:
     x = claim.x
     with precision(BITS):
         exact, b = _planted(claim)
-        X, A = _balls(x), _balls(exact)
+        # Of samples that are positive multiples of each other, one; what holds there holds at the others.
+        lines = {
+            tuple(as_integers(row.tolist())): i
+            for i, row in reversed(list(enumerate(x)))
+            if row.any()
+        }
+        rows = sorted(lines.values())
+        X, A, masks = _balls(x[rows]), _balls(exact[rows]), features.masks[:, rows]
         outputs = X * _balls(features.vectors).transpose()
         n, k = outputs.nrows(), outputs.ncols()
         open_ = (
@@ -190,7 +214,7 @@ def cheaper(claim: Claim, features: Features, v: Array) -> bool:
         M = arb_mat(n, k + width)
         for i in range(n):
             for j in range(k):
-                if open_[j] or (outputs[i, j] > 0 if claim.cones else features.masks[j, i]):
+                if open_[j] or (outputs[i, j] > 0 if claim.cones else masks[j, i]):
                     M[i, j] = outputs[i, j]
                 elif claim.cones and not outputs[i, j] <= 0:
                     return False
