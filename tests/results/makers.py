@@ -223,6 +223,8 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "minimum norm with a skip connection": lambda: least("skip"),
     "minimum norm of normalized neurons": lambda: least("normalized"),
     "minimum norm, infeasible": infeasible,
+    "relu proof": lambda: relu.prove_recovery(points(9, 2), linear(), cones=False),
+    "relu proof undecided": lambda: relu.prove_recovery(torch.eye(2), axis(), cones=False),
     "relu solution": lambda: relu.solution_from(points(5, 2), linear()),
     "tally": lambda: Tally(4, 3, 1, 2, 0.5),
     "reproduction": lambda: REPRODUCED,
