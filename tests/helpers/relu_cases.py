@@ -152,7 +152,8 @@ def clarabel_margin(A: list[Array], b: list[Array], others: list[Array]) -> floa
         sp.csc_matrix((n + 1, n + 1)), objective, sp.csc_matrix(np.vstack(rows)),
         np.concatenate(rhs), cones, settings,
     ).solve()  # fmt: skip
-    return float("inf") if "Infeasible" in str(found.status) else float(found.obj_val)
+    value = float(found.obj_val)
+    return float("inf") if "Infeasible" in str(found.status) or value > 1e12 else value
 
 
 def clarabel_least_norm(A: list[Array], y: Array, cells: list[Array] | None = None) -> float:

@@ -28,6 +28,8 @@ _FIRST, _STARTS = 40, 150
 _MOST_ROUNDS = 60
 _PATIENCE = 3  # searches in a row that find nothing
 _ADDED = 60  # pairs in one round
+_AS_ASKED = "Solved"  # clarabel's word
+_USED = 1e-6  # of the objective, what a cell has that the solution uses
 _WEIGHT = 1e6  # of equations within least squares
 
 
@@ -195,8 +197,28 @@ def solve_cones(
             checked = True
         fresh = sorted(new.keys() - pairs.keys(), key=lambda pair: -new[pair])
         if not fresh or rounds == _MOST_ROUNDS:
-            return replace(found, highest=known, checked=checked)
+            final = replace(found, highest=known, checked=checked)
+            return _again(cells, final, basis, y, free) if every and found.feasible else final
         pairs.update(dict.fromkeys(fresh[:_ADDED]))
+
+
+def _again(cells: Cells, found: ConeSolution, basis: Array, y: Array, free: bool) -> ConeSolution:
+    """The program over the cells that the solution uses alone, where clarabel was not as precise as asked."""
+    if found.status == _AS_ASKED:
+        return found
+    sizes = [
+        float(np.linalg.norm(cells.parts(row)[1] @ u))
+        for (row, _), u in zip(found.pairs, found.u, strict=True)
+    ]
+    used = [p for p, size in zip(found.pairs, sizes, strict=True) if size > _USED * found.value]
+    if not used:
+        return found
+    fewer = _solved(cells, used, basis, y, free)
+    if not fewer.feasible or fewer.status != _AS_ASKED:
+        return found
+    _, highest = cells.all_above(fewer.lam, 1 + VIOLATED, 1.0)
+    same = highest <= max(found.highest, 1 + VIOLATED)
+    return replace(fewer, highest=highest, checked=True) if same else found
 
 
 def _solved(cells: Cells, pairs: list[Pair], basis: Array, y: Array, free: bool) -> ConeSolution:

@@ -21,6 +21,7 @@ from llr.theory.relu.degenerate import TooMany, all_cells, line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 _METHODS = ("auto", "exact", "sample")
+_CHECKED = 10**6  # cells, up to which a claim to be complete is checked
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -76,7 +77,7 @@ def patterns(
             because samples are in special position or too close to it, it goes on as "exact", which is
             integer arithmetic all the way. "sample" takes the patterns of random gates and never claims to
             be complete.
-        max_cells: more cells are refused.
+        max_cells: more cells are refused; by "auto" already if there may be more.
         generator: of the random gates; default: torch's.
         gates: the number of random gates of "sample"; default: max(n, 50).
 
@@ -116,26 +117,32 @@ def patterns(
     rows = samples[used][list(lines.values())]
     n, d = rows.shape
     rank = rank_of_floats(rows.tolist()) or d
+    most = most_cells(n, rank)
     if method == "auto":
-        most = most_cells(n, rank)
-        found = None
-        if rank == min(n, d) and most <= max_cells:
-            points = by_rays(rows)
-            found = None if points is None else _verified(samples, points)
+        if most > max_cells:
+            raise _too_many(
+                samples, most, max_cells, "method='exact' finds out whether there are fewer"
+            )
+        points = by_rays(rows) if rank == min(n, d) else None
+        found = None if points is None else _verified(samples, points)
         if found is not None and len(found[0]) == most:
             return _sorted(*found, True, samples)
     try:
         points_, found_ = all_cells(list(lines), d, max_cells)
     except TooMany:
-        raise ValueError(
-            f"{len(samples)} samples in {d} dimensions have more than max_cells = {max_cells:,} cells (up to "
-            f"{most_cells(n, rank):,}); raise max_cells, or use method='sample', which is not complete"
-        ) from None
+        raise _too_many(samples, most, max_cells, "cells are counted no further") from None
     of = [list(lines).index(line(row)) for row in integers]
     same = [line(row) == tuple(row) for row in integers]
     mask = np.zeros((len(found_), len(samples)), dtype=bool)
     mask[:, used] = (found_[:, of] > 0) == np.array(same)
     return _sorted(mask, _floats(points_), True, samples)
+
+
+def _too_many(x: Array, most: int, max_cells: int, remark: str) -> ValueError:
+    return ValueError(
+        f"{len(x)} samples in {x.shape[1]} dimensions have more than max_cells = {max_cells:,} cells (up to "
+        f"{most:,}; {remark}); raise max_cells, or use method='sample', which is not complete"
+    )
 
 
 def checked(given: object, x: Array) -> Patterns:
@@ -166,7 +173,7 @@ def checked(given: object, x: Array) -> Patterns:
 
 def _check_complete(given: Patterns, x: Array) -> None:
     """Refuse patterns that claim to be complete and are not those of all cells."""
-    own = patterns(torch.from_numpy(x), max_cells=max(1, 2 * len(given)))
+    own = patterns(torch.from_numpy(x), max_cells=max(_CHECKED, 2 * len(given)))
     missing = {row.tobytes() for row in own.mask.numpy()} - {
         row.tobytes() for row in given.mask.numpy()
     }

@@ -179,7 +179,7 @@ def test_hyperplane() -> None:
         (
             lambda: llr.relu.patterns(X, max_cells=11),
             ValueError,
-            r"max_cells = 11 cells \(up to 12\)",
+            r"max_cells = 11 cells \(up to 12;",
         ),
         (lambda: llr.relu.patterns(X, method="sample", gates=0), ValueError, "gates is 0"),
         (lambda: llr.relu.patterns(X, generator=3), TypeError, "expected a torch.Generator"),

@@ -143,11 +143,19 @@ def test_signs_are_open_where_rounding_leaves_them() -> None:
 
 
 def test_too_many_cells() -> None:
-    with pytest.raises(ValueError, match=r"more than max_cells = 100 cells \(up to 112\)"):
+    with pytest.raises(ValueError, match=r"more than max_cells = 100 cells \(up to 112;"):
         patterns(double(gaussian(11, 3)), max_cells=100)
     assert len(patterns(double(gaussian(11, 3)), max_cells=112)) == 112
     few = double(DEGENERATE["equal"])  # fewer than their bound: 4 different rows have 14
     assert len(patterns(few, max_cells=14)) == 14
+    grid = double(
+        DEGENERATE["grid"]
+    )  # 13 different lines, which would have 158 cells in general position
+    with pytest.raises(ValueError, match="method='exact' finds out whether there are fewer"):
+        patterns(grid, max_cells=150)
+    assert len(patterns(grid, max_cells=150, method="exact")) == len(patterns(grid)) < 150
+    with pytest.raises(ValueError, match="counted no further"):
+        patterns(grid, max_cells=20, method="exact")
 
 
 class TestClaims:
@@ -188,6 +196,15 @@ class TestClaims:
         own = patterns(self.x)
         mask = torch.cat((own.mask, own.mask[:1]))
         self.refused(replace(own, mask=mask), "a row twice")
+
+    def test_degenerate_samples(self) -> None:
+        x = double(DEGENERATE["grid"])
+        own = patterns(x)
+        again = Patterns(own.mask, True, own.witness)
+        target = llr.models.SkipTwoLayer.of(torch.tensor([1.0, 2.0, 5.0]))
+        assert llr.relu.isometry(x, target, patterns=again).complete
+        with pytest.raises(ValueError, match="1 of these are missing"):
+            llr.relu.isometry(x, target, patterns=Patterns(own.mask[1:], True, own.witness[1:]))
 
     def test_the_same_without_their_proof(self) -> None:
         own = patterns(self.x)
