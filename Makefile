@@ -1,18 +1,18 @@
-# Everything a first-time user or a developer runs. `make help` lists it.
+# The commands for users and developers. `make help` lists them.
 #
-# The environment is made on first use and kept: torch first, then llr with its native library, in
-# place ("editable"), so that changed Python takes effect at once and changed C++ on the next make.
+# The environment is made on first use and kept: first torch, then llr with its native library as an
+# editable install. Changed Python takes effect at once, changed C++ at the next make.
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch>=2.11
 ARGS ?=
-# Processes that run tests side by side; each takes a file at a time.
+# Number of processes that run tests in parallel; each takes one file at a time.
 WORKERS ?= 2
 
 BIN := $(VENV)/bin
 NATIVE := setup.py pyproject.toml $(wildcard setup_native/*.py) $(wildcard csrc/*.* csrc/*/*.* csrc/*/*/*.*)
-# `make demo` alone installs what the demo needs; once everything is installed, that serves too.
+# `make demo` installs only what the demo needs, unless the whole environment is already installed.
 FOR_DEMO := $(if $(wildcard $(VENV)/.llr-dev),$(VENV)/.llr-dev,$(VENV)/.llr-demo)
 
 .PHONY: help demo install test ops asan emulated emulated-asan emulated-tsan packaging lint type docs docs-links bench clean FORCE
@@ -22,15 +22,15 @@ help:
 	@echo "make demo       the rank of trained networks on real data, with figures in runs/demo"
 	@echo "make test       the whole test suite, and the examples in the docstrings"
 	@echo "make ops        only the tests of the native operators"
-	@echo "make asan       the same under AddressSanitizer and UndefinedBehaviorSanitizer (gcc)"
+	@echo "make asan       the operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer (gcc)"
 	@echo "make emulated   only the tests of the CUDA kernels; they run on the CPU and need no GPU"
-	@echo "make emulated-asan, make emulated-tsan   the same under AddressSanitizer, under ThreadSanitizer (gcc)"
-	@echo "make packaging  the tests of the installation itself, with and without torch or a compiler"
+	@echo "make emulated-asan, make emulated-tsan   the kernels' tests under AddressSanitizer or ThreadSanitizer (gcc)"
+	@echo "make packaging  the tests of the installation, with and without torch or a compiler"
 	@echo "make lint       ruff: style and likely bugs"
 	@echo "make type       mypy"
 	@echo "make docs       the documentation site, in build/docs; runs the examples"
 	@echo "make docs-links the links to other sites; needs the network"
-	@echo "make bench      Jacobians, ranks, training and fits against their peers and the limits of the machine; how often words are wrong"
+	@echo "make bench      Jacobians, ranks, training and fits against other libraries and the limits of the machine; how often ranks and recoveries are wrong"
 	@echo "make install    the environment alone"
 	@echo "make clean      remove builds and caches, not the environment"
 	@echo
@@ -56,7 +56,7 @@ emulated: $(VENV)/.llr-dev
 emulated-asan emulated-tsan: emulated-%: $(VENV)/.llr-dev
 	tests/cuda_on_cpu/sanitize.sh $* $(BIN)/python $(ARGS)
 
-# Every environment that is there serves, so that more than one torch is tried.
+# Uses every environment that exists, to test with more than one torch.
 packaging: $(VENV)/.llr-dev
 	LLR_TEST_PYTHONS="$(sort $(wildcard $(BIN)/python .venv*/bin/python))" $(BIN)/pytest tests/packaging $(ARGS)
 
@@ -92,15 +92,15 @@ clean:
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find llr tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# Asked for another torch than the environment was made with: install that one.
+# If TORCH is not the torch that the environment was made with, install it.
 ifneq ($(shell cat $(VENV)/.torch 2>/dev/null),$(TORCH))
 $(VENV)/.torch: FORCE
 endif
 $(VENV)/.torch:
 	@command -v $(PYTHON) >/dev/null || \
-	  { echo "There is no $(PYTHON) here. Name a Python 3.10 or newer: make PYTHON=..."; exit 1; }
+	  { echo "There is no program $(PYTHON). Choose a Python 3.10 or newer: make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10))" || \
-	  { echo "llr needs Python 3.10 or newer, not $$($(PYTHON) --version 2>&1). Name one: make PYTHON=..."; exit 1; }
+	  { echo "llr needs Python 3.10 or newer, not $$($(PYTHON) --version 2>&1). Choose another: make PYTHON=..."; exit 1; }
 	@$(PYTHON) -c "import ensurepip, venv" || \
 	  { echo "$(PYTHON) cannot make environments: install its venv module (Debian: python3-venv)."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
@@ -108,13 +108,13 @@ $(VENV)/.torch:
 	$(BIN)/pip install --disable-pip-version-check "$(TORCH)" ninja
 	@echo "$(TORCH)" > $@
 
-# The library in llr/ belongs to the environment that built it last: switching rebuilds it (seconds,
-# the objects of each torch are kept). So does its absence.
+# The library in llr/ belongs to the environment that built it last. Another environment rebuilds it, which
+# takes seconds, because the objects of each torch are kept. It is also rebuilt if it is absent.
 ifneq ($(shell cat build/environment 2>/dev/null) $(wildcard llr/_build.json),$(VENV) llr/_build.json)
 $(VENV)/.llr-dev $(VENV)/.llr-demo $(VENV)/.llr-docs: FORCE
 endif
 $(VENV)/.llr-%: $(VENV)/.torch $(NATIVE)
-	@echo "Installing llr[$*] and building its native library: a minute or two, most of it for CUDA where that is built"
+	@echo "Installing llr[$*] and building its native library: a minute or two, most of it for the CUDA kernels if they are built"
 	$(BIN)/pip install --disable-pip-version-check --quiet --no-build-isolation -e ".[$*]"
 	@mkdir -p build && echo "$(VENV)" > build/environment
 	@touch $@

@@ -1,11 +1,11 @@
-"""What `recover` claims, and how often it is wrong: adversarial data, planted targets, short numbers, time.
+"""How often claims of `recover` are wrong: adversarial data, planted targets, rounded numbers; its speed.
 
-    python benchmarks/claims.py              # some 15 minutes on one core; prints tables
-    python benchmarks/claims.py --quick      # a few sets of each: proves that it runs
+    python benchmarks/claims.py              # about 15 minutes on one core; prints tables
+    python benchmarks/claims.py --quick      # a few sets of each, to check that it runs
     python benchmarks/claims.py --only adversarial --seeds 16
 
-A claim is false if the squared error on the box of the samples doubled is above 1e-8 of the mean square. It
-is beyond its eps if the largest error on the domain, at random points and at the neurons' transitions, is
+A claim is false if the squared error on the doubled box of the samples is above 1e-8 of the mean square. It
+is "beyond eps" if the largest error on the domain, at random points and at the neurons' transitions, is
 above `evidence.eps`.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-import claims_functions  # noqa: F401 - its kinds are in KINDS
+import claims_functions  # noqa: F401 - registers its kinds in KINDS
 import claims_samples  # noqa: F401
 import torch
 from claims_sets import KINDS, Set, data_set
@@ -48,7 +48,7 @@ SHORT = ("float32", "8 decimals", "6 decimals", "4 decimals")
 
 
 def error_on_doubled_box(x: Tensor, truth: object, model: object) -> float:
-    """The squared error there, relative to the mean square of the function."""
+    """The squared error on the doubled box of the samples, relative to the function's mean square."""
     low, high = x.double().amin(0), x.double().amax(0)
     t = (
         2
@@ -85,7 +85,7 @@ def points_of_box(model: TwoLayer, low: Tensor, high: Tensor, count: int = 2000)
 
 
 def beyond_eps(made: Set, found: Recovery) -> bool:
-    """Whether the function is farther from the network somewhere on the domain than the claim says."""
+    """Whether the network's error exceeds `evidence.eps` somewhere on the domain."""
     x, y = made.x.double(), made.targets.double()
     low, high = x.amin(0), x.amax(0)
     if "domain" in made.options:
@@ -98,7 +98,7 @@ def beyond_eps(made: Set, found: Recovery) -> bool:
 
 @dataclass
 class Count:
-    """Of the sets of one kind."""
+    """What happened with the sets of one kind."""
 
     sets: int = 0
     claims: int = 0
@@ -123,7 +123,7 @@ class Count:
 
 
 def tried(made: Set) -> tuple[Recovery | None, float]:
-    """What comes of a set, and how long it took; None if it is refused."""
+    """The result of `recover` for a set, None if it refuses the data; and the seconds it took."""
     began = time.process_time()
     try:
         found: Recovery | None = recover(made.x, made.targets, budget=STARTS, **made.options)
@@ -133,7 +133,7 @@ def tried(made: Set) -> tuple[Recovery | None, float]:
 
 
 def adversarial(seeds: int, names: Iterable[str] = KINDS) -> dict[str, Count]:
-    """Every kind, with several seeds."""
+    """Counts for every kind, with several seeds each."""
     counts = {}
     for name in names:
         count = counts[name] = Count()
@@ -205,7 +205,7 @@ def planted(seeds: int) -> str:
 
 
 def stored(y: Tensor, how: str) -> Tensor:
-    """Numbers as they come back from where they were stored."""
+    """The numbers after they were stored with few digits."""
     if how == "float32":
         return y.float().double()
     unit = 10.0 ** int(how[0])

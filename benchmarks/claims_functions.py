@@ -1,4 +1,4 @@
-"""Kinds of data sets whose function is no network of the class, or is hard to tell from one that is none."""
+"""Kinds of data sets whose function is not a network of the class, or hardly differs from such a function."""
 
 from __future__ import annotations
 
@@ -184,7 +184,7 @@ def derivative_of_a_neuron(_, g):
 @kind()
 def weak_neurons_beside(seed, g):
     strong, weak, size = planted(seed, 2, 2), planted(seed + 70, 2, 3), 10.0 ** -(9 + seed % 6)
-    seen = size > 1e-12  # below, rounding hides them
+    seen = size > 1e-12  # smaller ones are hidden by rounding
     truth = lambda x: strong(x) + size * weak(x)  # noqa: E731
     return Set(normal(g, 10, 2), truth, options(2), in_class=not seen)
 

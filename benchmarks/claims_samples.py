@@ -1,4 +1,4 @@
-"""Kinds of data sets whose samples say less than they seem to: too few, alike, on a lattice, rounded."""
+"""Kinds of data sets whose samples hold little information: too few, similar, on a lattice, or rounded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llr.models import TwoLayer
 from llr.operators.formula import ACTIVATIONS
 from llr.recovery import Target, recover
 
-# Samples that are worth less than their number.
+# Samples that hold less information than their number suggests.
 
 
 @kind()
@@ -206,7 +206,7 @@ def linear_ends(seed, g):
     return Set(normal(g, 12, 1), target, options(2, activation, bias=True))
 
 
-# What no procedure can tell from the samples (docs/recovery.md): counted apart.
+# Functions that no procedure can determine from the samples (docs/recovery.md): counted separately.
 
 
 @kind(apart=True)
@@ -250,7 +250,7 @@ def samples_chosen_where_two_agree(seed, g):
     return Set(torch.cat(points), target, options(3))
 
 
-# Functions with steep neurons, and claims about more than the samples see.
+# Functions with steep neurons, and claims about regions without samples.
 
 
 def _network(g: torch.Generator, d: int, k: int, activation: str, scale: float) -> Function:

@@ -1,7 +1,7 @@
-"""What data sets for claims.py are: kinds by name, each of which makes a set from a seed.
+"""The data sets of claims.py: kinds by name; each kind makes a set from a seed.
 
-A set is samples, targets, and the function that they come from. On each a claim of `recover` would be false,
-or is at risk. claims_samples.py and claims_functions.py have the kinds.
+A set consists of samples, targets, and the function that they come from. For each set, a claim of `recover`
+would be false or may easily be false. The kinds are in claims_samples.py and claims_functions.py.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Set:
     truth: Function
     options: dict[str, Any]
     y: Tensor | None = None
-    """Targets, where they are not exactly the function's values."""
+    """Targets, if they are not exactly the function's values."""
     in_class: bool = True
-    """Whether the function is a network that may be found."""
+    """Whether the function is a network of the class that `recover` searches."""
 
     @property
     def targets(self) -> Tensor:
@@ -40,7 +40,7 @@ class Set:
 class Kind:
     make: Callable[[int, torch.Generator], Set]
     apart: bool = False
-    """No procedure can tell: counted apart."""
+    """Whether no procedure can find the function from these samples; counted separately."""
 
 
 KINDS: dict[str, Kind] = {}
@@ -60,7 +60,7 @@ def kind(*, apart: bool = False) -> Callable[[Make], Make]:
 
 
 def data_set(name: str, seed: int) -> Set:
-    """The set of a kind with a seed."""
+    """The set that a kind makes from a seed."""
     number = sum(ord(c) * 31**i for i, c in enumerate(name)) % 10**6
     return KINDS[name].make(seed, torch.Generator().manual_seed(number + 10**6 * (seed + 1)))
 

@@ -23,7 +23,7 @@ TORCH, TORCH_CAT, BY_HAND, JAX = "torch.func", "torch.func + cat", "by hand out=
 COMPILED, COMPILED_GRAPH = "torch.compile", "torch.compile graph"
 
 AGREEMENT = {torch.float64: 1e-10, torch.float32: 1e-4}
-"""Largest difference allowed, relative to the largest entry."""
+"""Largest allowed difference, relative to the largest entry."""
 
 
 class Disagreement(RuntimeError):
@@ -32,7 +32,7 @@ class Disagreement(RuntimeError):
 
 @dataclass(frozen=True)
 class Case:
-    """A tanh network, its samples, and how many parameter points."""
+    """The sizes of a tanh network, its samples and its parameter points."""
 
     widths: tuple[int, ...]
     n: int
@@ -55,7 +55,7 @@ CASES = {
     "E": Case((784, 100, 10), 64),
     "F": Case((2, 20, 1), 100, points=256),
 }
-GPU_CASES = {  # those of a CPU are over in microseconds
+GPU_CASES = {  # a GPU computes the CPU's cases within microseconds
     "G": Case((10, 1024, 1024, 1), 128),
     "H": Case((2, 20, 1), 100, points=16384),
     "I": Case((2, 20, 1), 1_000_000),
@@ -65,7 +65,7 @@ GPU_CASES = {  # those of a CPU are over in microseconds
 
 @dataclass(frozen=True)
 class Problem:
-    """A case made concrete."""
+    """The network and the samples of a case."""
 
     model: nn.Module
     x: Tensor
@@ -105,7 +105,7 @@ def build(case: Case, dtype: torch.dtype, device: torch.device) -> Problem:
 
 
 def derivatives_of(problem: Problem) -> Callable[[Mapping[str, Tensor], Tensor], dict[str, Tensor]]:
-    """What one writes with torch.func: a dictionary of Jacobians of parameters' values and samples."""
+    """The usual code with torch.func: maps parameters and samples to a dictionary of Jacobians."""
 
     def outputs(values: Mapping[str, Tensor], sample: Tensor) -> Tensor:
         return functional_call(problem.model, dict(values), (sample,))
@@ -115,7 +115,7 @@ def derivatives_of(problem: Problem) -> Callable[[Mapping[str, Tensor], Tensor],
 
 
 def contenders(problem: Problem, out: Tensor) -> dict[str, Run]:
-    """All that is timed but what has to be compiled; "out=", the graph and the fill write into ``out``."""
+    """All contenders that need no compiler. "out=", the graph and the fill write into ``out``."""
     model, x, values = problem.model, problem.x, problem.values
     weights, biases = problem.weights, problem.biases
     params = None if problem.points is None else values
@@ -146,9 +146,9 @@ def contenders(problem: Problem, out: Tensor) -> dict[str, Run]:
 
 
 def compiled_contenders(problem: Problem) -> tuple[dict[str, Run], dict[str, str]]:
-    """torch.func + cat under torch.compile, on a GPU also as CUDA graphs; and why one of them is missing.
+    """torch.func + cat under torch.compile, on a GPU also as CUDA graphs; and the reasons for missing ones.
 
-    Compiled for exactly these shapes, on the first call, which is made here.
+    They are compiled for exactly these shapes, in a first call made here.
     """
     derivatives, runs, missing = derivatives_of(problem), {}, {}
     modes = {COMPILED: "default", COMPILED_GRAPH: "reduce-overhead"}
@@ -161,7 +161,7 @@ def compiled_contenders(problem: Problem) -> tuple[dict[str, Run], dict[str, str
         run = partial(compiled, problem.values, problem.x)
         try:
             run()
-        except Exception as error:  # a compiler that is missing, or one of torch's many others
+        except Exception as error:  # a missing compiler, or one of many other errors of torch
             lines = str(error).strip().splitlines() or [type(error).__name__]
             missing[name] = lines[0]
         else:
@@ -170,12 +170,12 @@ def compiled_contenders(problem: Problem) -> tuple[dict[str, Run], dict[str, str
 
 
 def concatenate(blocks: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-    """The (..., n, q, P) tensor of what torch.func gives: a dictionary of (..., n, q, *parameter's shape)."""
+    """Concatenate torch.func's dictionary of (..., n, q, *parameter's shape) to (..., n, q, P)."""
     return torch.cat([block.reshape(*shape[:-1], -1) for block in blocks.values()], dim=-1)
 
 
 def by_hand(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out: Tensor) -> Tensor:
-    """What an expert would write for one tanh MLP: few products, each outer product put where it belongs."""
+    """Hand-written code for a tanh MLP: few products, and outer products written directly to their places."""
     if weights[0].dim() == 3:
         x = x.expand(weights[0].shape[0], *x.shape)
     inputs = [x]
@@ -195,7 +195,7 @@ def by_hand(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
         weight_block = weight_block.unflatten(-1, (rows, columns))
         end -= rows * (columns + 1)
         bias_block.copy_(delta)
-        if layer == len(weights) - 1:  # delta is the identity: most of the block is 0
+        if layer == len(weights) - 1:  # delta is the identity, so most of the block is 0
             weight_block.zero_().diagonal(dim1=-3, dim2=-2).copy_(inputs[layer].unsqueeze(-1))
             pulled = weights[layer].unsqueeze(-3)
         else:
@@ -208,14 +208,14 @@ def by_hand(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], out:
 
 
 def import_jax(device: torch.device) -> Any:
-    """The module, set up for a fair comparison, or None if it is not installed or not for this device."""
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave the others some memory
+    """The module, configured for a fair comparison; None if it is not installed or lacks this device."""
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # leave memory for others
     try:
         import jax  # noqa: PLC0415  (optional: adds a column)
     except ImportError:
         return None
     jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_default_matmul_precision", "highest")  # no TF32, as the others
+    jax.config.update("jax_default_matmul_precision", "highest")  # no TF32, like the others
     jax.config.update("jax_platforms", "cpu" if device.type == "cpu" else f"{device.type},cpu")
     try:
         jax.devices(device.type)
@@ -252,13 +252,13 @@ def check(problem: Problem, runs: Mapping[str, Run], out: Tensor) -> dict[str, f
     """The largest difference of each contender from torch.func, relative to the largest entry.
 
     Raises:
-        Disagreement: a difference that rounding does not explain.
+        Disagreement: a difference too large to be rounding.
     """
     expected = concatenate(runs[TORCH](), problem.shape)
     scale = float(expected.abs().max())
     errors = {}
     for name in sorted(runs.keys() - {FILL, COPY, TORCH}):
-        out.fill_(math.nan)  # what one left there must not pass for the next one's
+        out.fill_(math.nan)  # so that an earlier result cannot pass for this contender's
         result = runs[name]()
         if not isinstance(result, Tensor):
             result = torch.utils.dlpack.from_dlpack(result)
@@ -270,7 +270,7 @@ def check(problem: Problem, runs: Mapping[str, Run], out: Tensor) -> dict[str, f
         errors[name] = float(result.to(expected.device).sub(expected).abs_().max()) / scale
         if not errors[name] <= AGREEMENT[expected.dtype]:
             raise Disagreement(
-                f"{name} differs from torch.func by {errors[name]:.1e} of the largest entry; allowed are "
-                f"{AGREEMENT[expected.dtype]:.0e}. Nothing was timed"
+                f"{name} differs from torch.func by {errors[name]:.1e} of the largest entry; at most "
+                f"{AGREEMENT[expected.dtype]:.0e} is allowed. Nothing was timed"
             )
     return errors

@@ -1,4 +1,4 @@
-"""What benchmarks do differently on a GPU: the clock, a copy, graphs, and facts that numbers depend on."""
+"""Parts of benchmarks for GPUs: the clock, a copy, CUDA graphs, and facts that the numbers depend on."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ SMI = {
     "watts": "power.draw",
     "celsius": "temperature.gpu",
 }
-"""Facts that torch does not have, and what nvidia-smi calls them."""
+"""Facts that torch does not provide, and their names in nvidia-smi."""
 
 
 class EventClock:
     """Seconds between two events on the current stream of the current device.
 
-    The calls are queued one behind the other, as in a program: where the GPU is slower than the queueing,
-    only its own time counts. What works on the host or on another stream (JAX) and waits for its results
-    is timed too, since the second event is recorded after it has returned.
+    The calls are queued one after the other, as in a program. If the GPU is slower than the queueing, only
+    the GPU's time counts. A contender that works on the host or on another stream (JAX) and waits for its
+    results is timed correctly too, because the second event is recorded after it has returned.
 
     Args:
         event: makes an event.
@@ -48,13 +48,13 @@ class EventClock:
 
 
 def copier(out: Tensor) -> Run:
-    """A copy of as many bytes as ``out`` has into it, from elsewhere on the device: twice the traffic."""
+    """A call that copies as many bytes as ``out`` has into it, on the device: twice the memory traffic."""
     source = torch.full_like(out, 0.5)
     return lambda: out.copy_(source)
 
 
 def graph_of(run: Run) -> Run:
-    """The same replayed as one CUDA graph, captured on the first call: the GPU's time without the host's."""
+    """The same call as a CUDA graph, captured at the first call: the GPU's time without the host's."""
     found: list[Any] = []
 
     def replay() -> Any:
@@ -68,10 +68,10 @@ def graph_of(run: Run) -> Run:
 
 
 def capture(run: Run) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A graph of what a call queues, and what it returned."""
+    """A graph of the work that a call queues, and the result of the call."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):  # what is set up on first use cannot be captured
+    with torch.cuda.stream(stream):  # initialisation at the first call cannot be captured
         run()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -81,7 +81,7 @@ def capture(run: Run) -> tuple[torch.cuda.CUDAGraph, Any]:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    """The GPU, the CUDA that torch was built with, the driver, clocks."""
+    """The GPU, the CUDA version of torch, the driver, and clocks."""
     properties = torch.cuda.get_device_properties(device)
     return {
         "name": properties.name,
@@ -95,7 +95,7 @@ def facts(device: torch.device) -> dict[str, Any]:
 
 
 def state(device: torch.device) -> dict[str, Any]:
-    """Driver, clocks, power and temperature as nvidia-smi gives them; nothing where it does not."""
+    """Driver, clocks, power and temperature from nvidia-smi; empty if it does not work."""
     uuid = torch.cuda.get_device_properties(device).uuid
     query = f"--query-gpu={','.join(SMI.values())}"
     command = ["nvidia-smi", query, "--format=csv,noheader,nounits", f"--id=GPU-{uuid}"]
@@ -109,6 +109,6 @@ def state(device: torch.device) -> dict[str, Any]:
 
 
 def short_name(device: torch.device) -> str:
-    """For a file: nvidia-h100-80gb-hbm3."""
+    """The GPU's name for a file name, such as nvidia-h100-80gb-hbm3."""
     name = torch.cuda.get_device_name(device).lower()
     return re.sub(r"[^a-z0-9]+", "-", name).strip("-")

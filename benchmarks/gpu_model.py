@@ -1,7 +1,6 @@
-"""What the CUDA kernels should take, reckoned from sizes, machine code and data sheets.
+"""Expected times of the CUDA kernels, calculated from sizes, machine code and data sheets.
 
-Nothing is measured. docs/cuda.md explains the model and what it leaves out; benchmarks/roofline.py prints its
-tables.
+Nothing is measured. docs/cuda.md explains the model and its limits; benchmarks/roofline.py prints its tables.
 """
 
 from __future__ import annotations
@@ -14,43 +13,43 @@ from typing import Any
 
 from machine_code import MULTIPROCESSORS, RESERVED, RESULTS, SHARED_UNIT
 
-# What every multiprocessor here does in a clock.
+# What a multiprocessor of these GPUs does in a clock cycle.
 ISSUED = 4  # instructions of warps
 WAVEFRONT = 128  # bytes between registers and L1 or shared memory, which share one path
 CONVERTED = 16  # doubles to floats
-L2 = 5120  # bytes in a clock of all multiprocessors together
+L2 = 5120  # bytes per clock cycle, of all multiprocessors together
 
-COPY = 0.9  # of the data sheet's bandwidth, that a copy is expected to reach: until it has been measured
-LAUNCH = 3e-6  # s, for a kernel with next to nothing to do
-# Of Jacobi, for most matrices of full rank: counted with the emulation (tests/benchmarks/test_roofline.py).
+COPY = 0.9  # fraction of the data sheet's bandwidth that a copy is assumed to reach; not measured
+LAUNCH = 3e-6  # s, for a kernel with almost no work
+# Sweeps for most matrices of full rank, counted with the emulation (tests/benchmarks/test_roofline.py).
 JACOBI_SWEEPS = {"svd-100x81": 8, "svd-32x32": 7, "svd-200x60": 8}
 
-# As csrc/jacobian/cuda/jacobian.cu has them.
+# The constants of csrc/jacobian/cuda/jacobian.cu.
 THREADS, BLOCKS, MOST_GROUP, WORTHWHILE_GROUP, NET_BYTES = 256, 16, 64, 4, 36 << 10
-TILE = 32  # of csrc/gram/cuda/gram.cuh
-PAIR_LANES, SVD_BLOCK, LEAST_SVD_BLOCK = 4, 256, 64  # of csrc/svdvals/cuda/svdvals.h
+TILE = 32  # from csrc/gram/cuda/gram.cuh
+PAIR_LANES, SVD_BLOCK, LEAST_SVD_BLOCK = 4, 256, 64  # from csrc/svdvals/cuda/svdvals.h
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """From NVIDIA's data sheets and white papers."""
+    """A GPU, with numbers from NVIDIA's data sheets and white papers."""
 
     name: str
     target: str
     multiprocessors: int
     clock: float  # Hz, the highest
     bandwidth: float  # bytes/s
-    fma: int  # multiply-adds on doubles of a multiprocessor in a clock, without tensor cores
-    shared: int  # bytes that a block may have
+    fma: int  # multiply-adds on doubles per multiprocessor and clock cycle, without tensor cores
+    shared: int  # bytes of shared memory that a block may have
 
     @property
     def flops(self) -> float:
-        """On doubles, as the data sheet counts them."""
+        """Operations on doubles per second, as the data sheet counts them."""
         return 2 * self.fma * self.multiprocessors * self.clock
 
     @property
     def cycles(self) -> float:
-        """Of all multiprocessors, in a second."""
+        """Cycles per second of all multiprocessors together."""
         return self.multiprocessors * self.clock
 
 
@@ -65,12 +64,12 @@ GPUS = {
     "NVIDIA H100 PCIe": Gpu("H100 PCIe", "sm_90", 114, 1.755e9, 2.0e12, 64, 227 << 10),
     "NVIDIA H200": Gpu("H200", *H100, 4.8e12, 64, 227 << 10),
 }
-"""By the name that torch gives."""
+"""GPUs by their names in torch."""
 
 
 @dataclass
 class Work:
-    """What a call takes of each resource, in seconds if there were nothing else."""
+    """The seconds that a call needs of each resource, if that resource were the only limit."""
 
     gpu: Gpu
     nbytes: int  # of the result
@@ -80,11 +79,11 @@ class Work:
     limits: dict[str, float] = field(default_factory=dict)
 
     def cycles(self, what: str, cycles: float) -> None:
-        """Add cycles of one multiprocessor, when the work is spread over all of them."""
+        """Add cycles of one multiprocessor, for work that is distributed over all of them."""
         self.limits[what] = self.limits.get(what, 0.0) + cycles / self.gpu.cycles
 
     def instructions(self, turns: float, loop: Mapping[str, float], path: float) -> None:
-        """Add turns of a loop by a warp, `path` wavefronts each."""
+        """Add iterations of a loop by a warp, with `path` wavefronts each."""
         self.cycles("issue", turns * loop["instructions"] / ISSUED)
         doubles = sum(loop.get(kind, 0) for kind in ("DFMA", "DMUL", "DADD"))
         self.cycles("FP64", turns * doubles * 32 / self.gpu.fma)
@@ -101,12 +100,12 @@ class Work:
 
 
 def loops(gpu: Gpu) -> dict[str, Any]:
-    """Kernel -> what its inner loops consist of, on this GPU."""
+    """Kernel -> the instruction counts of its inner loops, on this GPU."""
     return json.loads((RESULTS / "inner_loops.json").read_text())["loops"][gpu.target]
 
 
 def per_multiply_add(loop: Mapping[str, int], count: int = 1) -> dict[str, float]:
-    """What goes with so many multiply-adds of a loop that may be unrolled."""
+    """The instructions for `count` multiply-adds of a loop that may be unrolled."""
     return {kind: n * count / loop["DFMA"] for kind, n in loop.items()}
 
 
@@ -122,12 +121,12 @@ def parameters(widths: Sequence[int]) -> int:
 
 
 def samples_that_fit(widths: Sequence[int]) -> int:
-    """Of a net that a block computes as a whole, beside its weights."""
+    """The samples of a net that fit in a block's shared memory together with the weights."""
     if max(widths) > NET_BYTES:
         return 0
     weights = sum(((into | 1) + 1) * out for into, out in pairwise(widths))
-    room = NET_BYTES // 8 - ceil_div(weights, 2) * 2
-    return max(0, room - 2) // max(1, widths[0] + (2 + widths[-1]) * sum(widths[1:-1]))
+    free = NET_BYTES // 8 - ceil_div(weights, 2) * 2
+    return max(0, free - 2) // max(1, widths[0] + (2 + widths[-1]) * sum(widths[1:-1]))
 
 
 def is_whole(widths: Sequence[int], n: int) -> bool:
@@ -135,11 +134,11 @@ def is_whole(widths: Sequence[int], n: int) -> bool:
 
 
 def vector_turn(itemsize: int) -> float:
-    """Wavefronts of a warp's turn of the writing loop, which writes 512 bytes.
+    """Wavefronts of one iteration of the writing loop by a warp, which writes 512 bytes.
 
-    A thread takes V consecutive columns and loads each with its own instruction: 16 threads find their
-    doubles V * 8 bytes apart, in V wavefronts, and so do the other 16. Their deltas are mostly one and the
-    same number.
+    A thread takes V consecutive columns and loads each with a separate instruction. The doubles of 16 threads
+    are V * 8 bytes apart and take V wavefronts; so do those of the other 16. Their deltas are mostly the same
+    number.
     """
     V = 16 // itemsize
     return V * 2 * V + V * 2 + 512 / WAVEFRONT
@@ -160,13 +159,13 @@ def jacobian(
         n: samples.
         points: parameter points, None without.
         itemsize: bytes of a number of the result.
-        gpu: where.
-        copy: the bytes that a copy reads and writes in a second; default: ``COPY`` of the data sheet's.
+        gpu: the GPU.
+        copy: bytes per second that a copy reads and writes; default: ``COPY`` times the data sheet's.
     """
     P, q, each = parameters(widths), widths[-1], points or 1
     V, rows = 16 // itemsize, each * n * q
     period = 1 if P % V == 0 else (V // 2 if P % 2 == 0 else V)
-    vectors = (P + V - 1 + (0 if period == 1 else V - 1)) // V  # that a row has a part in
+    vectors = (P + V - 1 + (0 if period == 1 else V - 1)) // V  # that a row overlaps
     tiles = ceil_div(vectors, THREADS)
     in_tile = ceil_div(vectors, tiles)
     lanes = lanes_for(THREADS // in_tile, period)
@@ -208,28 +207,28 @@ def jacobian(
 
 
 def lanes_for(lanes: int, period: int) -> int:
-    """Rows that a block writes side by side: a multiple of the period, or a part of it."""
+    """Rows that a block writes at the same time: a multiple or a divisor of the period."""
     return lanes - lanes % period if lanes >= period else min(lanes, 2)
 
 
 def turns_for(lanes: int, period: int, rows: int) -> int:
-    """In which a thread writes its rows: one for each way that they begin."""
+    """The number of passes in which a thread writes its rows: one for each alignment of their starts."""
     return max(1, min(period, rows) // lanes)
 
 
 def signal_launches(widths: Sequence[int], itemsize: int) -> int:
-    """Kernels before the rows are written: a one, the samples, weights as doubles, products, and ours."""
+    """Launches before the rows: the constant 1, samples, weights as doubles, products, our kernels."""
     layers = len(widths) - 1
     converted = 0 if itemsize == 8 else 2 * layers - 1
     forward = 2 * (layers - 1)
-    backward = max(0, 2 * (layers - 1) - 1)  # the first needs no product
+    backward = max(0, 2 * (layers - 1) - 1)  # the first step needs no product
     return 2 + converted + forward + backward
 
 
 def signals_read(widths: Sequence[int], columns: int) -> float:
-    """Bytes from L2 for one sample's rows, of which a block writes so many columns.
+    """Bytes read from L2 for one sample's rows, if a block writes `columns` columns.
 
-    What a layer is fed is read by every tile of columns anew, but only once for a sample's outputs; the
+    Every tile of columns reads the inputs of its layers again, but only once for all outputs of a sample. The
     derivatives are read once for each neuron.
     """
     fed = sum(into * out * min(into, columns) / columns for into, out in pairwise(widths))
@@ -239,7 +238,7 @@ def signals_read(widths: Sequence[int], columns: int) -> float:
 def net(
     work: Work, widths: Sequence[int], group: int, groups: int, term: Mapping[str, int]
 ) -> None:
-    """Add forward and backward, by blocks in shared memory. A term is a multiply-add of two numbers there."""
+    """Add the forward and backward pass in shared memory. A term is a multiply-add of two numbers there."""
     q, tanh = widths[-1], loops(work.gpu)["tanh"]
     one = per_multiply_add(term)
     for into, out in pairwise(widths[:-1]):
@@ -258,7 +257,7 @@ def net(
 
 
 def gram(widths: Sequence[int], n: int, double_double: bool, gpu: Gpu) -> Work:
-    """`torch.ops.llr.mlp_gram`; every multiprocessor counts as busy until the last one is done."""
+    """`torch.ops.llr.mlp_gram`; every multiprocessor counts as busy until the last one has finished."""
     kernel = "gram_kernel<DoubleDouble>" if double_double else "gram_kernel<Plain>"
     N, loop = n * widths[-1], loops(gpu)[kernel]["terms"]
     terms = sum(widths[:-1]) + sum(widths[1:-1])
@@ -289,7 +288,7 @@ class Layout:
 
 
 def layout(rows: int, columns: int, limit: int) -> Layout | None:
-    """As `values_layout` of csrc/svdvals/cuda/svdvals.cu; None where a matrix does not fit."""
+    """The same as `values_layout` of csrc/svdvals/cuda/svdvals.cu; None if a matrix does not fit."""
     wanted = columns + max(16, columns // 4)
     threads = min(PAIR_LANES << max(0, ((columns + 1) // 2 - 1).bit_length()), SVD_BLOCK)
     matrices = max(1, LEAST_SVD_BLOCK // threads)
@@ -308,12 +307,12 @@ def layout(rows: int, columns: int, limit: int) -> Layout | None:
 
 
 def widest(gpu: Gpu) -> int:
-    """The short side up to which a square matrix fits a block."""
+    """The largest n for which an n x n matrix fits a block."""
     return next(n for n in range(1, 1000) if layout(n + 1, n + 1, gpu.shared) is None)
 
 
 def blocks_at_once(found: Layout, gpu: Gpu) -> int:
-    """Of a multiprocessor, as shared memory and warps allow."""
+    """Blocks that a multiprocessor runs at once, as limited by shared memory and warps."""
     limits = MULTIPROCESSORS[gpu.target]
     of_block = ceil_div(found.nbytes + RESERVED, SHARED_UNIT) * SHARED_UNIT
     return min(
@@ -325,11 +324,11 @@ def svdvals(count: int, m: int, n: int, sweeps: int, gpu: Gpu) -> Work:
     """`torch.ops.llr.svdvals` of float64 matrices with m >= n, in one piece that fits a block.
 
     Args:
-        count: of matrices.
+        count: the number of matrices.
         m: rows.
         n: columns.
-        sweeps: that Jacobi takes.
-        gpu: where.
+        sweeps: the sweeps that Jacobi takes.
+        gpu: the GPU.
     """
     found = layout(m, n, gpu.shared)
     if found is None:

@@ -1,4 +1,4 @@
-"""What every benchmark here shares: options, interleaved timing, facts a number depends on, tables, files."""
+"""Shared parts of the benchmarks: options, interleaved timing, facts about the machine, tables, files."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from gpu import Run
 import llr
 
 Clock = Callable[[Run, int], float]
-"""Calls something so many times, and gives the seconds that it took."""
+"""Calls a function a given number of times, and returns the seconds that this took."""
 
 SHORTEST_SAMPLE = 2e-3  # s; faster contenders are called several times per sample
 ROUNDS = (5, 101)
-QUIET_LOAD = 0.5  # a load average above this at the start: something else is running
+QUIET_LOAD = 0.5  # a higher load average at the start means that other programs are running
 
 VERDICTS = {None: "-", True: "yes", False: "**no**"}
-"""How a table says whether a promise holds; "-" where it does not apply."""
+"""How a table shows whether a promise holds; "-" if it does not apply."""
 
 
 def options(
     description: str, on_cpu: Iterable[str], on_gpu: Iterable[str], seconds: float
 ) -> argparse.ArgumentParser:
-    """The command line that all benchmarks have.
+    """The command-line options that all benchmarks share.
 
     Args:
-        description: its first line is shown.
-        on_cpu: the cases that run on the CPU if none are named.
-        on_gpu: those on a GPU.
+        description: the help shows its first line.
+        on_cpu: the default cases on the CPU.
+        on_gpu: the default cases on a GPU.
         seconds: the default of ``--seconds``.
     """
     parser = argparse.ArgumentParser(description=description.partition("\n")[0])
@@ -53,7 +53,7 @@ def options(
     parser.set_defaults(on_cpu=on_cpu, on_gpu=on_gpu)
     add, threads = parser.add_argument, torch.get_num_threads()
     cases = list(dict.fromkeys(on_cpu + on_gpu))
-    add("--quick", action="store_true", help="tiny sizes, two rounds: proves that it runs")
+    add("--quick", action="store_true", help="tiny sizes, two rounds, to check that it runs")
     add("--out", type=Path, help="folder for the results (default: benchmarks/results)")
     add("--cases", nargs="+", choices=cases, metavar="CASE", help=", ".join(cases))
     add("--device", default="cpu", help="as torch names it, e.g. cuda")
@@ -65,11 +65,11 @@ def options(
 
 
 def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
-    """The arguments of the command line, checked before minutes go into measuring."""
+    """Parse and check the command line."""
     settings = parser.parse_args()
     if settings.threads < 1:
         parser.error(f"--threads is {settings.threads}; expected at least 1")
-    if settings.out is None and not settings.quick:  # a quick run is no result to keep
+    if settings.out is None and not settings.quick:  # results of a quick run are not kept
         settings.out = Path(__file__).parent / "results"
     try:
         settings.device = torch.device(settings.device)
@@ -89,9 +89,10 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 @contextlib.contextmanager
 def measuring(settings: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What every benchmark's results begin with: the machine, the settings, and what speaks against them.
+    """Give a dictionary for results that has the machine, the settings and, at the end, warnings.
 
-    More of it may be added by whoever measures. A machine that is not quiet is said before and after.
+    The caller adds the measurements. If other programs use the machine, a warning is printed at the start,
+    and one is kept in the results.
     """
     torch.set_num_threads(settings.threads)
     facts = environment(settings.device)
@@ -121,18 +122,18 @@ def deliver(
 
 
 def result_name(benchmark: str, device: torch.device) -> str:
-    """The results' files without their suffix; every GPU has its own."""
+    """The name of the results' files, without suffix; each model of GPU has its own files."""
     return benchmark if device.type != "cuda" else f"{benchmark}-{gpu.short_name(device)}"
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what was launched on a GPU."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 class WallClock:
-    """Seconds that go by until all that was asked of the device is done."""
+    """Wall-clock seconds until the device has finished all work of the calls."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -147,27 +148,27 @@ class WallClock:
 
 
 def clock_of(device: torch.device) -> Clock:
-    """Events on a GPU."""
+    """The clock for this device: events on a GPU, else the wall clock."""
     return gpu.EventClock() if device.type == "cuda" else WallClock(device)
 
 
 def interleaved(
     runs: Mapping[str, Run], clock: Clock, seconds: float, quick: bool = False
 ) -> tuple[dict[str, int], dict[str, list[float]]]:
-    """Time contenders side by side: each once per round, in an order shuffled anew each round.
+    """Time contenders in rounds: each once per round, in an order that is shuffled for each round.
 
-    A change of the machine's speed then hits all alike. What a contender returns is dropped within its time,
-    as it would be in a loop.
+    A change of the machine's speed then affects all contenders alike. Freeing a contender's result is part of
+    its time, as in a loop.
 
     Args:
-        runs: name -> what to call; already called once.
-        clock: what times it.
-        seconds: how long to go on, within the bounds of ``ROUNDS``.
+        runs: name -> function to call; each has already been called once.
+        clock: measures the time.
+        seconds: the total time to spend, within the bounds of ``ROUNDS``.
         quick: only two rounds.
 
     Returns:
-        Calls per sample, so many that a sample lasts ``SHORTEST_SAMPLE``; and the seconds per call, one
-        sample per round.
+        The calls per sample, enough that a sample lasts at least ``SHORTEST_SAMPLE``; and the seconds per
+        call, one sample per round.
     """
     calls, expected = dict.fromkeys(runs, 1), 0.0
     for name in runs:  # this also warms up: a GPU's clock rises under load
@@ -180,7 +181,7 @@ def interleaved(
     gc.disable()
     try:
         for _ in range(min(most, max(fewest, int(seconds / expected)))):
-            gc.collect()  # a large result caught in a reference cycle would pile up
+            gc.collect()  # large results in reference cycles would accumulate
             shuffle(order)
             for name in order:
                 samples[name].append(clock(runs[name], calls[name]) / calls[name])
@@ -194,7 +195,7 @@ def ratios(
 ) -> dict[str, dict[str, float]]:
     """The ratio of the medians, and the median of the ratios within each round, by "a / b".
 
-    The two differ where the machine was not steady. Pairs without samples are left out.
+    The two differ if the machine's speed changed. Pairs without samples are left out.
     """
     return {
         f"{a} / {b}": {
@@ -207,7 +208,7 @@ def ratios(
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the numbers depend on: machine, versions, settings, load, commit."""
+    """Facts that the numbers depend on: machine, versions, settings, load, commit."""
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "cpu": _cpu_model(),
@@ -244,7 +245,7 @@ def _first_line(path: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of this checkout, "-dirty" if files differ from it; None outside a checkout."""
+    """The commit of this checkout, with "-dirty" if files differ from it; None outside a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
         done = subprocess.run(
@@ -256,9 +257,9 @@ def _commit() -> str | None:
 
 
 def load_warning(before: float, after: float | None = None) -> str | None:
-    """What the load averages before and after a run say against it, if anything.
+    """A warning if the load average before or after a run shows that other programs were running, else None.
 
-    Our own threads are part of the second.
+    The load average after the run includes our own threads.
     """
     if before > QUIET_LOAD:
         return f"the load average was {before:.1f} at the start"
@@ -269,7 +270,7 @@ def load_warning(before: float, after: float | None = None) -> str | None:
 
 
 def summary(facts: Mapping[str, Any], dtype: str) -> str:
-    """What a table's numbers depend on most, for the line above it."""
+    """The facts that matter most for a table's numbers, as the line above the table."""
     info, card = facts["llr_info"], facts["gpu"]
     code, device = info.get("instructions", info["backend"]), facts["device"]
     if card is not None:
@@ -285,15 +286,16 @@ def summary(facts: Mapping[str, Any], dtype: str) -> str:
 
 
 def measures_memory(device: torch.device) -> bool:
-    """Whether `peak_growth` works here."""
+    """Whether `peak_growth` works for this device and system."""
     return device.type == "cuda" or sys.platform == "linux"
 
 
 def peak_growth(run: Run, device: torch.device) -> int:
-    """By how many bytes this process' memory (the GPU's, on a GPU) grew at the most during a call.
+    """The largest growth in bytes of this process's memory (of the GPU's, on a GPU) during a call.
 
-    The kernel's own high-water mark, reset before: Linux only. What was freed before goes back to the system
-    first, where the C library can do that: a call that is served from there would seem to take nothing.
+    On the CPU this is the high-water mark of the Linux kernel, which is reset before the call. Freed memory
+    is first returned to the system, if the C library can do that: a call that reuses freed memory would seem
+    to take none.
     """
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -310,14 +312,14 @@ def peak_growth(run: Run, device: torch.device) -> int:
 
 
 def high_water_mark() -> int:
-    """The most bytes this process held at a time, all it loaded included, since `peak_growth` began."""
+    """The largest memory of this process in bytes, including loaded code, since `peak_growth` began."""
     status = Path("/proc/self/status").read_text().splitlines()
     peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
     return peak * 1024
 
 
 def number(value: float | None) -> str:
-    """Three digits, for a table; "-" for None."""
+    """A number with three digits, for a table; "-" for None."""
     if value is None:
         return "-"
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
@@ -330,7 +332,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file completely or not at all."""
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         unfinished.write_text(text, encoding="utf-8")

@@ -1,8 +1,8 @@
-"""What the kernels' inner loops consist of, counted in nvcc's machine code; gpu_model.py reckons with it.
+"""Instruction counts of the kernels' inner loops in nvcc's machine code, used by gpu_model.py.
 
     python benchmarks/inner_loops.py      # writes benchmarks/results/inner_loops.json
 
-Needs what benchmarks/machine_code.py needs; no GPU.
+It needs the same tools as benchmarks/machine_code.py, and no GPU.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TARGETS = ["sm_80", "sm_90"]
 NAME = "inner_loops"
 KINDS = ("LDS", "STS", "LDG", "STG", "DFMA", "DMUL", "DADD", "F2F", "SHFL")
 
-# The activations that benchmarks use, and one that costs nothing, by themselves.
+# Kernels with only an activation: tanh, which the benchmarks use, and the identity, which costs nothing.
 PROBE = """
 #include "signals/cuda/activate.cuh"
 namespace llr::cuda {
@@ -76,7 +76,7 @@ Code = Sequence[Instruction]
 
 
 def instructions(text: str) -> list[Instruction]:
-    """A kernel's, from its disassembly."""
+    """The instructions of a kernel, from its disassembly."""
     line = re.compile(r"/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
     found = []
     for address, predicate, operation, operands in line.findall(text):
@@ -98,12 +98,12 @@ def within(code: Code, loop: Loop) -> list[Instruction]:
 
 
 def usual_path(code: Code) -> list[Instruction]:
-    """Without what a forward branch leaves out: calls for odd cases, stores of part of a vector."""
+    """The code without rare parts that a branch skips: calls for special cases, stores of partial vectors."""
     skipped: set[int] = set()
     for branch in code:
         if branch.target is None or not branch.predicated:
             continue
-        if not branch.address < branch.target <= code[-1].address:  # back, or out of this code
+        if not branch.address < branch.target <= code[-1].address:  # backwards, or out of this code
             continue
         if branch.address in skipped:
             continue
@@ -125,7 +125,7 @@ def counts(code: Code) -> dict[str, int]:
 def innermost(
     code: Code, wanted: Callable[[dict[str, int]], bool] = lambda _: True
 ) -> dict[str, int]:
-    """What the loop consists of that has the most arithmetic of those wanted that hold no other loop."""
+    """Counts of the innermost loop with the most arithmetic, among those that `wanted` accepts."""
     every = loops(code)
     inner = [loop for loop in every if not any(loop.holds(other) for other in every)]
     found = [counts(within(code, loop)) for loop in inner]
@@ -137,16 +137,17 @@ def arithmetic(found: dict[str, int]) -> int:
 
 
 def mixes(found: dict[str, int], multiply_adds: int, loads: int, stores: int) -> bool:
-    """Whether a loop, unrolled or not, does this to numbers in shared memory."""
+    """Whether an iteration of a loop, unrolled or not, has these operations on numbers in shared memory."""
     turns = found.get("DFMA", 0) // multiply_adds
     shared = (found.get("DFMA", 0), found.get("LDS", 0), found.get("STS", 0))
     return turns > 0 and shared == (turns * multiply_adds, turns * loads, turns * stores)
 
 
 def writer(code: Code) -> dict[str, Any]:
-    """A turn writes one vector of a row; before all rows, its columns are looked up.
+    """Counts of the loop that writes: an iteration writes one vector of a row ("vector").
 
-    And before all vectors a thread finds its first row ("start"). Both are at most so many instructions.
+    Before the rows, the vector's columns are looked up ("lookup"); before the vectors, a thread finds its
+    first row ("start"). The numbers of these two are upper bounds.
     """
     vector = next(i for i in code if i.kind == "STG" and width(i.operation) == "128")
     every = [loop for loop in loops(code) if loop.first <= vector.address <= loop.last]
@@ -161,7 +162,7 @@ def writer(code: Code) -> dict[str, Any]:
 
 
 def net(code: Code) -> dict[str, Any]:
-    """Also the terms of a product of a layer: as many as multiply-adds."""
+    """Counts of the writing loop, and of the loop over the terms of a layer's products."""
     return {**writer(code), "terms": innermost(code)}
 
 
@@ -170,7 +171,7 @@ def gram(code: Code) -> dict[str, Any]:
 
 
 def values(code: Code) -> dict[str, Any]:
-    """A pair's products, with three multiply-adds for a row, and its rotation, with four."""
+    """Counts for a pair of columns: its products (three multiply-adds per row), its rotation (four)."""
     return {
         "products": innermost(code, lambda loop: mixes(loop, 3, 2, 0)),
         "turn": innermost(code, lambda loop: mixes(loop, 4, 2, 2)),
@@ -202,13 +203,13 @@ def kernels_of(source: Path, folder: Path) -> dict[tuple[str, str], list[Instruc
 
 
 def straight(code: Code) -> dict[str, int]:
-    """Up to the end of the kernel, on the usual path."""
+    """Counts from the start to the end of the kernel, on the usual path."""
     end = next(i.address for i in code if i.kind == "EXIT" and not i.predicated)
     return counts(usual_path([i for i in code if i.address <= end]))
 
 
 def activation(folder: Path) -> dict[str, dict[str, int]]:
-    """Target -> what tanh and its slope take beyond loading and storing."""
+    """Target -> counts for tanh and its slope, without loading and storing."""
     probe = folder / "probe.cu"
     probe.write_text(PROBE)
     found: dict[str, dict[int, dict[str, int]]] = {target: {} for target in TARGETS}
@@ -223,7 +224,7 @@ def activation(folder: Path) -> dict[str, dict[str, int]]:
 
 
 def look() -> dict[str, Any]:
-    """The result that is kept."""
+    """The contents of the result's file."""
     kept: dict[str, dict[str, Any]] = {target: {} for target in TARGETS}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

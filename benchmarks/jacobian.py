@@ -1,11 +1,11 @@
-"""Per-sample Jacobians of MLPs: llr, its peers and the speed of memory, side by side in one run.
+"""Per-sample Jacobians of MLPs: llr, other libraries and the speed of memory, compared in one run.
 
     python benchmarks/jacobian.py                  # 5 minutes; writes benchmarks/results/jacobian.{json,md}
     python benchmarks/jacobian.py --device cuda    # jacobian-NAME.{json,md}, with the GPU's name
-    python benchmarks/jacobian.py --quick          # tiny sizes: proves that it runs; writes only to --out
+    python benchmarks/jacobian.py --quick          # tiny sizes, to check that it runs; writes only to --out
 
-Every contender is called once per round, in an order shuffled anew each round; medians over the rounds are
-compared. Nothing is timed before all contenders agree. See benchmarks/README.md.
+Every contender is called once per round, in an order that is shuffled for each round; medians over the rounds
+are compared. Contenders are timed only after all agree. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ PROMISES = (
     ("F", TORCH_CAT, FRESH, 4.0),
     ("F", TORCH_CAT, OUT, 6.0),
 )
-"""Case, pair and bound: over the fill at most this, torch.func over llr at least this."""
+"""Case, pair and bound: an upper bound for ratios over the fill, a lower bound for torch.func over llr."""
 
 PROMISED = "float64 on the CPU with 2 threads, at full size"
 MEMORY_CASES = ("B", "E")
@@ -131,7 +131,7 @@ COLUMNS = {
 """The table's columns; README.md says what they mean."""
 
 OPTIONAL = {"torch.compile ms": COMPILED, "JAX ms": JAX}
-"""Columns that are left out where no case has this contender."""
+"""Columns that are left out if no case has this contender."""
 
 GPU_COLUMNS = {
     "J": COLUMNS["J"],
@@ -146,11 +146,11 @@ GPU_COLUMNS = {
     "limited by": lambda case: case["expected"]["limit"] if case["expected"] else "-",
     "MHz": lambda case: number(case["gpu"].get("clock_mhz")),
 }
-"""Those of the second table of a GPU."""
+"""The columns of the second table, for a GPU."""
 
 
 def rate(case: Any, name: str, traffic: int = 1) -> str:
-    """GB/s of the memory, where J's bytes are moved so many times."""
+    """GB/s of memory traffic, if J's bytes are moved `traffic` times."""
     if name not in case["median"]:
         return "-"
     return number(traffic * case["bytes"] / case["median"][name] / 1e9)
@@ -161,7 +161,7 @@ def share(value: float | None) -> str:
 
 
 def on_gpu(case: Case, found: dict[str, Any], settings: argparse.Namespace) -> dict[str, Any]:
-    """Of the speed of a copy: what the operator reached, and what docs/cuda.md says it should."""
+    """The operator's speed relative to a copy: measured, and expected by docs/cuda.md."""
     copy = 2 * found["bytes"] / found["median"][COPY]
     took = found["median"].get(OP_GRAPH)
     card = GPUS.get(torch.cuda.get_device_name(settings.device))
@@ -188,7 +188,7 @@ def measure(case: Case, settings: argparse.Namespace, jax: Any) -> dict[str, Any
         runs |= compiled
     if jax is not None:
         runs[JAX] = jax_contender(jax, problem)
-    errors = check(problem, runs, out)  # also the warm-up: caches, thread pools, JAX's compilation
+    errors = check(problem, runs, out)  # also the warm-up, and JAX's compilation
     clock = clock_of(settings.device)
     calls, samples = interleaved(runs, clock, settings.seconds, settings.quick)
     found = {
@@ -207,7 +207,7 @@ def measure(case: Case, settings: argparse.Namespace, jax: Any) -> dict[str, Any
 
 
 def promises(cases: Mapping[str, Any], apply: bool) -> list[dict[str, Any]]:
-    """What was promised for the cases that ran, what was measured, and, where they apply, if it holds."""
+    """For the cases that ran: the promise, the measurement and, if promises apply, whether it holds."""
     rows = []
     for case, a, b, bound in PROMISES:
         if case not in cases:
@@ -231,7 +231,7 @@ def promises(cases: Mapping[str, Any], apply: bool) -> list[dict[str, Any]]:
 
 
 def peaks(names: Sequence[str], settings: argparse.Namespace) -> dict[str, dict[str, int]]:
-    """Case -> contender -> bytes at the peak of one call, each measured in a process of its own."""
+    """Case -> contender -> peak memory of one call in bytes, each measured in a separate process."""
     same = [f"--dtype={name_of(settings.dtype)}", f"--device={settings.device}"]
     same += [f"--threads={settings.threads}", *(["--quick"] if settings.quick else [])]
     result: dict[str, dict[str, int]] = {}
@@ -244,7 +244,7 @@ def peaks(names: Sequence[str], settings: argparse.Namespace) -> dict[str, dict[
 
 
 def peak(case: Case, contender: str, settings: argparse.Namespace) -> int:
-    """What one call takes at its peak, in bytes; the code and the thread pools are there already."""
+    """The peak memory of one call in bytes, after a small call that loads code and starts thread pools."""
     for prepared in (replace(case, n=2), case):
         problem = build(prepared, settings.dtype, settings.device)
         run = contenders(problem, problem.x.new_empty(0))[contender]
@@ -258,7 +258,7 @@ def report(results: Mapping[str, Any]) -> str:
     rounds = min(case["rounds"] for case in cases.values())
     text = [
         f"Medians of {rounds} or more interleaved rounds; {summary(env, dtype)}",
-        *(f"**Not to be trusted: {warning}.**" for warning in results["warnings"]),
+        *(f"**Not reliable: {warning}.**" for warning in results["warnings"]),
     ]
     timed = {name for case in cases.values() for name in case["median"]}
     columns = {k: v for k, v in COLUMNS.items() if k not in OPTIONAL or OPTIONAL[k] in timed}
@@ -272,7 +272,7 @@ def report(results: Mapping[str, Any]) -> str:
         text += [f"{name} without {who}: {why}." for who, why in case["missing"].items()]
     if env["jax"] is None:
         text += [
-            "JAX is not installed (`pip install jax` adds its column), or not for this device."
+            "JAX is not installed (`pip install jax` adds its column), or does not support this device."
         ]
     else:
         text += [f"JAX {env['jax']}."]
@@ -282,7 +282,7 @@ def report(results: Mapping[str, Any]) -> str:
     ]
     text += [table(["case", "ratio of times", "promised", "measured", "holds"], kept)]
     if not results["settings"]["promised"]:
-        text += [f"Promised for {PROMISED}; this run is another."]
+        text += [f"The promises are for {PROMISED}; this run has other settings."]
     if results["memory"]:
         head = ["case", "J", *(f"{name}, peak" for name in MEMORY_CONTENDERS)]
         rows = [
@@ -301,7 +301,7 @@ def arguments() -> argparse.Namespace:
     """The command line, checked."""
     parser = options(__doc__ or "", CASES, [*CASES, *GPU_CASES], seconds=40.0)
     parser.add_argument("--dtype", choices=DTYPES, default="float64")
-    compile_help = "also torch.compile, which takes seconds for each case (default: unless --quick)"
+    compile_help = "also time torch.compile, which takes seconds per case (default: unless --quick)"
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help=compile_help)
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "CONTENDER"), help=argparse.SUPPRESS)
     settings = parse(parser)

@@ -1,9 +1,9 @@
-"""What nvcc makes of the CUDA kernels: registers, spills, widths of loads and stores, occupancy.
+"""The machine code of the CUDA kernels: registers, spills, widths of loads and stores, occupancy.
 
     python benchmarks/machine_code.py [--out FOLDER]
 
-Needs nvcc, and cuobjdump and nvdisasm, which the triton package has; no GPU.
-tests/benchmarks/test_machine_code.py judges what is found, and compares it with the table kept in
+It needs nvcc, and cuobjdump and nvdisasm, which the triton package contains, but no GPU.
+tests/benchmarks/test_machine_code.py checks the results, and compares them with the table in
 benchmarks/results.
 """
 
@@ -30,13 +30,14 @@ from harness import table
 CSRC = Path(__file__).resolve().parents[1] / "csrc"
 RESULTS = Path(__file__).resolve().parent / "results"
 NAME = "machine_code"
-FLAGS = ["-O3", "-std=c++17", "--expt-relaxed-constexpr"]  # as setup.py and torch's builder say
-# A warning of nvcc or of the host's compiler is an error here, though not for users.
+FLAGS = ["-O3", "-std=c++17", "--expt-relaxed-constexpr"]  # as in setup.py and torch's builder
+# Warnings of nvcc and of the host's compiler are errors here, but not for users.
 STRICT = ["-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Werror,-fPIC"]
 
-# Dynamic shared memory, as an expression of the source file that launches the kernel: at its largest where it
-# depends on the data, and for EXAMPLE where it may be all there is. Kernels that are not listed have none.
-EXAMPLE = "100, 81"  # rows and columns of a matrix whose singular values are wanted
+# Dynamic shared memory, as an expression in the source file that launches the kernel. If it depends on the
+# data, this is its maximum; if it may be all that a block can have, its size for EXAMPLE. Kernels that are
+# not listed have none.
+EXAMPLE = "100, 81"  # rows and columns of a matrix whose singular values are computed
 DYNAMIC_SHARED = {
     "gram.cu": {
         "gram_kernel<Plain>": "gram_shared_bytes<Plain>()",
@@ -52,7 +53,7 @@ DYNAMIC_SHARED = {
 
 RESERVED = 1024  # bytes of shared memory that the system takes for every block
 REGISTERS = 65536  # of a multiprocessor
-REGISTER_UNIT, SHARED_UNIT = 256, 128  # allocated in multiples of these, registers for each warp
+REGISTER_UNIT, SHARED_UNIT = 256, 128  # units of allocation; registers are allocated per warp
 PARTITIONS = 4  # of a multiprocessor, among which warps and registers are divided
 
 
@@ -74,11 +75,11 @@ MULTIPROCESSORS = {
 
 
 class MissingError(Exception):
-    """A program that is needed is not here."""
+    """A required program was not found."""
 
 
 class CompilerError(Exception):
-    """What nvcc said, be it only a warning."""
+    """A compiler's output: an error, or only a warning."""
 
 
 def tool(name: str) -> str:
@@ -126,12 +127,12 @@ def compiled(source: Path, targets: list[str], folder: Path) -> Path:
 
 
 def sources() -> list[Path]:
-    """The files that have kernels, by their names."""
+    """The source files with kernels, sorted by name."""
     return sorted(CSRC.glob("*/cuda/*.cu"), key=lambda path: path.name)
 
 
 def parts(object_file: Path, what: str) -> Iterator[tuple[str, str]]:
-    """What cuobjdump shows with that option, by target."""
+    """The output of cuobjdump with an option, by target."""
     environment = {
         **os.environ,
         "PATH": os.path.dirname(tool("nvdisasm")) + os.pathsep + os.environ["PATH"],
@@ -144,7 +145,7 @@ def parts(object_file: Path, what: str) -> Iterator[tuple[str, str]]:
 
 
 def demangled(names: list[str]) -> dict[str, str]:
-    """The names as one would write them in csrc: without results, parameters and namespaces."""
+    """The names as written in csrc: without return types, parameters and namespaces."""
     for name in ("c++filt", "cu++filt"):
         try:
             lines = said(tool(name), input="\n".join(names)).splitlines()
@@ -156,7 +157,7 @@ def demangled(names: list[str]) -> dict[str, str]:
 
 def short(name: str) -> str:
     name = re.sub(r"\(anonymous namespace\)::|<unnamed>::|llr::cuda::", "", name)
-    # What cu++filt writes as <(int)4, (bool)1> and c++filt as <4, true>.
+    # cu++filt writes <(int)4, (bool)1> for what c++filt writes as <4, true>.
     name = name.replace("(bool)0", "false").replace("(bool)1", "true")
     name = re.sub(r"\((?:unsigned )?(?:int|long)\)(?=\d)", "", name)
     depth = 0
@@ -169,13 +170,13 @@ def short(name: str) -> str:
 
 
 def width(operation: str) -> str:
-    """In bits, of a load or store such as STG.E.128.STRONG.SM."""
+    """The width in bits of a load or store such as STG.E.128.STRONG.SM."""
     match = re.search(r"\.(?:[US](8|16)|(64|128|256))\b", operation)
     return match[match.lastindex or 0] if match else "32"
 
 
 def count_instructions(code: str) -> dict[str, Any]:
-    """Of one kernel's disassembly."""
+    """Instruction counts of one kernel's disassembly."""
     line = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?\w+\s+)?([A-Z][\w.]*)", re.MULTILINE)
     operations = Counter(line.findall(code))
     kinds: Counter[str] = Counter()
@@ -196,7 +197,7 @@ def count_instructions(code: str) -> dict[str, Any]:
 
 
 def occupancy(target: str, threads: int, registers: int, shared: int) -> float | None:
-    """The share of a multiprocessor's warps that run at once; None for a target unknown here."""
+    """The fraction of a multiprocessor's warps that run at once; None for a target not in MULTIPROCESSORS."""
     limits = MULTIPROCESSORS.get(target)
     if limits is None:
         return None
@@ -247,7 +248,7 @@ def kernels_of(source: Path, targets: list[str], folder: Path) -> dict[str, dict
     found: dict[str, dict[str, Any]] = {}
     for (target, mangled), counts in codes.items():
         usage, kernel = resources[target, mangled], names[mangled]
-        # Since sm_90 the reserved part is counted as the kernel's wherever shared memory is used.
+        # Since sm_90 the reserved part is included in the kernel's number if it uses shared memory.
         static = max(0, usage["SHARED"] - (RESERVED if int(target[3:]) >= 90 else 0))
         block, more = threads.get((target, mangled)), dynamic.get(kernel, 0)
         found.setdefault(kernel, {})[target] = {
@@ -263,14 +264,14 @@ def kernels_of(source: Path, targets: list[str], folder: Path) -> dict[str, dict
 
 
 def look(sources: list[Path], targets: list[str]) -> dict[str, Any]:
-    """File -> kernel -> target -> what was found there."""
+    """File -> kernel -> target -> what was found."""
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(os.cpu_count()) as pool:
         found = pool.map(lambda source: kernels_of(source, targets, Path(name)), sources)
         return dict(zip((source.name for source in sources), found, strict=True))
 
 
 def look_at_all() -> dict[str, Any]:
-    """The result that is kept."""
+    """The contents of the result's file."""
     targets = default_targets()
     kernels = look(sources(), targets)
     return {"nvcc": nvcc_version(), "flags": FLAGS, "targets": targets, "kernels": kernels}
@@ -281,7 +282,7 @@ def widths_shown(counts: Mapping[str, int]) -> str:
 
 
 def report(result: Mapping[str, Any]) -> str:
-    """As Markdown."""
+    """The result as Markdown."""
     flags = " ".join(result["flags"])
     text = (
         f"nvcc {result['nvcc']}, {flags}; no GPU. Counts are of instructions in the code, not of those "

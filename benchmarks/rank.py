@@ -1,12 +1,12 @@
-"""Singular values and ranks: llr, torch, numpy, scipy and JAX, side by side in one run; proofs of ranks.
+"""Singular values and ranks by llr, torch, numpy, scipy and JAX, compared in one run; proofs of ranks.
 
     python benchmarks/rank.py                        # minutes; writes benchmarks/results/rank.{json,md}
     python benchmarks/rank.py --device cuda          # rank-NAME.{json,md}, with the GPU's name
     python benchmarks/rank.py --memory --scaling     # also peak memory, and rank_scaling.svg
-    python benchmarks/rank.py --quick                # tiny sizes: proves that it runs; writes only to --out
+    python benchmarks/rank.py --quick                # tiny sizes, to check that it runs; writes only to --out
 
-Every contender is called once per round, in an order shuffled anew each round; medians over the rounds are
-compared. Nothing is timed before all contenders agree. See benchmarks/README.md.
+Every contender is called once per round, in an order that is shuffled for each round; medians over the rounds
+are compared. Contenders are timed only after all agree. See benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "gram": GRAM_CASES,
 }
 CASES = SVD_CASES | RANK_CASES | BIG_CASES | PROOF_CASES
-GPU_CASES = SVD_CASES | GRAM_CASES | RANK_CASES | BIG_CASES  # proofs are a matter of the CPU
+GPU_CASES = SVD_CASES | GRAM_CASES | RANK_CASES | BIG_CASES  # proofs run on the CPU only
 
 RATIOS = (
     (TORCH, OP),
@@ -136,7 +136,7 @@ PROMISES: tuple[tuple[str, str, str, float], ...] = (
     ("proof-40", EXACT, "=", True),
     ("proof-40", SECONDS, "<", 10),
 )
-"""Case, what of it, how it compares, and with what."""
+"""Case, quantity, comparison, bound."""
 
 COMPARE = {"≥": operator.ge, "<": operator.lt, "=": operator.eq}
 BIG_RUNS = 3
@@ -149,7 +149,7 @@ def timed(
     seconds: float,
     excused: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The samples, medians and ratios of contenders that agree."""
+    """Time contenders: the samples, medians and ratios. Those in `excused` are not timed."""
     runs = {name: run for name, run in runs.items() if name not in (excused or {})}
     calls, samples = interleaved(runs, clock_of(settings.device), seconds, settings.quick)
     return {
@@ -173,7 +173,7 @@ def measure_svd(case: Matrices, settings: argparse.Namespace, jax: Any) -> dict[
 
 
 def measure_rank(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
-    """The rank of a Jacobian from model and samples, in as few rounds as there may be."""
+    """The rank of a Jacobian from model and samples, in the fewest rounds that are allowed."""
     model, x = network(case, settings.device)
     runs = {name: rank_contender(name, model, x) for name in RANKS}
     excused: dict[str, str] = {}
@@ -188,14 +188,14 @@ def measure_rank(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_gram(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
-    """J J' without J, and the J J' of torch."""
+    """J J' without computing J, and J J' by torch."""
     runs = gram_contenders(*network(case, settings.device))
     found = {"P": parameters(case), "bytes": jacobian_bytes(case), "difference": check_grams(runs)}
     return found | timed(runs, settings, settings.seconds)
 
 
 def measure_big(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
-    """A rank whose Jacobian would not fit, in processes of its own."""
+    """A rank whose Jacobian would not fit in memory, in separate processes."""
     point = Point(case, AUTO, str(settings.device), settings.threads)
     runs = [fresh(point, LONGEST) for _ in range(1 if settings.quick else BIG_RUNS)]
     found: dict[str, Any] = {"P": parameters(case), "bytes": jacobian_bytes(case), "runs": runs}
@@ -213,7 +213,7 @@ def measure_big(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def measure_proof(case: Proof, settings: argparse.Namespace) -> dict[str, Any]:
-    """A certified rank, and what torch says of the same Jacobian in float64 and in float32."""
+    """A certified rank, and torch's rank of the same Jacobian in float64 and in float32."""
     model, x = proof_network(case)
     runs, result = proof_contenders(model, x)
     J = jacobian_by_torch(model, x)
@@ -252,7 +252,7 @@ def measure(name: str, settings: argparse.Namespace, jax: Any) -> dict[str, Any]
 
 
 def expected(name: str, card: str) -> dict[str, float]:
-    """Seconds that the operators take on paper (docs/cuda.md), on a GPU known there."""
+    """Seconds that the operators should take by the model of docs/cuda.md, for the GPUs listed there."""
     if card not in GPUS:
         return {}
     if name in SVD_CASES:
@@ -269,7 +269,7 @@ def expected(name: str, card: str) -> dict[str, float]:
 
 
 def promises(cases: Mapping[str, Any], apply: bool) -> list[dict[str, Any]]:
-    """What was promised for the cases that ran, what was measured, and, where they apply, if it holds."""
+    """For the cases that ran: the promise, the measurement and, if promises apply, whether it holds."""
     rows = []
     for case, what, sign, bound in PROMISES:
         if case not in cases:
@@ -291,7 +291,7 @@ def promises(cases: Mapping[str, Any], apply: bool) -> list[dict[str, Any]]:
 
 
 def peaks(settings: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Case -> contender -> what it took at the peak of one call, each in a process of its own."""
+    """Case -> contender -> peak memory of one call, each measured in a separate process."""
     found: dict[str, dict[str, Any]] = {}
     for name in (name for name in settings.cases if name in RANK_CASES):
         case = RANK_CASES[name].quick if settings.quick else RANK_CASES[name]
@@ -353,7 +353,7 @@ def version_of(package: str) -> str | None:
 
 
 def failures(results: Mapping[str, Any]) -> list[str]:
-    """Processes that ended in an error: not those that took too long or were not tried."""
+    """Processes that ended in an error, without those that took too long or were not tried."""
     found = {name: case for name, case in results["cases"].items() if "missing" in case}
     for name, contenders in results["memory"].items():
         found |= {f"{name}, {contender}": facts for contender, facts in contenders.items()}

@@ -1,4 +1,4 @@
-"""What benchmarks/rank.py compares: singular values, ranks of Jacobians, and proofs of them."""
+"""The contenders of benchmarks/rank.py: singular values, ranks of Jacobians, and proofs of ranks."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ RANKS = (AUTO, GRAM, TSQR, SVD, TORCH_FUNC)
 """The contenders for the rank of a Jacobian."""
 
 DRIVERS = {f"{TORCH} {driver}": driver for driver in ("gesvd", "gesvdj", "gesvda")}
-"""cuSOLVER's routines by name; which one torch takes by itself depends on the size."""
+"""cuSOLVER's routines by name; torch's default among them depends on the size."""
 
 GRAM_OP, GRAM_DD = "torch.ops.llr.mlp_gram", "torch.ops.llr.mlp_gram double-double"
 GRAM_TORCH = "torch.func, J J'"
 GRAMS = (GRAM_OP, GRAM_DD, GRAM_TORCH)
-"""The contenders for a Gram matrix; on a GPU the operators as graphs too."""
+"""The contenders for a Gram matrix; on a GPU the operators also run as CUDA graphs."""
 
 AGREEMENT = 1e-12
 """Largest difference of two singular values, relative to the largest of their matrix."""
 
 LONG_AGREEMENT = 1e-11
-"""The same for Jacobians: LAPACK loses digits with the length of a row, here up to 268,801."""
+"""The same for Jacobians: LAPACK loses more digits for longer rows, which here have up to 268,801 entries."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Matrices:
 
 
 def matrices(case: Matrices, rank: int, device: torch.device) -> Tensor:
-    """Normal entries; below full rank, products of two normal factors."""
+    """Matrices with normal entries; for a rank below full, products of two normal factors."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(rows: int, columns: int) -> Tensor:
@@ -79,7 +79,7 @@ def matrices(case: Matrices, rank: int, device: torch.device) -> Tensor:
 
 
 def svd_contenders(A: Tensor, jax: Any) -> dict[str, Run]:
-    """All that is timed on a batch of matrices; what runs on the CPU only gets a copy there."""
+    """All contenders for a batch of matrices; those that run on the CPU only get a copy there."""
     on_cpu = A.cpu().numpy()
     runs: dict[str, Run] = {
         LLR: lambda: llr.svdvals(A),
@@ -115,7 +115,7 @@ def scipy_contenders(A: Any) -> dict[str, Run]:
         GESDD: lambda: [linalg.svd(a, compute_uv=False, lapack_driver="gesdd") for a in A]
     }
     gejsv = getattr(linalg.lapack, "dgejsv", None)
-    if gejsv is None or A.shape[-2] < A.shape[-1]:  # it takes no wide matrices
+    if gejsv is None or A.shape[-2] < A.shape[-1]:  # it does not accept wide matrices
         return runs
 
     def jacobi(a: Any) -> Any:
@@ -137,13 +137,14 @@ def check_svd(
 
     Args:
         runs: the contenders.
-        case: what they are given.
-        rank: of every matrix.
-        device: of the matrices. On a GPU what torch makes of cuSOLVER may fail; it is then not timed.
-        excused: takes those, and why.
+        case: the batch of matrices.
+        rank: the rank of every matrix.
+        device: of the matrices. On a GPU, contenders that use cuSOLVER through torch may fail; they are not
+            timed then.
+        excused: receives the contenders that failed, and why.
 
     Raises:
-        Disagreement: a difference that rounding does not explain, or a rank that is not ``rank``.
+        Disagreement: a difference too large to be rounding, or a rank that is not ``rank``.
     """
     reference = TORCH if device.type == "cpu" else NUMPY
     expected = as_tensor(runs[reference](), device)
@@ -163,7 +164,7 @@ def check_svd(
 
 
 def attempt(check: Callable[[], float | None], may_fail: bool) -> float | str | None:
-    """What a check returns; why it failed, if it may."""
+    """The result of a check; if it fails and may fail, the reason."""
     try:
         return check()
     except RuntimeError as error:
@@ -189,18 +190,18 @@ def check_rank(name: str, run: Run, case: Matrices, rank: int) -> None:
 
 
 def difference(name: str, other: str, values: Tensor, expected: Tensor, allowed: float) -> float:
-    """The largest difference of two batches of spectra, relative to sigma_1; refused if too large."""
+    """The largest difference of two batches of spectra, relative to sigma_1; an error if too large."""
     error = float((values.sub(expected).abs() / expected[..., :1]).max())
     if not error <= allowed:
         raise Disagreement(
-            f"{name} differs from {other} by {error:.1e} of sigma_1; allowed are {allowed:.0e}. "
+            f"{name} differs from {other} by {error:.1e} of sigma_1; at most {allowed:.0e} is allowed. "
             "Nothing was timed"
         )
     return error
 
 
 def as_tensor(values: Any, device: torch.device) -> Tensor:
-    """What any of the libraries returned, lists of arrays included."""
+    """Convert the result of any of the libraries, also a list of arrays, to a tensor."""
     if isinstance(values, list):
         values = torch.stack([torch.from_numpy(v) for v in values])
     elif not isinstance(values, Tensor):
@@ -215,7 +216,7 @@ def network(case: Case, device: torch.device) -> tuple[nn.Module, Tensor]:
 
 
 def jacobian_by_torch(model: nn.Module, x: Tensor) -> Tensor:
-    """The (n q, P) matrix as one would write it with torch alone."""
+    """The (n q, P) Jacobian, computed with torch alone."""
     values = {name: p.detach() for name, p in model.named_parameters()}
 
     def outputs(values: Mapping[str, Tensor], sample: Tensor) -> Tensor:
@@ -228,7 +229,7 @@ def jacobian_by_torch(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def rank_contender(name: str, model: nn.Module, x: Tensor) -> Run:
-    """Something to call for the rank of a model's Jacobian: `llr.rank` by some method, or torch."""
+    """A function that computes the rank of a model's Jacobian: by `llr.rank` with a method, or by torch."""
     if name == TORCH_FUNC:
         return lambda: torch.linalg.matrix_rank(jacobian_by_torch(model, x))
     method = name.removeprefix("llr ")
@@ -236,7 +237,7 @@ def rank_contender(name: str, model: nn.Module, x: Tensor) -> Run:
 
 
 def facts(result: Any) -> dict[str, Any]:
-    """What a contender says of a rank, for JSON; of torch's the number alone."""
+    """The result of a contender for JSON; for torch only the rank."""
     if isinstance(result, Tensor):
         return {"rank": int(result)}
     names = ("rank", "method", "reason", "path", "predicted_bytes", "actual_bytes", "bits", "exact")
@@ -246,13 +247,13 @@ def facts(result: Any) -> dict[str, Any]:
 def check_ranks(
     runs: Mapping[str, Run], model: nn.Module, x: Tensor, excused: dict[str, str] | None = None
 ) -> tuple[dict[str, Any], dict[str, float]]:
-    """What every contender says, and how far each spectrum is from LAPACK's, relative to sigma_1.
+    """The result of every contender, and the difference of its spectrum from LAPACK's, relative to sigma_1.
 
     Args:
         runs: the contenders.
         model: the network.
-        x: its samples. On a GPU torch's rank may be another than llr's; it is then not timed.
-        excused: takes why.
+        x: its samples. On a GPU, torch's rank may differ from llr's; torch is not timed then.
+        excused: receives the reason.
 
     Raises:
         Disagreement: two ranks, or two spectra, differ.
@@ -271,7 +272,7 @@ def check_ranks(
             errors[name] = difference(name, TORCH, spectrum, expected, LONG_AGREEMENT)
     ranks = {name: fact["rank"] for name, fact in said.items()}
     if x.is_cuda and excused is not None and ranks[TORCH_FUNC] != ranks[AUTO]:
-        excused[TORCH_FUNC] = f"it says {ranks.pop(TORCH_FUNC)}, llr {ranks[AUTO]}"
+        excused[TORCH_FUNC] = f"its rank is {ranks.pop(TORCH_FUNC)}, llr's is {ranks[AUTO]}"
     if len(set(ranks.values())) > 1:
         found = ", ".join(f"{name}: {rank}" for name, rank in ranks.items())
         raise Disagreement(f"the ranks differ ({found}); nothing was timed")
@@ -302,7 +303,7 @@ def check_grams(runs: Mapping[str, Run]) -> dict[str, float]:
     """The largest difference of each matrix from torch's, relative to the largest entry.
 
     Raises:
-        Disagreement: a difference that rounding does not explain.
+        Disagreement: a difference too large to be rounding.
     """
     expected = runs[GRAM_TORCH]()
     errors = {}
@@ -311,15 +312,15 @@ def check_grams(runs: Mapping[str, Run]) -> dict[str, float]:
         errors[name] = float((K - expected).abs().max() / expected.abs().max())
         if not errors[name] <= AGREEMENT:
             raise Disagreement(
-                f"{name} differs from {GRAM_TORCH} by {errors[name]:.1e} of the largest entry; allowed "
-                f"are {AGREEMENT:.0e}. Nothing was timed"
+                f"{name} differs from {GRAM_TORCH} by {errors[name]:.1e} of the largest entry; at "
+                f"most {AGREEMENT:.0e} is allowed. Nothing was timed"
             )
     return errors
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A tanh network with one output whose Jacobian has full column rank: exactly, not in floats."""
+    """A tanh network with one output whose exact Jacobian has full column rank, but not its rounded one."""
 
     widths: tuple[int, ...]
     n: int
@@ -357,7 +358,7 @@ def proof_network(case: Proof) -> tuple[nn.Module, Tensor]:
 
 
 def proof_contenders(model: nn.Module, x: Tensor) -> tuple[dict[str, Run], Any]:
-    """Finding a certificate, checking it, and torch's rank of the same Jacobian; and the certified rank.
+    """The contenders (finding a certificate, checking it, torch's rank), and the result of `llr.rank`.
 
     Raises:
         Disagreement: the certificate is not accepted.

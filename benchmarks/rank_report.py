@@ -148,7 +148,7 @@ def proof_table(cases: Mapping[str, Any]) -> str:
 
 
 def expected_table(cases: Mapping[str, Any]) -> str:
-    """What docs/cuda.md says, beside what was measured."""
+    """The times that docs/cuda.md expects, beside the measured times."""
     rows = [
         [
             name,
@@ -177,7 +177,7 @@ def memory_table(memory: Mapping[str, Any], cases: Mapping[str, Any]) -> str:
 
 
 def scaling_table(found: Mapping[str, Any]) -> str:
-    """How far every contender got, and why no further."""
+    """The largest case of every contender, and why it did not do larger ones."""
     rows = []
     for axis, sweep in found.items():
         for contender in dict.fromkeys(point["contender"] for point in sweep["points"]):
@@ -211,7 +211,7 @@ def report(results: Mapping[str, Any], figure: str = "rank_scaling.svg") -> str:
     medians = "" if rounds is None else f"Medians of {rounds} or more interleaved rounds; "
     text = [
         medians + summary(facts, "float64"),
-        *(f"**Not to be trusted: {warning}.**" for warning in results["warnings"]),
+        *(f"**Not reliable: {warning}.**" for warning in results["warnings"]),
     ]
     for part, draw in TABLES.items():
         if own := {name: case for name, case in cases.items() if case["part"] == part}:
@@ -225,7 +225,7 @@ def report(results: Mapping[str, Any], figure: str = "rank_scaling.svg") -> str:
     absent = [key for key in names if not facts[key]]
     text.append(
         f"{', '.join(there)}."
-        + (f" Not installed, and so without their part: {', '.join(absent)}." if absent else "")
+        + (f" Not installed, and not compared: {', '.join(absent)}." if absent else "")
     )
     kept = [
         [p["case"], p["of"], p["bound"], shown(p["of"], p["measured"]), VERDICTS[p["holds"]]]
@@ -233,7 +233,7 @@ def report(results: Mapping[str, Any], figure: str = "rank_scaling.svg") -> str:
     ]
     text.append(table(["case", "of", "promised", "measured", "holds"], kept))
     if not results["settings"]["promised"]:
-        text.append(f"Promised for {PROMISED}; this run is another.")
+        text.append(f"The promises are for {PROMISED}; this run has other settings.")
     if results["memory"]:
         text.append(memory_table(results["memory"], cases))
     if results["scaling"]:

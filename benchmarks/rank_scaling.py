@@ -1,6 +1,6 @@
-"""Time and memory of ranks, each measured in a process of its own, and how they grow with P and n.
+"""How time and memory of ranks grow with P and n; each point is measured in a separate process.
 
-benchmarks/rank.py runs this file as that process: ``python rank_scaling.py JSON`` prints what it measured.
+benchmarks/rank.py starts this file as that process: ``python rank_scaling.py JSON`` prints the measurement.
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from llr.inputs.memory import format_bytes
 
 CONTENDERS = (TORCH_FUNC, SVD, TSQR, GRAM, CERTIFIED)
 HOLD_J = {TORCH_FUNC: 3.5, SVD: 2.5}
-"""How often J lies in memory at the peak: measured were 3.0 and 2.1 times, and some margin."""
+"""Peak memory in multiples of J's size: measured 3.0 and 2.1, plus a margin."""
 
 LONGEST = 60.0  # s; a contender that takes longer is not tried on larger cases
-ENOUGH = 0.5  # s of calls make a median
+ENOUGH = 0.5  # s of calls are enough for a median
 MOST_CALLS = 9
 
 
 @dataclass(frozen=True)
 class Point:
-    """One contender on one case: what a process measures."""
+    """One contender on one case; a process measures one point."""
 
     case: Case
     contender: str
@@ -54,7 +54,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Sweep:
-    """Cases along which one size grows and the other stays."""
+    """Cases in which one size grows and the other is fixed."""
 
     fixed: str
     cases: tuple[Case, ...]
@@ -79,9 +79,9 @@ def jacobian_bytes(case: Case) -> int:
 
 
 def measure(point: Point) -> dict[str, Any]:
-    """Seconds and bytes of a rank in this process, which should have done nothing else.
+    """Seconds and bytes of a rank in this process, which should have done nothing else before.
 
-    A call with two samples comes first: the code and the thread pools are then there already.
+    A first call with two samples loads the code and starts the thread pools.
     """
     torch.set_num_threads(point.threads)
     device = torch.device(point.device)
@@ -115,7 +115,7 @@ def measure(point: Point) -> dict[str, Any]:
 
 
 def fresh(point: Point, longest: float) -> dict[str, Any]:
-    """What `measure` finds in a process of its own; "missing" says why there is nothing."""
+    """Run `measure` in a new process and return its result; if there is none, "missing" says why."""
     command = [sys.executable, __file__, json.dumps(asdict(point))]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=longest, check=False)
@@ -123,7 +123,7 @@ def fresh(point: Point, longest: float) -> dict[str, Any]:
         return {"missing": f"over {longest:g} s", "failed": False}
     if done.returncode:
         last = done.stderr.strip().rpartition("\n")[2] or "no message"
-        if done.returncode < 0:  # the kernel's answer to too much memory is signal 9
+        if done.returncode < 0:  # signal 9: the kernel ends processes that take too much memory
             last = f"ended by signal {-done.returncode}"
         return {"missing": last, "failed": True}
     return json.loads(done.stdout.splitlines()[-1])
@@ -135,18 +135,18 @@ def scaling(
     threads: int,
     run: Callable[[Point, float], dict[str, Any]],
 ) -> dict[str, Any]:
-    """Every contender along every sweep, up to where it takes too long or J does not fit.
+    """Measure every contender along every sweep, until it takes too long or J does not fit.
 
     Args:
-        sweeps: by the size that grows.
-        device: as torch names it.
-        threads: of torch.
+        sweeps: by the name of the size that grows.
+        device: the device.
+        threads: the number of torch's threads.
         run: `fresh`.
 
     Returns:
-        By sweep what is fixed, and the points: contender, case, n, P, bytes of J, and what `fresh` gives.
+        For each sweep the fixed size, and the points: contender, case, n, P, bytes of J, and `run`'s result.
     """
-    known: dict[Point, dict[str, Any]] = {}  # the sweeps cross
+    known: dict[Point, dict[str, Any]] = {}  # the sweeps have a case in common
     found: dict[str, Any] = {}
     for axis, sweep in sweeps.items():
         points = []
@@ -173,7 +173,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def too_large(case: Case, contender: str, free: int) -> dict[str, Any] | None:
-    """Why a contender is not even tried: machines do worse things than refuse when memory runs out."""
+    """Why a contender is not tried, or None. Running out of memory could stop other processes too."""
     needed = int(HOLD_J.get(contender, 0) * jacobian_bytes(case))
     if needed <= free:
         return None
@@ -183,7 +183,7 @@ def too_large(case: Case, contender: str, free: int) -> dict[str, Any] | None:
 def save_figure(scaling: Mapping[str, Any], path: Path) -> None:
     """Draw time and memory against P and against n; needs matplotlib.
 
-    Colours are those of `llr.results.figures`; markers tell the contenders apart without them.
+    Colours are those of `llr.results.figures`; markers distinguish the contenders without colours.
     """
     import matplotlib  # noqa: PLC0415 (optional: draws the figure)
     from matplotlib.figure import Figure  # noqa: PLC0415
@@ -214,7 +214,7 @@ def save_figure(scaling: Mapping[str, Any], path: Path) -> None:
                 panels[0, column].set_title(sweep["fixed"])
                 panels[-1, column].set_xlabel(columns[axis])
             panels[row, 0].set_ylabel(rows[quantity])
-        # Less than a few pages is noise, and a logarithmic axis would show nothing else.
+        # Values below a few pages are noise, and would take most of a logarithmic axis.
         panels[1, 0].set_ylim(bottom=1e5)
         handles, labels = panels[1, 0].get_legend_handles_labels()
         handles.append(panels[1, 0].plot([], [], "x", color="#666666", markersize=7)[0])
@@ -224,12 +224,12 @@ def save_figure(scaling: Mapping[str, Any], path: Path) -> None:
 
 
 def curves(panel: Any, points: Any, axis: str, quantity: str, colours: Any) -> None:
-    """One line per contender; a cross marks the largest case of one that ended early."""
+    """Draw one line per contender; a cross marks the largest case of a contender that ended early."""
     for contender, colour, marker in zip(CONTENDERS, colours, "os^Dv", strict=False):
         own = [point for point in points if point["contender"] == contender]
         shown = [point for point in own if point.get(quantity) is not None]
         x = [point[axis] for point in shown]
-        y = [max(point[quantity], 1e-6) for point in shown]  # no growth has no logarithm
+        y = [max(point[quantity], 1e-6) for point in shown]  # zero growth has no logarithm
         panel.plot(x, y, marker=marker, color=colour, label=contender)
         if shown and len(shown) < len(own):
             panel.plot(x[-1:], y[-1:], "x", color=colour, markersize=9, markeredgewidth=1.6)

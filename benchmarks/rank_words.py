@@ -1,14 +1,14 @@
-"""What the words of a rank are worth: random small networks, counted and proved, side by side.
+"""How often statements of `llr.rank` are wrong: random small networks, whose ranks are counted and proved.
 
     python benchmarks/rank_words.py                 # 4,000 networks; minutes
-    python benchmarks/rank_words.py --quick         # 40: proves that it runs
+    python benchmarks/rank_words.py --quick         # 40, to check that it runs
     python benchmarks/rank_words.py --count 500 --first 100000
 
-Two-layer, deep and narrow networks of seven activations, with planted degeneracies (copies, mirror images,
-dead and nearly equal neurons, weights of other sizes) on samples that repeat, mirror each other, lie on a
-line or crowd. Each is counted, also with its inputs and outputs in other units, and proved. Exit code 1 if a
-rank that is not ambiguous is wrong, or if too many that a gap of 1000 had called clear, and rightly, have
-become ambiguous.
+Two-layer, deep and narrow networks with seven activations have planted degeneracies: copies, mirror images,
+dead and nearly equal neurons, weights of other magnitudes. Samples may be repeated, mirrored, on a line, or
+close together. Each rank is counted, also with inputs and outputs in other units, and proved. The exit code
+is 1 if a rank that is not ambiguous is wrong. It is also 1 if too many ranks are ambiguous for which the rule
+"a gap of 1000 is clear" would give the right rank.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llr.inputs.activations import activation_layer
 from llr.linalg.spectrum import CLEAR_GAP
 
 F64 = torch.float64
-LOST = 0.02  # of those that were clear and right, at most so many may be ambiguous
+LOST = 0.02  # largest fraction of ambiguous ranks among those that the usual rule calls clear and gets right
 ACTIVATIONS = ("tanh", "sigmoid", "softplus", "gelu", "silu", "erf", "sin")
 NEURONS = ("copy", "no way out", "no way in", "mirror", "near", "other size")
 SAMPLES = ("repeated", "mirrored", "on a line", "crowded")
@@ -40,7 +40,7 @@ SAMPLES = ("repeated", "mirrored", "on a line", "crowded")
 
 @dataclass(frozen=True)
 class Sample:
-    """A network, its samples, and what was done to them."""
+    """A network, its samples, and a description of both."""
 
     model: nn.Sequential
     x: Tensor
@@ -114,7 +114,7 @@ def _degenerate(model: nn.Sequential, kind: str, choice: random.Random, normal: 
 
 
 def in_other_units(sample: Sample, choice: random.Random) -> tuple[nn.Sequential, Tensor]:
-    """The same function with every input and every output multiplied by a power of ten, up to rounding."""
+    """The same function, up to rounding, with every input and output multiplied by a power of ten."""
     model, x = sample.model, sample.x
 
     def units(count: int) -> Tensor:
@@ -141,14 +141,14 @@ def in_other_units(sample: Sample, choice: random.Random) -> tuple[nn.Sequential
 
 
 def by_gap(result: RankResult) -> tuple[int, bool]:
-    """The rank above eps times the short side, and whether the gap there is large: the usual rule."""
+    """The usual rule: the rank with rtol = eps times the short side, and whether the gap there is large."""
     again = llr.numerical_rank(torch.diag(result.spectrum), rtol=2.0**-52 * len(result.spectrum))
     return int(again.rank), float(again.gap) >= CLEAR_GAP
 
 
 @dataclass(frozen=True)
 class Row:
-    """What was said of a network."""
+    """The results for a network."""
 
     words: str
     counted: RankResult
@@ -178,7 +178,7 @@ def rows(seeds: Sequence[int]) -> Iterator[Row]:
 
 
 def report(found: Sequence[Row]) -> bool:
-    """Print the table; whether the promises hold."""
+    """Print the table, and return whether the promises hold."""
     total = len(found)
     counts: Counter[str] = Counter()
     wrong: list[str] = []
@@ -212,16 +212,17 @@ def report(found: Sequence[Row]) -> bool:
     share = lost / max(1, counts["usual: right and clear"])
     count, answer = zip(*(row.seconds for row in found), strict=True)
     print(
-        f"{total} networks; wrong and not ambiguous, or above what is proved: {len(wrong)}; of the right and "
-        f"clear ones ambiguous now {share:.2%} (at most {LOST:.0%})\n"
-        f"a count takes {1e3 * statistics.median(count):.2f} ms in the median, {1e3 * max(count):.0f} at "
-        f"most; an answer {1e3 * statistics.median(answer):.2f} and {1e3 * max(answer):.0f}"
+        f"{total} networks; ranks that are wrong and not ambiguous, or lower bounds above the proved rank: "
+        f"{len(wrong)}; ambiguous among those that the usual rule gets right and clear: {share:.2%} (at most "
+        f"{LOST:.0%})\n"
+        f"milliseconds, median and largest: count {1e3 * statistics.median(count):.2f} and "
+        f"{1e3 * max(count):.0f}; answer {1e3 * statistics.median(answer):.2f} and {1e3 * max(answer):.0f}"
     )
     return not wrong and (share <= LOST or total < 500)
 
 
 def main() -> None:
-    """Run, print, and exit with 1 where a promise is broken."""
+    """Run, print, and exit with 1 if a promise is broken."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--count", type=int, default=4000)
     parser.add_argument("--first", type=int, default=0)

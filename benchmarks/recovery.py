@@ -1,11 +1,11 @@
-"""Least squares from many starts: problems and recovered functions per second, by llr and by its peers.
+"""Least squares from many starts: problems and recovered functions per second, by llr and other libraries.
 
     python benchmarks/recovery.py              # some minutes; writes benchmarks/results/recovery.{json,md}
-    python benchmarks/recovery.py --quick      # tiny sizes: proves that it runs; writes only to --out
+    python benchmarks/recovery.py --quick      # tiny sizes, to check that it runs; writes only to --out
 
-One thread, the same targets, samples and starts for all; those who solve one problem after the other get a
-part of the starts. What a contender calls converged is checked before anything is timed. A second table has
-the sample sizes from which on strategies find the targets again.
+All contenders use one thread and the same targets, samples and starts; those that solve one problem after the
+other get a part of the starts. Before the timing, starts that a contender calls converged are checked. A
+second table shows how many samples strategies need to recover the targets.
 """
 
 from __future__ import annotations
@@ -68,12 +68,12 @@ PROMISES = (
     (BATCHED_SLOW, NATIVE_SLOW, 20.0, True),
     (TRF, NATIVE, 50.0, False),
 )
-"""The ratio at least, and whether the faster one must fit as many of its starts."""
-_PRODUCT = 512  # of square matrices, for the speed that this machine multiplies at
+"""Pair, smallest ratio, and whether the faster contender must fit as large a fraction of its starts."""
+_PRODUCT = 512  # size of square matrices whose product measures this machine's speed
 
 
 def measured(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
-    """Seconds per problem, one sample per round; what became of the problems; and the floor."""
+    """Seconds per problem, one sample per round; the fractions fitted and recovered; the least operations."""
     problems = Problems.of(case)
     ways = solvers()
     given = {name: share_of(name, problems) for name in ways}
@@ -101,8 +101,8 @@ def measured(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
 def operations(problems: Problems) -> dict[str, float]:
     """The least number of additions and multiplications of a problem with fast damping, on average.
 
-    What there is to do is counted as torch does it: outputs, Jacobians and systems. Not counted are
-    hyperbolic tangents, and what decides on steps.
+    The numbers of outputs, Jacobians and systems are those of the solver in torch operations. Hyperbolic
+    tangents and the choice of steps are not counted.
     """
     case = problems.case
     n, d, m, P = case.samples, case.d, case.width, case.parameters
@@ -123,7 +123,7 @@ def operations(problems: Problems) -> dict[str, float]:
         lm_reference.solve(functions, p.starts, p.x, p.y, p.which, DAMPING["fast"], TOL)
     trials, taken = (calls[name] / len(p.which) for name in ("outputs", "jacobian"))
     outputs = 2 * n * m * d + 3 * n * m + 3 * n
-    if n < P:  # JJ' from what goes into neurons and how the output depends on them
+    if n < P:  # JJ' from the inputs of neurons and the derivatives of the output
         normal = n * (n + 1) // 2 * (2 * d + 2 * m + 2 * m + 1) + 2 * n * m
         order, back = n, 2 * n * m * d + 2 * n * m
     else:
@@ -141,9 +141,9 @@ def operations(problems: Problems) -> dict[str, float]:
 
 
 def promises(cases: Mapping[str, Any], apply: bool) -> list[dict[str, Any]]:
-    """What was promised, what was measured, and, where it applies, if it holds.
+    """The promises, the measurements and, if promises apply, whether they hold.
 
-    As many starts are fitted if it is so up to two standard deviations.
+    "As many starts fitted" is checked up to two standard deviations.
     """
     rows = []
     for name, found in cases.items():
@@ -165,7 +165,7 @@ def promises(cases: Mapping[str, Any], apply: bool) -> list[dict[str, Any]]:
 def report(results: Mapping[str, Any]) -> str:
     """The results as Markdown."""
     text = ["# Recovery", summary(results["environment"], "float64")]
-    text += [f"**Not a quiet machine: {warning}.**" for warning in results["warnings"]]
+    text += [f"**Not reliable: {warning}.**" for warning in results["warnings"]]
     for name, found in results["cases"].items():
         text += [_case(name, found), _rows(found), _floor(found)]
     kept = [

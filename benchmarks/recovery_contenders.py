@@ -1,8 +1,8 @@
-"""What solves the problems of recovery.py: llr, and the least squares of torch, scipy and optimistix.
+"""The contenders of recovery.py: llr, and least squares in torch operations, in scipy and in optimistix.
 
-All of them minimise the same sums of squares of two-layer tanh networks from the same starts, and stop a
-start by the same rule where they let us: it has converged, or is given up after so many trial steps, or after
-so many in a row that did not lower the sum by a percent.
+All minimise the same sums of squares of two-layer tanh networks from the same starts. If possible, all stop
+by the same rule: a start has converged, or it is given up after a number of trial steps, or after a number of
+consecutive steps that did not lower the sum by a given fraction.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from llr.recovery import Target, initial, levenberg_marquardt, lm_reference
 from llr.recovery.damping import DAMPING, Damping
 
 TOL = 1e-20
-"""A start has converged where its sum of squared residuals, relative to the targets', is at most this."""
+"""A start has converged if its sum of squared residuals, relative to that of the targets, is at most this."""
 
-FRESH = 256  # points at which functions are compared
-RECOVERED = 1e-8  # relative squared error there
-_OWN_PATIENCE = 1000  # evaluations that scipy gets when it stops by its own tolerances
+FRESH = 256  # new points at which functions are compared
+RECOVERED = 1e-8  # largest relative squared error there
+_MOST_EVALUATIONS = 1000  # for scipy, if it stops by its own tolerances
 
 NATIVE, NATIVE_SLOW = "llr, fast", "llr, slow"
 BATCHED, BATCHED_SLOW = "torch ops, fast", "torch ops, slow"
 TRF, TRF_OWN, MINPACK, OPTIMISTIX = "scipy trf", "scipy trf, own stop", "scipy lm", "optimistix"
 SLOW_ONES = (TRF, TRF_OWN, MINPACK)
-"""They get every few of the starts."""
+"""Contenders that get only `Case.few` starts of each target."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Case:
     samples: int
     targets: int = 32
     starts: int = 64  # for each target
-    few: int = 2  # of these, for those that solve one problem after the other
+    few: int = 2  # starts for contenders that solve one problem after the other
 
     @property
     def parameters(self) -> int:
@@ -62,7 +62,7 @@ CASES = {"narrow": Case(5, 3, 3, 24), "wide": Case(3, 3, 10, 30)}
 
 @dataclass(frozen=True)
 class Problems:
-    """A case with its numbers; a data set for each target, and all starts one after the other."""
+    """The tensors of a case: a data set for each target, and all starts in one tensor."""
 
     case: Case
     model: TwoLayer
@@ -112,11 +112,11 @@ class Problems:
 
 
 class Ends(NamedTuple):
-    """What a contender makes of all its starts."""
+    """The results of a contender for all its starts."""
 
     theta: Tensor
     converged: Tensor
-    """As it says itself."""
+    """As the contender reports it."""
 
 
 Solver = Callable[[Problems], Ends]
@@ -144,15 +144,15 @@ def by_torch(damping: str) -> Solver:
 
 
 class _Stopped(Exception):
-    """Where a start ends by our rule, thrown through scipy."""
+    """Raised through scipy when a start ends by our rule."""
 
 
 class _Watch:
-    """A two-layer network for scipy, and our rule for its evaluations, which are trial steps."""
+    """A two-layer network for scipy. It applies our stopping rule to evaluations, which are trial steps."""
 
-    def __init__(self, x: Any, y: Any, patience: Damping | None, missing: int) -> None:
-        self.x, self.y, self.patience = x, y[:, 0], patience
-        self.missing = missing  # residuals, as many as parameters, that MINPACK wants: zeros
+    def __init__(self, x: Any, y: Any, rule: Damping | None, missing: int) -> None:
+        self.x, self.y, self.rule = x, y[:, 0], rule
+        self.missing = missing  # zeros to append: MINPACK needs as many residuals as parameters
         self.goal, self.best = TOL * float(self.y @ self.y), np.inf
         self.theta: Any = None
         self.stalled = self.count = 0
@@ -165,13 +165,13 @@ class _Watch:
         w, a = self._parts(theta)
         r = np.tanh(self.x @ w.T) @ a - self.y
         loss = float(r @ r)
-        progress = loss <= self.best * (1 - (self.patience.progress if self.patience else 0.0))
+        progress = loss <= self.best * (1 - (self.rule.progress if self.rule else 0.0))
         self.stalled = 0 if progress else self.stalled + 1
         if loss < self.best:
             self.theta, self.best = theta.copy(), loss
         self.count += 1
-        stopped = self.patience is not None and (
-            self.stalled >= self.patience.stall or self.count > self.patience.iterations
+        stopped = self.rule is not None and (
+            self.stalled >= self.rule.stall or self.count > self.rule.iterations
         )
         if loss <= self.goal or stopped:
             raise _Stopped
@@ -185,14 +185,14 @@ class _Watch:
         return np.pad(np.concatenate([first, hidden], 1), ((0, self.missing), (0, 0)))
 
 
-def by_scipy(method: str, patience: Damping | None) -> Solver:
-    """One problem after the other; without patience it stops by its own tolerances, the least there are."""
+def by_scipy(method: str, rule: Damping | None) -> Solver:
+    """One problem after the other; without a rule it stops by scipy's smallest tolerances."""
 
     def solve(p: Problems) -> Ends:
         ends, converged = [], []
         few = max(0, p.case.parameters - p.case.samples) if method == "lm" else 0
         for start, which in zip(p.starts.numpy(), p.which.tolist(), strict=True):
-            watch = _Watch(p.x[which].numpy(), p.y[which].numpy(), patience, few)
+            watch = _Watch(p.x[which].numpy(), p.y[which].numpy(), rule, few)
             tolerances = dict.fromkeys(("xtol", "ftol", "gtol"), 1e-15)
             with suppress(_Stopped):
                 least_squares(
@@ -200,7 +200,7 @@ def by_scipy(method: str, patience: Damping | None) -> Solver:
                     start,
                     watch.jacobian,
                     method=method,
-                    max_nfev=_OWN_PATIENCE,
+                    max_nfev=_MOST_EVALUATIONS,
                     **tolerances,
                 )
             ends.append(watch.theta)
@@ -211,7 +211,7 @@ def by_scipy(method: str, patience: Damping | None) -> Solver:
 
 
 def by_optimistix() -> Solver | None:
-    """All starts at once, compiled; None if it is not installed."""
+    """All starts at once, compiled; None if optimistix is not installed."""
     if importlib.util.find_spec("optimistix") is None:
         return None
     import jax  # noqa: PLC0415 (optional: adds a row)
@@ -267,17 +267,17 @@ def share_of(name: str, problems: Problems) -> Problems:
 
 
 class Shares(NamedTuple):
-    """Of starts."""
+    """Fractions of the starts."""
 
     fitted: float
     recovered: float
 
 
 def judge(name: str, problems: Problems, ends: Ends) -> Shares:
-    """How many starts fit their data, and how many are the target at fresh points, too.
+    """The fraction of starts that fit their data, and of those that equal the target at new points too.
 
     Raises:
-        SystemExit: it says of a start that it has converged, and that is not so.
+        SystemExit: a contender reports a start as converged that has not converged.
     """
     outputs = problems.functions.outputs
 
@@ -290,8 +290,8 @@ def judge(name: str, problems: Problems, ends: Ends) -> Shares:
     if bool(wrong.any()):
         worst = float(on_samples[wrong].nan_to_num(torch.inf).max())
         raise SystemExit(
-            f"{name} says that {int(wrong.sum())} starts have converged; they have relative errors of up "
-            f"to {worst:.3g}, expected {TOL:g}"
+            f"{name} reports {int(wrong.sum())} starts as converged that have relative errors of up to "
+            f"{worst:.3g}; expected at most {TOL:g}"
         )
     fresh = problems.fresh.expand(len(problems.x), -1, -1)
     recovered = ends.converged & (errors(fresh, problems.values) < RECOVERED)

@@ -1,4 +1,4 @@
-"""From how many samples on does a strategy find targets again? A table for recovery.py."""
+"""How many samples strategies need to recover targets: a table for recovery.py."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from llr.recovery.lm_reference import of_mlp
 from llr.recovery.train import GD, train
 
 ENOUGH = 0.95
-"""Of the targets, recovered."""
+"""The fraction of targets that must be recovered."""
 
-WIDE = 50  # neurons of the net that descends
+WIDE = 50  # neurons of the net for gradient descent
 _RATE, _MOMENTUM, _SMALL = 0.05, 0.9, 1e-3
 BUDGET = 20_000  # starts
 
@@ -53,7 +53,7 @@ Strategy = Callable[[Sequence[Target], int, bool], list[bool]]
 
 
 def by_search(targets: Sequence[Target], n: int, quick: bool) -> list[bool]:
-    """``recover``, of which only what it calls recovered counts."""
+    """``recover``; only results that it calls recovered count."""
     found = []
     for seed, target in enumerate(targets):
         x, y = target.sample(n, seed=seed)
@@ -65,7 +65,7 @@ def by_search(targets: Sequence[Target], n: int, quick: bool) -> list[bool]:
 
 
 def by_descent(targets: Sequence[Target], n: int, quick: bool) -> list[bool]:
-    """Gradient descent with momentum, a wide net, small initial parameters; one start for each target."""
+    """Gradient descent with momentum for a wide net with small initial parameters; one start per target."""
     d = targets[0].model[0].in_features
     model = TwoLayer(d, WIDE, bias=False)
     samples = [target.sample(n, seed=seed) for seed, target in enumerate(targets)]
@@ -88,7 +88,7 @@ STRATEGIES: dict[str, Strategy] = {
 
 
 def measured(quick: bool) -> list[dict[str, Any]]:
-    """Shares of targets that are recovered, by family, strategy and sample size."""
+    """The fraction of recovered targets, by family, strategy and sample size."""
     rows = []
     for family in FAMILIES[:1] if quick else FAMILIES:
         targets = family.targets(2 if quick else TARGETS)
@@ -112,7 +112,7 @@ def measured(quick: bool) -> list[dict[str, Any]]:
 
 
 def smallest(shares: Mapping[int, float]) -> int | None:
-    """From which sample size on, of those looked at, enough targets are recovered."""
+    """The smallest tested sample size from which on enough targets are recovered, or None."""
     good = None
     for n in sorted(shares, reverse=True):
         if shares[n] < ENOUGH:
@@ -122,7 +122,7 @@ def smallest(shares: Mapping[int, float]) -> int | None:
 
 
 def report(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The table, and what it says."""
+    """The table with its heading, as Markdown."""
     shown = []
     for row in rows:
         n = row["smallest_n"]

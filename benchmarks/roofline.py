@@ -1,9 +1,9 @@
-"""The tables of docs/cuda.md: what the CUDA kernels should take, on paper.
+"""The tables of docs/cuda.md: expected times of the CUDA kernels.
 
     python benchmarks/roofline.py              # prints them
     python benchmarks/roofline.py --update     # writes them into the page
 
-Sizes are those of the other benchmarks; gpu_model.py does the reckoning, from results/inner_loops.json and
+Sizes are those of the other benchmarks. gpu_model.py does the calculations, with results/inner_loops.json and
 results/machine_code.json.
 """
 
@@ -60,7 +60,7 @@ def devices() -> str:
 
 
 def occupancies() -> str:
-    """What registers and shared memory leave, from machine_code.json."""
+    """The warps that registers and shared memory allow, from machine_code.json."""
     found = json.loads((RESULTS / "machine_code.json").read_text())["kernels"]
     head = ["kernel", "threads", "registers", "shared memory", "warps at once", "", ""]
     rows = []
@@ -82,7 +82,7 @@ def occupancies() -> str:
 
 
 def writing() -> str:
-    """A warp's turn of the loop that writes rows: 512 bytes."""
+    """One iteration by a warp of the loop that writes rows: 512 bytes."""
     found = json.loads((RESULTS / "machine_code.json").read_text())["kernels"]["jacobian.cu"]
     head = [
         "kernel, GPU",
@@ -184,7 +184,7 @@ def singular_values(gpu: Gpu) -> str:
 
 
 def tables() -> str:
-    """All of them, as Markdown."""
+    """All tables, as Markdown."""
     text = ["#### GPUs", devices(), "#### Occupancy", occupancies()]
     text += ["#### Writing rows, in cycles of a multiprocessor", writing()]
     for gpu in (GPUS[name] for name in SHOWN):
@@ -197,7 +197,7 @@ def tables() -> str:
 
 
 def updated(page: str) -> str:
-    """The page with these tables in place of those that it has."""
+    """The page, with its tables replaced by these."""
     before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not end:

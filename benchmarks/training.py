@@ -1,12 +1,12 @@
-"""Steps per second of an ensemble in training: llr and what one would write with torch, in one run.
+"""Training steps per second of an ensemble: llr and plain torch code, compared in one run.
 
     python benchmarks/training.py                    # 2 minutes; writes benchmarks/results/training.{json,md}
     python benchmarks/training.py --device cuda      # training-NAME.{json,md}, with the GPU's name
-    python benchmarks/training.py --quick            # tiny sizes: proves that it runs; writes only to --out
+    python benchmarks/training.py --quick            # tiny sizes, to check that it runs; writes only to --out
 
-Every contender takes the same steps of gradient descent with momentum from the same starts, and nothing is
-timed before all agree on where they end. The loop over modules takes a few of the members; what is compared
-is the time per step and member.
+Every contender takes the same steps of gradient descent with momentum from the same starts. Contenders are
+timed only after all agree on the final parameters. The loop over modules trains only a few members; the time
+per step and member is compared.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ RATIOS = ((AUTOGRAD, LLR), (VMAP, LLR), (LOOP, LLR))
 
 LR, MOMENTUM = 0.02, 0.9
 LOOPED = 8  # members that the loop trains
-AGREE = 1e-10  # parameters, at the end
+AGREE = 1e-10  # largest difference of final parameters
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ CASES = {
 
 @dataclass(frozen=True)
 class Problem:
-    """A case with its numbers."""
+    """The model and the tensors of a case."""
 
     case: Case
     model: nn.Sequential
@@ -105,7 +105,7 @@ def by_llr(problem: Problem) -> Training:
 
 
 def by_vmap(problem: Problem) -> Tensor:
-    """One gradient of one member's loss, mapped over the members."""
+    """The gradient of one member's loss, mapped over the members by vmap."""
 
     def loss(parameters: Mapping[str, Tensor]) -> Tensor:
         r = functional_call(problem.model, dict(parameters), (problem.x,)) - problem.y
@@ -122,7 +122,7 @@ def by_vmap(problem: Problem) -> Tensor:
 
 
 def by_autograd(problem: Problem) -> Tensor:
-    """All members in one graph of batched products, and one optimiser for the stacked parameters."""
+    """All members in one autograd graph of batched products, with one optimiser for all parameters."""
     parameters = list(problem.parts(problem.starts).values())
     for p in parameters:
         p.requires_grad_()
@@ -139,7 +139,7 @@ def by_autograd(problem: Problem) -> Tensor:
 
 
 def by_loop(problem: Problem) -> Tensor:
-    """One module after the other, the first few."""
+    """One module after the other, for the first few members."""
     ends = []
     for start in problem.starts[:LOOPED]:
         nn.utils.vector_to_parameters(start.clone(), problem.model.parameters())
@@ -154,7 +154,7 @@ def by_loop(problem: Problem) -> Tensor:
 
 
 def contenders(problem: Problem) -> dict[str, Callable[[], object]]:
-    """Name -> what to time, after all agree on where the members end."""
+    """Name -> function to time, after a check that all agree on the members' final parameters."""
     expected = by_llr(problem).theta
     others: dict[str, Callable[[Problem], Tensor]] = {
         AUTOGRAD: by_autograd,
@@ -188,7 +188,7 @@ def measured(case: Case, settings: argparse.Namespace) -> dict[str, Any]:
 
 
 def report(results: Mapping[str, Any]) -> str:
-    """Steps per second, and how much less time llr takes than the others."""
+    """Steps per second, and the ratios of the other contenders' times to llr's, as Markdown."""
     names = (LLR, AUTOGRAD, VMAP, LOOP)
     head = ["case", "widths", "n", "members", *names, *(f"{a} / {b}" for a, b in RATIOS)]
     rows = []
@@ -213,7 +213,7 @@ def report(results: Mapping[str, Any]) -> str:
         "",
         table(head, rows),
     ]
-    lines += [f"\n**Not to be trusted: {warning}.**" for warning in results["warnings"]]
+    lines += [f"\n**Not reliable: {warning}.**" for warning in results["warnings"]]
     return "\n".join(lines) + "\n"
 
 

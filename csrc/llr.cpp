@@ -1,5 +1,5 @@
-// Defines the operators, and the small module that tells how this library was built. Nothing else:
-// implementations register themselves, from the folders cpu and cuda of each operator.
+// Defines the operators, and the small module that reports how this library was built. The implementations
+// register themselves, in the folders cpu and cuda of each operator.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <torch/version.h>

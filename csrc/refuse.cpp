@@ -1,5 +1,5 @@
-// What an operator says to tensors that it has no kernel for: sparse, quantized and nested ones, other devices. Torch's
-// dispatcher would answer with a list of its own kernels.
+// Error messages for tensors that an operator has no kernel for: sparse, quantized and nested tensors, other
+// devices. Otherwise torch's dispatcher would print a list of its own kernels.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/stack.h>
 #include <c10/core/Layout.h>
@@ -52,16 +52,16 @@ void refuse(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   TORCH_CHECK(false, name, ": no kernel for these tensors; expected strided ones, all on the CPU or on one GPU");
 }
 
-// Of operators that functorch cannot call once for every sample: they write into an argument, or take lists.
+// For operators that functorch cannot call once for every sample: they write into an argument, or take lists.
 template <const char* const& advice>
 void refuse_vmap(const c10::OperatorHandle& op, torch::jit::Stack*) {
-  TORCH_CHECK(false, name_of(op), ": torch.vmap cannot go through it; ", advice);
+  TORCH_CHECK(false, name_of(op), ": torch.vmap does not support this operator; ", advice);
 }
 
 constexpr const char* without_out = "mlp_jacobian without out can";
-constexpr const char* own_batch = "it takes a batch of parameter points itself, as weights of shape (B, out, in)";
+constexpr const char* own_batch = "pass a batch of parameter points instead, as weights of shape (B, out, in)";
 constexpr const char* in_place = "add to one matrix after the other";
-constexpr const char* one_answer = "it has one answer for all tensors of its list";
+constexpr const char* one_answer = "it returns one number for all tensors of its list";
 
 int64_t first_nonfinite_of_others(at::TensorList tensors) {
   TORCH_CHECK(tensors.empty(), "first_nonfinite: tensors[0] is on ", tensors[0].device(), " and has the layout ",

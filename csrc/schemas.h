@@ -1,4 +1,4 @@
-// The operators' schemas: one list for the library and for the tests' emulation of its CUDA part.
+// The operators' schemas, used by the library and by the tests' emulation of its CUDA part.
 #pragma once
 
 #include <torch/library.h>
@@ -6,7 +6,8 @@
 namespace llr {
 
 inline void define_operators(torch::Library& m) {
-  // The out overload returns nothing: torch.compile takes no custom operator that returns its argument.
+  // The out overload returns nothing: torch.compile does not support custom operators that return an
+  // argument.
   m.def(
       "mlp_jacobian(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
       "int[]? columns=None) -> Tensor");
@@ -20,7 +21,8 @@ inline void define_operators(torch::Library& m) {
   m.def(
       "mlp_gram(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, int[]? columns=None, "
       "bool double_double=False) -> Tensor");
-  // The same, and for each row of the Jacobian (by sample and output) a bound of its error as computed in float64.
+  // The same, and for each row of the Jacobian (sample and output) a bound of its error as computed in
+  // float64.
   m.def(
       "mlp_jacobian_with_error(Tensor x, Tensor[] weights, Tensor?[] biases, str activation, "
       "int[]? columns=None) -> (Tensor, Tensor)");

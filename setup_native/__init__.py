@@ -1,5 +1,5 @@
-"""What setup.py works out about the native library: what is on this machine, and what is built with it.
+"""How setup.py decides what to build of the native library.
 
-tools.py finds torch and the C++ compiler, cuda.py what the CUDA kernels are built with, extension.py has the
-sources and options of the library, decision.py puts it together.
+tools.py finds torch and the C++ compiler, cuda.py finds the tools for the CUDA kernels, extension.py has the
+sources and options of the library, and decision.py combines them.
 """

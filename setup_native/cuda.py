@@ -1,4 +1,4 @@
-"""Finds what the CUDA kernels are built with."""
+"""Finds the tools that the CUDA kernels are built with."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from setup_native.tools import REBUILD, AbsentError
 
 @dataclass(frozen=True)
 class Cuda:
-    """What the CUDA kernels are built with, and for."""
+    """The tools that the CUDA kernels are built with, and the target architectures."""
 
     nvcc: Path
     release: str  # of nvcc, as "13.0"
-    host: str  # the C++ compiler that nvcc leaves the host's code to
+    host: str  # the C++ compiler that nvcc uses for the host's code
     runtime: Path  # the libcudart that torch has loaded: kernels and torch have to share one
     archs: list[str]  # in the notation of TORCH_CUDA_ARCH_LIST
 
     def headers(self) -> list[str]:
-        """Where the runtime's headers are: where nvcc looks for them, and beside the runtime.
+        """The folders of the runtime's headers: those that nvcc searches, and the one beside the runtime.
 
-        In torch's wheels some are missing, which come with nvcc; and these two may be in different
-        environments, one on top of the other.
+        Both are needed: torch's wheels lack some headers that come with nvcc, and torch and nvcc may be in
+        different environments, one on top of the other.
         """
         ask = [str(self.nvcc), "-ccbin", self.host, "--dryrun", "nothing.cu"]
         answer = subprocess.run(ask, capture_output=True, text=True, check=False)
         found = re.findall(r'^#\$ INCLUDES="-I(.*?)"', answer.stderr, re.MULTILINE)
         found.append(str(self.runtime.parents[1] / "include"))
-        # Resolved: links to one toolkit are no reason to compile anew. The system's own headers would
-        # lose their place in the order.
+        # Resolved, so that another link to the same toolkit does not cause a rebuild. Without /usr/include,
+        # because naming it would change the compiler's search order.
         paths = [str(Path(path).resolve()) for path in found]
         return [path for path in paths if path != "/usr/include"]
 
@@ -51,10 +51,13 @@ class Cuda:
 
 
 def find_cuda(torch: Any, command: str) -> Cuda:
-    """What the CUDA kernels are built with; an AbsentError says why they are not.
+    """Return the tools that the CUDA kernels are built with.
 
-    What decides is the compiler and the kind of torch, never whether a GPU is visible here:
+    The decision depends on the compiler and on the build of torch, not on whether a GPU is visible: container
     images are built on machines without one.
+
+    Raises:
+        AbsentError: the kernels cannot be built; the message says why.
     """
     if os.environ.get("LLR_CUDA") == "0":
         raise AbsentError("LLR_CUDA=0 was set")
@@ -73,15 +76,15 @@ def find_cuda(torch: Any, command: str) -> Cuda:
     unknown = [arch for arch in archs if not re.fullmatch(r"\d+\.\d[af]?(\+PTX)?", arch)]
     if unknown:
         raise SystemExit(
-            f"TORCH_CUDA_ARCH_LIST: {unknown[0]!r} is not an architecture as 9.0 or 9.0+PTX. Name "
-            "those, leave it out, or set LLR_CUDA=0 to install without the CUDA kernels."
+            f"TORCH_CUDA_ARCH_LIST: {unknown[0]!r} is not an architecture such as 9.0 or 9.0+PTX. Correct "
+            "the variable, unset it, or set LLR_CUDA=0 to install without the CUDA kernels."
         )
     host = [word for word in shlex.split(command) if not word.startswith("-")][-1]
     return Cuda(nvcc, release, host, runtime, archs)
 
 
 def find_nvcc(wanted: str) -> tuple[Path, str]:
-    """The nvcc to use, with its release: the first one here of the major version of torch's CUDA."""
+    """Return the path and release of the first nvcc whose major version is that of torch's CUDA."""
     major = wanted.split(".")[0]
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if home:
@@ -89,7 +92,7 @@ def find_nvcc(wanted: str) -> tuple[Path, str]:
     else:
         on_path = shutil.which("nvcc")
         places = [Path(on_path)] if on_path else []
-        # Where PyPI's packages put it, and where the toolkit does.
+        # The folder of PyPI's packages, then that of the toolkit.
         places += [Path(site, "nvidia", f"cu{major}", "bin", "nvcc") for site in sys.path]
         places.append(Path("/usr/local/cuda/bin/nvcc"))
     others = []
@@ -99,10 +102,10 @@ def find_nvcc(wanted: str) -> tuple[Path, str]:
             if release.split(".")[0] == major:
                 return nvcc, release
             others.append(f"{release} ({nvcc})")
-    # PyPI's packages for CUDA 12 have no nvcc in them.
+    # PyPI's packages for CUDA 12 do not contain nvcc.
     package = f'`pip install "cuda-toolkit[nvcc]=={wanted}.*"`'
     source = package if int(major) >= 13 else f"NVIDIA's toolkit for CUDA {wanted}"
-    advice = f"{source} brings one, then `{REBUILD}`"
+    advice = f"install it with {source}, then run `{REBUILD}`"
     if home:
         advice += f" without CUDA_HOME={home}"
     if not others:
@@ -114,21 +117,21 @@ def find_nvcc(wanted: str) -> tuple[Path, str]:
 
 
 def release_of(nvcc: Path) -> str:
-    """As "13.0"."""
+    """Return the release of this nvcc, such as "13.0"."""
     answer = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False)
     release = re.search(r"release (\d+\.\d+)", answer.stdout)
     if not release:
         raise SystemExit(
-            f"{nvcc} --version names no release: {(answer.stdout + answer.stderr).strip()}. Set "
+            f"{nvcc} --version prints no release: {(answer.stdout + answer.stderr).strip()}. Set "
             "CUDA_HOME to another CUDA, or LLR_CUDA=0 to install without the CUDA kernels."
         )
     return release[1]
 
 
 def default_archs(nvcc: Path) -> list[str]:
-    """One architecture per generation since Ampere, and PTX for what comes after this nvcc.
+    """One architecture per generation since Ampere, and PTX for generations that this nvcc does not know.
 
-    What is compiled for 8.0 runs on every GPU 8.x.
+    Code compiled for 8.0 runs on every GPU 8.x.
     """
     answer = subprocess.run([nvcc, "--list-gpu-code"], capture_output=True, text=True, check=True)
     known = sorted(map(int, re.findall(r"^sm_(\d+)$", answer.stdout, re.MULTILINE)), reverse=True)

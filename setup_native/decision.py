@@ -1,4 +1,4 @@
-"""Decides what is built, and says why a part is left out."""
+"""Decides what is built, and why a part is left out."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from setup_native.tools import AbsentError, asked, find_compiler, import_torch
 
 
 def refuse_if_demanded(absent: AbsentError) -> None:
-    """Ends the build where LLR_CUDA=1 asks for what is absent."""
+    """End the build if LLR_CUDA=1 was set although something that the CUDA kernels need is absent."""
     if os.environ.get("LLR_CUDA") == "1":
         raise SystemExit(f"LLR_CUDA=1, but {absent}.") from absent
 
 
 def decide() -> tuple[dict[str, Any], list[Extension]]:
-    """The facts for llr/_build.json, and the extensions to build: one, or none."""
+    """Return the facts for llr/_build.json, and the extensions to build: one or none."""
     facts: dict[str, Any] = {
         "native": False,
         "reason": "",
@@ -45,8 +45,8 @@ def decide() -> tuple[dict[str, Any], list[Extension]]:
         print(f"llr: installing without the native library: {absent}", file=sys.stderr)
         return facts, []
     os.environ["CXX"] = command  # so that torch compiles and setuptools links with the same one
-    # torch's wheels carry gcc's OpenMP runtime. Code from clang needs another, and two of them in
-    # a process fight for the cores: such a build runs its loops on one thread.
+    # torch's wheels contain gcc's OpenMP runtime. Code from clang needs another one, and two runtimes in one
+    # process compete for the cores. So a build with clang runs its loops on one thread.
     facts["openmp"] = sys.platform == "linux" and "clang" not in facts["compiler"].lower()
     facts["sanitize"] = asked("LLR_SANITIZE")
     facts["native"] = True

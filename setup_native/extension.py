@@ -19,25 +19,25 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def system_headers(folders: list[str]) -> list[str]:
-    """The options that name these folders as the system's."""
+    """Compiler options that declare these folders as system headers."""
     return [argument for folder in folders for argument in ("-isystem", folder)]
 
 
 def native_extension(openmp: bool, cuda: Cuda | None) -> Extension:
-    """``llr._C``, with OpenMP and CUDA kernels if asked for."""
-    if cuda:  # torch's builder looks when it is imported
+    """Return the extension ``llr._C``, with OpenMP and CUDA kernels if asked for."""
+    if cuda:  # torch's builder reads CUDA_HOME when it is imported
         os.environ["CUDA_HOME"] = str(cuda.nvcc.parents[1])
     cpp_extension = importlib.import_module("torch.utils.cpp_extension")
     sources = [*relative("csrc/*.cpp"), *relative("csrc/*/*.cpp"), *relative("csrc/*/cpu/*.cpp")]
     headers = cpp_extension.include_paths() + (cuda.headers() if cuda else [])
-    # Named as system headers, torch's own stay silent under -Wall -Wextra; a compiler drops the -I
-    # that torch's builder adds for the same directory.
+    # As system headers, torch's headers cause no warnings under -Wall -Wextra. The compiler ignores the -I
+    # that torch's builder adds for the same folder.
     compile_args = system_headers(headers)
-    # Portable code: no -march, csrc/common/cpu/simd.h picks the instructions when it runs. And no
-    # -ffast-math: ranks hang on the last bits, and NaN must be seen. These flags only let sums be
-    # fused and drop errno and floating-point traps, which nothing here reads.
+    # Portable code: no -march, because csrc/common/cpu/simd.h chooses the instructions at run time. No
+    # -ffast-math, because ranks depend on the last bits, and NaN must be detected. These flags only allow
+    # fused multiply-adds and drop errno and floating-point traps, which this code does not use.
     compile_args += ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
-    # torch 2.11's builder would say C++17.
+    # The builder of torch 2.11 would choose C++17.
     compile_args += ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wextra"]
     link_args = []
     if openmp:
@@ -53,9 +53,9 @@ def native_extension(openmp: bool, cuda: Cuda | None) -> Extension:
         compile_args.append(f"-DLLR_CUDA_ARCHS={' '.join(cuda.archs)}")
         nvcc_args = ["-O3", "-std=c++17", "-Xcompiler=-fvisibility=hidden,-Wall"]
         nvcc_args += ["-ccbin", cuda.host, *cuda.gencode(), *system_headers(cuda.headers())]
-        # By its path: in torch's wheels it has no name that -lcudart would find.
+        # By its path: in torch's wheels -lcudart would not find it.
         link_args.append(str(cuda.runtime))
-    # Not CUDAExtension, which would link the runtime that lies with nvcc.
+    # Not CUDAExtension, which would link nvcc's runtime instead of torch's.
     extension = cpp_extension.CppExtension(
         "llr._C",
         sources,
@@ -70,19 +70,19 @@ def native_extension(openmp: bool, cuda: Cuda | None) -> Extension:
 
 
 def relative(pattern: str) -> list[str]:
-    """The files that match, as setuptools wants them named: from the folder of setup.py."""
+    """The files that match, with paths relative to the folder of setup.py, as setuptools needs them."""
     return sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern))
 
 
 def build_ext(facts: Mapping[str, Any]) -> type:
-    """The builder of torch, with a cache of objects per torch and an error that helps."""
+    """The builder of torch, with a separate cache of objects for each torch and a helpful error message."""
     builder = importlib.import_module("torch.utils.cpp_extension").BuildExtension
 
     class BuildNative(builder):  # type: ignore[misc, valid-type]
         def finalize_options(self) -> None:
             super().finalize_options()
-            # In the source tree also where setuptools would take a temporary directory (editable
-            # installs), so that ninja recompiles only what has changed since the last build.
+            # Always in the source tree (setuptools would use a temporary folder for editable installs), so
+            # that ninja recompiles only the files that have changed since the last build.
             base = self.get_finalized_command("build").build_base
             tag = f"{sys.implementation.cache_tag}-torch-{facts['torch']}"
             tag += "-cuda" if facts["cuda"] else ""
@@ -93,16 +93,16 @@ def build_ext(facts: Mapping[str, Any]) -> type:
                 super().run()
             except Exception as error:
                 without_cuda = (
-                    f"If nvcc {facts['nvcc']} is at fault, LLR_CUDA=0 leaves out the CUDA kernels "
-                    "alone. "
+                    f"If nvcc {facts['nvcc']} is the cause, set LLR_CUDA=0 to leave out only the CUDA "
+                    "kernels. "
                     if facts["cuda"]
                     else ""
                 )
                 raise CompileError(
                     f"llr's native library could not be compiled with {facts['compiler']} for "
-                    f"torch {facts['torch']} ({type(error).__name__}: {error}; what the compiler "
-                    f"said is above). {without_cuda}Set LLR_NO_EXTENSION=1 to install llr without "
-                    "it: everything works, on torch.func and more slowly."
+                    f"torch {facts['torch']} ({type(error).__name__}: {error}; the compiler's output "
+                    f"is above). {without_cuda}Set LLR_NO_EXTENSION=1 to install llr without "
+                    "it: everything works, but more slowly, with torch.func."
                 ) from error
 
     return BuildNative

@@ -20,7 +20,7 @@ REBUILD = "pip install --no-build-isolation --no-deps --force-reinstall ."
 
 
 class AbsentError(Exception):
-    """Something that a part of the library needs is not on this machine; the message says what."""
+    """Something that a part of the library needs is absent from this machine; the message says what."""
 
 
 def asked(variable: str) -> bool:
@@ -29,12 +29,15 @@ def asked(variable: str) -> bool:
 
 
 def import_torch() -> Any:
-    """The torch of the environment that llr is being installed into.
+    """Import the torch of the environment that llr is being installed into.
 
     Under pip's build isolation only the requirements of the build can be imported, and torch is
-    deliberately not one of them (see pyproject.toml). But the interpreter is still the one of the
-    environment being installed into: asked without the variables that isolate it, it tells where
-    that environment keeps its packages. They go to the end of the path, behind the isolated ones.
+    deliberately not one of them (see pyproject.toml). But the interpreter is still that of the target
+    environment. Started without the variables that isolate it, it reports where that environment keeps
+    its packages. Those folders are added at the end of the path, after the isolated ones.
+
+    Raises:
+        AbsentError: torch cannot be imported, or it is too old.
     """
     if importlib.util.find_spec("torch") is None:
         ask = [sys.executable, "-E", "-c", "import json, sys; print(json.dumps(sys.path[1:]))"]
@@ -54,13 +57,13 @@ def import_torch() -> Any:
     if torch.__version__ < OLDEST_TORCH:  # a TorchVersion: compares as a version, not as text
         raise AbsentError(
             f"torch {torch.__version__} is older than {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]}, the oldest "
-            f"the native library is built for: upgrade it, then `{REBUILD}` in llr's sources"
+            f"release that the native library supports: upgrade it, then `{REBUILD}` in llr's sources"
         )
     return torch
 
 
 def find_compiler() -> tuple[str, str]:
-    """The C++ compiler to use, as a command, and the line by which it names itself."""
+    """Return the command of the C++ compiler to use, and the first line of its ``--version``."""
     if sys.platform == "win32":
         raise AbsentError("the native library is not built on Windows")
     wanted = os.environ.get("CXX")
@@ -71,7 +74,7 @@ def find_compiler() -> tuple[str, str]:
     ]
     if not found and wanted:
         raise SystemExit(
-            f"CXX={wanted}: there is no such program. Set CXX to a C++ compiler, leave it out, "
+            f"CXX={wanted}: there is no such program. Set CXX to a C++ compiler, unset it, "
             "or set LLR_NO_EXTENSION=1 to install without the native library."
         )
     if not found:

@@ -1,4 +1,4 @@
-"""Fixtures of all tests. Imports torch, numpy and pytest only, as the operator tests must."""
+"""Fixtures for all tests. Imports only torch, numpy and pytest, as the operator tests have nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from helpers.targets import Target
 
 from llr.operators import _ops
 
-# A shell ignores Ctrl-C for what it starts in the background, and every child would, too.
+# A shell makes background processes ignore Ctrl-C, and the processes that tests start would inherit that.
 if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     and threading.current_thread() is threading.main_thread()
@@ -48,7 +48,7 @@ def global_state() -> Iterator[None]:
 
 @pytest.fixture
 def threads() -> Iterator[None]:
-    """The number of threads is put back after the test."""
+    """Restores the number of threads after the test."""
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -60,11 +60,11 @@ emulated = pytest.param("emulated", marks=pytest.mark.emulated)
 
 @pytest.fixture(params=["cpu", on_gpu])
 def device(request: pytest.FixtureRequest) -> str:
-    """Every device that the operators have kernels for."""
+    """Runs the test on every device that the operators have kernels for."""
     return targets.target(request.param).device
 
 
 @pytest.fixture(scope="session", params=["cpu", emulated, on_gpu])
 def target(request: pytest.FixtureRequest) -> Target:
-    """Every device, and the kernels for GPUs on the CPU."""
+    """Runs the test on every device, and with the emulated CUDA kernels on the CPU."""
     return targets.target(request.param)

@@ -1,11 +1,11 @@
 // The activation table: sigma(z) and sigma'(z) together, for the host and for the device.
 //
-// Everything is in double and free of branches, so that a plain loop over these functions turns into
-// vector code at every instruction level, and so that CPU and CUDA run the same arithmetic. Both values
-// come from one exponential of a nonpositive argument; sigma' is never formed as 1 - sigma^2, which loses
-// every digit where a neuron saturates and with them the small singular values that a rank hangs on.
-// Errors are a few units in the last place, in relative terms also in the tails (tests/operators/test_activation.py
-// compares with 50 digits).
+// Everything is in double and free of branches, so that a plain loop over these functions turns into vector
+// code at every instruction level, and so that CPU and CUDA run the same arithmetic. Both values come from
+// one exponential of a nonpositive argument. sigma' is never formed as 1 - sigma^2: that loses every digit
+// where a neuron saturates, and with them the small singular values that decide the rank. Relative errors are
+// a few units in the last place, also in the tails (tests/operators/test_activation.py compares with 50
+// digits).
 #pragma once
 
 #include <cstdint>
@@ -53,8 +53,8 @@ LLR_HD double with_sign_of(double x, double sign) {
   return from_bits(bits(x) | (bits(sign) & INT64_MIN));
 }
 
-// Horner's rule, unrolled by the language: a loop that the optimiser leaves rolled keeps the caller's loop
-// from being vectorised.
+// Horner's rule, unrolled by templates: an inner loop that the optimiser does not unroll prevents the
+// vectorisation of the caller's loop.
 template <int I = 0, int N>
 LLR_HD double polynomial(const double (&c)[N], double x) {
   if constexpr (I == N - 1) {
@@ -126,7 +126,8 @@ struct Pair {
   double slope;  // sigma'(z)
 };
 
-// sin and cos of r, at most an eighth of a turn, after so many quarter turns (whose last two bits count).
+// sin and cos of r + quarter pi/2, where |r| is at most an eighth of a turn. Only the last two bits of
+// `quarter` matter.
 LLR_HD Pair quarter_turns(int64_t quarter, double r) {
   using namespace detail;
   constexpr double s[] = {-1.0 / 6,         1.0 / 120,           -1.0 / 5040,
@@ -154,7 +155,7 @@ LLR_HD Pair activate(double z) {
     return {z > 0.0 ? z : (z != z ? z : 0.0), z > 0.0 ? 1.0 : (z != z ? z : 0.0)};
   } else if constexpr (A == Activation::tanh) {
     const Exp e = exp_nonpositive(-2.0 * magnitude(z));
-    const double inverse = 1.0 / (1.0 + e.value);  // divisions are what takes long
+    const double inverse = 1.0 / (1.0 + e.value);  // divisions are the slowest operations here
     return {with_sign_of(-e.minus_one * inverse, z), 4.0 * e.value * (inverse * inverse)};
   } else if constexpr (A == Activation::sigmoid || A == Activation::softplus ||
                        A == Activation::silu) {
@@ -179,8 +180,8 @@ LLR_HD Pair activate(double z) {
     return {with_sign_of(x < 1.0 ? near : far, z), 2.0 * inv_sqrt_pi * gauss};
   } else {
     static_assert(A == Activation::sin);
-    // Quarter turns k and what is left of the angle; pi/2 in three parts of 33 bits, so that k * part is
-    // exact while |z| < 2^19. Larger angles are the caller's business (large_angle.h).
+    // k quarter turns and the rest of the angle. pi/2 is in three parts of 33 bits, so that k * part is exact
+    // while |z| < 2^19. The caller handles larger angles (large_angle.h).
     const double shifted = z * 0.63661977236758134308 + round_magic;
     const double k = shifted - round_magic;
     const double r = ((z - k * 1.57079632673412561417e+00) - k * 6.07710050630396597660e-11) -

@@ -1,8 +1,9 @@
 // sin and cos of angles of any size, for the host and for the device.
 //
-// An angle z = m 2^e, with m an integer of 53 bits, is taken to quarter turns by a product with 2/pi. Of that
-// number's bits only 192 matter: those before give multiples of four quarter turns, those behind less than
-// 2^-137 of one, and no double lies closer to a multiple of pi/2 than about 2^-61 of a quarter turn.
+// An angle z = m 2^e, with m an integer of 53 bits, is converted to quarter turns by a product with 2/pi.
+// Only 192 bits of 2/pi matter. The bits before them contribute multiples of four quarter turns; the bits
+// after them contribute less than 2^-137 of a quarter turn, and no double lies closer to a multiple of pi/2
+// than about 2^-61 of a quarter turn.
 //
 // Source: M. H. Payne and R. N. Hanek, "Radian reduction for trigonometric functions", SIGNUM Newsletter 18
 // (1983).
@@ -43,7 +44,7 @@ LLR_HD uint64_t high_product(uint64_t a, uint64_t b) {
 #endif
 }
 
-// 64 bits of two_over_pi from this one on.
+// 64 bits of two_over_pi, from bit `first` on.
 LLR_HD uint64_t bits_of_two_over_pi(int64_t first) {
   const int64_t word = first >> 6;
   const int shift = static_cast<int>(first & 63);
@@ -60,7 +61,8 @@ LLR_HD Pair sin_of_large(double z) {
   const int64_t exponent = (pattern >> 52) - 1075;  // z = m 2^exponent
   if (exponent > 971) return {z - z, z - z};
   const uint64_t m = (static_cast<uint64_t>(pattern) & ((uint64_t(1) << 52) - 1)) | uint64_t(1) << 52;
-  // Bit i of the fraction weighs 2^-(i - 63), so that from here on the product is below four quarter turns.
+  // Bit i of the fraction has the weight 2^-(i - 63), so that the bits from `first` on give less than four
+  // quarter turns.
   const int64_t first = exponent + 62;
   const uint64_t w0 = bits_of_two_over_pi(first), w1 = bits_of_two_over_pi(first + 64);
   const uint64_t w2 = bits_of_two_over_pi(first + 128);
@@ -68,7 +70,8 @@ LLR_HD Pair sin_of_large(double z) {
   const uint64_t middle = m * w1 + high_product(m, w2);
   const uint64_t carry = middle < high_product(m, w2) ? 1 : 0;
   const uint64_t high = m * w0 + high_product(m, w1) + carry;
-  // Two bits of quarter turns, then a fraction, from -1/2 to 1/2 with its last carry.
+  // Two bits of quarter turns, then a fraction; rounding to the nearest quarter turn leaves it in [-1/2,
+  // 1/2].
   uint64_t f = high << 2 | middle >> 62, rest = middle << 2 | low >> 62;
   const bool beyond = f >> 63 != 0;
   int64_t quarter = static_cast<int64_t>(high >> 62) + (beyond ? 1 : 0);

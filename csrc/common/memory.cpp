@@ -7,7 +7,7 @@
 namespace llr {
 namespace {
 
-// Physical memory, never mind what is free of it; 2^47 bytes, the addresses of a process, where the system does not tell.
+// Physical memory, free or not. If the system does not report it: 2^47 bytes, the address space of a process.
 double memory_bytes() {
   static const double bytes = [] {
     const long pages = sysconf(_SC_PHYS_PAGES), size = sysconf(_SC_PAGESIZE);

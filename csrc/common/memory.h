@@ -1,11 +1,12 @@
-// How much memory there is, so that sizes which cannot be meant are refused before anything is begun.
+// How much memory the machine has, so that impossible sizes are refused before any work starts.
 #pragma once
 
 #include <string>
 
 namespace llr {
 
-// Whether so many bytes can lie in this machine's memory at all. Doubles: sizes multiplied in them never wrap round.
+// Whether this many bytes fit into this machine's memory. In doubles, because products of sizes do not
+// overflow there.
 bool fits_memory(double bytes);
 
 // "takes 24.0 GiB, more than the memory of this machine (15.5 GiB)"

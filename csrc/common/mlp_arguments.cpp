@@ -23,7 +23,8 @@ int64_t neurons_times(const char* op, int64_t neurons, int64_t width) {
   return neurons * width;
 }
 
-// The first column of every tensor, from `columns` (2 per layer: weight, bias) or in order of the layers.
+// Sets the first column of every tensor: from `columns` (2 per layer: weight, bias), or in order of the
+// layers.
 void place_columns(const char* op, MlpLayout& layout, const std::vector<at::Tensor>& biases,
                    at::OptionalIntArrayRef columns) {
   const int layers = layout.layers();
@@ -64,7 +65,7 @@ void place_columns(const char* op, MlpLayout& layout, const std::vector<at::Tens
   }
 }
 
-// An argument that is one of a list; written out only where an error names it.
+// An argument that is an item of a list. The text of its name is made only for an error.
 struct Item {
   const char* list;
   size_t index;
@@ -100,7 +101,7 @@ at::Tensor readable(const char* op, const char* name, const at::Tensor& t, int64
   if (t.is_contiguous() && !t.is_neg() && is_aligned(t)) return t;
   const double bytes = static_cast<double>(t.numel()) * static_cast<double>(t.element_size());
   TORCH_CHECK(!t.is_cpu() || fits_memory(bytes), op, ": ", name, index < 0 ? "" : "[" + std::to_string(index) + "]",
-              " of shape ", t.sizes(), ", which repeats its numbers, ", beyond_memory(bytes), " in full");
+              " of shape ", t.sizes(), ", whose repeated numbers have to be copied, ", beyond_memory(bytes));
   const at::Tensor dense = t.resolve_neg().contiguous();
   return is_aligned(dense) ? dense : dense.clone();
 }
@@ -204,7 +205,7 @@ void check_out(const char* op, const at::Tensor& out, const MlpArguments& args, 
   TORCH_CHECK(out.scalar_type() == x.scalar_type() && out.device() == x.device(), op, ": out is ",
               out.scalar_type(), " on ", out.device(), "; expected ", x.scalar_type(), " on ", x.device());
   TORCH_CHECK(at::has_internal_overlap(out) != at::MemOverlap::Yes, op, ": out of shape ", out.sizes(), " and strides ",
-              out.strides(), " overlaps itself in memory; expected a place for each number");
+              out.strides(), " overlaps itself in memory; expected separate memory for each number");
   check_apart(op, "out", out, "x", x);
   for (const at::Tensor& w : weights) check_apart(op, "out", out, "a weight", w);
   for (const at::Tensor& b : args.biases) {

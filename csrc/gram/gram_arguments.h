@@ -10,7 +10,7 @@
 
 namespace llr {
 
-// (n, q, n, q) or (B, n, q, n, q); with double_double two of them.
+// (n, q, n, q) or (B, n, q, n, q); with double_double a leading dimension of 2.
 std::vector<int64_t> gram_sizes(const MlpArguments& args, bool double_double);
 
 // Throws c10::Error naming what is wrong with the arguments of gram_add_.

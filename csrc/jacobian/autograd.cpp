@@ -1,9 +1,9 @@
 // mlp_jacobian under autograd.
 //
-// Calls that need no derivative of the result go straight on to the kernel. The others are sent to
+// Calls that need no derivative of the result go directly to the kernel. Other calls go to
 // _mlp_jacobian_formula, the same function in torch operations (llr/operators/formula.py, registered in
-// llr/operators/_ops.py), which has derivatives of every kind and order by what it is made of: backward, forward-mode,
-// and inside torch.func's transforms.
+// llr/operators/_ops.py). Because it consists of torch operations, it has derivatives of every kind and
+// order: backward, forward-mode, and inside torch.func's transforms.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/grad_mode.h>
@@ -26,7 +26,7 @@ bool has_derivative(const at::Tensor& t) {
   return (at::GradMode::is_enabled() && t.requires_grad()) || t._fw_grad(/*level=*/0).defined();
 }
 
-// Shapes that torch.compile traces as symbols are looked at by the fake kernel.
+// Symbolic shapes, as torch.compile traces them, are checked by the fake kernel.
 bool is_symbolic(const at::Tensor& t) { return t.unsafeGetTensorImpl()->has_symbolic_sizes_strides(); }
 
 at::Tensor mlp_jacobian_autograd(const at::Tensor& x, at::TensorList weights,
@@ -48,7 +48,7 @@ at::Tensor mlp_jacobian_autograd(const at::Tensor& x, at::TensorList weights,
                                     .findSchemaOrThrow("llr::_mlp_jacobian_formula", "")
                                     .typed<MlpJacobian>();
     if (!negated) return formula.call(x, weights, biases, activation, columns);
-    // Forward-mode differentiation does not get through views of a lazily negated tensor.
+    // Forward-mode differentiation fails for views of a lazily negated tensor.
     std::vector<at::Tensor> resolved;
     OptionalTensors resolved_biases;
     for (const at::Tensor& w : weights) resolved.push_back(w.resolve_neg());
@@ -68,8 +68,9 @@ at::Tensor mlp_jacobian_autograd(const at::Tensor& x, at::TensorList weights,
 
 TORCH_LIBRARY_IMPL(llr, Autograd, m) { m.impl("mlp_jacobian", &llr::mlp_jacobian_autograd); }
 
-// The kernels see to lazily negated tensors themselves, and refuse complex ones (torch's fallbacks overlook optional
-// tensors, do not survive operators without a result, and copy what is too large before anybody has looked at it).
+// The kernels handle lazily negated tensors themselves, and refuse complex ones. (torch's fallbacks overlook
+// optional tensors, fail for operators without a result, and copy a tensor that is too large before its size
+// is checked.)
 #define LLR_FALL_THROUGH(key)                                                                                  \
   TORCH_LIBRARY_IMPL(llr, key, m) {                                                                            \
     for (const char* name : {"mlp_jacobian", "mlp_jacobian.out", "mlp_jacobian_with_error", "mlp_gram",        \

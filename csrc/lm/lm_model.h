@@ -1,4 +1,4 @@
-// What is fitted by Levenberg-Marquardt, and how: for every backend.
+// The models that Levenberg-Marquardt fits, and its settings, for every backend.
 #pragma once
 
 #include <cstdint>
@@ -10,8 +10,8 @@
 namespace llr {
 
 struct LmModel {
-  // An MLP; a kernel at every position, the same everywhere (conv1d) or each with its own (local1d), and a layer of
-  // output weights; the entries of a product of two factors.
+  // mlp: an MLP. conv1d: the same kernel at every position, then a layer of output weights. local1d: the same
+  // with a separate kernel at each position. factorization: entries of a product of two factors.
   enum class Kind { mlp, conv1d, local1d, factorization };
 
   Kind kind;
@@ -30,12 +30,12 @@ struct LmModel {
 
 // The damping term added to the diagonal of the normal matrix, and when to give up.
 struct LmDamping {
-  double start;        // at first
-  double down;         // its factor after a step that lowers the loss
-  double up;           // and after one that does not
+  double start;        // the first damping
+  double down;         // the factor after a step that lowers the loss
+  double up;           // the factor after any other step
   double progress;     // an iteration is stalled unless it lowers the loss by this fraction
   int64_t stall;       // stalled iterations in a row, after which a start is given up
-  int64_t iterations;  // in all
+  int64_t iterations;  // the most iterations of a start
   double tol;          // converged: sum of squared residuals <= tol * sum of squared targets
 };
 

@@ -1,6 +1,6 @@
 """The ``llr`` command.
 
-``main`` knows the commands. ``ranks``, ``proofs``, ``theory``, ``recovery``, ``sweep``, ``demo`` and
-``machine`` have them, and call what users of Python call. ``options``, ``source``: what several commands
-take. ``shell``, ``output``, ``streams``: errors, what is written, what other code prints.
+``main`` lists the commands. ``ranks``, ``proofs``, ``theory``, ``recovery``, ``sweep``, ``demo`` and
+``machine`` define them; the commands call the public functions of llr. ``options`` and ``source`` define
+arguments that several commands share. ``shell``, ``output`` and ``streams`` handle errors and output.
 """

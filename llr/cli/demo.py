@@ -1,4 +1,4 @@
-"""The main job on real data: ranks of tanh networks of growing width, trained to convergence."""
+"""The demonstration on real data: ranks of tanh networks of growing width, trained to convergence."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ SEED = 0
 # Networks up to this size are also certified; a proof for the largest here takes half a minute.
 _PROVED_PARAMETERS = 200
 
-_EQUAL = 1e-6  # neurons whose incoming weights differ by less, relative to the largest, are one
+# Neurons count as equal if their incoming weights differ by less, relative to the largest ones.
+_EQUAL = 1e-6
 
 
 @click.command("demo")
@@ -48,7 +49,7 @@ _EQUAL = 1e-6  # neurons whose incoming weights differ by less, relative to the 
     show_default=True,
     help="Directory of ranks.json and spectra.png.",
 )
-@click.option("--quick", is_flag=True, help="Only three of the networks.")
+@click.option("--quick", is_flag=True, help="Train only three of the networks.")
 @reported
 def demo_command(out: Path, quick: bool) -> None:
     """Ranks of tanh networks of growing width, trained on real data."""
@@ -69,13 +70,13 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
 
     Returns:
         One dict per network: label, widths, P, r2, loss, gradient_norm, converged, steps, seconds,
-        distinct (neurons per hidden layer that differ by more than sign), merged_P (parameters after
-        merging those that do not), proved (the certified lower bound of the rank, None for large
-        networks), and the fields of its `RankResult` with that certificate.
+        distinct (neurons per hidden layer that differ by more than their sign), merged_P (parameters after
+        equal neurons are merged), proved (the certified lower bound of the rank, None for large
+        networks), certificate (its certificate), and the fields of its `RankResult`.
 
     Raises:
         ImportError: scikit-learn or matplotlib is missing.
-        ValueError: `out` cannot be made, or not be written into.
+        ValueError: `out` cannot be created, or cannot be written into.
     """
     console = console or PlainConsole()
     figures = _figures()
@@ -90,8 +91,8 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
             start = time.perf_counter()
             model = llr.models.load_model(f"mlp:{name}", seed=SEED)
             fit = train(model, x, y, DECAY)
-            # What floating point sees: that copies which training leaves differ in their last bits is for the
-            # proof.
+            # A count in floating point. Copies that differ only in their last bits do not add to this rank,
+            # but to the proved one.
             results[name] = llr.rank(model, x, resolve=False)
             proof = llr.certify(model, x) if results[name].n_params <= _PROVED_PARAMETERS else None
             seconds = time.perf_counter() - start
@@ -143,23 +144,23 @@ class Fit:
 
     @property
     def converged(self) -> bool:
-        """Whether the gradient norm met the criterion."""
+        """Whether the gradient norm is at most `CONVERGED`."""
         return self.gradient_norm <= CONVERGED
 
 
 def train(model: nn.Module, x: Tensor, y: Tensor, decay: float, lbfgs_steps: int = 3000) -> Fit:
     """Minimise half the mean squared error plus half `decay` times the squared parameter norm.
 
-    L-BFGS with a strong-Wolfe line search goes most of the way; Newton's method with the full
-    Hessian then goes to the limit of float64. A rank needs that: neurons which are equal at the
-    optimum differ by the distance to it before, and every digit of difference counts as rank.
+    L-BFGS with a strong-Wolfe line search comes close to the optimum; Newton's method with the full
+    Hessian then converges to the limit of float64. A rank needs this precision: away from the optimum,
+    neurons that are equal at the optimum still differ, and any difference adds to the rank.
 
     Args:
         model: changed in place; float64.
         x: inputs (n, d).
         y: targets (n, q).
         decay: >= 0.
-        lbfgs_steps: at most.
+        lbfgs_steps: the largest number of L-BFGS steps.
     """
     named = dict(model.named_parameters())
     sizes = [p.numel() for p in named.values()]
@@ -204,7 +205,7 @@ def _lbfgs(loss: Callable[[Tensor], Tensor], start: Tensor, steps: int) -> tuple
 
 
 def _newton(loss: Callable[[Tensor], Tensor], theta: Tensor, steps: int = 60) -> tuple[Tensor, int]:
-    """Newton's method, the Hessian shifted as far as it takes to go downhill."""
+    """Newton's method; the Hessian is shifted by a multiple of the identity until the loss decreases."""
     gradient = grad(loss)
     hessian = jacrev(gradient, chunk_size=64)
     value, g = loss(theta), gradient(theta)
@@ -336,11 +337,11 @@ def _explanation(rows: Sequence[dict[str, Any]]) -> list[str]:
     samples = rows[0]["n_rows"]
     lines = [
         f"rank      independent directions in which the outputs on {samples} samples can move",
-        "gap       last singular value above its error, over the next or the error",
-        "count     exact: meets an upper bound; clear: a gap of 1000, perhaps more rank below",
+        "gap       last singular value above its error, divided by the next one or by the error",
+        "count     exact: equals an upper bound; clear: a gap of 1000, the rank may be larger",
         f"proved    by a certificate, for the exact weights (networks of up to {_PROVED_PARAMETERS})",
-        "distinct  hidden neurons that are no copies of others (up to sign)",
-        "merged P  parameters of the network that has only those",
+        "distinct  hidden neurons that are not copies of others (up to sign)",
+        "merged P  parameters of the network with only the distinct neurons",
     ]
     low = [row for row in rows if row["rank"] < min(row["P"], samples)]
     if low:
@@ -355,8 +356,8 @@ def _explanation(rows: Sequence[dict[str, Any]]) -> list[str]:
     ]
     if copies:
         lines += [
-            f"The proofs for {', '.join(copies)} say more: training ends where copies agree to rounding, and",
-            "the last bits in which they differ are rank as well. Only exact copies are none.",
+            f"The proved ranks of {', '.join(copies)} are larger: copies agree only to rounding after",
+            "training, and the last bits in which they differ add to the exact rank. Exact copies do not.",
         ]
     late = [row["label"] for row in rows if not row["converged"]]
     if late:

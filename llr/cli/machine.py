@@ -19,7 +19,7 @@ def info() -> None:
 
 @click.command()
 @click.option(
-    "--device", help="cpu, cuda, or one GPU such as cuda:1.  [default: all that are visible]"
+    "--device", help="cpu, cuda, or one GPU such as cuda:1.  [default: all visible devices]"
 )
 @reported
 def selftest(device: str | None) -> None:

@@ -1,4 +1,4 @@
-"""The ``llr`` command: which commands there are, and where they are written."""
+"""The ``llr`` command: its commands, and the modules that define them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 import llr
 from llr.cli.streams import standard_streams
 
-# A command's module is imported when that command runs: `llr --help` needs none of them.
+# A command's module is imported when the command runs: `llr --help` imports none of them.
 COMMANDS = {
     "certify": ("proofs:certify", "Prove a lower bound of a rank, and write the proof."),
     "demo": (
@@ -38,14 +38,14 @@ COMMANDS = {
     "theory": ("theory:theory", "How many samples an architecture's functions need."),
     "verify": ("proofs:verify", "Check a proof that certify wrote."),
 }
-"""Where each command is, and a line about it."""
+"""For each command its module and function, and its line in the help."""
 
 
 class _Commands(click.Group):
-    """The commands; the text of --help goes where their results go, and may fail in the same ways."""
+    """The group of commands. Its help text is written to standard output, so errors there are handled."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
-        """Parse the arguments: here --help and --version of the group itself are answered."""
+        """Parse the arguments. Click answers --help and --version of the group itself here."""
         with standard_streams():
             return super().make_context(*args, **kwargs)
 
@@ -59,7 +59,7 @@ class _Commands(click.Group):
         return sorted({*COMMANDS, *super().list_commands(ctx)})
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        """The command of this name, imported; None if there is none."""
+        """Import and return the command of this name; None if there is none."""
         if name not in COMMANDS:
             return super().get_command(ctx, name)
         module, _, attribute = COMMANDS[name][0].partition(":")
@@ -67,7 +67,7 @@ class _Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the names and what they do."""
+        """Write the names of the commands and what they do."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
 

@@ -40,14 +40,14 @@ output_bias_option: Option = click.option(
 
 
 def plot_option(figure: str) -> Option:
-    """``--plot``, which draws this figure."""
+    """The option ``--plot``; `figure` says in the help what it draws."""
     return click.option(
         "--plot", "plot_out", metavar="FILE", help=f"Draw {figure}: .png, .pdf or .svg."
     )
 
 
 def max_bits_option(help_text: str) -> Callable[[_Command], _Command]:
-    """``--max-bits``, with the same limits for every command."""
+    """The option ``--max-bits``, with the same limits for every command."""
     return click.option(
         "--max-bits",
         type=click.IntRange(LOWEST_BITS, HIGHEST_BITS),
@@ -59,7 +59,7 @@ def max_bits_option(help_text: str) -> Callable[[_Command], _Command]:
 
 
 def table_options(command: _Command) -> _Command:
-    """The options of tables in text files, as one argument `layout`."""
+    """Add the options of tables in text files; the command gets them as one argument `layout`."""
 
     @functools.wraps(command)
     def with_layout(
@@ -72,17 +72,19 @@ def table_options(command: _Command) -> _Command:
         return command(layout=Layout(sep, decimal, header, columns), **others)
 
     options = (
-        click.option("--sep", metavar="MARK", help="Of text, between cells: , ; | tab or space."),
-        click.option("--decimal", metavar="MARK", help="Of text, the decimal mark: . or ,"),
+        click.option(
+            "--sep", metavar="MARK", help="Separator of a text table: , ; | tab or space."
+        ),
+        click.option("--decimal", metavar="MARK", help="Decimal mark of a text table: . or ,"),
         click.option(
             "--header/--no-header",
             default=None,
-            help="Of text: whether the first line holds names.  [default: where that is certain]",
+            help="Whether the first line of a text table holds names.  [default: detected]",
         ),
         click.option(
             "--columns",
             metavar="LIST",
-            help="Of text: columns to read, such as 2-4,7 or age,dose.  [default: all]",
+            help="Columns of a text table to read, such as 2-4,7 or age,dose.  [default: all]",
         ),
     )
     decorated: Any = with_layout
@@ -94,11 +96,11 @@ def table_options(command: _Command) -> _Command:
 def model_options(
     inputs: bool, *, required: bool = True, params: bool = True
 ) -> Callable[[_Command], _Command]:
-    """The options that become a `Source`, the command's first argument.
+    """Add the options of a model; the command gets them as a `Source`, its first argument.
 
     Args:
-        inputs: whether there are samples.
-        required: whether they have to be given.
+        inputs: whether the command takes samples.
+        required: whether the samples have to be given.
         params: whether parameters can be selected.
     """
 
@@ -149,7 +151,11 @@ def _options(inputs: bool, required: bool, params: bool) -> list[Callable[[Any],
         default = "" if required else "  [default: drawn]"
         options += [
             click.option("--inputs", required=required, type=file, help=kinds + default),
-            click.option("--inputs-key", metavar="NAME", help="Of several arrays in --inputs."),
+            click.option(
+                "--inputs-key",
+                metavar="NAME",
+                help="Array of --inputs, if there are several.",
+            ),
         ]
     options += [
         click.option(
@@ -167,7 +173,7 @@ def _options(inputs: bool, required: bool, params: bool) -> list[Callable[[Any],
         click.option(
             "--activation",
             type=click.Choice(list(ACTIVATIONS)),
-            help="Of an mlp: model.  [default: tanh]",
+            help="Activation of an mlp: model.  [default: tanh]",
         ),
         click.option(
             "--seed",
@@ -175,6 +181,6 @@ def _options(inputs: bool, required: bool, params: bool) -> list[Callable[[Any],
             default=0,
             show_default=True,
             metavar="INTEGER",
-            help="Of random weights.",
+            help="Seed of random weights.",
         ),
     ]

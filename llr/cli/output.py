@@ -1,4 +1,4 @@
-"""Standard output is the results': what other people's code prints goes to standard error."""
+"""Standard output is for results: what the code of models prints is sent to standard error."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _T = TypeVar("_T")
 
 @contextlib.contextmanager
 def printing_apart() -> Iterator[None]:
-    """Send everything that is written to standard output to standard error, by Python and by C code.
+    """Send what Python and C code write to standard output to standard error.
 
-    For the whole process, until the block ends.
+    This holds for the whole process, until the block ends.
 
     Example:
         >>> from llr.cli.output import printing_apart
@@ -45,7 +45,7 @@ def _descriptor_apart() -> Iterator[None]:
     _flush()
     try:
         kept = os.dup(1)
-    except OSError:  # closed: nothing can be written there
+    except OSError:  # standard output is closed: nothing can be written there
         yield
         return
     try:
@@ -64,7 +64,7 @@ def _descriptor_apart() -> Iterator[None]:
 
 
 def _flush() -> None:
-    """Empty the buffers of Python and of the C library, which would be written later, somewhere else."""
+    """Flush Python and the C library, before descriptor 1 changes: buffered text is for the old one."""
     for stream in (sys.stdout, sys.__stdout__):
         with contextlib.suppress(AttributeError, ValueError):  # None, or closed
             stream.flush()  # type: ignore[union-attr]

@@ -18,10 +18,10 @@ from llr.cli.source import Source
 
 @click.command()
 @model_options(inputs=True)
-@click.option("--upper", type=int, help="A known upper bound of the rank: stop there.")
-@max_bits_option("Precision cap.")
+@click.option("--upper", type=int, help="A known upper bound of the rank; the search stops there.")
+@max_bits_option("Highest precision in bits.")
 @click.option(
-    "--timeout", type=float, help="Seconds after which to end, with what is proved by then."
+    "--timeout", type=float, help="Seconds after which to stop, with the bound proved by then."
 )
 @click.option(
     "--out",
@@ -35,9 +35,9 @@ def certify(
 ) -> None:
     """Prove a lower bound of the rank of MODEL's Jacobian, and write the proof.
 
-    The network counts as the function that its layers define at the exact binary values of its parameters and
-    samples. Exit code 0 also if the bound is not shown to be the rank, or --timeout or --max-bits ended the
-    search: the certificate that is written holds all the same, and says which.
+    The proof is about the real function that the layers define, at the exact binary values of parameters and
+    samples. The exit code is also 0 if the bound is not shown to be the rank, or if --timeout or --max-bits
+    ended the search. The certificate that is written is valid in these cases too, and names the case.
     """
     net = source.load()
     x = source.samples(torch.float64, net)
@@ -62,13 +62,13 @@ def _save(certificate: llr.Certificate, path: str | Path) -> None:
 @click.command()
 @click.argument("certificate", type=click.Path(path_type=Path))
 @model_options(inputs=True)
-@max_bits_option("Precision that CERTIFICATE may ask for.")
+@max_bits_option("Highest precision in bits that CERTIFICATE may require.")
 @click.option("--timeout", type=float, help="Seconds after which to give up.")
 @reported
 def verify(source: Source, certificate: Path, max_bits: int, timeout: float | None) -> None:
     """Check a CERTIFICATE for MODEL and its samples.
 
-    Exit code 1 if it does not hold, 3 if --timeout or --max-bits kept it from being checked.
+    Exit code 1 if it does not hold, 3 if it could not be checked within --timeout or --max-bits.
     """
     proof = llr.Certificate.load(certificate)
     net = source.load()

@@ -21,7 +21,7 @@ from llr.ranks.rank import METHODS
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 _LISTED_NUMBERS = 4096
-"""Samples of more numbers are left out of the JSON of ``llr model-rank``."""
+"""``llr model-rank`` leaves samples with more numbers than this out of its JSON."""
 
 
 @click.command()
@@ -31,7 +31,7 @@ _LISTED_NUMBERS = 4096
     type=click.Choice(METHODS),
     default="auto",
     show_default=True,
-    help="How: a full SVD, QR of blocks of columns, a Gram matrix in double-double, or a proof.",
+    help="A full SVD, QR of blocks of columns, a Gram matrix in double-double, or a proof.",
 )
 @click.option(
     "--dtype",
@@ -42,16 +42,16 @@ _LISTED_NUMBERS = 4096
 )
 @click.option("--rtol", type=float, help="Tolerance relative to the largest singular value.")
 @click.option("--atol", type=float, help="Absolute tolerance.")
-@click.option("--upper", type=int, help="A known upper bound of the rank; believed.")
+@click.option("--upper", type=int, help="A known upper bound of the rank; assumed to be true.")
 @click.option(
     "--resolve/--no-resolve",
     default=None,
-    help="Settle what a count leaves open by a proof, or never.  [default: where that is quick]",
+    help="Prove the rank where the count is ambiguous, or never.  [default: where it is quick]",
 )
 @click.option(
-    "--strict", is_flag=True, help="Exit code 3 for every ambiguous rank, also with a clear gap."
+    "--strict", is_flag=True, help="Exit code 3 for every ambiguous rank, even with a clear gap."
 )
-@max_bits_option("Precision cap of proofs.")
+@max_bits_option("Highest precision of proofs in bits.")
 @click.option("--chunk-size", type=click.IntRange(min=1), help="Samples at a time.")
 @json_option
 @plot_option("the spectrum")
@@ -66,11 +66,11 @@ def rank(
 ) -> None:
     """Rank of the Jacobian of MODEL with respect to its parameters, at given samples.
 
-    MODEL is widths, such as mlp:10-64-64-1, or module:callable, such as mypkg.models:build, called
-    without arguments; or module:name of a model that exists. It is put into evaluation mode.
+    MODEL is widths, such as mlp:10-64-64-1; or module:callable, such as mypkg.models:build, which is called
+    without arguments; or module:name of an existing model. The model is put into evaluation mode.
 
-    Exit code 3 if the rank is ambiguous, without a clear gap (of 1000). With --rtol or --atol the count is
-    what was asked for, and only --strict minds.
+    Exit code 3 if the rank is ambiguous and has no clear gap (of 1000). With --rtol or --atol, the count at
+    this tolerance is the answer, and an ambiguous rank has exit code 3 only with --strict.
     """
     drawing = plotting(plot_out)
     precision = _DTYPES.get(dtype)
@@ -114,24 +114,26 @@ def _own_dtype(net: torch.nn.Module) -> torch.dtype:
     type=click.Choice(["normal", "uniform"]),
     default="normal",
     show_default=True,
-    help="Standard normal samples, or uniform ones from a box; or those of --inputs.",
+    help="Standard normal samples, or uniform ones from --box. Not used with --inputs.",
 )
 @click.option(
     "--box",
     type=(float, float),
     default=(-1.0, 1.0),
     show_default=True,
-    help="Of uniform samples, the same for every input.",
+    help="Lowest and highest value of uniform samples, the same for every input.",
 )
 @click.option(
     "--sample-shape",
     metavar="SIZES",
-    help="Of one sample, such as 3x32x32, where MODEL does not tell.",
+    help="Shape of one sample, such as 3x32x32, if MODEL does not tell it.",
 )
 @click.option("--upper", type=int, help="A known upper bound.")
-@click.option("--max-samples", type=click.IntRange(min=1), help="Give up beyond so many.")
+@click.option("--max-samples", type=click.IntRange(min=1), help="Largest number of samples to try.")
 @click.option(
-    "--certify/--no-certify", default=None, help="Prove it, or not.  [default: where that is cheap]"
+    "--certify/--no-certify",
+    default=None,
+    help="Prove the rank, or not.  [default: where it is cheap]",
 )
 @json_option
 @reported
@@ -144,15 +146,15 @@ def model_rank(
     json_out: str | None,
     **options: Any,
 ) -> None:
-    """The dimension of MODEL's tangent space: its rank on as many samples as it takes.
+    """The dimension of MODEL's tangent space: its rank on so many samples that it stops growing.
 
-    Exit code 3 if it is ambiguous without a clear gap (of 1000), or did not stop growing: then it is at
-    least the number given.
+    Exit code 3 if the rank is ambiguous without a clear gap (of 1000), or if it did not stop growing: then
+    the number given is a lower bound.
     """
     shape = None if sample_shape is None else _sizes(sample_shape)
     if shape is not None and source.inputs is not None:
         raise ValueError(
-            "--sample-shape is of samples that are drawn; expected no --inputs beside it"
+            "--sample-shape is the shape of samples that are drawn; expected no --inputs with it"
         )
     net = source.load()
     drawn: Tensor | tuple[float, float] | str = box if sampler == "uniform" else sampler
@@ -185,7 +187,7 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _require_shape(net: torch.nn.Module, shape: tuple[int, ...] | None) -> None:
-    """Say in the words of the shell that samples cannot be drawn."""
+    """Refuse a model whose samples have no known shape, in a message that names options of the shell."""
     if all_samples(net) is None:
         try:
             sample_shape_of(net, shape)

@@ -51,29 +51,48 @@ def _number_or_name(text: str | None) -> float | str | None:
 @click.command("recover")
 @click.argument("data", type=click.Path(path_type=Path))
 @table_options
-@click.option("--key", metavar="NAME", help="Of several arrays in DATA.")
-@click.option("--max-width", type=POSITIVE, required=True, help="Neurons at most.")
-@click.option("--outputs", type=POSITIVE, default=1, show_default=True, help="Last columns.")
+@click.option("--key", metavar="NAME", help="Array of DATA, if there are several.")
+@click.option("--max-width", type=POSITIVE, required=True, help="Largest number of hidden neurons.")
+@click.option(
+    "--outputs",
+    type=POSITIVE,
+    default=1,
+    show_default=True,
+    help="Last columns that are outputs.",
+)
 @nonlinear_option
 @bias_option
 @output_bias_option
-@click.option("--starts", type=POSITIVE, help="Give up after so many.")
-@click.option("--seconds", type=float, help="Give up after so long.")
-@click.option("--noise-std", type=float, help="Of the noise on the targets.  [default: no noise]")
+@click.option("--starts", type=POSITIVE, help="Give up after so many random starts.")
+@click.option("--seconds", type=float, help="Give up after so many seconds.")
+@click.option(
+    "--noise-std",
+    type=float,
+    help="Standard deviation of the noise on the outputs.  [default: no noise]",
+)
 @click.option(
     "--y-error",
     metavar="NUMBER|FORMAT",
-    help="Of every target at most, or the format it was computed in.  [default: as it looks]",
-)
-@click.option("--x-error", type=float, help="Of every input, if rounded after y was computed.")
-@click.option(
-    "--domain", type=float, nargs=2, help="The box of inputs the claim is about: LOW HIGH."
+    help="Largest error of an output, or the format it was computed in.  [default: inferred from DATA]",
 )
 @click.option(
-    "--max-frequency", type=float, help="Of a sine network: of a neuron's weights, the norm."
+    "--x-error",
+    type=float,
+    help="Largest error of an input, if inputs were rounded after the outputs were computed.",
 )
-@click.option("--held-out", type=POSITIVE, help="Last rows to test instead of to fit.")
-@click.option("--seed", default=0, show_default=True, help="Of the starts.")
+@click.option(
+    "--domain",
+    type=float,
+    nargs=2,
+    help="The box of inputs for which the function is claimed: LOW HIGH.",
+)
+@click.option(
+    "--max-frequency", type=float, help="Largest norm of a neuron's weights in a sine network."
+)
+@click.option(
+    "--held-out", type=POSITIVE, help="How many of the last rows are for a test, not for the fit."
+)
+@click.option("--seed", default=0, show_default=True, help="Seed of the random starts.")
 @weights_out_option
 @json_option
 @reported
@@ -93,9 +112,9 @@ def recover_command(
     """Find the two-layer network that made DATA: rows of inputs and, in the last columns, outputs.
 
     DATA is a .csv, .tsv, .txt, .npy, .npz, .pt or .safetensors file, or - for text on standard input. Exit
-    code 0 if the network is recovered (or, with noise, accepted), 1 if nothing fits to rounding, 3 if
-    networks fit and the data do not decide. The closest network is written all the same. Ctrl-C ends the
-    search: what it found by then is printed and written, and the exit code is 130.
+    code 0 if the network is recovered (or, with noise, accepted), 1 if no network fits to rounding, 3 if
+    networks fit, but the data do not decide between them. The closest network is written in all cases.
+    Ctrl-C ends the search: what was found by then is printed and written, and the exit code is 130.
     """
     if out is not None:
         require_weights(out)
@@ -136,7 +155,7 @@ def recover_command(
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[list[int]]:
-    """Signals of Ctrl-C: the first ends the search after its round, a second one at once."""
+    """Collect signals of Ctrl-C: the first ends the search after its round, the second one at once."""
     signals: list[int] = []
 
     def handle(number: int, _: FrameType | None) -> None:
@@ -155,7 +174,7 @@ def _interruptible() -> Iterator[list[int]]:
     "reproduce",
     epilog="NAME is one of:\n\n\b\n"
     + "\n".join(f"  {name:<12}{e.question}" for name, e in EXPERIMENTS.items())
-    + "\n  all         These, one after the other.",
+    + "\n  all         All of these, one after the other.",
 )
 @click.argument("name", type=click.Choice(["all", *EXPERIMENTS]), metavar="NAME")
 @click.option(
@@ -165,12 +184,14 @@ def _interruptible() -> Iterator[list[int]]:
     show_default=True,
     help="Directory of the results, as .sqlite and .csv, and of the figure.",
 )
-@click.option("--quick", is_flag=True, help="A grid of seconds, to see that it works.")
+@click.option(
+    "--quick", is_flag=True, help="A small grid that takes seconds, to see that it works."
+)
 @click.option("--jobs", type=POSITIVE, default=1, show_default=True, help="Processes to start.")
 @click.option("--svg", is_flag=True, help="The figure as SVG instead of PNG.")
 @reported
 def reproduce_command(name: str, out: Path, quick: bool, jobs: int, svg: bool) -> None:
-    """Run an experiment of the theory, or what is left of it, and draw its figure."""
+    """Run an experiment of the theory, or the cells of it that are missing, and draw its figure."""
     for each in EXPERIMENTS if name == "all" else [name]:
         click.echo(f"{each}: {EXPERIMENTS[each].question}")
         with resumable():
@@ -182,7 +203,7 @@ def reproduce_command(name: str, out: Path, quick: bool, jobs: int, svg: bool) -
                 suffix=".svg" if svg else ".png",
                 progress=logging(),
             )
-        whole = "expected of the full grid" if quick else "expected"
+        whole = "expected for the full grid" if quick else "expected"
         click.echo(f"  {whole}  {EXPERIMENTS[each].expected}")
         click.echo(f"  {done.tally}")
         click.echo(f"  wrote  {done.figure}, {done.table}, {done.results}")

@@ -1,4 +1,4 @@
-"""What the commands of the command line share: errors, outputs."""
+"""Errors and outputs, which all commands handle in the same way."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from llr.inputs.files.writing import require_directory, require_writable, write_
 OPEN = 3
 """The exit code where there is no definite answer."""
 
-# What llr, torch and the system raise about input; their messages speak for themselves.
+# What llr, torch and the system raise about input. Their messages are shown without the type.
 _EXPECTED = (ValueError, TypeError, RuntimeError, OSError, ImportError)
 
 Write = Callable[[str | Path], None]
 """Writes a result to the file of this name."""
 
-# Which of them are about the arguments of llr's functions.
+# Exceptions whose messages are about the arguments of llr's functions.
 _OF_ARGUMENTS = (ValueError, TypeError, TimeoutError)
 
-# The parameters of commands that name what is written, and how people write them.
+# The parameters of commands that name output files, and their names on the command line.
 _OUTPUTS = {
     "json_out": "--json",
     "plot_out": "--plot",
@@ -47,7 +47,7 @@ _OUTPUTS = {
 
 
 class OutputDirectory(click.Path):
-    """The type of an option that names a directory of results, made where it is missing."""
+    """The type of an option that names a directory of results, which is created if it is missing."""
 
     def __init__(self) -> None:
         super().__init__(path_type=Path)
@@ -63,7 +63,7 @@ class OutputText(click.Path):
 def reported(command: Callable[..., None]) -> Callable[..., None]:
     """Turn exceptions into one line on stderr and exit code 2, Ctrl-C into exit code 130.
 
-    Before the command begins, everything that it is to write is checked.
+    The names of all output files are checked before the command begins.
     """
 
     @click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
@@ -75,7 +75,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
                 _require_outputs(kwargs)
                 command(*args, **kwargs)
         except (click.ClickException, click.exceptions.Exit):
-            raise  # click's own business
+            raise  # click handles these
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             sys.exit(130)
@@ -85,7 +85,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
             _fail(
                 RuntimeError(f"the model's code ended the program, sys.exit({err.code!r})"), debug
             )
-        except Exception as err:  # models are other people's code: it may be anything
+        except Exception as err:  # the code of a model may raise anything
             _fail(err, debug)
 
     return wrapper
@@ -106,10 +106,10 @@ def _fail(err: Exception, debug: bool) -> None:
 
 
 def in_shell_words(text: str) -> str:
-    """A message of llr's functions in which arguments are named as options of the command that runs.
+    """Replace names of arguments in a message by the options of the current command.
 
-    ``noise_std=`` becomes ``--noise-std``, ``max_bits=64`` becomes ``--max-bits 64``, and what stands at the
-    beginning of a message, ``seed is -5``, becomes ``--seed is -5``.
+    ``noise_std=`` becomes ``--noise-std``, ``max_bits=64`` becomes ``--max-bits 64``, and ``seed is -5`` at
+    the beginning of a message becomes ``--seed is -5``.
     """
     context = click.get_current_context(silent=True)
     for option in context.command.params if context else ():
@@ -130,7 +130,7 @@ def in_shell_words(text: str) -> str:
 
 
 def _is_ours(end: SystemExit) -> bool:
-    """Whether the program is ended by llr, or by click for it, not by a model."""
+    """Whether ``sys.exit`` was called by llr, or by click for llr, and not by a model."""
     frames = [frame for frame, _ in traceback.walk_tb(end.__traceback__)]
     return str(frames[-1].f_globals.get("__name__")).partition(".")[0] in _OURS
 
@@ -149,7 +149,7 @@ def _one_line(err: Exception) -> str:
 
 
 def _require_outputs(arguments: dict[str, Any]) -> None:
-    """Refuse what cannot be written, before the work."""
+    """Refuse output files that cannot be written, before the computation."""
     if os.environ.get("RANK", "0") != "0":
         return  # under torchrun only the first process writes
     kinds = {
@@ -163,7 +163,7 @@ def _require_outputs(arguments: dict[str, Any]) -> None:
         if str(path) == "-":
             if name != "json_out" and not isinstance(kinds.get(name), OutputText):
                 raise ValueError(
-                    f"{option} is '-', standard output, which is for text; expected the name of a file"
+                    f"{option} is '-', standard output, which takes text only; expected the name of a file"
                 )
             if sys.stdout is None:
                 raise ValueError(f"{option} -: standard output is closed")
@@ -180,19 +180,19 @@ def _require_outputs(arguments: dict[str, Any]) -> None:
 
 
 def console_beside(json_out: str | None) -> Console:
-    """Where people read: standard output, or standard error if JSON takes that one."""
+    """The console for human-readable text: standard output, or standard error if JSON goes to stdout."""
     return PlainConsole(stderr=json_out == "-", highlight=False, soft_wrap=True)
 
 
 def deliver(lines: Sequence[str], files: Sequence[tuple[str | Path | None, Write]]) -> None:
-    """Print a result for people, and write its files, each of them even if something else cannot be written.
+    """Print a result as text and write its files. A failure does not keep the other files from being written.
 
     Args:
-        lines: for people, on standard output, or on standard error if a file is ``-``.
-        files: names, and what writes each; those without a name are left out.
+        lines: the text, for standard output, or for standard error if a file is ``-``.
+        files: names of files, and what writes each; those without a name are skipped.
 
     Raises:
-        OSError: something could not be written, or whatever a writer raises.
+        OSError: something could not be written. Exceptions of the writers pass.
     """
     console = console_beside("-" if any(str(path) == "-" for path, _ in files) else None)
     failures: list[Exception] = []
@@ -209,7 +209,7 @@ def deliver(lines: Sequence[str], files: Sequence[tuple[str | Path | None, Write
             write(path)
             if str(path) != "-" and not silent:
                 console.print(f"wrote  {path}", markup=False)
-        except Exception as err:  # whatever it is, the other files are still to be written
+        except Exception as err:  # raised below, after the other files
             failures.append(err)
     for other in failures[1:]:
         click.echo(f"error: {_one_line(other)}", err=True)
@@ -218,7 +218,7 @@ def deliver(lines: Sequence[str], files: Sequence[tuple[str | Path | None, Write
 
 
 def as_json(document: dict[str, Any]) -> Write:
-    """What writes a result, and the versions that made it, to a file or, for ``-``, to standard output."""
+    """Return what writes a result with the versions of llr and torch, to a file or, for ``-``, to stdout."""
     versions = {"llr": llr.__version__, "torch": str(torch.__version__)}
 
     def write(path: str | Path) -> None:
@@ -232,22 +232,23 @@ def as_json(document: dict[str, Any]) -> Write:
 
 
 def plotting(plot_out: str | None, module: str = "ranks.figure") -> Any:
-    """The plotting module if a figure is wanted; refuses a bad name before the work, not after."""
+    """Import the plotting module if a figure is wanted. Refuse a bad file name before the computation."""
     if plot_out is None:
         return None
-    figures = importlib.import_module("llr.ranks.figure")  # says how to get matplotlib
+    # If matplotlib is missing, the message of this module says how to install it.
+    figures = importlib.import_module("llr.ranks.figure")
     figures.require_format(plot_out)
     return importlib.import_module(f"llr.{module}")
 
 
 def require_weights(path: Path) -> None:
-    """Refuse a name that :func:`save_weights` cannot write, before the work."""
+    """Refuse a file name that :func:`save_weights` cannot write, before the computation."""
     if path.suffix != ".safetensors":
         raise ValueError(f"--out is {str(path)!r}; expected a name ending in .safetensors")
 
 
 def save_weights(net: nn.Module, path: str | Path) -> None:
-    """Write a model's state dict, whole or not at all."""
+    """Write a model's state dict. A failure leaves no partial file."""
     require_weights(Path(path))
     state = {name: t.detach().contiguous().clone() for name, t in net.state_dict().items()}
     write_atomic(path, safetensors.torch.save(state))

@@ -31,9 +31,9 @@ class Source:
     inputs_key: str | None = None
 
     def load(self, dtype: torch.dtype | None = torch.float64) -> nn.Module:
-        """The model in evaluation mode; None keeps its own precision. What its code prints goes to stderr."""
+        """The model in evaluation mode; `dtype` None keeps its precision. Its own prints go to stderr."""
         if self.activation is not None and not names_widths(self.model):
-            raise ValueError("--activation is for mlp: models; others bring their own")
+            raise ValueError("--activation is for mlp: models; other models define their own")
         if self.key is not None and self.weights is None:
             raise ValueError("--key is for --weights; --inputs-key names an array of --inputs")
         if self.inputs is None and (self.inputs_key or self.layout.given):
@@ -51,7 +51,7 @@ class Source:
         return net.eval()
 
     def samples(self, dtype: torch.dtype, net: nn.Module) -> Tensor:
-        """What --inputs names, in `dtype`; integers stay integers if that is what `net` takes."""
+        """The samples of --inputs, in `dtype`; integers stay integers if `net` takes integers."""
         assert self.inputs is not None
         name = f"inputs {'standard input' if str(self.inputs) == '-' else self.inputs}"
         x = load_inputs(self.inputs, layout=self.layout, key=self.inputs_key)
@@ -64,7 +64,7 @@ class Source:
         return self.activation or ("tanh" if names_widths(self.model) else None)
 
     def line(self, net: nn.Module) -> str:
-        """The model for people, and where its weights are from: random ones are said aloud."""
+        """One line: the model, and where its weights come from, with RANDOM in capitals."""
         parts = [f"model  {self.model}", self._activation or type(net).__name__]
         if self.weights is not None:
             parts.append(f"weights {self.weights}")
@@ -75,7 +75,7 @@ class Source:
         return ", ".join(parts)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON, beside the result."""
+        """The options as plain values, for the JSON of a result."""
         built = "random" if names_widths(self.model) else "as built"
         return {
             "model": self.model,

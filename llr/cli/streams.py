@@ -1,4 +1,4 @@
-"""Standard output and standard error: a reader that has gone, a disk that is full."""
+"""Errors of standard output and standard error: a reader that closed the pipe, a full disk."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import TextIO
 from rich.console import Console
 
 CLOSED_PIPE = 141
-"""The exit code of a program that SIGPIPE ends, in a shell."""
+"""The exit code that a shell reports for a program ended by SIGPIPE."""
 
-# What writes to standard output and standard error for llr.
+# The modules that write to standard output and standard error for llr.
 _WRITERS = ("click", "rich", __name__)
 
 
@@ -28,10 +28,10 @@ class PlainConsole(Console):
 
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
-    """End the program where standard output or standard error cannot be written.
+    """End the program if standard output or standard error cannot be written.
 
-    With exit code 141 and without a word if their reader has gone, as in ``llr verify ... | head -1``; with
-    exit code 2 and a message if anything else keeps them from being written. Errors of other files pass.
+    The exit code is 141, without a message, if the reader has closed the pipe, as in
+    ``llr verify ... | head -1``. It is 2, with a message, for any other error. Errors of other files pass.
     """
     try:
         yield
@@ -41,20 +41,20 @@ def standard_streams() -> Iterator[None]:
         if not is_of_streams(err):
             raise
         if not isinstance(err, BrokenPipeError):
-            with contextlib.suppress(OSError):  # where it is standard error that cannot be written
+            with contextlib.suppress(OSError):  # it may be standard error that cannot be written
                 sys.stderr.write(
-                    f"error: standard output cannot be written ({err.strerror or err}); make room there, or "
-                    "send it elsewhere\n"
+                    f"error: standard output cannot be written ({err.strerror or err}); free some space "
+                    "there, or redirect it elsewhere\n"
                 )
                 sys.stderr.flush()
-        # Python writes what is left once more when it ends, and would complain.
+        # At exit Python tries to flush the streams again, and would print an error.
         for stream in (sys.stdout, sys.stderr):
             _discard(stream)
         sys.exit(2 if not isinstance(err, BrokenPipeError) else CLOSED_PIPE)
 
 
 def is_of_streams(err: OSError) -> bool:
-    """Whether an error is one of standard output or standard error: raised by what writes them for llr."""
+    """Whether an error concerns standard output or standard error: whether `_WRITERS` raised it."""
     frames = [frame for frame, _ in traceback.walk_tb(err.__traceback__)]
     name = str(frames[-1].f_globals.get("__name__"))
     return err.filename is None and name.startswith(_WRITERS)
@@ -63,6 +63,6 @@ def is_of_streams(err: OSError) -> bool:
 def _discard(stream: TextIO | None) -> None:
     if stream is None:
         return
-    # ValueError: what stands in for a stream, in tests and notebooks, may be no file of the system.
+    # ValueError: in tests and notebooks, a stream may be an object without a file descriptor.
     with contextlib.suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), stream.fileno())

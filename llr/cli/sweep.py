@@ -61,9 +61,10 @@ _VERBATIM = "\b\n"  # click: do not wrap this paragraph
 def sweep() -> None:
     """Run a grid of training runs, and look at its results.
 
-    `sweep SPEC.toml` is short for `sweep run SPEC.toml`. A SPEC is the product of its lists; with blocks
-    [[grid]], each is a product of its own, on top of what stands above them. The keys are those of
-    llr.recovery.experiment.Setting; `run --runner` names other code, and [options] is for its own keys.
+    `sweep SPEC.toml` is short for `sweep run SPEC.toml`. The cells of a SPEC are the product of its lists. A
+    SPEC with blocks [[grid]] has one product for each block, with the keys above the blocks added to each.
+    The keys are those of llr.recovery.experiment.Setting. `run --runner` names other code to run; [options]
+    holds keys of that code.
     """
 
 
@@ -78,21 +79,23 @@ def sweep() -> None:
 @click.option(
     "--threads",
     type=POSITIVE,
-    help="Of each cell; part of what its last bits depend on.  [default: that of the file, or 1]",
+    help="Threads of each cell; its last bits depend on them.  [default: that of the file, or 1]",
 )
 @click.option(
     "--runner",
     metavar="MODULE:CALLABLE",
-    help=f"What computes a cell.  [default: that of the file, or {DEFAULT_RUNNER}]",
+    help=f"The code that computes a cell.  [default: that of the file, or {DEFAULT_RUNNER}]",
 )
-@click.option("--retry-failed", is_flag=True, help="Compute cells again that raised an error.")
-@click.option("--extend", is_flag=True, help="Add the cells of SPEC to a file of another one.")
+@click.option("--retry-failed", is_flag=True, help="Compute failed cells again.")
+@click.option(
+    "--extend", is_flag=True, help="Add the cells of SPEC to the results of another SPEC."
+)
 @click.option(
     "--lease",
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="After which a silent rank counts as dead.",
+    help="Time without a sign of life after which a process counts as dead.",
 )
 @reported
 def run(
@@ -107,7 +110,7 @@ def run(
 ) -> None:
     """Compute the cells of SPEC that the file of results lacks; exit code 1 if some failed.
 
-    A sweep that was killed goes on with the same command. Under torchrun, all processes share the cells.
+    The same command continues a sweep that was killed. Under torchrun, all processes share the cells.
     """
     out = spec.with_suffix(".sqlite") if out is None else out
     with resumable():
@@ -123,7 +126,7 @@ def run(
             progress=logging(),
         )
     if end is None:
-        return  # of a rank that does not write
+        return  # under torchrun, a process that does not write
     click.echo(f"{end}; wrote {out}")
     if end.failed:
         click.echo(f"`status {out}` shows the errors, `--retry-failed` tries again", err=True)
@@ -132,10 +135,10 @@ def run(
 
 @sweep.command()
 @_FILE
-@click.option("--tracebacks", is_flag=True, help="Show all failures, and where they were raised.")
+@click.option("--tracebacks", is_flag=True, help="Show all failures with their tracebacks.")
 @reported
 def status(file: Path, tracebacks: bool) -> None:
-    """Say how far the sweep of FILE is, and what failed."""
+    """Show how many cells of FILE are done, and which failed."""
     with read_store(file) as store:
         click.echo(f"{tally(store)}")
         click.echo(f"runner {store.runner}, {store.threads} thread(s) a cell")
@@ -155,7 +158,11 @@ def _failure(row: Row, traceback: bool) -> str:
 @sweep.command()
 @_FILE
 @click.argument("table", type=click.Path(path_type=Path))
-@click.option("--provenance", is_flag=True, help="Add who computed a cell, when and how long.")
+@click.option(
+    "--provenance",
+    is_flag=True,
+    help="Add the process, time and duration of each cell.",
+)
 @reported
 def export(file: Path, table: Path, provenance: bool) -> None:
     """Write the results in FILE as TABLE, .csv or .parquet."""
@@ -187,7 +194,7 @@ def export(file: Path, table: Path, provenance: bool) -> None:
 def plot(file: Path, figure: Path, where: tuple[str, ...], success: str, predicted: str) -> None:
     """Draw how often targets are recovered from n samples, as FIGURE: .png, .pdf or .svg.
 
-    Lines over n; a heat map of n and width if there are several widths.
+    One width gives lines over n; several widths give a heat map over n and width.
     """
     drawing = plotting(str(figure), "recovery.sweep.figure")
     with read_store(file) as store:
@@ -203,7 +210,7 @@ def plot(file: Path, figure: Path, where: tuple[str, ...], success: str, predict
 @click.argument("name")
 @reported
 def worker(host: str, port: int, prefix: str, name: str) -> None:
-    """Compute cells for the process that starts this one, and holds its standard input."""
+    """Compute cells for the process that started this one and holds its standard input open."""
     work(Address(host, port, prefix), name, own=True)
 
 
@@ -213,17 +220,17 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo("what is finished is kept; the same command goes on from there", err=True)
+        click.echo("finished cells are kept; the same command continues from there", err=True)
         raise
 
 
 def logging() -> _Log | None:
-    """What writes a line now and then for the log, where there is no terminal for a bar."""
+    """A function that writes a line to the log now and then; None on a terminal, which has a bar."""
     return None if console_beside("-").is_terminal else _Log()
 
 
 class _Log:
-    """Where a sweep stands, on standard error, at most every half minute."""
+    """Write the state of a sweep to standard error, at most every half minute."""
 
     def __init__(self) -> None:
         self._due = _BETWEEN_LINES

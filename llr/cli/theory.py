@@ -47,8 +47,8 @@ _classes = plot_option("the ranks of all classes of functions")
 def theory() -> None:
     """Closed forms: how many samples the functions of an architecture need.
 
-    Nothing is computed from samples here. A function needs as many as its model rank: the smallest dimension
-    of the tangent space with which the architecture represents it.
+    These commands use no samples. A function needs as many samples as its model rank: the smallest dimension
+    of the tangent space at parameters that represent the function.
     """
 
 
@@ -86,7 +86,7 @@ def two_layer(
     size = llr.theory.optimistic_sample_size(model, target)
     document: dict[str, Any] = {"optimistic_sample_size": size.to_dict()}
     lines = [str(size)]
-    if q > 1:  # a sample gives several observations, which may be more than it takes
+    if q > 1:  # a sample gives q observations, so that fewer points than observations are needed
         points = llr.theory.points_needed(target)
         document["points"] = points.to_dict()
         lines.append(str(points).splitlines()[0])
@@ -96,8 +96,10 @@ def two_layer(
 @theory.command()
 @_d
 @click.option("--kernel", type=POSITIVE, required=True, help="Size of a kernel.")
-@click.option("--kernels", type=POSITIVE, default=1, show_default=True, help="Of the target.")
-@click.option("--channels", type=POSITIVE, help="Kernels of the models.  [default: those]")
+@click.option(
+    "--kernels", type=POSITIVE, default=1, show_default=True, help="Kernels of the target."
+)
+@click.option("--channels", type=POSITIVE, help="Kernels of the models.  [default: as the target]")
 @json_option
 @reported
 def cnn(d: int, kernel: int, kernels: int, channels: int | None, json_out: str | None) -> None:
@@ -177,7 +179,7 @@ def linear(widths: str, json_out: str | None, plot_out: str | None) -> None:
 def deep(
     widths: str, target: str | None, activation: str, json_out: str | None, plot_out: str | None
 ) -> None:
-    """Functions of narrower networks in one of WIDTHS, such as 2-3-3-1, with all biases."""
+    """Functions of narrower networks in a network of WIDTHS, such as 2-3-3-1, with all biases."""
     model = llr.models.mlp(read_widths(widths), activation).double()
     if target is None:
         _stratify(model, json_out, plot_out)
@@ -197,7 +199,7 @@ def deep(
 def model(source: Source, json_out: str | None) -> None:
     """The tangent dimension of MODEL at its parameters, and the model rank of its function.
 
-    MODEL is widths or module:callable, as for llr rank. All parameters count, as exact numbers.
+    MODEL is widths or module:callable, as for llr rank. All parameters are used, as exact numbers.
     """
     net = source.load()
     found = {
@@ -212,11 +214,16 @@ def model(source: Source, json_out: str | None) -> None:
 @click.command()
 @model_options(inputs=True, required=False, params=False)
 @click.option(
-    "--to", required=True, metavar="WIDTHS", help="Such as 1-4-4-1; of convolutions d-channels-1."
+    "--to",
+    required=True,
+    metavar="WIDTHS",
+    help="Widths, such as 1-4-4-1; for convolutions d-channels-1.",
 )
-@click.option("--general", is_flag=True, help="Copies with weights of their own beyond splits.")
+@click.option("--general", is_flag=True, help="Copies whose weights differ, not splits only.")
 @click.option("--check", is_flag=True, help="Compare functions, gradients and tangent spaces.")
-@click.option("--targets", type=click.Path(path_type=Path), help="Of the samples, for the Hessian.")
+@click.option(
+    "--targets", type=click.Path(path_type=Path), help="Targets of the samples, for the Hessian."
+)
 @weights_out_option
 @json_option
 @plot_option("the Hessian's eigenvalues before and after")
@@ -234,9 +241,9 @@ def embed(
     """Write the function of MODEL as a wider network, by random splits and null neurons.
 
     The tangent space stays the same, and critical points stay critical. MODEL is widths or module:callable,
-    as for llr rank; --seed also draws the splits, and samples where there are no --inputs. Gradients and
-    Hessians are those of the squared error, at the targets nearest to --targets (default: random ones) for
-    which MODEL is critical. --out has the names of mlp: models, or those of llr.models.
+    as for llr rank. --seed is also the seed of the splits, and of samples if there are no --inputs. Gradients
+    and Hessians are those of the squared error, at the targets nearest to --targets (default: random ones)
+    for which MODEL is critical. The parameters in --out are named as those of mlp: models or of llr.models.
     """
     drawing = plotting(plot_out, "landscape.figure")
     if out is not None:
@@ -278,9 +285,9 @@ def embed(
 def reduce(source: Source, out: Path | None, json_out: str | None) -> None:
     """Write the function of MODEL as the narrowest network that merging neurons leads to.
 
-    MODEL is widths or module:callable, as for llr rank. Neurons are merged where they are exactly equal, or
-    combinations of each other; a warning names those that nearly are. --out has the names of mlp: models, or
-    those of llr.models.
+    MODEL is widths or module:callable, as for llr rank. Neurons are merged if they are exactly equal, or
+    exact combinations of each other; a warning names neurons that nearly are. The parameters in --out are
+    named as those of mlp: models or of llr.models.
     """
     if out is not None:
         require_weights(out)
@@ -308,7 +315,7 @@ def _stratify(
     lines: Sequence[str] = (),
     table: bool = True,
 ) -> None:
-    """The table of an architecture, after what is known of one function."""
+    """Print `lines` and the stratification of an architecture, and write the files."""
     drawing = plotting(plot_out, "theory.figure")
     found = llr.theory.rank_stratification(model)
     document = {**(document or {}), "stratification": found.to_dict()}
@@ -317,7 +324,7 @@ def _stratify(
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
-    """A table: words on the left of their columns, numbers on the right."""
+    """A table as text: words are aligned to the left, numbers to the right."""
     sizes = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "  ".join(
@@ -329,7 +336,7 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
 
 
 def _samples(source: Source, net: nn.Module, n: int) -> Tensor:
-    """The samples of the files, or a few more normal ones than the wide network has parameters."""
+    """The samples of --inputs; without them, n + 8 normal ones, n being the wide network's parameters."""
     if source.inputs is not None:
         return source.samples(torch.float64, net)
     device = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""The same function in a wider network, or in the narrowest one: embeddings, and the way back."""
+"""The same function in a wider network, or in the narrowest one: embeddings, and reductions."""
 
 from llr.embedding.check import Bounds as Bounds
 from llr.embedding.check import Check as Check

@@ -1,4 +1,4 @@
-"""Whether a wide network has the function of a narrow one, and which directions it has beyond it."""
+"""Whether two networks have the same function, and which tangent directions only the wide one has."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llr.theory.spans.formal_span import contained, formal_rank
 from llr.theory.spans.symbols import Symbols
 
 _BITS, _MOST_BITS = 64, 4096
-# A precision at which a rank that does not grow any more is not limited by it.
+# At this precision, a rank that has stopped growing is not limited by the precision.
 _ENOUGH_BITS = 512
 # On some samples torch's functions are not the analytic ones: on kinks, and beyond 20.
 _PIECEWISE = ("relu", "softplus")
@@ -37,7 +37,7 @@ _PIECEWISE = ("relu", "softplus")
 
 @dataclass(frozen=True, repr=False)
 class Bounds(Record):
-    """What is proved of a dimension.
+    """Proved bounds of a dimension.
 
     Attributes:
         lower: a certified rank on the samples.
@@ -49,7 +49,7 @@ class Bounds(Record):
 
     @property
     def exact(self) -> bool:
-        """Whether both agree."""
+        """Whether both bounds agree."""
         return self.lower == self.upper
 
     def __str__(self) -> str:
@@ -58,24 +58,24 @@ class Bounds(Record):
 
 @dataclass(frozen=True, repr=False)
 class Check(Record):
-    """A wide network beside a narrow one; true if functions and tangent spaces are the same.
+    """The comparison of a wide network with a narrow one; true if functions and tangent spaces are equal.
 
     Attributes:
         same_function: whether the outputs agree on the samples, to rounding.
-        proved_same: whether they are the same function of real numbers, by the exact parameters.
-        max_difference: how far the outputs differ, at most.
-        critical: whether the wide network is critical for targets for which the narrow one is; None if there
-            are no more observations than the narrow rank, so that only zero residuals are critical.
+        proved_same: whether both are proved to be one function of real numbers, for the exact parameters.
+        max_difference: the largest difference of the outputs.
+        critical: whether the wide network is critical for targets for which the narrow one is critical; None
+            if there are no more observations than the narrow rank, so that only zero residuals are critical.
         narrow_gradient: ||J'e|| / (sigma_1 ||e||) of the narrow network with these targets.
-        wide_gradient: that of the wide one.
+        wide_gradient: the same of the wide network.
         narrow: dim T of the narrow network.
         wide: dim T of the wide one.
         joint: dim of the sum of both, the rank of [J_wide, J_narrow].
         tangent: "equal", "larger" (the wide tangent space contains the narrow one), "smaller", "neither"
             (none contains the other), or "undecided".
-        excess: how many directions the wide tangent space has beyond the narrow one.
-        missing: how many of the narrow one it does not have.
-        reasons: what is new in the wide network, in words, where it has directions beyond.
+        excess: how many directions the wide tangent space has in addition to the narrow one.
+        missing: how many directions of the narrow tangent space the wide one lacks.
+        reasons: what is new in the wide network, as text, if it has additional directions.
         n_observations: samples times outputs.
     """
 
@@ -101,7 +101,7 @@ class Check(Record):
 
     @property
     def verdict(self) -> str:
-        """The relation of the tangent spaces in words, such as "larger by 2"."""
+        """The relation of the tangent spaces as text, such as "larger by 2"."""
         if self.tangent == "larger":
             return f"larger by {self.excess}"
         if self.tangent == "smaller":
@@ -151,29 +151,30 @@ def check(
 ) -> Check:
     """Whether a wide network is an embedding of a narrow one, and whether it is as easy to recover.
 
-    It compares the functions, what becomes of critical points, and the tangent spaces: a critical point stays
-    critical for all samples and targets if and only if the wide tangent space is contained in the narrow one,
-    and the number of samples for local recovery stays the same if they are equal. Upper bounds of dimensions
-    are ranks of formal tangent functions, lower bounds certified ranks on the samples; containment is proved
-    in symbols, that there is none by the ranks. Where wide biases make up for constants such as tanh(1), the
-    functions are the same to rounding only, and the narrow tangent space is the one before it.
+    The check compares the functions, their critical points and their tangent spaces. A critical point stays
+    critical for all samples and targets if and only if the wide tangent space is contained in the narrow one.
+    The number of samples for local recovery stays the same if the tangent spaces are equal. Upper bounds of
+    dimensions are ranks of formal tangent functions, lower bounds are certified ranks on the samples.
+    Containment is proved in symbols; that it fails is proved by the ranks. If wide biases compensate for
+    constants such as tanh(1), the functions are equal to rounding only. The narrow tangent space is then that
+    of the network before its biases were rounded.
 
     Args:
         narrow: an MLP as `llr.jacobian` recognises it, or a ``Conv1dTwoLayer``.
-        wide: another one, on the same inputs and outputs; usually, but not necessarily, with more neurons.
-        x: (n, ...) samples; more observations than the joint dimension decide everything.
-        y: targets, of the shape of the outputs. Criticality is tested at the targets nearest to them for
-            which the narrow network is at a critical point of its squared error; default: random ones. The
-            test is in float64, and does not see directions that rounding hides; the ranks do.
+        wide: another model with the same inputs and outputs; usually, but not necessarily, with more neurons.
+        x: (n, ...) samples; with more observations than the joint dimension nothing stays undecided.
+        y: targets, of the shape of the outputs. Criticality is tested at the targets nearest to `y` for
+            which the narrow network is at a critical point of its squared error; default: random targets. The
+            test is in float64 and misses directions that rounding hides; the ranks do not.
         seed: of random targets.
 
     Returns:
         A `Check`.
 
     Raises:
-        TypeError: no modules; samples or targets that are no floating-point tensors.
-        ValueError: models that :func:`llr.embedding.split` refuses; other inputs or outputs; samples or
-            targets of other shapes, that are not finite, or at which a closed form does not hold (on a kink
+        TypeError: models that are no modules; samples or targets that are no floating-point tensors.
+        ValueError: models that :func:`llr.embedding.split` refuses; different inputs or outputs; samples or
+            targets of wrong shapes, that are not finite, or at which a closed form does not hold (on a kink
             of ReLU, beyond 20 for softplus); networks that do not fit the memory budget.
 
     Source: docs/theory.md, 10.1 to 10.4 and Theorem 6.2.
@@ -241,7 +242,8 @@ def _dimensions(
 ) -> tuple[tuple[Bounds, Bounds, Bounds], tuple[bool, bool]]:
     """dim T of both and of their sum; whether wide is in narrow, and narrow in wide.
 
-    If `rounded`, the narrow model is not the network in symbols but near it, and no use beside the wide one.
+    If `rounded`, the narrow model only approximates the network in symbols, and the rank of both together is
+    not computed from it.
     """
     inside = (False, False)
     most = [below.net.n_params, above.net.n_params]
@@ -255,7 +257,7 @@ def _dimensions(
         total = formal_rank([*above.tangents, *below.tangents])
     lowers: list[int] = []
     for model, net, upper in zip((narrow, wide), (below, above), most, strict=True):
-        # What lies in the space of another network has no larger rank, on these samples either.
+        # A contained space does not have a larger rank; this holds on these samples, too.
         known = lowers[0] if lowers and inside[1] else 0
         lowers.append(known if known == upper else _certified(model, net, x, upper))
     ranks = [Bounds(lower, upper) for lower, upper in zip(lowers, most, strict=True)]
@@ -274,7 +276,7 @@ def _certified(model: nn.Module, net: Formal, x: Tensor, upper: int) -> int:
 
 
 def _written_out(net: Formal) -> bool:
-    """Whether the network is small enough for its tangent functions to be written out."""
+    """Whether the network is small enough to write out its tangent functions."""
     try:
         return bool(net.tangents)
     except ValueError:
@@ -300,7 +302,7 @@ def _joint_rank(wide: nn.Module, narrow: nn.Module, x: Tensor, goal: int) -> int
 
 
 def _beside(one: Any, two: Any) -> list[Number]:
-    """The entries of two matrices, one beside the other."""
+    """The entries of two matrices, side by side."""
     return [v for rows in zip(one.tolist(), two.tolist(), strict=True) for row in rows for v in row]
 
 

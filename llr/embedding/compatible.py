@@ -1,4 +1,4 @@
-"""Embeddings beyond splitting: copies with different weights, but the signals and errors of their neuron."""
+"""Embeddings more general than splits: copies with different weights that keep signals and errors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from llr.inputs.accept import a_module, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.roles import a_generator, a_sequence, maybe, sizes
 
-# Sums of weights may miss their value by so many roundings of their terms.
+# Sums of weights may differ from their value by so many rounding errors of their terms.
 _ROUNDINGS = 8
-# Sizes of random shifts, relative to the weights they are added to: the first that adds without rounding.
+# Sizes of random shifts relative to the weights. The first one that adds without rounding is taken.
 _SIZES = (2.0, 1.0, 0.5, 0.25, 0.125)
 
 
@@ -55,41 +55,42 @@ def compatible(
     *,
     signs: Sequence[Sequence[int]] | None = None,
 ) -> tuple[nn.Module, Embedding]:
-    """A wide network of copies that keep signals and errors, with weights of one's own between hidden layers.
+    """A wide network of copies that keep signals and errors, with given weights between hidden layers.
 
-    Wide neuron j of a layer is a copy of narrow neuron pi(j) with a share kappa_j: it has its signal, and
-    kappa_j times its error (the derivative of the outputs by its input). That holds if
+    Wide neuron j of a layer is a copy of narrow neuron pi(j) with a share kappa_j: it has the same signal,
+    and kappa_j times the error (the derivative of the outputs by the neuron's input). This holds if
 
     1. the shares of the copies of every neuron sum to 1;
-    2. *signals:* the weights that a wide neuron has to the copies of a narrow neuron below sum to the narrow
+    2. *signals:* the weights of a wide neuron for the copies of a narrow neuron below sum to the narrow
        weight;
-    3. *errors:* the weights that a wide neuron i has from the copies j of a narrow neuron above, each times
+    3. *errors:* the weights for a wide neuron i of the copies j of a narrow neuron above, each multiplied by
        kappa_j, sum to kappa_i times the narrow weight.
 
-    Then every wide tangent function is kappa_j times a narrow one, and since not all shares of a neuron are 0
-    the tangent spaces are equal, at all narrow parameters, for every activation, and a critical point stays
-    critical for all samples and losses. Splits have the weights kappa_i w, which is what None stands for. All
-    others are compositions of no splits and null neurons where copies have different rows. For almost every
-    narrow network condition 3 is also necessary. Conditions are checked to rounding, and hold as exactly as
-    the numbers satisfy them.
+    Then every wide tangent function is kappa_j times a narrow one. Since not all shares of a neuron are 0,
+    the tangent spaces are equal at all narrow parameters, for every activation, and a critical point stays
+    critical for all samples and losses. Splits have the weights kappa_i w; None means these weights. Networks
+    in which the rows of copies differ are not compositions of splits and null neurons. For almost every
+    narrow network condition 3 is also necessary. The conditions are checked to rounding; how exactly they
+    hold depends on the numbers given.
 
     Args:
         model: as for :func:`llr.embedding.split`.
         origins: for each hidden layer pi, the narrow neuron that each wide neuron is a copy of.
         kappas: for each hidden layer the shares, any real numbers.
         weights: for each pair of consecutive hidden layers the wide matrix, (above, below), or None for
-            ``kappa_i w``; default: None for all. Weights from the inputs and to the outputs follow.
-        signs: for each hidden layer 1 or -1 for each wide neuron; -1 reflects it, for odd activations. The
-            sums are those of the weights times the signs of both neurons.
+            ``kappa_i w``; default: None for all. Weights from the inputs and to the outputs follow from these
+            choices.
+        signs: for each hidden layer 1 or -1 for each wide neuron; -1 reflects it, for odd activations. In the
+            sums of conditions 2 and 3, each weight is multiplied by the signs of both neurons.
 
     Returns:
-        The wide model and the `Embedding`. What the weights add to ``kappa_i w``, to rounding, is its
-        constant, so that it is an embedding at all narrow parameters.
+        The wide model and the `Embedding`. The difference of `weights` and ``kappa_i w`` is the constant of
+        the embedding, to rounding, so that it is an embedding at all narrow parameters.
 
     Raises:
-        TypeError: no module; what are no numbers.
-        ValueError: a model as :func:`llr.embedding.split` refuses it; lists of wrong lengths, a neuron
-            without copies, a condition that is violated; the message names it.
+        TypeError: a model that is no module; values that are no numbers.
+        ValueError: a model that :func:`llr.embedding.split` refuses; lists of wrong lengths; a neuron
+            without copies; a violated condition, which the message names.
 
     Source: docs/theory.md, Theorem 10.4.
 
@@ -141,7 +142,7 @@ def compatible(
         index, factor = _plain(above, below)
         shifts.append(own[layer] - factor * network.weights[layer][index])
     wide, embedding = _embed(network, copies, shifts)
-    # The weights as they were given, which a sum with the shift may round.
+    # Take the weights as given: the sum of kappa_i w and the shift may be rounded.
     exact = tuple(own.get(layer, W) for layer, W in enumerate(wide.weights))
     return replace(wide, weights=exact).model(), embedding
 
@@ -153,9 +154,9 @@ def random_compatible(
 ) -> tuple[nn.Module, Embedding]:
     """A random wide network of copies that keep signals and errors; see :func:`compatible`.
 
-    Shares are products of 1/2, -1 and 2. Between the copies of two neurons in consecutive hidden layers the
-    weights are shifted at random, where both have several copies and the shift is exact in the model's dtype;
-    such networks are no compositions of splits and null neurons.
+    Shares are products of 1/2, -1 and 2. Weights between the copies of two neurons in consecutive hidden
+    layers are shifted at random, if both neurons have several copies and the shift is exact in the model's
+    dtype. Such networks are not compositions of splits and null neurons.
 
     Args:
         model: as for :func:`llr.embedding.split`.
@@ -226,7 +227,7 @@ def _embed(
 
 
 def _plain(above: _Copies, below: _Copies) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    """Which narrow weight every wide one comes from, and the factor kappa_i times the signs."""
+    """The narrow weight that every wide weight comes from, and the factor: kappa_i times the signs."""
     index = (above.origins[:, None], below.origins[None])
     return index, above.signs[:, None] * (below.signs * below.kappas)[None]
 
@@ -238,7 +239,7 @@ def _checked(
     kappas: Numbers,
     signs: Sequence[int] | None,
 ) -> _Copies:
-    """The copies of a layer, if they are such."""
+    """The copies of a layer, after a check of origins, shares and signs."""
     n = network.hidden[layer]
     if any(type(i) is not int or not 0 <= i < n for i in origins):
         raise ValueError(
@@ -252,7 +253,7 @@ def _checked(
     k = vector_of("kappas", kappas, len(pi), what)
     sign = vector_of("signs", [1] * len(pi) if signs is None else signs, len(pi), what)
     if bool((sign.abs() != 1).any()) or (bool((sign < 0).any()) and not network.odd):
-        expected = "1 or -1" if network.odd else f"1, {network.activation} not being odd"
+        expected = "1 or -1" if network.odd else f"1, since {network.activation} is not odd"
         raise ValueError(f"signs of layer {layer} are {sign.tolist()}; expected {expected}")
     zeros = torch.zeros(n, dtype=torch.float64)
     total, size = zeros.index_add(0, pi, k), zeros.index_add(0, pi, k.abs())
@@ -324,7 +325,7 @@ def _random_shift(
     below: _Copies,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """What is added to kappa_i w without changing signals and errors."""
+    """A random matrix that can be added to kappa_i w without changing signals and errors."""
     W = network.weights[layer]
     total = torch.zeros(len(above.origins), len(below.origins), dtype=torch.float64)
     index, factor = _plain(above, below)

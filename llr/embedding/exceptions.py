@@ -1,4 +1,4 @@
-"""Which embeddings enlarge the tangent space: what in a wide network is new compared to a narrow one."""
+"""Why an embedding enlarges the tangent space: what is new in a wide network compared to a narrow one."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llr.theory.structures.groups import named
 from llr.theory.structures.structure import ConvNet, exact_matrix
 
 _Signal = tuple[Vector, ...]
-"""A neuron as a function; of a channel, one for each position."""
+"""A neuron as a function; a channel has one function for each position."""
 
 _ONE = {"is": "is", "has": "has", "sends": "sends"}
 _SEVERAL = {"is": "are", "has": "have", "sends": "send"}
@@ -30,10 +30,10 @@ _Role = _Copy | str
 
 
 def exceptions(narrow: Network, wide: Network, below: Formal, above: Formal) -> tuple[str, ...]:
-    """In words, what can make the tangent space of the wide network larger.
+    """What can make the tangent space of the wide network larger, as text.
 
-    Signals that the narrow network does not have: a new constant, a dead neuron with new incoming weights.
-    Errors that it does not have: those of a constant neuron with outgoing weights, and of copies that have
+    New signals, which the narrow network does not have: a new constant, a dead neuron with new incoming
+    weights. New errors: those of a constant neuron with outgoing weights, and those of copies that have
     different shares for different downstream neurons.
 
     Args:
@@ -116,7 +116,7 @@ def _role(net: Formal, signal: _Signal, old: Sequence[_Signal]) -> _Role:
 def _unequal_shares(
     narrow: Network, wide: Network, roles: Sequence[Sequence[_Role]], conv: bool
 ) -> list[str]:
-    """From the outputs down: the share of its neuron's error that each copy has, until one has none."""
+    """Find copies without a common share of their neuron's error, from the outputs down."""
     outputs = len(narrow.weights[-1])
     above: list[tuple[_Role, Fraction]] = [(_Copy(j, 1), Fraction(1)) for j in range(outputs)]
     for layer in reversed(range(len(roles))):

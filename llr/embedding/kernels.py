@@ -1,4 +1,4 @@
-"""Convolutions in exact numbers, from which the channels that do not matter are taken away."""
+"""Convolutions in exact numbers, and the removal of channels that their functions do not need."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _Place = tuple[int, int]
 
 
 class Kernels:
-    """A two-layer convolution in exact numbers, whose channels become fewer.
+    """A two-layer convolution in exact numbers, reduced to fewer channels.
 
     Attributes:
-        kernels: for each channel, those at the positions; with sharing they are equal.
+        kernels: for each channel, the kernels at the positions; with sharing they are equal.
         out: for each channel its outgoing weights, one per position.
-        steps: what was done, in words. Channels have the numbers that they had at the beginning.
+        steps: what was done, as text. Channels keep their original numbers.
     """
 
     def __init__(self, net: ConvNet) -> None:
@@ -32,7 +32,7 @@ class Kernels:
         self._symbols = Symbols()
 
     def reduce(self) -> None:
-        """Take away what one can."""
+        """Remove as many channels as possible."""
         if self._net.shared:
             while not self._is_null() and (self._delete_idle() or self._merge_channel()):
                 pass
@@ -60,9 +60,9 @@ class Kernels:
         return True
 
     def _merge_channel(self) -> bool:
-        """Merge a channel into others if its neurons that are read are combinations of theirs.
+        """Merge a channel into others if its neurons with outgoing weights are combinations of their neurons.
 
-        Shifts of kernels with zeros at their ends coincide, so that a channel can go into several.
+        Shifts of kernels with zeros at their ends coincide, so that a channel can be merged into several.
         """
         values = self._values()
         for c in reversed(range(len(self.out))):
@@ -90,7 +90,7 @@ class Kernels:
         return False
 
     def _merge_places(self) -> None:
-        """Without sharing: merge single kernels, whatever their channels and positions."""
+        """Without sharing: merge single kernels, across channels and positions."""
         values = self._values()
         echelon, places = (
             Echelon(),
@@ -111,7 +111,7 @@ class Kernels:
                     self.out[places[k][0]][places[k][1]] += a * v
 
     def _pack(self) -> None:
-        """Without sharing: move the kernels that are read into the first channels."""
+        """Without sharing: move the kernels with outgoing weights into the first channels."""
         columns = [
             [
                 (channel[t], row[t])
@@ -124,7 +124,7 @@ class Kernels:
         if most == len(self.out):
             return
         self.steps.append(
-            f"at most {most} kernels are read at a position: {len(self.out) - most} channels deleted"
+            f"at most {most} kernels are used at a position: {len(self.out) - most} channels deleted"
         )
         none = ((_ZERO,) * self._net.s, _ZERO)
         padded = [[*column, *[none] * (most - len(column))] for column in columns]
@@ -132,7 +132,7 @@ class Kernels:
         self.out = [[column[c][1] for column in padded] for c in range(most)]
 
     def _keep(self, channels: Sequence[int]) -> None:
-        """Drop the other channels, but for one if they are all."""
+        """Drop all other channels; keep one without weights if `channels` is empty."""
         if not channels:
             self.steps.append(f"channel {self._names[0]} stays without weights, as the only one")
             self.kernels = [[(_ZERO,) * self._net.s] * self._net.p]

@@ -1,4 +1,4 @@
-"""Neurons of layers in exact numbers that are combinations of others, and are merged into these."""
+"""Merges neurons that are combinations of others in the same layer, in exact numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from llr.theory.structures.structure import rank
 
 
 class _Sine(NamedTuple):
-    """A sine neuron: sign * sin(wave + phase), of a wave that neurons of its direction share."""
+    """A sine neuron: sign * sin(wave + phase). Neurons of one direction share the wave."""
 
     neuron: int
     sign: int
@@ -27,10 +27,10 @@ class _Sine(NamedTuple):
 
 
 class Layers(ExactLayers):
-    """A reduction to as few neurons as merging leads to: combinations of neurons and constants are merged."""
+    """A network from which constants and combinations of other neurons are removed by merging."""
 
     def simplify(self, layer: int) -> bool:
-        """Take away neurons of one kind; whether there were any."""
+        """Remove neurons of one kind; return whether there were any."""
         return (
             self.delete_idle(layer)
             or self._absorb_constants(layer)
@@ -40,7 +40,7 @@ class Layers(ExactLayers):
         )
 
     def _absorb_constants(self, layer: int) -> bool:
-        """Constant neurons go into the next biases, or without these into the first of them."""
+        """Absorb constant neurons into the next biases; without biases, into the first constant neuron."""
         values = self.values(layer)
         constants = [i for i, v in enumerate(values) if self.symbols.is_constant(v)]
         if self.absorb(layer, constants, values):
@@ -57,7 +57,7 @@ class Layers(ExactLayers):
         return self.remove(layer, gone)
 
     def _merge_dependent(self, layer: int) -> bool:
-        """Neurons that are combinations of others, and of constants where there are any, go into these."""
+        """Merge neurons that are combinations of other neurons and constants into these."""
         values = self.values(layer)
         biases = self.biases[layer + 1]
         carrier = next((i for i, v in enumerate(values) if self.symbols.is_constant(v)), None)
@@ -81,7 +81,7 @@ class Layers(ExactLayers):
         return self.remove(layer, gone)
 
     def _merge_phases(self, layer: int) -> bool:
-        """Sines of one direction are combinations of two of them, and of one if they are read alike."""
+        """Merge sines of one direction into two of them, or into one if outgoing weights are proportional."""
         biases = self.biases[layer]
         if biases is None:
             return False
@@ -106,7 +106,7 @@ class Layers(ExactLayers):
     def _merge_into_one(
         self, layer: int, wave: Sequence[_Sine], columns: Sequence[Sequence[Fraction]]
     ) -> dict[int, str]:
-        """sum_i r_i sin(z + phi_i) = A sin(z + phi), where r_i are the columns as multiples of the first."""
+        """sum_i r_i sin(z + phi_i) = A sin(z + phi), where column i is r_i times the first column."""
         first, sign, phase, _ = wave[0]
         at = next(j for j, v in enumerate(columns[0]) if v)
         with precision(BITS):
@@ -129,7 +129,7 @@ class Layers(ExactLayers):
     def _merge_into_two(self, layer: int, wave: Sequence[_Sine]) -> dict[int, str]:
         """sin(z + c) is a combination of sin(z + a) and sin(z + b)."""
         first, a = wave[0], wave[0].number
-        # The two that are farthest from being one.
+        # The first one, and the one whose phase is farthest from equal or opposite.
         second = max(wave[1:], key=lambda s: abs(_sine(s.number - a)))
         b = second.number
         gone = {}
@@ -146,7 +146,7 @@ class Layers(ExactLayers):
         return gone
 
     def _merge_read_alike(self, layer: int) -> bool:
-        """Without an activation, neurons that are read in combination add up before they are read."""
+        """Without an activation, merge neurons whose outgoing weights are combinations of those of others."""
         echelon, gone = Echelon(), dict[int, str]()
         incoming, biases = self.weights[layer], self.biases[layer]
         for i in range(len(self.names[layer])):
@@ -163,12 +163,13 @@ class Layers(ExactLayers):
             named: dict[int | None, Fraction] = {
                 self.names[layer][k]: c for k, c in combination.items() if k is not None
             }
-            gone[i] = f"is read as {in_words(named)}: added to what comes in there"
+            told = in_words(named)
+            gone[i] = f"has the outgoing weights of {told}: incoming weights added there"
         return self.remove(layer, gone)
 
 
 def _exact_ratio(u: Vector, v: Vector) -> Fraction | None:
-    """u / v if the one is a rational multiple of the other."""
+    """u / v if u is a rational multiple of v; None otherwise."""
     if set(u) != set(v):
         return None
     ratios = {u[m] / v[m] for m in v}

@@ -1,4 +1,4 @@
-"""One more neuron without another function: splitting, null neurons, and random compositions of both."""
+"""Moves that add a neuron and keep the function: splits, null neurons, and random compositions of both."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Numbers = Sequence[float] | Tensor
 Choice = TypeVar("Choice")
 
 _ZERO = torch.zeros((), dtype=torch.float64)
-# Both t and 1 - t are powers of two, up to sign: products with them are exact.
+# Both t and 1 - t are powers of two, up to sign: products with these shares are exact.
 PLAIN_SHARES = (0.5, -1.0, 2.0)
-# No two are opposite: s(b) and s(-b) = 1 - s(b) are numbers that symbols cannot divide by both.
+# No two biases are opposite: of s(b) and s(-b) = 1 - s(b), symbolic arithmetic can divide by one only.
 _NULL_BIASES = (0.0, 0.5, -0.75, 1.0, -1.25)
 
 
@@ -33,14 +33,14 @@ _NULL_BIASES = (0.0, 0.5, -0.75, 1.0, -1.25)
 def split(
     model: nn.Module, layer: int, neuron: int, share: float | Numbers = 0.5, sign: int = 1
 ) -> tuple[nn.Module, Embedding]:
-    """Put a copy of a neuron beside it and divide the outgoing weights between both.
+    """Add a copy of a neuron and divide the outgoing weights between both.
 
     Outgoing weights v become (1 - t) v at the neuron and t v at the copy, which is the last neuron of the
     wide layer. With one share t for all of v the tangent space stays the same, at any parameters, depth and
-    activation. Shares of their own for every downstream neuron enlarge it, by n_in + 1 for generic narrow
-    networks with at least two downstream neurons. Equality is exact equality: where products with the share
-    need more digits than the dtype has, they are rounded, each downstream neuron's in its own way, and the
-    record says so. Shares 0, 1/2, 1, -1 and 2 are exact for all weights.
+    activation. Different shares for the downstream neurons enlarge it, by n_in + 1 for generic narrow
+    networks with at least two downstream neurons. This is about exact numbers: products with the share that
+    need more digits than the dtype has are rounded, differently for each downstream neuron, and the record
+    says so. Products with the shares 0, 1/2, 1, -1 and 2 are exact for all weights.
 
     Args:
         model: an MLP as `llr.jacobian` recognises it, or a ``Conv1dTwoLayer``, whose neurons are channels and
@@ -54,9 +54,9 @@ def split(
         The wide model, of the same kind, dtype and device, and the `Embedding` that leads to it.
 
     Raises:
-        TypeError: no module.
+        TypeError: a model that is no module.
         ValueError: a model that is no MLP and no convolution, or has frozen or non-finite parameters; a layer
-            or neuron that is not there; shares that are no finite numbers, or too few or many; a sign other
+            or neuron that does not exist; shares that are not finite, or too few or too many; a sign other
             than 1 and -1, or -1 for an activation that is not odd; products out of the range of the dtype.
 
     Source: docs/theory.md, Propositions 10.1 and 10.2.
@@ -95,32 +95,33 @@ def null(
     bias: float = 0.0,
     outgoing: Numbers | None = None,
 ) -> tuple[nn.Module, Embedding]:
-    """Add a neuron that does not show in the function.
+    """Add a neuron that does not change the function.
 
     By default incoming and outgoing weights and the bias are 0. Then the tangent space stays the same, if the
-    next layer has biases or s(0) = 0. It stays the same with any bias before a layer with biases, and grows
-    (the numbers are those of generic narrow networks) by
+    next layer has biases or s(0) = 0. It also stays the same with any bias, if the next layer has biases. It
+    grows (the numbers are those of generic narrow networks) by
 
-    * n_out, if the constant s(bias) != 0 comes to a layer without biases: a new signal;
+    * n_out, if the constant s(bias) != 0 enters a layer without biases: a new signal;
     * n_out, if the neuron has new incoming weights and no outgoing ones: a new signal;
-    * n_in, if it is constant and has outgoing weights, ``outgoing * s(bias)`` being taken off the biases of
-      the next layer: the weights into it become new directions.
+    * n_in, if it is constant and has outgoing weights, and ``outgoing * s(bias)`` is subtracted from the
+      biases of the next layer: its incoming weights become new directions.
 
     Args:
         model: as for :func:`split`.
         layer: hidden layer, from 0 on.
         incoming: n_in weights; default: zeros.
         bias: its bias; 0 in a layer without biases.
-        outgoing: n_out weights; default: zeros. The neuron must be constant, so that `incoming` is zero.
+        outgoing: n_out weights; default: zeros. If they are not zero, `incoming` must be zero, so that the
+            neuron is constant.
 
     Returns:
         The wide model and the `Embedding`; the new neuron is the last one of its layer.
 
     Raises:
-        TypeError: no module.
-        ValueError: a model as :func:`split` refuses it; numbers that are not finite or of a wrong count; a
-            bias in a layer without biases; incoming and outgoing weights that are both not 0; a constant that
-            the next layer has no biases to absorb.
+        TypeError: a model that is no module.
+        ValueError: a model that :func:`split` refuses; numbers that are not finite, or too few or too many; a
+            bias in a layer without biases; incoming and outgoing weights that are both not 0; a constant
+            before a layer without biases to absorb it.
 
     Source: docs/theory.md, Proposition 10.3.
 
@@ -147,12 +148,12 @@ def null(
         if bool(row.any()):
             raise ValueError(
                 "incoming and outgoing weights are both not 0: the neuron would change the function; leave "
-                "one of them away"
+                "out one of them"
             )
         if network.at(bias) and network.biases[layer + 1] is None:
             raise ValueError(
                 f"the neuron sends the constant {network.at(bias):.6g}, and layer {layer + 1} has no biases "
-                "that could absorb it; leave outgoing away"
+                "that could absorb it; leave outgoing out"
             )
     wide, embedding = _null(network, layer, row, bias, column)
     return wide.model(), embedding
@@ -165,10 +166,10 @@ def widen(
 ) -> tuple[nn.Module, Embedding]:
     """A wide network of the same function and the same tangent space, otherwise random.
 
-    Neurons are added one at a time, to layers in random order: a random neuron is split with a random share,
-    reflected for every second copy if the activation is odd; or, where that keeps the tangent space, a null
-    neuron is added. Shares are such that all products are exact, so that the functions are the same as
-    functions of real numbers and not to rounding only.
+    Neurons are added one at a time, to layers in random order. Either a random neuron is split with a random
+    share, and the copy is reflected with probability 1/2 if the activation is odd; or, if this keeps the
+    tangent space, a null neuron is added. With the shares used all products are exact, so that the functions
+    are equal as functions of real numbers, and not to rounding only.
 
     Args:
         model: as for :func:`split`.
@@ -177,11 +178,11 @@ def widen(
         generator: of the random choices, on the CPU; default: torch's.
 
     Returns:
-        The wide model and the `Embedding`, whose steps say what was done.
+        The wide model and the `Embedding`, whose steps list the moves.
 
     Raises:
-        TypeError: no module; widths that are no integers.
-        ValueError: a model as :func:`split` refuses it; another number of layers, inputs or outputs; a width
+        TypeError: a model that is no module; widths that are no integers.
+        ValueError: a model that :func:`split` refuses; another number of layers, inputs or outputs; a width
             smaller than the model's.
 
     Source: docs/theory.md, Propositions 10.2 and 10.3.
@@ -220,14 +221,15 @@ def _random_step(
     column = network.weights[layer + 1][:, neuron]
     if not _exact(network, column, torch.full_like(column, share)):
         share = pick(PLAIN_SHARES, generator)
-    if not _exact(network, column, torch.full_like(column, share)):  # near the ends of the range
+    # Near the ends of the dtype's range, products with these shares may be inexact, too.
+    if not _exact(network, column, torch.full_like(column, share)):
         share = 0.0
     sign = pick((1, -1), generator) if network.odd else 1
     return _split(network, layer, neuron, torch.full_like(column, share), sign)
 
 
 def _exact(network: Network, column: Tensor, shares: Tensor) -> bool:
-    """Whether both parts of the outgoing weights are numbers of the dtype."""
+    """Whether the dtype holds both parts of the outgoing weights exactly."""
     for t in (shares, 1 - shares):
         parts = network.rounded(column * t).tolist()
         for part, v, share in zip(parts, column.tolist(), t.tolist(), strict=True):
@@ -242,7 +244,7 @@ def pick(choices: Sequence[Choice], generator: torch.Generator | None) -> Choice
 
 
 def _sides(network: Network, layer: int) -> tuple[int, int]:
-    """How many weights come into a neuron of the layer, and how many leave it."""
+    """The numbers of incoming and of outgoing weights of a neuron of the layer."""
     return network.weights[layer].shape[1], len(network.weights[layer + 1])
 
 
@@ -297,11 +299,11 @@ def _null(
 
 
 def wanted_hidden(network: Network, widths: Sequence[int] | int) -> tuple[int, ...]:
-    """The hidden widths that are asked for, checked.
+    """The hidden widths that the caller wants, checked.
 
     Raises:
-        TypeError: no integers.
-        ValueError: widths that do not fit the network, or smaller ones.
+        TypeError: widths that are no integers.
+        ValueError: widths that do not fit the network, or that are smaller than its own.
     """
     have = network.widths
     conv = isinstance(network.like, Conv1dTwoLayer)
@@ -318,8 +320,8 @@ def wanted_hidden(network: Network, widths: Sequence[int] | int) -> tuple[int, .
     for layer, (wide, n) in enumerate(zip(widths[1:-1], network.hidden, strict=True)):
         if wide < n:
             raise ValueError(
-                f"widths ask for {wide} neurons in layer {layer}, but the model has {n}; expected at "
-                "least so many. llr.embedding.reduce makes a network narrower where its function allows it"
+                f"widths has {wide} neurons in layer {layer}, but the model has {n}; expected at "
+                "least as many. llr.embedding.reduce makes a network narrower if its function allows it"
             )
     return tuple(widths[1:-1])
 

@@ -1,4 +1,4 @@
-"""Networks as layers of neurons, which moves act on, and the models that they are read from and become."""
+"""Networks as layers of neurons, on which moves act; conversion from models and to models."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from llr.theory.structures.structure import ConvNet, Factorization, Structure, r
 
 @dataclass(frozen=True)
 class Network:
-    """A model as layers of neurons, in float64 numbers that its dtype can hold.
+    """A model as layers of neurons, in float64 numbers that the model's dtype can hold.
 
-    The hidden neurons of a convolution are its channels: their incoming weights are the kernels, their
-    outgoing weights go to the positions.
+    The hidden neurons of a convolution are its channels: the incoming weights are the kernels, and there is
+    an outgoing weight for each position.
     """
 
     weights: tuple[Tensor, ...]
-    """(n_l, n_(l-1)) each; of a convolution (channels, kernel numbers) and (positions, channels)."""
+    """(n_l, n_(l-1)) each; for a convolution (channels, kernel numbers) and (positions, channels)."""
     biases: tuple[Tensor | None, ...]
     activation: str
     """A name of :data:`llr.operators.formula.ACTIVATIONS`, or "polynomial"."""
@@ -64,7 +64,7 @@ class Network:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the model."""
+        """The dtype of the model."""
         return next(self.like.parameters()).dtype
 
     @property
@@ -79,11 +79,11 @@ class Network:
         return float(self.layer(torch.tensor(z, dtype=torch.float64)))
 
     def rounded(self, t: Tensor) -> Tensor:
-        """The numbers as the model's dtype can hold them."""
+        """The numbers, rounded to the model's dtype."""
         return t.to(self.dtype).double()
 
     def check_layer(self, layer: int) -> None:
-        """Refuse what is no hidden layer."""
+        """Refuse an index that is not one of a hidden layer."""
         if type(layer) is not int or not 0 <= layer < len(self.hidden):
             found = (
                 f"layers 0 to {len(self.hidden) - 1} (hidden layers are counted from 0)"
@@ -93,7 +93,7 @@ class Network:
             raise ValueError(f"layer is {layer!r}, but the model has {found}")
 
     def check_neuron(self, layer: int, neuron: int) -> None:
-        """Refuse what is no neuron of a hidden layer."""
+        """Refuse an index that is not one of a neuron of this hidden layer."""
         self.check_layer(layer)
         if type(neuron) is not int or not 0 <= neuron < self.hidden[layer]:
             raise ValueError(
@@ -101,7 +101,7 @@ class Network:
             )
 
     def model(self) -> nn.Module:
-        """A new model with these parameters, on the device and in the dtype of the one it was read from."""
+        """A new model with these parameters, with the device and dtype of the original model."""
         device = next(self.like.parameters()).device
         weights = [W.to(device, self.dtype) for W in self.weights]
         biases = [None if b is None else b.to(device, self.dtype) for b in self.biases]
@@ -123,11 +123,11 @@ class Network:
 
 
 def read(model: nn.Module) -> tuple[Network, Structure]:
-    """The model as layers of neurons, and as the structure that the theory sees.
+    """The model as layers of neurons, and as a structure of :mod:`llr.theory`.
 
     Raises:
-        TypeError: no module.
-        ValueError: a model of no known structure, or without neurons; frozen or non-finite parameters.
+        TypeError: a model that is no module.
+        ValueError: a model of unknown structure, or without neurons; frozen or non-finite parameters.
     """
     structure = read_structure(model)
     if isinstance(structure, Factorization):
@@ -170,7 +170,7 @@ def _layers(
         mlp = read_mlp(model)
     except (
         NotAnMLP
-    ):  # read_structure has let it pass, so that it is a polynomial between two layers
+    ):  # read_structure accepts other activations only if they are polynomials between two layers
         first, act, last = cast(nn.Sequential, model)
         pair = cast(tuple[nn.Linear, nn.Linear], (first, last))
         return (
@@ -184,7 +184,7 @@ def _layers(
 
 
 class Spread(NamedTuple):
-    """How a tensor comes from a narrower one: ``factor * narrow[at] + shift``."""
+    """How a tensor follows from a narrower one: ``factor * narrow[at] + shift``."""
 
     at: tuple[Tensor, ...]
     factor: Tensor
@@ -192,14 +192,14 @@ class Spread(NamedTuple):
 
 
 def spread_rows(origins: Tensor, columns: int, factor: Tensor, shift: Tensor) -> Spread:
-    """A weight matrix, a row for each neuron of `origins`; factors and shifts broadcast."""
+    """A weight matrix with a row for each neuron of `origins`; factors and shifts broadcast."""
     shape = (len(origins), columns)
     index = (origins[:, None], torch.arange(columns)[None])
     return Spread(index, factor.expand(shape), shift.expand(shape))
 
 
 def spread_columns(origins: Tensor, rows: int, factor: Tensor, shift: Tensor) -> Spread:
-    """A weight matrix, a column for each neuron of `origins`; factors and shifts broadcast."""
+    """A weight matrix with a column for each neuron of `origins`; factors and shifts broadcast."""
     shape = (rows, len(origins))
     index = (torch.arange(rows)[:, None], origins[None])
     return Spread(index, factor.expand(shape), shift.expand(shape))
@@ -211,9 +211,9 @@ def embed(
     """A wider network and the embedding that leads to it.
 
     Args:
-        network: the narrow one.
-        spreads: for ("weight", l) and ("bias", l), how the tensors that change come from the narrow ones.
-        steps: the move in words.
+        network: the narrow network.
+        spreads: for ("weight", l) and ("bias", l), how the tensors that change follow from the narrow ones.
+        steps: the move as text.
     """
     flat: list[tuple[Tensor, Tensor, Tensor]] = []  # source, factor, constant
     values: dict[str, list[Tensor | None]] = {"weight": [], "bias": []}
@@ -259,7 +259,7 @@ def embed(
 
 
 def _places(network: Network) -> tuple[Tensor, ...]:
-    """Where the entries are in the parameter vector of ``network.model()``."""
+    """The positions of the entries in the parameter vector of ``network.model()``."""
     places, start = [], 0
     transposed = isinstance(network.like, Conv1dTwoLayer)
     for t in network.tensors:

@@ -1,4 +1,4 @@
-"""Models of the theory as exact numbers, and back."""
+"""Models of the theory as plain exact numbers for JSON, and back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CONVOLUTION = {"d", "activation", "shared", "dtype", "training", "weight", "out
 
 
 def model_as_numbers(model: nn.Module) -> dict[str, Any]:
-    """A model of layers in a row, or a convolution, as plain values for JSON.
+    """A sequential model or a convolution as plain values for JSON.
 
     Raises:
         ValueError: another module.
@@ -73,7 +73,7 @@ def _convolution(content: dict[str, Any], where: str) -> nn.Module:
     if not isinstance(name, str) or name not in DTYPES:
         raise ValueError(f"{where}.dtype is {shown(name)}; expected float32 or float64")
     if type(shared) is not bool or type(training) is not bool:
-        raise ValueError(f"{where}: shared and training are no truth values")
+        raise ValueError(f"{where}: shared and training are not both true or false")
     dtype: torch.dtype = DTYPES[name]
     weight = numbers(content, "weight", 2 if shared else 3, dtype, where)
     out = numbers(content, "out", 2, dtype, where)

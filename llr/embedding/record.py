@@ -21,19 +21,19 @@ class Embedding(Record):
     """An affine map of parameter vectors, ``theta_wide = matrix @ theta_narrow + constant``.
 
     Vectors are those of :func:`torch.nn.utils.parameters_to_vector`: the tensors of ``model.parameters()``
-    in their order, each flattened. Every wide parameter comes from one narrow parameter, and is kept as a
-    factor and its source; `matrix` writes that out. At any narrow parameters the image is a wide network of
-    the same function.
+    in their order, each flattened. Every wide parameter comes from one narrow parameter, and is stored as its
+    source, a factor and a constant; `matrix` is the same as a dense matrix. At any narrow parameters the
+    image is a wide network of the same function.
 
     Attributes:
-        narrow: widths of the narrow network: inputs, hidden layers, outputs; of a convolution inputs,
+        narrow: widths of the narrow network: inputs, hidden layers, outputs; for a convolution inputs,
             channels, 1.
-        wide: those of the wide one.
-        source: (P_wide), which narrow parameter each wide one comes from.
-        factor: (P_wide) float64, what it is multiplied with; 0 for a wide parameter that is constant.
+        wide: widths of the wide network.
+        source: (P_wide), the index of the narrow parameter that each wide one comes from.
+        factor: (P_wide) float64, its factor; 0 for a wide parameter that is constant.
         constant: (P_wide) float64, what is added.
         n_narrow: P_narrow.
-        steps: the moves in words.
+        steps: the moves as text.
 
     Source: docs/theory.md, 10.1. Zhang et al., "Embedding Principle of Loss Landscape of Deep Neural
     Networks" (2021).
@@ -66,15 +66,15 @@ class Embedding(Record):
 
     @property
     def matrix(self) -> Tensor:
-        """(P_wide, P_narrow) float64, of full column rank; made anew at each call."""
+        """(P_wide, P_narrow) float64, of full column rank; a new tensor at each access."""
         matrix = torch.zeros(self.n_wide, self.n_narrow, dtype=torch.float64)
         matrix[torch.arange(self.n_wide), self.source] = self.factor
         return matrix
 
     def __call__(self, theta: Tensor) -> Tensor:
-        """The wide parameters, (..., P_wide), of narrow ones, (..., P_narrow).
+        """The wide parameters (..., P_wide) that belong to narrow ones (..., P_narrow).
 
-        They are computed in float64 and rounded once to the dtype of `theta`.
+        The image is computed in float64 and rounded once to the dtype of `theta`.
 
         Raises:
             TypeError: `theta` is no floating-point tensor.
@@ -86,17 +86,17 @@ class Embedding(Record):
         return (theta.double()[..., source] * factor + constant).to(theta.dtype)
 
     def inverse(self, theta: Tensor, *, tolerance: float | None = None) -> Tensor:
-        """The narrow parameters, (P_narrow), whose image is `theta`, (P_wide).
+        """The narrow parameters (P_narrow) whose image is `theta` (P_wide).
 
         Args:
             theta: wide parameters.
-            tolerance: how far, in the Euclidean norm, `theta` may be from the image; default: as far as
-                rounding to its dtype can move it.
+            tolerance: the largest distance, in the Euclidean norm, of `theta` from the image; default: the
+                distance that rounding to its dtype can cause.
 
         Raises:
             TypeError: `theta` is no floating-point tensor.
-            ValueError: a vector of another length, or one that is not in the image; the message says how
-                far it is from there.
+            ValueError: a vector of another length, or one that is not in the image; the message gives the
+                distance.
 
         Example:
             >>> import torch
@@ -114,7 +114,7 @@ class Embedding(Record):
             )
         factor, source = self.factor.to(theta.device), self.source.to(theta.device)
         moved = theta.double() - self.constant.to(theta.device)
-        # No two columns of the matrix share a row, so that least squares goes parameter by parameter.
+        # No two columns of the matrix share a row, so that least squares separates into single parameters.
         zeros = moved.new_zeros(self.n_narrow)
         weights = zeros.index_add(0, source, factor**2)
         nearest = zeros.index_add(0, source, factor * moved) / weights
@@ -130,11 +130,11 @@ class Embedding(Record):
         return nearest.to(theta.dtype)
 
     def then(self, other: Embedding) -> Embedding:
-        """This embedding, and after it another one of the wide network into a wider one.
+        """The composition: this embedding, followed by one of the wide network into a wider one.
 
         Raises:
             TypeError: `other` is no `Embedding`.
-            ValueError: `other` begins at other widths than this one ends at.
+            ValueError: the narrow widths of `other` are not the wide widths of this embedding.
 
         Example:
             >>> from llr.embedding import null, split
@@ -149,7 +149,7 @@ class Embedding(Record):
         if (other.narrow, other.n_narrow) != (self.wide, self.n_wide):
             raise ValueError(
                 f"the other embedding is one of {_arrow(other.narrow)} with {other.n_narrow} parameters; "
-                f"expected {_arrow(self.wide)} with {self.n_wide}, where this one ends"
+                f"expected {_arrow(self.wide)} with {self.n_wide}, the wide network of this embedding"
             )
         return Embedding(
             narrow=self.narrow,

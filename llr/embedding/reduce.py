@@ -1,4 +1,4 @@
-"""The narrowest network of the same function that merging neurons leads to."""
+"""The narrowest network of the same function that can be reached by merging neurons."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ from llr.theory.structures.structure import (
     warn_of_near_copies,
 )
 
-# Outputs are compared at so many standard normal points.
+# How many standard normal points outputs are compared at.
 _SAMPLES = 256
-# So many terms of polynomials are written out within seconds.
+# How many terms of polynomials are written out at most, which takes seconds.
 _MOST_TERMS = 200_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Reduction(Record):
-    """A network as narrow as merging neurons makes it.
+    """The result of merging the neurons of a network.
 
     Attributes:
         model: the narrow network, of the same kind, dtype and device.
-        widths: its inputs, hidden widths and outputs; of a convolution inputs, channels, 1.
-        before: those of the network it came from.
-        steps: what was merged, absorbed and deleted, in words. Neurons have their old numbers.
-        max_difference: how far the outputs of both differ on random samples, at most, in float64.
-        scale: the largest output there.
-        proved: whether both are the same function of real numbers, by their exact parameters: no weight had
+        widths: its inputs, hidden widths and outputs; for a convolution inputs, channels, 1.
+        before: the widths of the original network.
+        steps: what was merged, absorbed and deleted, as text. Neurons have their original numbers.
+        max_difference: the largest difference of the outputs of both networks on random samples, in float64.
+        scale: the largest output on these samples.
+        proved: whether both are the same function of real numbers, for their exact parameters: no weight had
             to be rounded.
     """
 
@@ -96,7 +96,7 @@ class Reduction(Record):
 @takes(model=a_module)
 @outside_inference_mode
 def reduce(model: nn.Module) -> Reduction:
-    """The narrowest network of the same function that one gets by merging, absorbing and deleting neurons.
+    """The narrowest network of the same function that merging, absorbing and deleting neurons gives.
 
     From the first layer to the last, until nothing changes: neurons without outgoing weights are deleted;
     constant ones are absorbed into the next biases, or into one of them where there are none; a neuron that
@@ -105,10 +105,10 @@ def reduce(model: nn.Module) -> Reduction:
     neurons that are dependent in any way. Equality is exact equality of the parameters, and sums are formed
     exactly and rounded once at the end.
 
-    For tanh and erf with one hidden layer this is the narrowest network there is, and for deeper ones it is
-    for almost all parameters. A layer keeps one neuron, with all of its parameters 0, if the function does
-    not depend on it. Of a convolution without sharing, kernels are merged position by position and moved
-    into as few channels as they fit.
+    For tanh and erf with one hidden layer the result is the narrowest network of the function; with more
+    hidden layers this holds for almost all parameters. A layer keeps one neuron, with all of its parameters
+    0, if the function does not depend on it. In a convolution without sharing, kernels are merged position by
+    position and moved into as few channels as possible.
 
     Args:
         model: as for :func:`llr.embedding.split`.
@@ -117,8 +117,8 @@ def reduce(model: nn.Module) -> Reduction:
         A `Reduction`. Outputs of both networks are compared on random samples in float64.
 
     Raises:
-        TypeError: no module.
-        ValueError: a model as :func:`llr.embedding.split` refuses it; weights whose sums leave the range of
+        TypeError: a model that is no module.
+        ValueError: a model that :func:`llr.embedding.split` refuses; weights whose sums leave the range of
             the dtype; polynomials of too many terms.
 
     Warns:
@@ -172,15 +172,15 @@ def reduce(model: nn.Module) -> Reduction:
 
 
 def _coefficients(network: Network) -> Row:
-    """Those of a polynomial activation, if it can be written out in the inputs."""
+    """The coefficients of a polynomial activation, if the network can be written out in the inputs."""
     if not isinstance(network.layer, Polynomial):
         return ()
     degree, d = len(network.layer.coefficients) - 1, network.widths[0]
     terms = network.hidden[0] * math.comb(d + degree, degree)
     if terms > _MOST_TERMS:
         raise ValueError(
-            f"the neurons are polynomials of {terms} terms together; expected at most {_MOST_TERMS}: fewer "
-            "neurons, inputs or degrees"
+            f"the neurons are polynomials of {terms} terms together; expected at most {_MOST_TERMS}: take "
+            "fewer neurons or inputs, or a lower degree"
         )
     return tuple(map(Fraction, network.layer.coefficients))
 
@@ -188,7 +188,7 @@ def _coefficients(network: Network) -> Row:
 def _floats(rows: Sequence[Sequence[Fraction]]) -> Tensor:
     try:
         return torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64)
-    except OverflowError:  # the caller says so
+    except OverflowError:  # the caller raises an error for infinity
         return torch.full((len(rows), len(rows[0])), torch.inf, dtype=torch.float64)
 
 

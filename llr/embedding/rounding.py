@@ -1,4 +1,4 @@
-"""What rounding alone explains: how far outputs may differ, and what a bias was before it was rounded."""
+"""Effects of rounding: how far outputs may differ, and what a bias was before it was rounded."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from llr.models import Conv1dTwoLayer
 from llr.theory.spans.formal import Formal, formal
 from llr.theory.spans.symbols import Vector, combined
 
-# How many times the effect of rounding outputs may differ by.
+# Outputs may differ by so many times the effect of rounding.
 _MARGIN = 8.0
-# A bias that has absorbed constants may miss their sum by so many roundings of it.
+# A bias that has absorbed constants may differ from their exact sum by so many rounding errors.
 _ROUNDINGS = 8
 _BITS = 128
 # No slope of the activations in the table is larger (GELU's is up to 1.13).
@@ -27,11 +27,11 @@ _STEEPEST = 1.2
 
 
 def rounding_of(x: Tensor, *networks: Network) -> float:
-    """How far outputs of networks of one function may differ, their weights being rounded to their dtypes.
+    """How far outputs of networks of one function may differ because their weights were rounded.
 
     Args:
         x: (n, d) float64.
-        networks: those that are compared.
+        networks: the networks that are compared.
     """
     return max(
         _MARGIN * len(net.weights) * torch.finfo(net.dtype).eps * _reach(net, x) for net in networks
@@ -39,7 +39,7 @@ def rounding_of(x: Tensor, *networks: Network) -> float:
 
 
 def _reach(network: Network, x: Tensor) -> float:
-    """How large outputs could be if all terms of all sums had one sign: what rounding is relative to."""
+    """The largest output if all terms of all sums had the same sign: rounding is relative to this."""
     x = x.abs()
     if isinstance(network.like, Conv1dTwoLayer):
         s, p = network.like.kernel_size, network.like.positions
@@ -55,7 +55,7 @@ def _reach(network: Network, x: Tensor) -> float:
 
 
 def _bound(network: Network, z: Tensor) -> Tensor:
-    """At least |s(z)| and |z s'(z)|, for all arguments of this size and less."""
+    """An upper bound of |s(t)| and |t s'(t)| for all |t| <= z."""
     if isinstance(network.layer, Polynomial):
         terms = enumerate(cast(Sequence[float], network.layer.coefficients))
         return sum(((n + 1) * abs(c) * z**n for n, c in terms), torch.zeros_like(z))
@@ -65,13 +65,13 @@ def _bound(network: Network, z: Tensor) -> Tensor:
 def before_rounding(narrow: nn.Module, network: Network, above: Formal) -> Formal:
     """The narrow network in symbols, with the biases that it would have if none had been rounded.
 
-    Where a wide network has constants such as tanh(1) in it that the narrow one has in its biases, no numbers
-    make the functions the same. The narrow biases are then what comes from the wide network, if they are that
-    up to rounding.
+    If neurons of the wide network are constants such as tanh(1), which the narrow network has in its biases,
+    no floating-point numbers make the functions equal. The narrow biases are then replaced by the exact
+    values of the wide network, if they agree up to rounding.
 
     Args:
         narrow: the narrow model.
-        network: the same as layers of neurons.
+        network: the same model as layers of neurons.
         above: the wide network in symbols, with as many layers.
     """
     symbols = above.symbols

@@ -1,8 +1,8 @@
 """Models in exact arithmetic.
 
 ``chain``: modules as affine and entrywise steps, with a rule for each class. ``network``: Jacobians in balls
-and in rationals. ``enclosure``: balls around what runs in float64. ``kinks``: samples on which an activation
-is not analytic.
+and in rationals. ``enclosure``: balls that contain results computed in float64. ``kinks``: samples on which
+an activation is not analytic.
 """
 
 from llr.exact.network import jacobian as jacobian

@@ -1,7 +1,7 @@
-"""Which functions modules stand for: linear layers that may share weights, and activations, in a chain.
+"""Modules described as chains of linear layers, which may share weights, and activations.
 
-Exact arithmetic cannot run a module's forward; it works from this description. A module class takes part by a
-rule in :data:`RULES`.
+Exact arithmetic cannot run a module's forward; it uses this description. Each module class has a rule in
+:data:`RULES`.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Affine:
 
     label: str
     weight: Tensor
-    """The module's own parameter; its entries, row-major, are W (G, h, w)."""
+    """The module's own parameter; its entries in row-major order are W (G, h, w)."""
     bias: Tensor | None
     read: Array
     """(G, T, w)"""
     write: Array
-    """(G, T, h), every output once."""
+    """(G, T, h), each output position exactly once."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Entrywise:
 
 Step = Affine | Entrywise
 Rule = Callable[[Any, Shape], tuple[Sequence[Step], Shape]]
-"""(module, shape of one sample that goes in) -> the module's steps, shape of what comes out."""
+"""(module, shape of one input sample) -> the module's steps, shape of one output."""
 Encoding = Callable[[Any, Tensor], Tensor]
 """(module, samples) -> floating-point samples (n, ...) that the steps take instead."""
 
@@ -65,14 +65,14 @@ def dense(
     shape: tuple[int, int] | None = None,
     positions: int = 1,
 ) -> Affine:
-    """The step of a matrix (h, w) that acts on the last dimension, at so many positions.
+    """The step of a matrix (h, w) that acts on the last dimension, at each position.
 
     Args:
-        label: what errors and certificates call it.
+        label: the layer's name in error messages and certificates.
         weight: the parameter.
         bias: (h), or None.
-        shape: (h, w), if the parameter has another shape; its entries count row-major.
-        positions: how many vectors of size w a sample is made of.
+        shape: (h, w), if the parameter has another shape; its entries are read in row-major order.
+        positions: the number of vectors of size w in a sample.
     """
     h, w = shape or weight.shape
     return Affine(
@@ -95,7 +95,7 @@ def _linear(module: nn.Linear, shape: Shape) -> tuple[Sequence[Step], Shape]:
 
 
 def _check_shapes(module: Any, dimensions: int) -> None:
-    """Refuse a weight or a bias that was replaced by one of another kind of shape."""
+    """Raise ValueError if a weight or a bias was replaced by one of another shape."""
     weight, bias = module.weight, module.bias
     if not isinstance(weight, Tensor) or weight.dim() != dimensions:
         found = tuple(weight.shape) if isinstance(weight, Tensor) else type(weight).__name__
@@ -106,7 +106,7 @@ def _check_shapes(module: Any, dimensions: int) -> None:
 
 
 def _size(name: str, value: object, least: int) -> int:
-    """A setting of a 1-d convolution, which is an integer or one in a tuple."""
+    """A setting of a 1-d convolution, given as an integer or as a tuple of one integer."""
     found = value[0] if isinstance(value, tuple | list) and len(value) == 1 else value
     if type(found) is not int or found < least:
         raise ValueError(f"has {name}={value!r}; expected an integer of at least {least}")
@@ -115,7 +115,7 @@ def _size(name: str, value: object, least: int) -> int:
 
 def _conv1d(module: nn.Conv1d, shape: Shape) -> tuple[Sequence[Step], Shape]:
     _check_shapes(module, 3)
-    # What torch goes by: the shape of the weight, whatever the attributes say that the layer was made with.
+    # torch uses the shape of the weight, not the layer's attributes such as `out_channels`.
     h, width, kernel = module.weight.shape
     groups = _size("groups", module.groups, 1)
     stride, dilation = _size("stride", module.stride, 1), _size("dilation", module.dilation, 1)
@@ -196,9 +196,9 @@ RULES: dict[type[nn.Module], Rule] = {
     Sine: _activation("sin"),
     Polynomial: lambda module, shape: ([Entrywise(module.name)], shape),
 }
-"""Which modules are known, beside ``nn.Sequential``; :func:`register` adds to it."""
+"""The rules of all known module classes except ``nn.Sequential``; :func:`register` adds to them."""
 ENCODINGS: dict[type[nn.Module], Encoding] = {}
-"""How samples that are no vectors of real numbers become some, for models that take such samples."""
+"""How samples that are not real vectors are converted to real vectors, by model class."""
 
 
 def register(kind: type[nn.Module], rule: Rule, encode: Encoding | None = None) -> None:
@@ -206,13 +206,13 @@ def register(kind: type[nn.Module], rule: Rule, encode: Encoding | None = None) 
 
     Args:
         kind: the class itself; its subclasses, which may have another forward, are not included.
-        rule: given a module of the class and the shape of one sample that goes in, returns the steps
-            (`Affine`, `Entrywise`, those of its parts by :func:`steps_of`) and the shape that comes out. The
-            class's ``forward``, as it is now, must be just that chain. Models are evaluated at a few
-            samples before anything is said about them, and refused if outputs or gradients differ.
-        encode: for a class whose samples are discrete, such as indices: given a model of the class and
-            samples (n, ...), returns exact floating-point numbers (n, ...), such as one-hot vectors, that the
-            steps start from.
+        rule: a function of a module of the class and the shape of one input sample. It returns the steps
+            (`Affine`, `Entrywise`, those of child modules by :func:`steps_of`) and the shape of one output.
+            The current ``forward`` of the class must compute exactly this chain. Every model is evaluated at
+            a few samples first, and refused if outputs or gradients differ.
+        encode: for a class with discrete samples, such as indices: a function of a model of the class and
+            samples (n, ...). It returns exact floating-point numbers (n, ...), such as one-hot vectors, as
+            input of the first step.
 
     Example:
         >>> import torch
@@ -229,10 +229,10 @@ def register(kind: type[nn.Module], rule: Rule, encode: Encoding | None = None) 
 
 
 def steps_of(module: nn.Module, shape: Shape, name: str = "") -> tuple[list[Step], Shape]:
-    """The steps that a module stands for, and the shape of what comes out for one sample.
+    """The steps that a module computes, and the shape of its output for one sample.
 
     Raises:
-        ValueError: a module that no rule covers, or that departs from its class's rule; names it.
+        ValueError: a module without a rule, or one that differs from its class's rule; the message names it.
     """
     kind = type(module)
     label = f"{kind.__name__} {name!r}" if name else kind.__name__
@@ -247,7 +247,7 @@ def steps_of(module: nn.Module, shape: Shape, name: str = "") -> tuple[list[Step
             why = f"{why} {key!r}"
     if why:
         raise ValueError(
-            f"{label} has {why}, so that it is not what its class says; undo that, {OTHERWISE}"
+            f"{label} has {why}, so it may not compute what its class does; undo that, {OTHERWISE}"
         )
     if chain and kind not in RULES:
         steps: list[Step] = []

@@ -1,8 +1,8 @@
-"""Whether a module computes the steps that it was read as: balls must contain what it computes in float64.
+"""Checks that a module computes the steps that it was read as: balls must contain its float64 results.
 
-The steps are evaluated in balls that are widened, after each operation, by what any order of operations in
-float64 may be off by. The module's own outputs, and one combination of its gradients by autograd, must then
-lie in them.
+The steps are evaluated in balls. After each operation the balls are widened by a bound of the rounding errors
+of float64, for any order of summation. The module's own outputs, and one combination of its gradients by
+autograd, must then lie in the balls.
 
 Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms" (2002), section 3.1, for the sums.
 """
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
     from llr.exact.network import Network
 
 _BITS = 128
-# The rounding unit of float64, and what is taken for it: functions of libraries are good to a few units.
+# The rounding unit of float64, and the unit taken for library functions, which are accurate to a few units.
 _UNIT = arb((1, -53))
 _ROUNDING = 16 * _UNIT
 _SMALLEST = arb((1, -1020))  # below it float64 has fewer digits, or none
 
 
 class _Float64(Arithmetic):
-    """Balls that contain what float64 may compute."""
+    """Balls that contain the results that float64 may compute."""
 
     def product(self, A: Any, B: Any) -> Any:
-        """A B, with the bound of Higham's (3.5), which holds in any order of summation."""
+        """A B, widened by Higham's bound (3.5), which holds for any order of summation."""
         exact = super().product(A, B)
         sizes = [arb_mat(len(M), M.shape[1], [x.abs_upper() for x in M.ravel()]) for M in (A, B)]
         off = np.array((sizes[0] * sizes[1]).entries(), dtype=object).reshape(exact.shape)
         return _widened(exact, off * ((A.shape[1] + 3) * _ROUNDING))
 
     def apply(self, function: Any, x: Any) -> Any:
-        """A function of the table, off by some roundings of its value and of the argument."""
+        """A function of the table, widened by some roundings of its value and of its argument."""
         value = each(function, x)
         return _widened(value, (each(abs, value) + each(_at_most_one, x)) * _ROUNDING)
 
@@ -75,18 +75,18 @@ def network_departure(network: Network, *, discrete: bool) -> str:
     """How the module's outputs or gradients differ from those of the steps that it was read as.
 
     Args:
-        network: what was read, with its samples.
-        discrete: whether only its own samples can be looked at, and no others.
+        network: the network that was read, with its samples.
+        discrete: whether only the given samples may be used, and no others.
 
     Returns:
-        Why the module is another function; empty if no difference shows.
+        Why the module is another function; empty if no difference is found.
     """
     x, inputs = network.problem.x[:4], network.inputs[:4]
     own = None
     if not discrete:
         x = inputs = probes(network.problem.x)
         own = _evaluated(network, x)
-        if isinstance(own, str):  # not all functions take any number
+        if isinstance(own, str):  # not every function accepts every number
             x = inputs = network.problem.x[:4]
             own = None
     own = _evaluated(network, x) if own is None else own
@@ -94,7 +94,7 @@ def network_departure(network: Network, *, discrete: bool) -> str:
         return own
     outputs, gradients, mix = own
     if outputs.shape[1] != network.outputs:
-        return f"{outputs.shape[1]} numbers come out for a sample, and not {network.outputs}"
+        return f"it returns {outputs.shape[1]} numbers for a sample, not {network.outputs}"
     probe = replace(network, inputs=inputs)
     with precision(_BITS):
         over = _Float64(arb_mat, lambda v: arb(float(v)))
@@ -111,7 +111,7 @@ def network_departure(network: Network, *, discrete: bool) -> str:
 
 
 def _contains(ball: Number, value: float) -> bool:
-    """Whether float64 may have computed the value; where it overflows nothing can be said."""
+    """Whether float64 may have computed the value; True for an overflow, of which nothing can be said."""
     if not ball.is_finite() or not abs(ball).upper() < arb((1, 1000)):
         return True
     return bool(np.isfinite(value)) and bool(ball.contains(arb(value)))
@@ -145,6 +145,6 @@ def _evaluated(network: Network, x: Tensor) -> tuple[Tensor, Tensor, Tensor] | s
 
 
 def run(problem: Any, values: Mapping[str, Tensor], x: Tensor) -> object:
-    """The user's module at these values, on a copy of its own."""
+    """Run a copy of the user's module at these values."""
     with closed():
         return problem.call(values, x)

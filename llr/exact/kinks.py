@@ -1,7 +1,7 @@
-"""Samples on which torch's network is not the analytic function that closed forms are about, in balls.
+"""Finds samples on which torch's network is not the analytic function of the closed forms, in balls.
 
-ReLU has no derivative at 0, and torch's softplus is ``log(1 + e^z)`` up to 20 and z beyond. On which side a
-preactivation is can be wrong in floating point by any amount: ``2^60 + 60 - 2^60`` is 0 there.
+ReLU has no derivative at 0, and torch's softplus is ``log(1 + e^z)`` up to 20 and z beyond. Floating point
+cannot decide on which side a preactivation is, since its error is unbounded: ``2^60 + 60 - 2^60`` gives 0.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from llr.exact.chain import Affine
 from llr.exact.network import Network
 from llr.linalg.balls import precision
 
-# Sums of float64 numbers have no more bits than the last, unless they are of very different sizes.
+# Precisions to try. Sums of float64 numbers need at most the last one, unless magnitudes differ very much.
 _BITS = (128, 512, 2048)
 
 
 def off_analytic(network: Network, name: str = "the network") -> str:
-    """Where a ReLU's preactivation may be 0, or a softplus' more than 20; empty if nowhere.
+    """Where a ReLU's preactivation may be 0, or that of a softplus above 20; empty if nowhere.
 
-    The answer is rigorous if it is empty: then every sample has a neighbourhood, or for softplus one side of
-    it, in which the network is one analytic function.
+    An empty answer is rigorous: every sample then has a neighbourhood, or for softplus one side of it, in
+    which the network is one analytic function.
     """
     for step, before in _layers(network):
         width = before.outputs

@@ -1,12 +1,12 @@
 """A model's Jacobian without rounding: in balls that contain the true derivatives, or in rationals.
 
-Parameters and samples are taken as the exact binary numbers they are, and the model as the function of real
-numbers that its layers write down. What comes out is a statement about that function, not about an
-evaluation in float64. Activations of the table are evaluated in ball arithmetic (Arb, through
-python-flint); models of ReLU, polynomials and linear layers have rational derivatives and need no balls.
+Parameters and samples are taken as exact binary numbers, and the model as the function of real numbers that
+its layers define. The result is a statement about that function, not about an evaluation in float64.
+Activations of the table are evaluated in ball arithmetic (Arb, through python-flint); models of ReLU,
+polynomials and linear layers have rational derivatives and need no balls.
 
-The precision of python-flint is a global setting. It is changed for the time of a call and then restored,
-so do not evaluate in several threads at once.
+The precision of python-flint is a global setting. Each call changes it and then restores it, so do not
+evaluate in several threads at once.
 
 Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE
 Transactions on Computers 66 (2017).
@@ -38,7 +38,7 @@ from llr.linalg.arithmetic import BALLS, RATIONALS, Arithmetic
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS, Array, activation, is_rational, precision
 from llr.linalg.deadline import poll
 
-# Rows of the Jacobian that are added up at a time: numpy does not look at signals inside of it.
+# Rows of the Jacobian that are summed in one call: numpy does not handle signals during a call.
 _ROWS = 64
 
 
@@ -48,10 +48,10 @@ class Network:
 
     problem: Problem
     inputs: Tensor
-    """(n, ...) floating-point numbers, what the first step takes: the samples, or their encoding."""
+    """(n, ...) floating-point numbers, the input of the first step: the samples, or their encoding."""
     steps: list[Step]
     outputs: int
-    """q, numbers per sample that come out."""
+    """q, the number of outputs per sample."""
 
     @property
     def n_rows(self) -> int:
@@ -70,12 +70,12 @@ class Network:
 
     @property
     def structure(self) -> str:
-        """The steps in words."""
+        """The steps as text."""
         return ", ".join(s.label if isinstance(s, Affine) else s.activation for s in self.steps)
 
     @cached_property
     def model_digest(self) -> str:
-        """SHA-256 of what defines the columns: steps, parameters, and which of them are columns."""
+        """SHA-256 of what defines the columns: steps, parameters, and the choice of columns."""
         digest = hashlib.sha256()
         starts = self.problem.columns.starts()
         for step in self.steps:
@@ -94,12 +94,12 @@ class Network:
 
     @cached_property
     def samples_digest(self) -> str:
-        """SHA-256 of the samples in their order."""
+        """SHA-256 of the samples, which depends on their order."""
         return hashlib.sha256(_bytes(self.problem.x)).hexdigest()
 
     def predicted_bytes(self, bits: int) -> int:
-        """About what the Jacobian and its elimination take at this precision."""
-        number = 72 + 2 * (bits // 8 if bits > 128 else 0)  # the object, and limbs outside of it
+        """An estimate of the memory for the Jacobian and its elimination at this precision."""
+        number = 72 + 2 * (bits // 8 if bits > 128 else 0)  # the object, and limbs outside it
         return 8 * self.n_rows * self.n_params * number
 
     def jacobian(self, bits: int, rows: Sequence[int] | None = None) -> arb_mat:
@@ -135,7 +135,7 @@ class Network:
             )
 
     def _value(self, tensor: Tensor) -> tuple[str | None, Tensor]:
-        """A tensor's name, None for one that is no parameter, and its value."""
+        """A tensor's name, or None if it is not a parameter, and its value."""
         problem = self.problem
         name = problem.names.get(id(tensor))
         if name is None:
@@ -145,7 +145,7 @@ class Network:
     def _run(
         self, over: Arithmetic, samples: Array
     ) -> tuple[list[tuple[Step, Array, Array]], Array]:
-        """For each step what goes in and its weights; and what comes out of the last one."""
+        """The input and the weights of each step, and the output of the last step."""
         x = over.array(self.inputs[torch.as_tensor(samples)].flatten(1))
         tape: list[tuple[Step, Array, Array]] = []
         for step in self.steps:
@@ -160,7 +160,7 @@ class Network:
         return tape, x
 
     def _evaluate(self, over: Arithmetic, rows: Sequence[int] | None) -> Array:
-        """The Jacobian (N, P), or those of its rows."""
+        """The Jacobian (N, P), or some of its rows."""
         at = np.arange(self.n_rows) if rows is None else self._checked(rows)
         samples, sample_of = np.unique(at // self.outputs, return_inverse=True)
         tape, _ = self._run(over, samples)
@@ -175,7 +175,7 @@ class Network:
         delta: Array,
         sample_of: Array,
     ) -> Array:
-        """Combinations (N, P) of the Jacobian's rows, each of one sample, with weights delta (N, q)."""
+        """Combinations (N, P) of Jacobian rows of one sample each, with weights delta (N, q)."""
         J = over.zeros(len(delta), self.n_params)
         if not len(delta):
             return J
@@ -208,7 +208,7 @@ class Network:
         return out
 
     def _backward(self, over: Arithmetic, step: Affine, delta: Array, W: Array, size: int) -> Array:
-        back = over.zeros(len(delta), size + 1)  # one more, where padding goes
+        back = over.zeros(len(delta), size + 1)  # one more column, for padding
         for g, write in enumerate(step.write):
             rows = delta[:, write]
             found = over.product(rows.reshape(-1, rows.shape[2]), W[g])
@@ -250,7 +250,7 @@ class Network:
 
 
 def _patches(over: Arithmetic, step: Affine, x: Array) -> Iterator[Array]:
-    """Per group, what each position reads: (n, T, w)."""
+    """Per group the input of each position: (n, T, w)."""
     padded = np.concatenate((x, over.zeros(len(x), 1)), axis=1)  # -1 reads the zero
     for read in step.read:
         yield padded[:, read]
@@ -262,11 +262,11 @@ def _bytes(t: Tensor) -> bytes:
 
 
 def read_network(model: Model, x: Tensor, params: Selection = None) -> Network:
-    """The model as exact arithmetic sees it; errors as for :func:`jacobian`."""
+    """Read the model for exact arithmetic; errors as for :func:`jacobian`."""
     if not isinstance(model, nn.Module):
         raise ValueError(
-            f"exact arithmetic reads the layers of an nn.Module; got a {type(model).__name__}, whose "
-            f"formula it cannot see; build it of layers, {OTHERWISE}"
+            f"exact arithmetic reads the layers of an nn.Module; got a {type(model).__name__}, which has "
+            f"no layers to read; build the model of layers, {OTHERWISE}"
         )
     problem = read_problem(model, x, params, torch.float64)
     if problem.columns.points is not None:
@@ -287,7 +287,7 @@ def read_network(model: Model, x: Tensor, params: Selection = None) -> Network:
             steps, shape = steps_of(model, tuple(inputs.shape[1:]))
         except ValueError as error:
             obstacle = problem.why_not_mlp
-            if obstacle.partition(" has ")[2] in str(error):  # the same, said once
+            if obstacle.partition(" has ")[2] in str(error):  # the same reason: give it once
                 raise
             raise ValueError(f"{error} (it is no MLP either: {obstacle})") from error
         network = Network(problem, inputs, steps, int(np.prod(shape)))
@@ -334,17 +334,17 @@ def jacobian(
             reshapes and activations (see :data:`llr.exact.chain.RULES`, and :func:`llr.exact.chain.register`
             for other classes).
         x: (n, ...) samples.
-        bits: working precision; an entry of moderate size has about so many correct bits.
+        bits: working precision; an entry of moderate size has about this many correct bits.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
-        rows: only these rows, counted sample by sample and output by output.
+        rows: only these rows, numbered sample by sample and within a sample output by output.
 
     Returns:
-        ``flint.arb_mat`` (n q, P), columns as :func:`llr.jacobian` has them. A ball that reaches over the
-        kink of ReLU, or over softplus' threshold of 20, yields the union of both branches.
+        ``flint.arb_mat`` (n q, P), columns as in :func:`llr.jacobian`. A ball that contains the kink of ReLU,
+        or softplus' threshold of 20, gives the union of both branches.
 
     Raises:
         ValueError: a module without a rule, stacked parameter points, no samples, a Jacobian that does not
-            fit the memory budget; and what :func:`llr.jacobian` refuses.
+            fit the memory budget; and everything that :func:`llr.jacobian` refuses.
 
     Example:
         >>> import torch

@@ -1,7 +1,7 @@
-"""What the public functions take: models, tensors and spellings as people have them.
+"""What the public functions accept: models, tensors and other arguments in all common forms.
 
-:func:`takes` is put on every public function. It reads each argument by its role before the function sees it;
-what is in order already costs about a microsecond.
+The decorator :func:`takes` is on every public function. It converts each argument by its role before the
+function is called. An argument that needs no conversion costs about a microsecond.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _C = TypeVar("_C")
 
 
 def takes(**roles: Role) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Read the arguments of a public function by their roles, given by name.
+    """Convert the arguments of a public function by their roles, given by name.
 
-    An argument without a role may be a NumPy number wherever a Python one is expected. ``params`` is read for
-    the model, with :func:`selection`.
+    An argument without a role may be a NumPy number wherever a Python number is expected. ``params`` is read
+    together with the model by :func:`selection`.
     """
 
     def decorate(function: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -47,7 +47,7 @@ def takes(**roles: Role) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
         def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             read: Any = [role(name, value) for (name, role), value in zip(in_order, args)]  # noqa: B905
             if len(read) < len(args):
-                read += args[len(read) :]  # too many: the call below says so
+                read += args[len(read) :]  # if there are too many, the call below raises
             if not kwargs:
                 return function(*read)  # type: ignore[call-arg] # as many as were given
             named: Any = {name: role_of.get(name, as_plain)(name, v) for name, v in kwargs.items()}
@@ -87,7 +87,7 @@ def a_model(name: str, value: Any) -> Any:
     """A module or a callable, without wrappers.
 
     Raises:
-        TypeError: a class in the place of an instance, a sharded module, or neither module nor callable.
+        TypeError: a class instead of an instance, a sharded module, or neither a module nor a callable.
     """
     if not _may_wrap(type(value)):  # type: ignore[arg-type] # classes are hashable
         return value
@@ -107,7 +107,7 @@ def a_model(name: str, value: Any) -> Any:
 
 
 def a_module(name: str, value: Any) -> nn.Module:
-    """A module without wrappers that has numbers.
+    """A module without wrappers whose parameters have values.
 
     Raises:
         TypeError: what :func:`a_model` and :func:`llr.inputs.tensors.plain` refuse; parameters on the meta
@@ -120,7 +120,7 @@ def a_module(name: str, value: Any) -> nn.Module:
 
 
 def a_planned_module(name: str, value: Any) -> nn.Module:
-    """A module without wrappers, perhaps on the meta device; errors as for :func:`a_model`."""
+    """A module without wrappers, possibly on the meta device; errors as for :func:`a_model`."""
     if not (isinstance(value, nn.Module | type) or callable(value)):
         raise TypeError(f"{name} is {type(value).__name__}; expected an nn.Module")
     value = a_model(name, value)
@@ -148,7 +148,7 @@ def samples(name: str, value: Any) -> Any:
 
 
 def valued(name: str, value: Any) -> Any:
-    """As :func:`samples`, but not without numbers, on the meta device."""
+    """As :func:`samples`, but not on the meta device, where tensors have no values."""
     if value is None:
         return None
     t = as_tensor(name, value)
@@ -165,13 +165,13 @@ def needed(name: str, value: Any) -> Any:
 
 
 def valued_or_function(name: str, value: Any) -> Any:
-    """As :func:`valued`, or a function as it is."""
+    """As :func:`valued`; a function is returned unchanged."""
     function = callable(value) and not isinstance(value, Tensor)
     return value if function else valued(name, value)
 
 
 def a_sampler(name: str, value: Any) -> Any:
-    """``sampler=``: arrays of points, or ends of a box, as tensors; anything else as it is."""
+    """``sampler=``: arrays of points, or the ends of a box, as tensors; anything else unchanged."""
     if isinstance(value, tuple):
         return tuple(
             valued(name, v) if isinstance(v, np.ndarray) else as_plain(name, v) for v in value
@@ -180,7 +180,7 @@ def a_sampler(name: str, value: Any) -> Any:
 
 
 def numbers_or_one(name: str, value: Any) -> Any:
-    """Several numbers as a tensor or a list, or one."""
+    """Several numbers as a tensor or a list, or one number."""
     return valued(name, value) if isinstance(value, Tensor | np.ndarray) else as_plain(name, value)
 
 
@@ -205,7 +205,7 @@ def with_matrix(name: str, value: Any) -> Any:
 
 
 def a_tensor(name: str, value: Any) -> Any:
-    """A tensor as it is, to be written to, or None.
+    """A tensor to be written to, unchanged, or None.
 
     Raises:
         TypeError: something else.
@@ -216,5 +216,5 @@ def a_tensor(name: str, value: Any) -> Any:
 
 
 def as_given(_: str, value: Any) -> Any:
-    """Anything, read later."""
+    """Any value, unchanged; the function reads it later."""
     return value

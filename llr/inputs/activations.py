@@ -1,4 +1,4 @@
-"""Activations as layers, by name; among them those that torch has no layer for."""
+"""Activations as layers, by name, including those for which torch has no layer."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class Sine(nn.Module):
 
 
 class Polynomial(nn.Module):
-    """A polynomial as a layer, with derivatives in rational numbers.
+    """A polynomial as a layer, with rational derivatives at rational numbers.
 
     It computes ``c_0 + c_1 z + ... + c_n z^n``.
 
     Args:
-        coefficients: c_0, c_1, ..., c_n; they count as the exact binary numbers they are.
+        coefficients: c_0, c_1, ..., c_n, taken as exact binary numbers.
 
     Raises:
-        ValueError: no coefficients, or one that is no finite float64.
-        TypeError: coefficients that are no numbers.
+        ValueError: no coefficients, or one that is not exactly a finite float64.
+        TypeError: a coefficient that is not a number.
 
     Example:
         >>> import torch
@@ -104,7 +104,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "sin": Sine,
     "identity": nn.Identity,
 }
-"""name -> what makes a layer of it."""
+"""name -> a function that returns a new layer."""
 FUNCTIONS = formula.ACTIVATIONS
 """name -> (sigma, sigma') on tensors."""
 

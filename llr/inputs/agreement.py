@@ -1,8 +1,8 @@
-"""Whether a module computes the MLP that it was read as: both in floating point, at a few samples.
+"""Checks that a module computes the MLP that it was read as: both in floating point, at a few samples.
 
-:mod:`llr.inputs.gate` looks at what stands between a module's call and its class's forward; here the numbers
-are compared, for what such a look cannot see. The allowance is what rounding explains: an error bound that is
-carried along with the layers.
+:mod:`llr.inputs.gate` inspects the code between a module's call and its class's forward. Here numbers are
+compared, since the inspection cannot find every difference. The allowed difference is a bound of the rounding
+errors, which is computed layer by layer.
 
 Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms" (2002), section 3.1, for the sums.
 """
@@ -21,37 +21,38 @@ from llr.inputs.mlp import MLP
 from llr.operators import _ops, formula
 
 Link = tuple[str | None, Tensor | None]
-"""The name of a parameter, None for another tensor, and its value, None for a bias that is not there."""
+"""The name of a parameter, None for another tensor; and its value, None for a missing bias."""
 Call = Callable[[Mapping[str, Tensor], Tensor], object]
 """(values of the parameters, samples) -> the module's output."""
 
-# The native operator is asked for a whole Jacobian only if it is no larger; the same formula otherwise.
+# The native operator computes Jacobians with at most this many entries; the torch formula computes larger
+# ones.
 _MOST_NUMBERS = 1 << 18
-_GIVEN, _OWN = 4, 2  # how many of the given samples are looked at, and of random ones
-_SIZED = 1000  # samples that the size of the random ones is taken from
-# Roundings of an activation's value or slope, and how much all bounds are widened by, since they say nothing
-# of terms of second order.
+_GIVEN, _OWN = 4, 2  # the number of given samples that are compared, and of random ones
+_SIZED = 1000  # the number of samples that determine the scale of the random ones
+# Roundings of an activation's value or slope, and the factor that widens all bounds, since they neglect
+# second-order terms.
 _ULPS, _WIDER = 16, 8
-# No first or second derivative of the activations in the table is larger (GELU's are up to 1.13 and 1.6).
+# Bounds of the first and second derivatives of all activations in the table (GELU's reach 1.13 and 1.6).
 _STEEP, _CURVED = 1.2, 2.0
-# How many roundings a value of these functions may be off by where they are small: those of the argument.
+# Where these functions are small, their relative error is that of their argument.
 _OF_ARGUMENT = ("gelu", "silu", "softplus", "sigmoid")
 
 
 @dataclass
 class _Layer:
-    """A layer's signals (n, h), and how far rounding may take them."""
+    """A layer's signals (n, h), and bounds of their rounding errors."""
 
     a: Tensor
-    """What goes in."""
+    """The layer's input."""
     off_a: Tensor
     slope: Tensor | None
-    """sigma' of the layer before it; None for the first one."""
+    """sigma' of the previous layer; None for the first layer."""
     off_slope: Tensor | None
 
 
 def probes(x: Tensor) -> Tensor:
-    """A few of the samples (n, d), and a few random ones of the same size."""
+    """A few of the samples (n, d), and a few random samples of the same scale."""
     generator = torch.Generator().manual_seed(0)
     some = x[:_SIZED].detach()
     scale = float(some.abs().amax()) if some.numel() else 1.0
@@ -64,13 +65,13 @@ def mlp_departure(mlp: MLP, links: Sequence[Link], call: Call, x: Tensor) -> str
     """How a module's outputs or gradients differ from those of the MLP that it was read as.
 
     Args:
-        mlp: what was read.
-        links: its tensors in order, at the parameter point in question.
+        mlp: the MLP that was read.
+        links: its tensors in order, at the current parameter point.
         call: evaluates the module, without changing it.
         x: (n, ...) samples, of the dtype of the tensors.
 
     Returns:
-        Why the module is another function; empty if no difference shows.
+        Why the module is another function; empty if no difference is found.
     """
     values = {n: t.detach().requires_grad_() for n, t in links if n is not None and t is not None}
     tensors = [None if t is None else t.detach() for _, t in links]
@@ -109,7 +110,7 @@ def mlp_departure(mlp: MLP, links: Sequence[Link], call: Call, x: Tensor) -> str
 def _forward(
     mlp: MLP, tensors: Sequence[Tensor | None], x: Tensor
 ) -> tuple[list[_Layer], Tensor, Tensor]:
-    """The layers' signals; the outputs, and how far rounding may take them."""
+    """The layers' signals; the outputs, and bounds of their rounding errors."""
     sigma, slope = formula.ACTIVATIONS[mlp.activation]
     u = torch.finfo(x.dtype).eps
     layers = [_Layer(x, torch.zeros_like(x), None, None)]
@@ -128,7 +129,7 @@ def _forward(
         off_s = _CURVED * off + _ULPS * u
         if mlp.activation == "relu":
             off_s = (z.abs() <= _WIDER * off).to(z.dtype)
-        elif mlp.activation == "softplus":  # its slope jumps where torch goes over to the identity
+        elif mlp.activation == "softplus":  # its slope jumps where torch switches to the identity
             off_s = off_s + 1e-8 * ((z - 20).abs() <= _WIDER * off)
         layers.append(_Layer(a, off_a, s, off_s))
     raise AssertionError("an MLP has a layer")
@@ -137,7 +138,7 @@ def _forward(
 def _backward(
     layers: Sequence[_Layer], tensors: Sequence[Tensor | None], mix: Tensor
 ) -> list[tuple[Tensor, Tensor]]:
-    """For the tensors that are there, in their order: gradients, and how far rounding may take them."""
+    """Gradients for the existing tensors, in their order, and bounds of their rounding errors."""
     u = torch.finfo(mix.dtype).eps
     delta, off = mix, torch.zeros_like(mix)
     found: list[tuple[Tensor, Tensor]] = []
@@ -162,14 +163,14 @@ def _backward(
 
 
 def _jacobian(mlp: MLP, tensors: Sequence[Tensor | None], x: Tensor) -> Tensor:
-    """The Jacobian by all tensors, from what computes it: the native operator where there is one."""
+    """The Jacobian with respect to all tensors, by the native operator where there is one."""
     weights, biases = [t for t in tensors[::2] if t is not None], tensors[1::2]
     compute = formula.mlp_jacobian if _ops.why_no_kernel(x.device) else _ops.mlp_jacobian
     return compute(x, weights, biases, mlp.activation)
 
 
 def _differ(own: Tensor, read: Tensor, off: Tensor) -> bool:
-    """Whether numbers differ by more than rounding explains; where they overflow nothing can be said."""
+    """Whether numbers differ by more than rounding; False if they overflow, since nothing can be said."""
     bound = _WIDER * off + torch.finfo(own.dtype).tiny
     close = (own - read).abs() <= bound
     return not bool((close | ~torch.isfinite(bound) | ~torch.isfinite(read)).all())

@@ -1,4 +1,4 @@
-"""Modules put together from given tensors: the way back from what was read."""
+"""Builds modules from given tensors, the reverse of reading a module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def set_tensors(module: Module, **values: Tensor | None) -> Module:
-    """Put copies of the tensors in the place of parameters, None where there is none."""
+    """Replace parameters by copies of the tensors; None for a parameter that does not exist."""
     for name, value in values.items():
         if value is not None:
             setattr(module, name, nn.Parameter(value.detach().clone().contiguous()))
@@ -25,7 +25,7 @@ def layers_of(
     biases: Sequence[Tensor | None],
     activation: str | nn.Module | None,
 ) -> list[nn.Module]:
-    """Linear layers with copies of these tensors, and between them the activation, if there is one."""
+    """Linear layers with copies of these tensors, with the activation between them if there is one."""
     layers: list[nn.Module] = []
     for W, b in zip(weights, biases, strict=True):
         if layers and activation is not None:

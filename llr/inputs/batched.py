@@ -1,8 +1,8 @@
-"""Derivatives of many samples at a time by ``vmap``, and whether they are those of autograd.
+"""Derivatives of many samples at a time by ``vmap``, and a check against autograd.
 
-Some rules of torch for ``vmap`` give wrong numbers: that of ``torch.cdist``'s derivative for several outputs,
-and those of LU factors where gradients are not recorded. So a few samples are differentiated once more, each
-alone and without ``torch.func``.
+Some of torch's ``vmap`` rules give wrong numbers: the rule of ``torch.cdist``'s derivative for several
+outputs, and the rules of LU factors if gradients are not recorded. So a few samples are differentiated a
+second time, each alone and without ``torch.func``.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from llr.inputs.evaluation.compare import flat, ragged
 from llr.inputs.evaluation.outputs import dense, output_leaves
 from llr.inputs.problem import Problem
 
-_SAMPLES = 2  # that are differentiated once more
+_SAMPLES = 2  # the number of samples that are differentiated a second time
 
 
 class WrongDerivatives(RuntimeError):
-    """The derivatives by ``vmap`` are not those of autograd."""
+    """The derivatives by ``vmap`` differ from those of autograd."""
 
 
 def batched_rows(
     problem: Problem, values: Mapping[str, Tensor], x: Tensor, basis: Tensor
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Derivatives of combinations of the outputs.
+    """Derivatives of linear combinations of the outputs.
 
     Args:
-        problem: whose model is called on a sample at a time.
-        values: the parameters to differentiate by.
+        problem: its model is called on one sample at a time.
+        values: the parameters to differentiate with respect to.
         x: (m, ...) samples.
         basis: (k, q) coefficients of the combinations; the identity for the outputs themselves.
 
@@ -40,11 +40,11 @@ def batched_rows(
         name -> (m, k, *parameter), and the outputs (m, q).
 
     Raises:
-        ValueError: a sample has another number of outputs than q.
+        ValueError: the number of outputs of a sample is not q.
     """
 
     def outputs(values: dict[str, Tensor], sample: Tensor) -> Tensor:
-        # Cloned here: a forward may work in place, which vjp allows for its own tensors only.
+        # Clone: a forward may change its input in place, which vjp allows only for tensors made inside it.
         found = flat(problem.call(values, sample[None].clone()))
         if len(found) != basis.shape[1]:
             raise ValueError(ragged(len(found), basis.shape[1]))
@@ -58,7 +58,7 @@ def batched_rows(
 
 
 class Comparison:
-    """Compares derivatives with those of autograd, for the first few samples that it is shown."""
+    """Compares derivatives with those of autograd, for the first few samples."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
@@ -71,7 +71,7 @@ class Comparison:
         rows: Mapping[str, Tensor],
         basis: Tensor | None = None,
     ) -> None:
-        """Compare the rows (m, k, *parameter) of these samples (m, ...), if that is not done yet.
+        """Compare the rows (m, k, *parameter) of these samples (m, ...), unless this was done before.
 
         Raises:
             WrongDerivatives: they differ by more than rounding.
@@ -97,7 +97,7 @@ class Comparison:
         rows: Mapping[str, Tensor],
         basis: Tensor | None,
     ) -> None:
-        """One combination of all rows shows a wrong one among them."""
+        """Compare one random combination of all rows, which differs if one row is wrong."""
         first = next(iter(rows.values()))
         generator = torch.Generator().manual_seed(0)
         mix = torch.randn(first.shape[:2], generator=generator, dtype=torch.float64)
@@ -106,11 +106,12 @@ class Comparison:
         size, eps = float(mix.norm()), torch.finfo(first.dtype).eps
         mixed = {name: torch.tensordot(mix, r, 2) for name, r in rows.items()}
         largest = {name: _largest(r) for name, r in rows.items()}
-        # By the largest of all, for parameters whose derivatives are nothing but rounding.
+        # Relative to the largest derivative of all, for parameters whose derivatives are only rounding
+        # errors.
         least = eps**0.75 * max(largest.values(), default=0.0)
         for name, own in mixed.items():
             off = (own - truth[name]).abs()
-            # What is NaN for both, or overflows, is not for this comparison to judge.
+            # Skip entries that are not finite for both.
             off = torch.where(own.isfinite() | truth[name].isfinite(), off, 0)
             allowed = size * max(eps**0.5 * largest[name], least)
             if off.numel() and not float(off.max()) <= allowed:

@@ -1,4 +1,4 @@
-"""Examines a model by running it: once on two samples, with a look at every operation, and on one alone."""
+"""Examines a model by running it: on two samples, observing every operation, and on one sample alone."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from llr.inputs.evaluation.watch import Origins, Watch
 from llr.inputs.problem import Problem, as_leaves, transformed
 
 _MOST_NUMBERS = 1 << 20
-"""Of derivatives, that are looked at to see whether vmap gives the right ones."""
+"""The largest number of derivatives used to check that vmap gives the right ones."""
 
 
 @dataclass
 class Probe:
-    """What a model turned out to be."""
+    """What the examination of a model found."""
 
     model: object
     outputs: int
     """q, numbers for each sample."""
     leaves: list[Tensor]
-    """The tensors of the output for one sample alone."""
+    """The output's tensors for one sample alone."""
     draws_own: bool
     """Whether it draws random numbers from a generator of its own."""
     count: int
@@ -51,7 +51,7 @@ class Probe:
 
     @functools.cached_property
     def obstacle(self) -> str:
-        """Why vmap cannot take the model; empty if it can. Whoever finds out may set it."""
+        """Why vmap cannot take the model; empty if it can. May be set by code that finds a reason."""
         return self.try_vmap()
 
     @property
@@ -63,7 +63,8 @@ class Probe:
     def together(self) -> Tensor | None:
         """(m, q): the outputs for all samples together, or for as many as memory allows.
 
-        None for fewer than three, which have been looked at already. Whoever has them may set them.
+        None for fewer than three samples, which were compared already. Code that has computed the outputs may
+        set this attribute.
         """
         return self.run_together()
 
@@ -79,7 +80,7 @@ class Probe:
         self._compare(together, alone.detach()[: len(together)])
 
     def compare_some(self, alone: Tensor, which: Tensor) -> None:
-        """The same for these samples."""
+        """As :meth:`compare`, for the samples with these indices."""
         if self.together is not None:
             self._compare(self.together[which], alone.detach())
 
@@ -98,7 +99,7 @@ class Examination:
         self.problem, self.x = problem, x if len(x) else x.new_zeros(1, *x.shape[1:])
         self.values = as_leaves({name: v.clone() for name, v in problem.point().items()})
         self.transformed = transformed([x, *self.values.values()])
-        """Whether this happens inside of somebody's grad or jvp."""
+        """Whether the call is inside a grad or jvp of the caller."""
         self.module = isinstance(problem.model, nn.Module)
         self.watch = self._watch()
         self.escapes = Escapes(problem.private.path_of if self.module else lambda _: None)
@@ -109,7 +110,7 @@ class Examination:
         together = self._watched(few)
         if self.watch.draws:
             self._refuse_randomness(together, few)
-        # The second one alone: where one sample hangs on another, it mostly hangs on an earlier one.
+        # Take the second sample alone: a sample that depends on another mostly depends on an earlier one.
         single = self._detached(few[-1:])
         try:
             compare_alone(self.problem.model, together, single, len(few))
@@ -144,7 +145,7 @@ class Examination:
             )
 
     def _watched(self, few: Tensor) -> list[Tensor]:
-        """The outputs, after a look at every operation."""
+        """The outputs, with every operation observed."""
         leaves = self.values
         try:
             outputs = self._run(leaves, few, self.escapes, self.watch)
@@ -153,7 +154,7 @@ class Examination:
                 raise ValueError(self._reached()) from error
             if mixture := self._mixture(leaves, few):
                 raise ValueError(mixture) from error
-            self._run(leaves, few)  # under a dispatch mode TorchScript loses what was raised
+            self._run(leaves, few)  # under a dispatch mode TorchScript loses the exception
             raise
         self._refuse_unfaithful()
         if not self.transformed:
@@ -165,7 +166,7 @@ class Examination:
         if len(self.x) == 1:
             try:
                 self.problem.call(self.values, few.clone())
-            except Exception:  # a model of one sample at a time; what is wrong with one shows later
+            except Exception:  # the model takes one sample at a time; other errors are raised later
                 return self.x
         return few
 
@@ -188,7 +189,7 @@ class Examination:
     ) -> list[Tensor]:
         versions = {name: v._version for name, v in values.items()}
         model = self.problem.at(values)
-        x = x.clone()  # a forward may work in place
+        x = x.clone()  # a forward may change its input in place
         with contextlib.ExitStack() as stack:
             for mode in modes:
                 stack.enter_context(mode)
@@ -230,7 +231,7 @@ class Examination:
         )
 
     def _mixture(self, leaves: Mapping[str, Tensor], few: Tensor) -> str:
-        """Why the forward failed, if it met a tensor of another dtype that comes from outside."""
+        """Why the forward failed, if the cause is a tensor of another dtype from outside the model."""
         problem = self.problem
         origins = Origins(problem.dtype, problem.private.path_of if self.module else lambda _: None)
         with contextlib.suppress(Exception):
@@ -274,7 +275,7 @@ class Examination:
         if watch.lowered:
             raise ValueError(
                 f"{kind}'s forward computes in lower precision: {watch.lowered}. Its rounding would be "
-                f"counted as rank; expected {self.problem.dtype} throughout (leave the conversion away, or "
+                f"counted as rank; expected {self.problem.dtype} throughout (remove the conversion, or "
                 "convert to the dtype of the input)"
             )
 
@@ -295,11 +296,11 @@ class Examination:
         raise ValueError(
             f"no output of {type(self.problem.model).__name__} depends on a chosen parameter ({names}), as "
             f"autograd sees it: {reason}. Its Jacobian would be zero; expected a forward that can be "
-            "differentiated by them"
+            "differentiated with respect to them"
         )
 
     def _obstacle(self, x: Tensor, outputs: int) -> str:
-        """Why vmap cannot take the model or differentiates it wrongly, by a few samples."""
+        """Why vmap cannot take the model or differentiates it wrongly, tested on a few samples."""
         if self.transformed:
             return ""
 
@@ -323,7 +324,7 @@ class Examination:
         return ""
 
     def _all(self, count: int, outputs: int) -> Tensor | None:
-        """The outputs for so many samples together."""
+        """The outputs for the first `count` samples together."""
         x = self.x[:count]
         if len(x) <= 2:
             return None
@@ -348,7 +349,7 @@ class Examination:
 
 
 def _depends(outputs: Sequence[Tensor], leaves: Container[int]) -> bool:
-    """Whether autograd's graph leads from an output to one of these leaves, given by their ids."""
+    """Whether autograd's graph connects an output to one of these leaves, given by their ids."""
     waiting = [leaf.grad_fn for leaf in outputs if leaf.grad_fn is not None]
     seen = set(waiting)
     while waiting:
@@ -362,7 +363,7 @@ def _depends(outputs: Sequence[Tensor], leaves: Container[int]) -> bool:
 
 
 def _two_samples(x: Tensor) -> Tensor:
-    """The first sample and one that differs from it: equal ones would hide how samples interact."""
+    """The first sample and one that differs from it: equal samples would hide interactions."""
     some = x[:1000]
     differs = (some != x[:1]).reshape(len(some), -1).any(1).nonzero()
     return torch.cat([x[:1], x[int(differs[0]) :][:1] if len(differs) else x[-1:]])

@@ -1,10 +1,10 @@
-"""Whether a module computes what its class says: the one gate of all that reads modules by their class.
+"""Checks that a module computes what its class defines, for all code that reads modules by their class.
 
-A ``nn.Linear`` is read as ``W x + b`` without running it. That holds only if nothing stands between the call
-and the class's own forward: no subclass or patch that changes ``__call__`` or what forward uses, no hooks, no
-attribute that hides a parameter, no tensor that computes otherwise. All of it is looked at in every call. A
-function counts as the original if its code comes from the file of the module that it belongs to, so that
-patches made before llr was imported are noticed, too, and so are those that carry the original's name.
+A ``nn.Linear`` is read as ``W x + b`` without running it. This is right only if a call runs the class's own
+forward and nothing else: no subclass or patch changes ``__call__`` or what forward uses, there are no hooks,
+no attribute hides a parameter, and no tensor class changes the computation. Every call of llr checks all of
+this. A function counts as the original if its code comes from the file of the module that it belongs to. So
+patches made before llr was imported are found, too, and so are patches with the original's name.
 
 :mod:`llr.inputs.agreement` and :mod:`llr.exact.enclosure` compare numbers as well.
 """
@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 _TENSORS = (nn.Parameter, Tensor)
-# What a call of a module goes through; `forward` is looked at apart.
+# The methods that a call of a module uses; `forward` is checked separately.
 _CALL = ("__call__", "_wrapped_call_impl", "_call_impl", "__getattr__", "__getattribute__")
-# Operators that forwards of torch and llr apply to tensors, beside the methods that they name.
+# Operators that forwards of torch and llr apply to tensors, besides the methods that they call by name.
 _OPERATORS = ("__add__", "__mul__", "__matmul__", "__getitem__")
-# How many calls deep functions are followed from a forward.
+# The depth to which functions called by a forward are followed.
 _DEPTH = 2
-_NOT_FOLLOWED = ("handle_torch_function",)  # for tensors of other classes, which do not get so far
+_NOT_FOLLOWED = ("handle_torch_function",)  # for other classes of tensors, already refused
 _SPACES = (torch, F)
 _OURS = ("torch", "llr")
 _DYNAMO = os.path.join(os.path.dirname(torch.__file__), "_dynamo", "")
@@ -42,14 +42,14 @@ _registered: dict[type[nn.Module], CodeType | None] = {}
 
 
 def departure(module: nn.Module, seen: set[type] | None = None, *, hooks: bool = False) -> str:
-    """Why a module may compute something else than its class's own forward; empty if it does not.
+    """Why a module may compute something other than its class's own forward; empty if it does not.
 
-    Its children are not looked at.
+    Its children are not checked.
 
     Args:
-        module: of any class; one whose forward is neither torch's nor llr's, nor registered, departs.
-        seen: classes that were looked at before in the same reading; the module's is added.
-        hooks: let hooks pass, for who sees what goes into forward and comes out of it.
+        module: of any class. A forward that is neither torch's nor llr's, nor registered, is a departure.
+        seen: classes that were checked before in the same reading; the module's class is added.
+        hooks: accept hooks, for callers that see the input and the output of forward.
     """
     kind = type(module)
     if seen is None and not hooks and (found := process_departure()):
@@ -68,12 +68,12 @@ def departure(module: nn.Module, seen: set[type] | None = None, *, hooks: bool =
 
 
 def class_departure(kind: type[nn.Module]) -> str:
-    """What of a class that was looked at before is no longer the original; empty if all is."""
+    """What has changed in a class that was checked before; empty if nothing has."""
     return _look(_kinds, kind).why
 
 
 def call_departure(module: nn.Module) -> str:
-    """Why calling a module may do something else than its forward, whatever that is; empty if it does not."""
+    """Why calling a module may do something other than run its forward; empty if it does not."""
     return (
         process_departure()
         or _look(_calls, type(module)).why
@@ -104,7 +104,7 @@ def _instance_departure(own: dict[str, Any], module: nn.Module, *, hooks: bool =
 
 
 def process_departure() -> str:
-    """What changes the calls of all modules or functions at present; empty if nothing does."""
+    """What currently changes the calls of all modules or functions; empty if nothing does."""
     if _has_any_global_hook():
         return "there are hooks on all modules"
     if why := _machinery_departure():
@@ -125,14 +125,14 @@ def process_departure() -> str:
 
 
 def tensor_departure(tensor: object) -> str:
-    """Why a tensor may compute otherwise than its numbers do; empty if it does not."""
+    """Why operations on a tensor may not be those on its numbers; empty if they are."""
     if type(tensor) in _TENSORS:
         return ""
     return f"a {type(tensor).__name__} in the place of a tensor"
 
 
 def computes_otherwise(tensor: Tensor) -> bool:
-    """Whether a tensor's class, which is not of torch, changes what functions do with it."""
+    """Whether a tensor's class, which is not torch's, changes what functions do with it."""
     kind: Any = type(tensor)
     if kind in _TENSORS or kind.__module__.split(".")[0] in _OURS:
         return False
@@ -145,7 +145,7 @@ def computes_otherwise(tensor: Tensor) -> bool:
 
 
 def parts_departure(model: nn.Module) -> str:
-    """The first departure among a module, its descendants and its parameters, with its place."""
+    """The first departure of a module, its descendants or its parameters, and where it is."""
     why = process_departure()
     if why:
         return why
@@ -167,7 +167,7 @@ def is_original(function: Any, name: str) -> bool:
         return not hasattr(function, "__code__") and found.strip("_") == name.strip("_")
     if not _is_ours(function):
         return function.__module__ in ("typing", "math", "warnings")
-    # A function that another one made has the name that it had there.
+    # A function made inside another function keeps its name from there.
     inner = "<locals>" in function.__qualname__
     code = function.__code__.co_name
     return _comes_from(function, function.__module__, code if inner else name) or (
@@ -176,7 +176,7 @@ def is_original(function: Any, name: str) -> bool:
 
 
 def trust(kind: type[nn.Module]) -> None:
-    """Let the present forward of a class count as its own."""
+    """Accept the current forward of a class as its own."""
     _registered[kind] = getattr(kind.forward, "__code__", None)
     _kinds.pop(kind, None)
 
@@ -184,22 +184,22 @@ def trust(kind: type[nn.Module]) -> None:
 # --- classes -----------------------------------------------------------------------------------------
 
 _Same = dict[int, tuple[Any, list[str]]]
-"""id of an object -> the object, and the attributes of it that must stay what they are."""
+"""id of an object -> the object, and those of its attributes that must not change."""
 
 
 class _Kind:
-    """What was found of a class, and whether it still holds."""
+    """The result of checking a class, and whether it is still valid."""
 
     def __init__(self, why: str, same: _Same, mro: tuple[type, ...], methods: set[str]) -> None:
         self.why = why
         self.methods = frozenset(methods)
-        """What forward calls on the module itself: an instance must have none of its own."""
+        """The methods that forward calls on the module itself: an instance must not define its own."""
         self._sizes = [(c, len(c.__dict__)) for c in mro]
         groups = [(owner, attrgetter(*paths, "__class__")) for owner, paths in same.values()]
         self._same = [(owner, get, get(owner)) for owner, get in groups]
 
     def holds(self) -> bool:
-        """Whether everything that was looked at is still there, and nothing new on the classes."""
+        """Whether everything that was checked is unchanged, and nothing was added to the classes."""
         for c, size in self._sizes:
             if len(c.__dict__) != size:
                 return False
@@ -207,7 +207,7 @@ class _Kind:
             for owner, get, found in self._same:
                 if get(owner) != found:
                     return False
-        except AttributeError:  # what was a function is something without code now
+        except AttributeError:  # a function was replaced by something without code
             return False
         return True
 
@@ -220,10 +220,10 @@ _trusted: list[object] = [None]
 
 
 def _machinery_departure() -> str:
-    """What of nn.Module's way from a call to forward is not the original; empty if all is."""
+    """What is not the original in nn.Module's code between a call and forward; empty if all is."""
     try:
         found = _machinery(nn.Module)
-    except AttributeError:  # something that is no function has taken the place of one
+    except AttributeError:  # a function was replaced by something that is not one
         found = None
     if found is not None and found == _trusted[0]:
         return ""
@@ -241,7 +241,7 @@ def _look(known: dict[type[nn.Module], _Kind], kind: type[nn.Module]) -> _Kind:
         home = sys.modules.get(kind.__module__)
         if known is _kinds or getattr(home, kind.__name__, None) is kind:
             known[kind] = (
-                found  # classes made on the way, as parametrizations do, are not kept alive
+                found  # do not keep classes alive that are made at run time, as parametrizations make them
             )
     return found
 
@@ -262,7 +262,7 @@ def _examined(kind: type[nn.Module], *, forward: bool) -> _Kind:
 
 
 def _called(kind: type[nn.Module], same: _Same, methods: set[str]) -> str:
-    """Note what a class's forward calls; why one of that is not the original, empty if all are."""
+    """Record what a class's forward calls; return why one of these is not the original, empty if all are."""
     waiting: list[tuple[Any, bool, int]] = [(kind.forward, True, 0)]
     done: set[Any] = set()
     while waiting:
@@ -319,7 +319,7 @@ def _note(same: _Same, owner: Any, name: str) -> None:
 
 
 def _not_own(kind: type[nn.Module], name: str) -> str:
-    """Why what a class has under this name is not what torch, llr or a registration put there."""
+    """Why a class's attribute of this name is not the one of torch, llr or a registration; empty if it is."""
     owner = next((c for c in kind.__mro__ if name in vars(c)), object)
     value = vars(owner).get(name)
     if owner is object and name == "__getattribute__":
@@ -335,7 +335,7 @@ def _not_own(kind: type[nn.Module], name: str) -> str:
 
 
 def _comes_from(function: FunctionType, module: str, name: str) -> bool:
-    """Whether a function's code is from a module's file and has this name there."""
+    """Whether a function's code comes from a module's file and has this name there."""
     file = getattr(sys.modules.get(module), "__file__", None)
     code = function.__code__
     return file is not None and code.co_filename == file and code.co_name == name
@@ -346,10 +346,10 @@ def _is_ours(function: FunctionType) -> bool:
 
 
 def compiled_by_torch(call: Any, module: nn.Module) -> bool:
-    """Whether this is what torch.compile puts in the place of a module's call.
+    """Whether this is the object by which torch.compile replaces a module's call.
 
-    That is a function of torch around the bound ``_call_impl``, and perhaps others between them. What each of
-    them calls is looked up in its closure: attributes that say so may be anybody's.
+    It is a function of torch that wraps the bound ``_call_impl``, perhaps with other wrappers in between.
+    What each wrapper calls is read from its closure, since any code may set attributes that claim it.
     """
     while isinstance(call, FunctionType):
         if not call.__code__.co_filename.startswith(_DYNAMO):
@@ -367,11 +367,11 @@ _confirmed: dict[int, tuple[weakref.ref[nn.Module], object]] = {}
 
 
 def confirmed(model: nn.Module, check: Callable[[], str]) -> str:
-    """What a comparison of numbers finds, which is made once while the model's parts stay what they are.
+    """The result of a comparison of numbers, which is made again only after the model's parts have changed.
 
     Args:
-        model: whose parts have passed :func:`parts_departure` just now.
-        check: compares; returns why the model is something else, empty if it is not.
+        model: a model whose parts have just passed :func:`parts_departure`.
+        check: makes the comparison and returns why the model is something else, empty if it is not.
     """
     key = id(model)
     fingerprint = [

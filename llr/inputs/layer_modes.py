@@ -1,6 +1,6 @@
-"""Refuses layers with which a model has no per-sample Jacobian, by the look of them.
+"""Refuses layers with which a model has no per-sample Jacobian, without running the model.
 
-:mod:`llr.inputs.probe` refuses what shows when the model runs.
+:mod:`llr.inputs.probe` refuses what is found by running the model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _EVAL = "call model.eval() first"
 
 
 def refuse_layers(model: nn.Module) -> None:
-    """Refuse what can be told from the layers alone.
+    """Refuse what can be seen from the layers alone.
 
     Raises:
         ValueError: batch statistics in use, or active dropout; names the layer.
@@ -48,8 +48,8 @@ def refuse_layers(model: nn.Module) -> None:
             )
         if getattr(module, "scale_grad_by_freq", False):
             raise ValueError(
-                f"{label} has scale_grad_by_freq=True, so that what torch gives for its gradient is no "
-                "derivative; set it to False"
+                f"{label} has scale_grad_by_freq=True, so torch's gradient of its weight is no derivative; "
+                "set it to False"
             )
         dropout = (
             getattr(module, "p", 0) if isinstance(module, nn.modules.dropout._DropoutNd) else 0
@@ -63,7 +63,7 @@ def refuse_layers(model: nn.Module) -> None:
 
 
 def refuse_quantized(model: nn.Module) -> None:
-    """Refuse a module with quantized layers, whose integer weights are no parameters.
+    """Refuse a module with quantized layers, whose integer weights are not parameters.
 
     Raises:
         ValueError: names the first such layer.
@@ -71,13 +71,13 @@ def refuse_quantized(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if ".quantized" in type(module).__module__:
             raise ValueError(
-                f"{type(module).__name__} {name!r} is quantized: its weights are integers, by which there "
-                "are no derivatives; give the model that it was made from"
+                f"{type(module).__name__} {name!r} is quantized: its weights are integers and have no "
+                "derivatives; give the model that it was made from"
             )
 
 
 def count_on_meta(evaluate: Callable[[Tensor], object], sample: Tensor) -> int:
-    """The outputs of one sample, for a model on the meta device, of which nothing else can be seen.
+    """The number of outputs of one sample, for a model on the meta device.
 
     Raises:
         ValueError: an output does not have the sample as its first size.

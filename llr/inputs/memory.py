@@ -1,4 +1,4 @@
-"""How many bytes llr may take for a result and its working space."""
+"""The memory budget: how many bytes llr may use for a result and its workspace."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _budget: int | None = None
 
 
 def memory_budget(device: torch.device | str = "cpu") -> int:
-    """The bytes that llr allows itself at a time: what was set, else half of what is free now.
+    """The number of bytes that llr may use at a time: what was set, else half of the memory that is free now.
 
-    What would not fit is refused before anything is allocated, with the bytes it would take.
+    A larger computation is refused before anything is allocated; the error names the bytes it would take.
 
     Args:
-        device: the device whose free memory counts where no budget was set.
+        device: the device whose free memory determines the budget if none was set.
 
     Returns:
         Bytes. Set by :func:`set_memory_budget` or by the environment variable ``LLR_MEMORY_BUDGET``
-        ("4GB", "512MiB", or plain bytes); a control group's limit is part of "free".
+        ("4GB", "512MiB", or a number of bytes). Free memory respects the limit of the control group.
 
     Example:
         >>> import llr
@@ -51,10 +51,10 @@ def memory_budget(device: torch.device | str = "cpu") -> int:
 
 
 def fits(nbytes: int, device: torch.device) -> bool:
-    """Whether a result of so many bytes is within the budget.
+    """Whether a result of `nbytes` bytes is within the budget.
 
-    Without a budget of the user's, free memory is not even asked for the few megabytes that any machine
-    has: it takes longer than a small Jacobian.
+    If the user has set no budget, a result of a few megabytes is accepted without asking for the free memory,
+    which takes longer than a small Jacobian.
     """
     budget = _set_budget()
     if budget is None:
@@ -70,7 +70,7 @@ def _set_budget() -> int | None:
 
 
 class set_memory_budget:  # noqa: N801 - used like a function, as torch.set_grad_enabled is
-    """Set :func:`memory_budget`, for good or, as a context manager, for a block.
+    """Set :func:`memory_budget` for the process or, as a context manager, for a block.
 
     Args:
         nbytes: bytes as a number or as text ("2 GB", "512 MiB"); None for the default, half of what is
@@ -127,7 +127,7 @@ def parse_bytes(text: str) -> int:
 
 
 def format_bytes(nbytes: int) -> str:
-    """Bytes for people: three digits and a decimal unit."""
+    """Bytes as human-readable text: three digits and a decimal unit."""
     value = float(nbytes)
     for unit in ("bytes", "kB", "MB", "GB", "TB", "PB"):
         if value < 999.5 or unit == "PB":  # 999.5 would print as 1e+03
@@ -138,7 +138,7 @@ def format_bytes(nbytes: int) -> str:
 
 def _free(device: torch.device) -> int:
     if device.type == "cuda":
-        # What torch keeps of the device's memory, and does not use, is free for us.
+        # Memory that torch's allocator has reserved and does not use is free, too.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
     free = int(psutil.virtual_memory().available)

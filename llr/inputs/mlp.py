@@ -1,9 +1,9 @@
-"""Reads a module into an MLP description, where it is one.
+"""Reads a module as an MLP, if it is one.
 
 An MLP here is a chain of ``nn.Linear`` layers with one activation of the table after every layer but the
-last: an ``nn.Sequential`` (nested as one likes), or any module whose ``torch.fx`` trace is such a chain.
-What does nothing to the numbers (``nn.Identity``, dropout in evaluation mode, a leading or idle
-``nn.Flatten``) may stand anywhere.
+last: an ``nn.Sequential`` (nested to any depth), or any module whose ``torch.fx`` trace is such a chain.
+Layers that do not change the numbers (``nn.Identity``, dropout in evaluation mode, ``nn.Flatten`` first or
+without effect) may be anywhere.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llr.operators.formula import ACTIVATIONS
 
 
 class NotAnMLP(Exception):
-    """The module is not an MLP that the native operator computes; the message says where it departs."""
+    """The module is not an MLP that the native operator computes; the message says why."""
 
 
 @dataclass
@@ -40,11 +40,11 @@ class MLP:
     flattens: bool
     """Whether it flattens its input: samples may then have any shape of the right size."""
     traced: bool = False
-    """Whether it was read off a trace, which does not show everything (``torch.no_grad``, for one)."""
+    """Whether it was read from a trace, which does not show everything (for example ``torch.no_grad``)."""
     parameters: dict[str, Tensor] | None = field(default=None, compare=False, repr=False)
     """``dict(model.named_parameters())`` of a module whose reading is kept; see :mod:`llr.inputs.reading`."""
     confirmed: set[object] = field(default_factory=set, compare=False, repr=False)
-    """Where numbers have shown that the module computes this; see :mod:`llr.inputs.agreement`."""
+    """Where a comparison of numbers has confirmed this reading; see :mod:`llr.inputs.agreement`."""
 
     @functools.cached_property
     def widths(self) -> tuple[int, ...]:
@@ -53,7 +53,7 @@ class MLP:
 
     @functools.cached_property
     def tensors(self) -> frozenset[int]:
-        """The ids of its weights and biases."""
+        """The ``id()`` of each weight and bias."""
         return frozenset(id(t) for t in (*self.weights, *self.biases) if t is not None)
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class _Linear(NamedTuple):
 
 
 _Link = _Linear | str
-"""A link of the chain: a linear layer, the name of an activation, or one of the two words below."""
+"""A link of the chain: a linear layer, the name of an activation, or one of the two strings below."""
 _FLATTEN = "flatten"
 _SQUEEZE = "squeeze"
 
@@ -87,7 +87,7 @@ SETTINGS: dict[type[nn.Module], dict[str, object]] = {
     nn.Softplus: {"beta": 1, "threshold": 20},
     nn.GELU: {"approximate": "none"},
 }
-"""What attributes of an activation must be for it to be that of the table."""
+"""The values that an activation's attributes must have for it to be the one of the table."""
 _NO_SETTINGS: dict[str, object] = {}
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 _FUNCTIONS: dict[Callable[..., Any], str] = {
@@ -114,10 +114,10 @@ _METHODS = {"tanh", "sigmoid", "relu", "erf", "sin"}
 
 
 def read_mlp(model: nn.Module) -> MLP:
-    """The module as an MLP.
+    """Read the module as an MLP.
 
     Raises:
-        NotAnMLP: it is something else; the message names the first thing that is.
+        NotAnMLP: it is not an MLP; the message names the first reason.
     """
     if why := gate.process_departure():
         raise NotAnMLP(why)
@@ -137,12 +137,12 @@ def read_mlp(model: nn.Module) -> MLP:
 
 
 _readings: dict[int, tuple[weakref.ref[nn.Module], Reading, MLP]] = {}
-"""id of a model -> the model, what its reading rests on, and what was read."""
+"""id of a model -> the model, what its reading depends on, and the result."""
 _DECIDING = ("training", "p", "start_dim", "end_dim", "beta", "threshold", "approximate")
 
 
 def _links_of_module(module: nn.Module, seen: set[type]) -> list[_Link] | None:
-    """The links that a well-known module stands for; None if its forward is its own."""
+    """The links of a known module; None for a module with a forward of its own."""
     kind = type(module)
     chain = isinstance(module, nn.Sequential) and kind.forward is nn.Sequential.forward
     known = chain or kind in _READ
@@ -158,7 +158,7 @@ def _links_of_module(module: nn.Module, seen: set[type]) -> list[_Link] | None:
             links += inner
         return links
     if kind is nn.Linear:
-        parameters = module._parameters  # not through __getattr__: this is in every call's way
+        parameters = module._parameters  # not through __getattr__: this runs in every call
         if parameters.get("weight") is None or "bias" not in parameters:
             raise NotAnMLP("a Linear's weight or bias is no parameter")
         return [_Linear(cast(Tensor, parameters["weight"]), parameters["bias"])]
@@ -188,18 +188,18 @@ def _links_of_module(module: nn.Module, seen: set[type]) -> list[_Link] | None:
 def _links_of_trace(model: nn.Module) -> list[_Link]:
     """The links of the module's torch.fx trace.
 
-    The trace is made afresh at each call: what a forward does may hang on attributes that have changed.
+    Each call makes a new trace, since what a forward does may depend on attributes that have changed.
     """
     seen: set[type] = set()
     for module in model.modules():
-        _links_of_module(module, seen)  # for what it refuses, before the cost of a trace
+        _links_of_module(module, seen)  # may refuse the module before a costly trace
     try:
         graph = traced(model)
     except UnknownTensor:
         raise NotAnMLP("its forward uses a tensor that is neither parameter nor buffer") from None
     except ChangedBuffer as change:
         raise NotAnMLP(f"its forward changes the buffer {str(change)!r}") from None
-    except Exception as error:  # whatever the user's forward raises when it is handed a symbol
+    except Exception as error:  # anything that the user's forward raises for a symbolic input
         raise NotAnMLP(f"torch.fx cannot trace it ({type(error).__name__}: {error})") from error
     nodes = list(graph.nodes)
     inputs = [node for node in nodes if node.op == "placeholder"]
@@ -263,7 +263,7 @@ def _links_of_node(model: nn.Module, node: fx.Node) -> list[_Link]:
 
 
 def _attribute(model: nn.Module, argument: object) -> Tensor:
-    """The tensor that a get_attr node of the trace stands for."""
+    """The tensor of a get_attr node of the trace."""
     if not isinstance(argument, fx.Node) or argument.op != "get_attr":
         raise NotAnMLP("F.linear with computed weights")
     owner: Any = model
@@ -282,7 +282,7 @@ def _assemble(links: Sequence[_Link]) -> MLP:
             linears.append(link)
             activations.append(None)
         elif link == _FLATTEN:
-            continue  # leading: the samples are flattened anyway; later: (n, h) already
+            continue  # first: the samples are flattened anyway; later: their shape is (n, h) already
         elif not linears:
             raise NotAnMLP(f"{link} before the first linear layer")
         elif link == _SQUEEZE:

@@ -1,4 +1,4 @@
-"""Objects of modules by their name: how the command line names code of the user's own."""
+"""Imports objects by name: how the command line refers to the user's own code."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ _GUARD = 'put what is to run only as a program under `if __name__ == "__main__":
 
 
 def named_object(name: str, what: str, expected: str) -> object:
-    """What ``module:name`` names; dots in the name reach into classes. Imported, never unpickled.
+    """The object that ``module:name`` refers to; the name may have dots. Imported, never unpickled.
 
-    Modules are also found in the current directory, and a file is a module, too: ``models/own.py:build``.
-    While it is imported, ``sys.argv`` holds its name alone.
+    Modules are also found in the current directory, and a file is accepted as a module:
+    ``models/own.py:build``. During the import, ``sys.argv`` contains only its name.
 
     Args:
         name: such as ``mypkg.models:build``.
-        what: is looked for, for messages: "model".
-        expected: the ways to write it, for messages.
+        what: what is looked for, for messages, such as "model".
+        expected: the accepted ways to write it, for messages.
 
     Raises:
-        ValueError: malformed, or nothing of that name.
+        ValueError: a malformed name, or no object of that name.
         ImportError: importing the module failed, or ended the program.
 
     Example:
@@ -66,7 +66,7 @@ def _imported(name: str, what: str, module_name: str) -> ModuleType:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as err:
         if err.name is None or not f"{module_name}.".startswith(f"{err.name}."):
-            raise  # the module exists, but imports one that does not
+            raise  # the module exists, but imports another one that does not
         raise ValueError(
             f"{what} {name!r}: there is no module {err.name!r} here or in the Python environment; run from "
             "the directory that holds it, or install it"
@@ -81,7 +81,7 @@ def _of_file(name: str, what: str, file: str) -> ModuleType:
     there = importlib.util.find_spec(own) if own not in sys.modules else sys.modules[own].__spec__
     if there is not None and there.origin == str(path):
         return importlib.import_module(own)
-    if there is not None or own in sys.modules:  # another module has its name
+    if there is not None or own in sys.modules:  # another module has this name
         own = f"{own}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
         if own in sys.modules:
             return sys.modules[own]
@@ -89,7 +89,7 @@ def _of_file(name: str, what: str, file: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    with _importable(str(path.parent)):  # as of a program that is run
+    with _importable(str(path.parent)):  # as Python does for a program's folder
         sys.modules[own] = module
         try:
             spec.loader.exec_module(module)
@@ -106,10 +106,10 @@ def _meant(found: object, part: str) -> str:
 
 @contextlib.contextmanager
 def explained(doing: str, kind: type[Exception]) -> Iterator[None]:
-    """What somebody else's code raises, as one line that says what was done, and where it was raised.
+    """Turn exceptions of the user's code into one line that says what was done and where it was raised.
 
-    Exceptions become `kind`, and so does the end of the program that ``sys.exit`` asks for. What llr says in
-    a ValueError of its own, and interrupts, pass.
+    Exceptions become `kind`, and so does ``sys.exit``. ValueErrors that llr raises and interrupts are passed
+    on unchanged.
     """
     try:
         yield
@@ -139,7 +139,7 @@ def _where(err: BaseException) -> str:
 
 @contextlib.contextmanager
 def program_arguments(name: str) -> Iterator[None]:
-    """Code that reads the command line when it is imported finds none, rather than that of llr."""
+    """Hide llr's command line from code that reads the command line when it is imported."""
     before, sys.argv = sys.argv, [name]
     try:
         yield
@@ -149,7 +149,7 @@ def program_arguments(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def current_directory_importable() -> Iterator[None]:
-    """Modules of the current directory are found, as they are by ``python -m``."""
+    """Make modules of the current directory importable, as ``python -m`` does."""
     with contextlib.nullcontext() if "" in sys.path else _importable(os.getcwd()):
         yield
 

@@ -1,4 +1,4 @@
-"""Where a forward overwrites in place what its derivative needs."""
+"""Finds where a forward overwrites in place a tensor that its derivative needs."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from llr.inputs.problem import Problem, as_leaves
 
 
 class _Writes(Observer):
-    """Notes which memory is written to, and where in the user's code."""
+    """Records which memory is written to, and where in the user's code."""
 
     def __init__(self, path_of: Callable[[object], str | None]) -> None:
         super().__init__()
         self.found: list[tuple[int, str]] = []
-        """The address of a tensor's memory, and the place."""
+        """The address of a tensor's memory -> the place in the code."""
         self._path_of = path_of
 
     def operation(self, func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
-        """Note what it writes to."""
+        """Run the operation and record what it writes to."""
         if func._schema.is_mutable:
             for index, argument in enumerate(func._schema.arguments):
                 value = args[index] if index < len(args) else named.get(argument.name)
@@ -37,7 +37,7 @@ class _Writes(Observer):
 
 
 def overwriting(problem: Problem) -> str:
-    """Where a model's forward changes a tensor that autograd has saved; empty if that is not found.
+    """Where a model's forward changes a tensor that autograd has saved; empty if no such place is found.
 
     The forward is run on the first sample once more.
     """

@@ -1,7 +1,7 @@
 """Which parameters are columns of the Jacobian, and where.
 
-The columns are the trainable parameters in ``model.named_parameters()`` order, each flattened row-major;
-a tied parameter is one tensor and counts once, a frozen one (``requires_grad=False``) not at all.
+The columns are the trainable parameters in ``model.named_parameters()`` order, each flattened row-major.
+A tied parameter is one tensor and counts once; a frozen one (``requires_grad=False``) does not count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Selection = None | str | Sequence[str] | Mapping[str, Tensor]
 
 @dataclass
 class Columns:
-    """The parameters that are differentiated, in column order, and those that are held fixed."""
+    """The differentiated parameters, in column order, and those that are held fixed."""
 
     values: dict[str, Tensor]
     """name -> value, with a leading batch when ``points`` is not None."""
@@ -35,7 +35,7 @@ class Columns:
         return sum([v.numel() for v in self.values.values()]) // (self.points or 1)
 
     def size(self, name: str) -> int:
-        """How many columns the parameter has."""
+        """The number of columns of the parameter."""
         return self.values[name].numel() // (self.points or 1)
 
     def starts(self) -> dict[str, int]:
@@ -60,8 +60,8 @@ def layout(model: nn.Module, *, params: str | Sequence[str] | None = None) -> di
         params: a name or glob, or several, as for :func:`llr.jacobian`.
 
     Returns:
-        Parameter name to slice, in column order. ``J[..., s].unflatten(-1, p.shape)`` has the parameter's
-        shape again.
+        Parameter name -> slice, in column order. ``J[..., s].unflatten(-1, p.shape)`` has the shape of the
+        parameter.
 
     Raises:
         ValueError: no trainable parameter, or a pattern that matches none.
@@ -75,7 +75,7 @@ def layout(model: nn.Module, *, params: str | Sequence[str] | None = None) -> di
 
 
 def columns_of_module(kind: str, every: Mapping[str, Tensor], params: Selection) -> Columns:
-    """Read ``params=`` for a module of this kind and these parameters; see :func:`llr.jacobian`."""
+    """Read ``params=`` for a module of class `kind` with these parameters; see :func:`llr.jacobian`."""
     if any(map(is_special, every.values())):
         every = {name: _plain(name, p) for name, p in every.items()}
     if isinstance(params, Mapping):
@@ -103,7 +103,7 @@ def columns_of_module(kind: str, every: Mapping[str, Tensor], params: Selection)
 
 
 def columns_of_callable(params: Selection) -> Columns:
-    """Read ``params=`` for a plain callable f(params, x): the mapping that it is called with."""
+    """Read ``params=`` for a callable f(params, x): the mapping with which it is called."""
     if not isinstance(params, Mapping):
         raise TypeError(
             "a callable model needs params= a mapping of names to tensors, with which it is called as "
@@ -114,7 +114,7 @@ def columns_of_callable(params: Selection) -> Columns:
 
 
 def _plain(name: str, p: Tensor) -> Tensor:
-    """A parameter of a class of its own, where that does not matter."""
+    """A plain tensor for a parameter whose class does not change computations."""
     own = plain(f"parameter {name!r}", p)
     return own if own is p else nn.Parameter(own.detach(), p.requires_grad)
 
@@ -144,7 +144,7 @@ def _columns_from_values(every: Mapping[str, Tensor], params: Mapping[str, Tenso
     for name in params:
         if name not in every:
             raise ValueError(
-                f"params has {name!r}, which the model has not; expected names among {_listed(every)}"
+                f"params has {name!r}, which the model does not have; expected names among {_listed(every)}"
             )
     points: int | None = None
     for number, (name, value) in enumerate(params.items()):

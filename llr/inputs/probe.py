@@ -1,7 +1,7 @@
-"""Runs a model on a few samples, and on all together, before its Jacobian is believed.
+"""Runs a model on a few samples, and on all together, before its Jacobian is used.
 
-Refused are forwards that are random, keep state, mix samples, lose precision or cut autograd's graph, and
-copies that do not stand for the module. Nothing of this is needed on the native path, which computes from the
+It refuses forwards that are random, keep state, mix samples, lose precision or cut autograd's graph, and
+copies that do not compute what the module computes. The native path needs none of this: it computes from the
 weights alone.
 """
 
@@ -26,14 +26,14 @@ from llr.inputs.problem import Problem, as_leaves
 
 
 def probe(problem: Problem) -> Probe:
-    """Run the model at its first parameter point, once for each problem.
+    """Run the model at its first parameter point; the result is kept for each problem.
 
-    The global random state is left as it was.
+    The global random state does not change.
 
     Raises:
         ValueError: the model is random, changes its buffers or parameters, computes in lower precision than
-            it is to be, uses tensors of the module that its copy cannot replace, gives outputs that depend on
-            other samples or on none of the chosen parameters, that are NaN or infinite, or that have no
+            that of the problem, or uses tensors of the module that its copy cannot replace; or its outputs
+            depend on other samples or on none of the chosen parameters, are NaN or infinite, or have no
             sample dimension.
         TypeError: the output is not made of floating-point tensors.
     """
@@ -59,7 +59,7 @@ def refuse_interactions(problem: Problem) -> None:
     last = len(found.together) - 1
     some = torch.arange(
         last, -1, -step, device=problem.x.device
-    )  # with the last one, often cut off
+    )  # counted from the end, to include the last sample
     x = problem.x.detach()[some]
 
     def one(sample: Tensor) -> Tensor:

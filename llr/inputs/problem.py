@@ -1,6 +1,6 @@
 """A model, its columns and its samples, read and checked before any work.
 
-Every check here needs no evaluation of the model; :mod:`llr.inputs.layer_modes` has those that do.
+No check here evaluates the model; the checks that do are in :mod:`llr.inputs.probe`.
 """
 
 from __future__ import annotations
@@ -47,41 +47,41 @@ class Problem:
     """The dtype that values and buffers are promoted to, if one was asked for."""
 
     raised: bool = False
-    """Whether lower precision inside of the model is raised to the problem's dtype."""
+    """Whether lower precision inside the model is raised to the problem's dtype."""
     differentiable: bool = False
-    """Whether results are to be differentiated further, by any parameter of the module."""
+    """Whether results will be differentiated further, with respect to any parameter of the module."""
     kept: dict[str, Any] = field(default_factory=dict)
-    """What has been found out about the model; shared with problems made from this one."""
+    """What is already known about the model; shared with problems made from this one."""
     _links: list[tuple[str | None, Tensor | None]] | None = field(default=None, init=False)
 
     @property
     def private(self) -> Private:
-        """What makes copies of the module."""
+        """The object that makes copies of the module."""
         if "private" not in self.kept:
             self.kept["private"] = Private(cast(nn.Module, self.model), self.promotion)
         return cast(Private, self.kept["private"])
 
     def copy(self, values: Mapping[str, Tensor]) -> nn.Module:
-        """A copy of the module at these values, its state being that of the module."""
+        """A copy of the module with these values and the module's state."""
         given = {**self.columns.fixed, **values}
         if not self.differentiable:
             given = {name: self.private.own(value, name) for name, value in given.items()}
         return self.private.copy(given)
 
     def run(self, model: Callable[[Tensor], object], x: Tensor) -> object:
-        """A copy of the module, or what stands for it, on samples."""
+        """Evaluate a copy of the module, or a function that replaces it, on samples."""
         with explained(x), dense_gradients(self._sparse), self._precision():
             return model(x)
 
     def at(self, values: Mapping[str, Tensor]) -> Callable[[Tensor], object]:
-        """The model at these values, a function of samples; it is to be called once."""
+        """The model at these values as a function of samples, to be called only once."""
         model = self.model
         if isinstance(model, nn.Module):
             return functools.partial(self.run, self.copy(values))
         return functools.partial(self.run, functools.partial(model, values))
 
     def call(self, values: Mapping[str, Tensor], x: Tensor) -> object:
-        """The model at these values; a module on a copy of its own."""
+        """Evaluate the model at these values; a module is copied first."""
         return self.at(values)(x)
 
     @functools.cached_property
@@ -89,7 +89,7 @@ class Problem:
         return has_sparse_gradients(self.model)
 
     def _precision(self) -> Precision | nullcontext[None]:
-        """What a forward runs under; nothing where it would change nothing."""
+        """The context in which a forward runs; a null context where it would change nothing."""
         if not self.raised and self.dtype == torch.get_default_dtype() == torch.float32:
             return nullcontext()
         return Precision(self.dtype, raised=self.raised)
@@ -103,7 +103,7 @@ class Problem:
     def chain(self) -> list[tuple[str | None, Tensor | None]]:
         """The MLP's tensors in order (weight 0, bias 0, weight 1, ...), by name and value.
 
-        The name is None for a tensor that is no parameter, the value for a bias that is not there. Columns
+        The name is None for a tensor that is not a parameter, the value is None for a missing bias. Columns
         have their values at all parameter points.
         """
         if self._links is not None:
@@ -132,16 +132,16 @@ def read_problem(
     raised: bool | None = None,
     shapes_only: bool = False,
 ) -> Problem:
-    """Every check that needs no evaluation of the model.
+    """Read a model and its samples, with every check that needs no evaluation of the model.
 
     Args:
         model: a module, or a callable.
         x: samples.
         params: as for :func:`llr.jacobian`.
-        dtype: what values are promoted to.
-        raised: whether lower precision inside of the model is raised to that of the problem; default:
-            where there is a dtype.
-        shapes_only: let the model be on the meta device; samples then go there, too.
+        dtype: the dtype to which values are promoted.
+        raised: whether lower precision inside the model is raised to that of the problem; default: if `dtype`
+            is given.
+        shapes_only: accept a model on the meta device; samples are then moved there, too.
     """
     model = a_model("model", model)
     mlp, why_not, names = None, "a callable", {}
@@ -222,9 +222,9 @@ _PLAIN = frozenset({Tensor, nn.Parameter})
 
 
 def _alike(columns: Columns, x: Tensor) -> bool:
-    """Whether samples and parameters are plain tensors of one dtype, one device and none of inference mode.
+    """Whether samples and parameters are plain tensors of one dtype and device, none from inference mode.
 
-    The checks that follow name what differs.
+    If not, the later checks say what differs.
     """
     dtype, device = x.dtype, x.device
     if dtype not in (torch.float32, torch.float64) or x.is_meta:
@@ -240,7 +240,7 @@ def _tensors(columns: Columns, x: Tensor) -> list[Tensor]:
 
 
 def _common_dtype(columns: Columns, x: Tensor) -> torch.dtype:
-    """The dtype of the differentiated parameters, which x shares if it is floating."""
+    """The dtype of the differentiated parameters, which a floating-point x must have, too."""
     (first, value), *others = columns.values.items()
     if value.dtype not in (torch.float32, torch.float64):
         _refuse_complex(first, value)
@@ -275,7 +275,7 @@ def _refuse_complex(name: str, value: Tensor) -> None:
 
 
 def _check_kinds(columns: Columns, x: Tensor) -> None:
-    """Refuse tensors of classes that change what functions do with them: transforms would not see that."""
+    """Refuse tensors of classes that change what functions do with them, which transforms would ignore."""
     if _PLAIN.issuperset(map(type, _tensors(columns, x))):
         return
     parameters = ((f"parameter {n!r}", v) for n, v in (columns.values | columns.fixed).items())
@@ -301,7 +301,7 @@ def _check_values(columns: Columns, x: Tensor) -> None:
     if x.is_meta:
         refuse_meta("the model" if tensors[1].is_meta else "x", x)
     if transformed(tensors):
-        return  # there are no numbers to look at
+        return  # there are no numbers to check
     floating = [t for t in tensors if t.dtype in (torch.float32, torch.float64)]
     if len(floating) < len(tensors):
         tensors = [torch.view_as_real(t.detach()) if t.is_complex() else t for t in tensors]
@@ -320,10 +320,10 @@ def _check_values(columns: Columns, x: Tensor) -> None:
 
 
 def as_leaves(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The values, detached, as parameters in training are.
+    """The values, detached, as tensors that require a gradient, like parameters in training.
 
-    A forward may retain gradients of what it computes and register hooks on it, which torch refuses where no
-    gradient is required. Inside of somebody's transform they are left as they are.
+    A forward may retain gradients of intermediate results and register hooks on them, which torch refuses if
+    no gradient is required. Inside a transform of the caller the values do not change.
     """
     detached = {name: v.detach() for name, v in values.items()}
     if not transformed(list(values.values())):
@@ -333,16 +333,16 @@ def as_leaves(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def transformed(tensors: Sequence[Tensor]) -> bool:
-    """Whether this happens inside somebody's vmap, grad or jvp."""
+    """Whether the call is inside a vmap, grad or jvp of the caller."""
     return any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors))
 
 
 def _samples_for(mlp: MLP, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
-    """x as the layers take it, (n, d); or why the native operator cannot take it."""
+    """x in the shape that the layers take, (n, d), and why the native operator cannot take x, if so."""
     if x.is_complex():
         raise TypeError(
-            f"x is {x.dtype}; expected real numbers, as the parameters are (real and imaginary parts as "
-            "inputs of their own: torch.cat((x.real, x.imag), -1))"
+            f"x is {x.dtype}; expected real numbers, as the parameters are (pass real and imaginary parts "
+            "as separate inputs: torch.cat((x.real, x.imag), -1))"
         )
     if not x.is_floating_point():
         raise TypeError(f"x is {x.dtype}; expected {dtype} as the parameters (x.to({dtype}))")
@@ -355,15 +355,16 @@ def _samples_for(mlp: MLP, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, str]:
 
 
 def _mistaken(problem: Problem, x: Tensor) -> str:
-    """What reading a module did not show: the model and the chain read off it, compared on a few samples.
+    """How the model differs from the chain that was read from it, compared on a few samples.
 
-    Once for each reading, except of a trace: what a forward does may hang on attributes that have changed.
+    A reading is compared once; a trace in every call, since a forward may depend on attributes that have
+    changed.
     """
     mlp = cast(MLP, problem.mlp)
     where = (problem.dtype, x.device)
     if (
         where in mlp.confirmed or 0 in mlp.widths
-    ):  # without inputs or neurons there is nothing to say
+    ):  # without inputs or neurons there is nothing to compare
         return ""
     point = problem.point()
     if type(x) not in (Tensor, nn.Parameter) or x.is_meta or transformed([x, *point.values()]):

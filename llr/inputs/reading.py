@@ -1,6 +1,6 @@
-"""What a reading of a module rests on, so that the next call need only see that it is still there.
+"""Records what a reading of a module depends on, so that the next call only checks that it has not changed.
 
-A model is read again and again, mostly unchanged: a look at every part costs less than reading it.
+A model is often read repeatedly without a change in between: this check costs less than reading it again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _LISTS = ("named_parameters", "named_modules", "_named_members")
 
 
 class _Part(NamedTuple):
-    """One module, in the order of ``named_modules``. It is not referred to itself, so that it can die."""
+    """One module, in the order of ``named_modules``, without a reference that would keep it alive."""
 
     kind: type[nn.Module]
     attributes: frozenset[str]
@@ -29,11 +29,11 @@ class Reading:
     """The parts of a module that passed :func:`llr.inputs.gate.departure`, and its parameters by name."""
 
     def __init__(self, model: nn.Module, settings: tuple[str, ...]) -> None:
-        """Note the parts.
+        """Record the parts.
 
         Args:
-            model: whose calls are those of its parts, one after the other.
-            settings: names of attributes that decide what a part computes.
+            model: a module that calls its parts one after the other and does nothing else.
+            settings: names of the attributes that determine what a part computes.
         """
         parts, waiting = [], [model]
         while waiting:
@@ -41,13 +41,13 @@ class Reading:
             parts.append(part)
             waiting += reversed([p for p in part._modules.values() if p is not None])
         self.usual = all(map(_lists_as_torch, parts))
-        """Whether all parts list their parameters as torch does; the reading is of no use otherwise."""
+        """Whether all parts list their parameters as torch does; otherwise the reading cannot be used."""
         self._parts = [_noted(part, settings) for part in parts]
         self._kinds = {part.kind for part in self._parts}
         self.parameters: dict[str, Tensor] = dict(model.named_parameters())
 
     def holds(self, model: nn.Module) -> bool:
-        """Whether the module is made of the same parts, and none has been changed since."""
+        """Whether the module has the same parts, and none has changed since."""
         for kind in self._kinds:
             if gate.class_departure(kind):
                 return False

@@ -1,6 +1,6 @@
 """Roles of arguments that are numbers, names and other plain values; see :func:`llr.inputs.accept.takes`.
 
-A role takes an argument's name and its value, and returns the value as the function is to see it.
+A role is a function of an argument's name and value. It returns the value that is passed on to the function.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Role = Callable[[str, Any], Any]
 
 
 def as_plain(_: str, value: Any) -> Any:
-    """NumPy's numbers as Python's, also within lists and tuples; anything else as it is."""
+    """NumPy numbers as Python numbers, also within lists and tuples; anything else unchanged."""
     if isinstance(value, np.generic):
         return value.item()
     kind = type(value)
@@ -29,7 +29,7 @@ def as_plain(_: str, value: Any) -> Any:
 
 
 def sizes(name: str, value: Any) -> Any:
-    """Integers: one, or several in a sequence or an array."""
+    """One integer, or several in a sequence or an array."""
     if isinstance(value, np.ndarray | Tensor):
         return value.tolist()
     if isinstance(value, range):
@@ -81,7 +81,7 @@ def number(name: str, value: Any) -> Any:
 
 
 def whole(name: str, value: Any) -> Any:
-    """An integer; what range it has to be in is the function's to say.
+    """An integer; its range is checked by the function.
 
     Raises:
         TypeError: something else.
@@ -93,7 +93,7 @@ def whole(name: str, value: Any) -> Any:
 
 
 def maybe(role: Role) -> Role:
-    """The role, or None."""
+    """A role that accepts None as well."""
     return lambda name, value: None if value is None else role(name, value)
 
 
@@ -137,7 +137,7 @@ def a_sequence(name: str, value: Any) -> Any:
 
 
 def an_instance(*kinds: type) -> Role:
-    """A role for values of these classes alone.
+    """A role that accepts only values of these classes.
 
     Raises:
         TypeError: something else.
@@ -201,7 +201,7 @@ def a_generator(name: str, value: Any) -> Any:
 
 
 def a_dtype(name: str, value: Any) -> Any:
-    """A dtype, or one by its name in torch or NumPy ("float32"); None and "auto" stay what they are.
+    """A dtype, or its name in torch or NumPy ("float32"); None and "auto" are returned unchanged.
 
     Raises:
         TypeError: neither a dtype nor its name.
@@ -226,7 +226,7 @@ def a_dtype(name: str, value: Any) -> Any:
 
 
 def a_precision(name: str, value: Any) -> Any:
-    """A dtype that is computed with: float32 or float64, by name or not; None and "auto" as well.
+    """The dtype of a computation: float32 or float64, by name or not; also None and "auto".
 
     Raises:
         TypeError: another dtype, or none.
@@ -252,7 +252,7 @@ def a_float_dtype(name: str, value: Any) -> Any:
 
 
 def a_device(name: str, value: Any) -> Any:
-    """A device, or one by its name; None stays None.
+    """A device, or its name; None stays None.
 
     Raises:
         TypeError: neither a device nor its name.
@@ -283,7 +283,7 @@ def a_device_here(name: str, value: Any) -> Any:
 
 
 def check_int(name: str, value: object, least: int, most: int | None = None) -> None:
-    """Refuse what is no integer of this range."""
+    """Raise ValueError unless `value` is an integer in this range."""
     if type(value) is not int or value < least or (most is not None and value > most):
         limits = f">= {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} is {shown(value)}; expected an integer {limits}")
@@ -298,6 +298,6 @@ def shown(value: object) -> str:
     except (
         ValueError,
         RecursionError,
-    ):  # integers inside that are too long, structures without an end
+    ):  # integers inside that are too long, recursive structures
         return f"a {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:97]}..."

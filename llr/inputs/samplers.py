@@ -1,7 +1,7 @@
-"""Where samples come from: distributions, boxes, finite domains, and functions of the user's.
+"""Sources of samples: distributions, boxes, finite domains, and functions of the user.
 
-A source is an endless sequence (or one as long as its domain) that is drawn as far as needed: the first n
-points stay the first n when more are drawn. Randomness comes from a generator of the source's own.
+A source is an infinite sequence, or one as long as its domain, of which points are drawn as needed: the first
+n points stay the same when more are drawn. Each source has its own random generator.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ _HOW = (
     '"normal", "uniform", a box (low, high), a tensor (N, ...) of points, or a callable '
     "f(n, generator) that returns n points"
 )
-# Points that a distribution is asked for at a time. Fixed, so that the sequence does not depend on how far
-# it is drawn in one go.
+# The number of points drawn from a distribution at a time. Fixed, so that the sequence does not depend on how
+# many points are requested together.
 _BLOCK = 64
-# Inputs made of tokens are listed one by one up to this number, and drawn from beyond.
+# If there are at most this many inputs made of tokens, all are listed; otherwise inputs are drawn.
 _LISTED = 1 << 16
 
 
 class Source:
-    """A sequence of sample points; see the module."""
+    """A sequence of sample points; see the module's docstring."""
 
     def __init__(
         self,
@@ -43,22 +43,22 @@ class Source:
         block: int | None = _BLOCK,
         limit: int | None = None,
     ) -> None:
-        """Take how to draw more, and the points there are already, shape (0, ...) for none."""
+        """Take the function that draws more points, and the first points, (0, ...) if there are none."""
         self.description = description
         self.limit = limit
-        """How many points there are; None if there is no end."""
+        """The number of points; None if it is infinite."""
         self._draw, self._points, self._block = draw, points, block
 
     def first(self, n: int) -> Tensor:
         """The first n points, or all if there are fewer."""
         while len(self._points) < n and len(self._points) != self.limit:
             more = self._draw(self._block or n - len(self._points))
-            # Nothing was drawn before the first time, when the shape may still be anything.
+            # Before the first draw the shape is not known.
             self._points = torch.cat((self._points, more)) if len(self._points) else more
         return self._points[:n]
 
     def distinct(self, n: int) -> int:
-        """How many of the first n points differ."""
+        """The number of distinct points among the first n."""
         return len(torch.unique(self.first(n), dim=0))
 
 
@@ -71,19 +71,19 @@ def read_sampler(
     device: torch.device,
     seed: int,
 ) -> Source:
-    """The source that `sampler=` of :func:`llr.model_rank` asks for.
+    """The source for the argument `sampler=` of :func:`llr.model_rank`.
 
     Args:
         sampler: see :func:`llr.model_rank`.
-        model: what the shape of a sample is read from, where the sampler does not say it.
-        shape: of one sample, if the caller said it.
+        model: gives the shape of a sample if the sampler does not.
+        shape: of one sample, if the caller gave it.
         dtype: of the points that are drawn here.
-        device: where these are put; they are drawn on the CPU, the same for every device.
+        device: of the points. They are drawn on the CPU, so they are the same for every device.
         seed: of the generator.
 
     Raises:
-        TypeError: `sampler` is nothing of the kind.
-        ValueError: a malformed one, or a shape that cannot be told.
+        TypeError: `sampler` has none of the accepted types.
+        ValueError: a malformed sampler, or a shape that cannot be determined.
     """
     given = None if shape is None else _checked_shape(shape)
     generator = torch.Generator().manual_seed(seed)
@@ -153,7 +153,7 @@ def _box(
         if given is None:
             given = own or sample_shape(model, None)[0]
         low, high = low.expand(given), high.expand(given)
-    except RuntimeError as error:  # what torch raises for shapes that do not go together
+    except RuntimeError as error:  # raised by torch for shapes that cannot be broadcast
         raise ValueError(
             f"low has shape {tuple(low.shape)} and high {tuple(high.shape)}; expected shapes that expand to "
             f"one sample{'' if given is None else f', {given}'}"
@@ -215,7 +215,7 @@ def _callable(
 
 
 def checked_points(x: Any, n: int, shape: tuple[int, ...] | None, what: str) -> Tensor:
-    """Points as they are used: n of this shape (None for any), finite, without a graph."""
+    """Check points: n of this shape (None for any), finite; returned without their graph."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{what} is {type(x).__name__}; expected a tensor (n, ...)")
     if x.dim() == 0 or len(x) != n:
@@ -242,34 +242,34 @@ def _checked_shape(shape: Sequence[int]) -> tuple[int, ...]:
 
 @functools.singledispatch
 def all_samples(_: object) -> Tensor | None:
-    """Every sample that there is, for a model of finitely many other than tokens.
+    """All samples, for a model that has finitely many and does not read tokens.
 
-    A model's class registers what it has; so it does with :func:`own_shape`.
+    A model's class registers its implementation, as for :func:`own_shape`.
     """
     return None
 
 
 @functools.singledispatch
 def own_shape(_: object) -> tuple[int, ...] | None:
-    """The shape of one sample, for a model whose class says it."""
+    """The shape of one sample, for a model whose class defines it."""
     return None
 
 
 def sample_shape(
     model: object, given: tuple[int, ...] | None
 ) -> tuple[tuple[int, ...], int | None]:
-    """The shape of one sample, and how many tokens there are for a model that reads tokens.
+    """The shape of one sample, and the number of different tokens for a model that reads tokens.
 
-    It is read from an MLP, or from the first layer of an ``nn.Sequential``; what another module does with
-    its input before a layer sees it cannot be known.
+    It is read from an MLP, or from the first layer of an ``nn.Sequential``. Other modules may change their
+    input before a layer sees it.
 
     Raises:
-        ValueError: that does not tell the shape; says to give it.
+        ValueError: the shape cannot be determined; the message asks for it.
     """
     layers = _chain(model) if isinstance(model, nn.Module) else []
     first = layers[0] if layers else None
     if isinstance(first, nn.Embedding):
-        # Flattened embeddings that a linear layer reads tell how many there are.
+        # If a linear layer reads flattened embeddings, its width gives their number.
         after = [type(m) for m in layers[1:3]] == [nn.Flatten, nn.Linear]
         width = layers[2].in_features if after else 0
         if given is None and (width == 0 or width % first.embedding_dim):
@@ -286,7 +286,7 @@ def sample_shape(
         try:
             return (read_mlp(model).widths[0],), None
         except NotAnMLP:
-            pass  # its first layer may still tell
+            pass  # its first layer may still give the shape
     if isinstance(first, nn.Linear):
         return (first.in_features,), None
     if isinstance(first, nn.Unflatten) and first.dim in (1, -1):
@@ -307,7 +307,7 @@ def sample_shape(
 
 
 def _chain(module: nn.Module) -> list[Any]:
-    """The layers of nested ``nn.Sequential`` in order, without those that do nothing to flat samples."""
+    """The layers of nested ``nn.Sequential`` in order, without those that do not change flat samples."""
     if not isinstance(module, nn.Sequential) or type(module).forward is not nn.Sequential.forward:
         return [module]
     layers = [layer for child in module for layer in _chain(child)]

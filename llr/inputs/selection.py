@@ -1,4 +1,4 @@
-"""Models without their wrappers, and ``params=`` in the forms that people have it in."""
+"""Models without their wrappers, and ``params=`` in all common forms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llr.inputs.tensors import as_tensor
 
 
 def unwrapped(value: Any) -> tuple[Any, str]:
-    """A module without the wrappers that compute the same, and the prefix that they put before names."""
+    """A module without wrappers that compute the same, and the prefix that they add to names."""
     prefix = ""
     while True:
         kind = type(value)
@@ -39,10 +39,10 @@ def selection(model: Any, params: Any) -> Any:
         model: as the caller gave it; the names of its wrappers (``module.``, ``_orig_mod.``) are dropped.
         params: names or globs, also from an iterator; a mapping of names to values, an ``nn.ParameterDict``,
             a state dict with buffers, or what ``torch.func.stack_module_state`` returns. A tied parameter may
-            go by any of its names.
+            have any of its names.
 
     Raises:
-        TypeError: nothing of the kind.
+        TypeError: none of these forms.
         ValueError: buffers that differ from the model's, two values for one tied parameter.
     """
     model, prefix = unwrapped(model)
@@ -75,7 +75,7 @@ def selection(model: Any, params: Any) -> Any:
 
 
 def _value(name: object, value: Any) -> Any:
-    """A value that is no ordinary tensor; what cannot be one is left for the reader of the names."""
+    """Convert a value to a tensor; a value that cannot be converted is refused later, with the names."""
     if isinstance(value, np.ndarray | Tensor):
         return as_tensor(f"params[{name!r}]", value)
     return value
@@ -86,7 +86,7 @@ def _stripped(name: Any, prefix: str) -> Any:
 
 
 def _aliases(module: nn.Module) -> dict[str, str]:
-    """The further names of tied parameters -> the name that ``named_parameters()`` gives them."""
+    """The other names of tied parameters -> the name that ``named_parameters()`` gives them."""
     firsts = {id(p): name for name, p in module.named_parameters()}
     every = module.named_parameters(remove_duplicate=False)
     return {name: firsts[id(p)] for name, p in every if firsts[id(p)] != name}
@@ -107,11 +107,10 @@ def _own_parameters(module: nn.Module, values: Mapping[Any, Any]) -> dict[Any, A
         other = found.setdefault(name, value)
         if other is not value and not _equal(other, value):
             raise ValueError(
-                f"params has two values for one tied parameter, {name!r} and {alias!r}; leave one of "
-                "them away"
+                f"params has two values for one tied parameter, {name!r} and {alias!r}; remove one of them"
             )
     for name, value in values.items():
-        # What counts batches does not enter any output.
+        # The count of batches does not change any output.
         if name in buffers and not name.endswith("num_batches_tracked"):
             _check_buffer(name, buffers[name], value)
     return found
@@ -123,7 +122,7 @@ def _check_buffer(name: str, own: Tensor, value: Any) -> None:
         if all(_equal(own, v) for v in (value if stacked else [value])):
             return
     raise ValueError(
-        f"params has the buffer {name!r} with values that the model's buffer has not; buffers are not "
+        f"params has the buffer {name!r} with other values than the model's buffer; buffers are not "
         "parameters: load them first (model.load_state_dict), and take models whose buffers differ one at a "
         "time"
     )

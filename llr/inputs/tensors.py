@@ -1,4 +1,4 @@
-"""Samples, targets and matrices as people have them, read into plain dense tensors."""
+"""Samples, targets and matrices in all common forms, converted to plain dense tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DENSE = torch.strided
 _LAZY = (nn.parameter.UninitializedParameter, nn.parameter.UninitializedBuffer)
 _MANY = 1 << 24
 _WIDENED = {"uint16": np.int64, "uint32": np.int64}
-"""dtypes that torch hardly computes with, and one that holds the same numbers."""
+"""dtypes for which torch has few operations -> a dtype that holds the same numbers."""
 
 
 def is_plain(t: Tensor) -> bool:
@@ -30,7 +30,7 @@ def is_plain(t: Tensor) -> bool:
 
 
 def is_special(t: Tensor) -> bool:
-    """Whether it is worth a look at :func:`plain`: the quickest test, for a model's own parameters."""
+    """Whether :func:`plain` may change or refuse it: the fastest test, for a model's own parameters."""
     return type(t) not in _ORDINARY or t.layout is not _DENSE
 
 
@@ -40,12 +40,12 @@ def plain(name: str, t: Tensor) -> Tensor:
     Sparse tensors are made dense if that fits the memory budget.
 
     Args:
-        name: what the caller calls it, for the messages.
+        name: the argument's name, for messages.
         t: any tensor.
 
     Raises:
-        TypeError: a tensor that has no one dense value: quantized, nested, masked, distributed, lazy.
-        ValueError: a sparse or an expanded tensor whose numbers exceed the memory budget.
+        TypeError: a tensor without a single dense value: quantized, nested, masked, distributed, lazy.
+        ValueError: a sparse or an expanded tensor whose dense form exceeds the memory budget.
     """
     if is_plain(t):
         return t
@@ -71,7 +71,7 @@ def plain(name: str, t: Tensor) -> Tensor:
 def _check_subclass(name: str, t: Tensor) -> None:
     kind = type(t).__name__
     ways = {
-        "MaskedTensor": "what is masked has no value; fill it first (.to_tensor(0.0))",
+        "MaskedTensor": "masked entries have no value; fill them first (.to_tensor(0.0))",
         "DTensor": "its numbers are spread over processes; gather them (.full_tensor(), or "
         "torch.distributed.checkpoint.state_dict.get_model_state_dict for a model)",
         "FakeTensor": "it holds no numbers; leave FakeTensorMode first",
@@ -102,16 +102,16 @@ def _check_size(name: str, t: Tensor, how: str) -> None:
 
 
 def as_tensor(name: str, value: object, like: torch.dtype | None = None) -> Tensor:
-    """What somebody gave as samples, as a plain tensor.
+    """Convert samples in any accepted form to a plain tensor.
 
     Args:
-        name: what the caller calls it, for the messages.
+        name: the argument's name, for messages.
         value: a tensor; a NumPy array, a pandas frame, a SciPy sparse matrix; nested lists of numbers.
-        like: the dtype that floating-point numbers of what is no tensor take; by default their own, which is
-            float64 for Python's.
+        like: the dtype for floating-point numbers that are not in a tensor; by default their own, which is
+            float64 for Python numbers.
 
     Raises:
-        TypeError: nothing of the kind, or entries that are no numbers.
+        TypeError: none of these forms, or entries that are not numbers.
         ValueError: lists of unequal lengths, missing values, more than the memory budget.
     """
     if isinstance(value, Tensor):
@@ -182,7 +182,7 @@ def _all_numbers(array: np.ndarray[Any, np.dtype[Any]]) -> bool:
 
 
 def _strangers(value: Any, array: np.ndarray[Any, np.dtype[Any]]) -> str:
-    """What entries a table or an array has that are no numbers."""
+    """Describe the entries of a table or an array that are not numbers."""
     columns, dtypes = getattr(value, "columns", None), getattr(value, "dtypes", None)
     if columns is not None and dtypes is not None:
         for column, dtype in zip(columns, dtypes, strict=False):
@@ -200,10 +200,10 @@ def _strangers(value: Any, array: np.ndarray[Any, np.dtype[Any]]) -> str:
 
 
 def as_matrix(name: str, value: object) -> Tensor:
-    """A matrix or a batch of them, given as for :func:`as_tensor`; integers count as numbers.
+    """A matrix or a batch of matrices, given as for :func:`as_tensor`; integers are converted.
 
     Raises:
-        TypeError: no numbers, complex ones, or a tensor on the meta device, which has none.
+        TypeError: entries that are not numbers, complex numbers, or a tensor on the meta device.
         ValueError: what :func:`as_tensor` refuses, a single number, a vector, integers that float64 rounds.
     """
     if isinstance(value, Mapping):
@@ -231,14 +231,14 @@ def as_matrix(name: str, value: object) -> Tensor:
 
 
 def _refuse_rounded(name: str, value: object, t: Tensor) -> None:
-    """Raise ValueError for integers that float64 does not hold: the rank of others would be counted."""
+    """Raise ValueError for integers that float64 does not hold: it would be the rank of other integers."""
     if not t.numel() or float(t.double().abs().amax()) < 2.0**53:
         return
     for at, number in np.ndenumerate(np.asarray(value, dtype=object)):
         if isinstance(number, int | np.integer) and int(float(number)) != int(number):
             raise ValueError(
                 f"{name} has the integer {number} at index {at}, which float64 rounds; expected integers "
-                "that it holds (up to 2^53), or a matrix divided by a power of two"
+                "that float64 holds (up to 2^53), or a matrix divided by a power of two"
             )
 
 
@@ -249,12 +249,12 @@ def refuse_complex(name: str, value: object) -> None:
 
 
 def as_double(name: str, t: Tensor) -> str:
-    """The hint to convert a tensor to float64; for complex ones none, since it would drop a part."""
+    """A hint to convert a tensor to float64; not for complex tensors, which would lose a part."""
     return "; real numbers are needed" if t.is_complex() else f" ({name}.double())"
 
 
 def refuse_overlarge(name: str, t: Tensor) -> None:
-    """Raise ValueError for an expanded tensor that stands for more numbers than memory holds."""
+    """Raise ValueError for an expanded tensor that would exceed the memory budget without sharing memory."""
     if t.numel() > _MANY and 0 in t.stride() and not t.is_meta:
         _check_size(name, t, "with a number of its own for every entry")
 
@@ -269,7 +269,7 @@ def refuse_meta(name: str, t: Tensor) -> None:
 
 
 def wider(t: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """A floating-point tensor in this dtype, a complex one in the complex dtype that belongs to it."""
+    """A floating-point tensor in this dtype, a complex tensor in the corresponding complex dtype."""
     if dtype is None:
         return t
     if t.is_floating_point():

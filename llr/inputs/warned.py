@@ -1,4 +1,4 @@
-"""Warnings, at the line that called llr."""
+"""Warnings that point to the line that called llr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from llr.operators import _ops
 
 
 def stacklevel() -> int:
-    """The ``stacklevel=`` with which the function that asks warns at the line that called llr."""
+    """The ``stacklevel=`` with which the calling function's warning points to the line that called llr."""
     level = 1
     frame: FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_globals.get("__name__", "").startswith("llr."):
@@ -22,8 +22,8 @@ def stacklevel() -> int:
 
 
 def warn_of_no_kernel(device: torch.device, reason: str) -> None:
-    """Say, once for each reason, that MLPs on this device go without the native operators."""
-    if device.type in ("cpu", "cuda"):  # for others there is no build that has kernels
+    """Warn, once for each reason, that MLPs on this device do not use the native operators."""
+    if device.type in ("cpu", "cuda"):  # no build has kernels for other devices
         _warn_once(reason)
 
 

@@ -1,4 +1,4 @@
-"""Networks that are named by their widths, such as ``mlp:10-64-1``."""
+"""Networks given by their widths, such as ``mlp:10-64-1``."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from llr.inputs.memory import fits, format_bytes, memory_budget
 
 _CPU = torch.device("cpu")
-# What reading a network and comparing it with its module hold at a time, as measured: copies of its
-# parameters, and rows as long as all its layers together.
+# The memory for reading a network and comparing it with its module, as measured: copies of its parameters,
+# and rows as long as all its layers together.
 _COPIES, _ROWS = 7, 24
 
 
 def names_widths(spec: str) -> bool:
-    """Whether `spec` has widths, and names no module of the user's own that is called mlp.
+    """Whether `spec` gives widths, rather than an object in a module of the user that is called mlp.
 
     Example:
         >>> from llr.inputs.widths import names_widths
@@ -29,7 +29,7 @@ def names_widths(spec: str) -> bool:
 
 
 def read_widths(text: str) -> list[int]:
-    """The widths of a network that are written as ``10-64-1`` or ``mlp:10-64-1``.
+    """The widths of a network written as ``10-64-1`` or ``mlp:10-64-1``.
 
     Raises:
         ValueError: anything else, or a network that is larger than the memory budget.
@@ -56,7 +56,7 @@ def linear_numbers(widths: Sequence[int], bias: bool, last_bias: bool) -> int:
 
 
 def require_memory(spec: str, widths: Sequence[int]) -> None:
-    """Refuse a network that could be built, but not read and differentiated on any sample."""
+    """Refuse a network that may fit the memory, but not with the copies for reading and differentiation."""
     _require_bytes(spec, widths, 8 * _COPIES, 8 * _ROWS * sum(widths))
 
 

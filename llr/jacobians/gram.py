@@ -28,7 +28,7 @@ BACKENDS = ("auto", "native", "layers", "dense")
 _NAMES = {"native": "native mlp", "layers": "layers", "dense": "blocks of columns"}
 
 BLOCK_BYTES = 256 << 20
-"""What the parts of the Jacobian that are held at a time may take together."""
+"""The largest total size of the parts of the Jacobian that are in memory at a time."""
 LEAST_COLUMNS = 64
 
 
@@ -47,32 +47,32 @@ def gram(
     """K = J J': the inner products of the rows of the Jacobian, also called the empirical tangent kernel.
 
     K[i, j, k, l] is the inner product of the gradients of output j at sample i and output l at sample k. An
-    MLP takes n^2 (sum of widths) operations, however many parameters it has: a layer's share is
-    (delta . delta) (a . a + 1), from what it is fed and what its output does to the model's. Other modules go
-    layer by layer in the same way, where their layers are linear, convolutional, embeddings or norms, and by
-    blocks of columns of J where not. J itself is never made.
+    MLP takes n^2 (sum of widths) operations, independently of its number of parameters: a layer contributes
+    (delta . delta) (a . a + 1), with a the layer's input and delta the derivative of the model's output with
+    respect to the layer's output. Other modules are computed in the same way for linear, convolutional,
+    embedding and norm layers, and by blocks of columns of J for all other parameters. J itself is never made.
 
     Args:
         model: a module, or a callable f(params, x).
         x: (n, ...) samples. For a kernel between two samples, take the block of ``torch.cat((x1, x2))``.
-        params: which parameters count, or their values, as for :func:`llr.jacobian`.
+        params: which parameters to use, or their values, as for :func:`llr.jacobian`.
         precision: "float64"; or "double-double" for 106 bits. K squares singular values, so that float64
-            holds half of their digits only; those of double-double's factor (`llr.rank` with
-            method="gram") are as good as those of J.
-        backend: "auto"; or "native" (an MLP, where there is a kernel for its device), "layers" (a
-            module) or "dense" to insist.
-        chunk_size: samples to run the model on at a time; default: by what fits :func:`llr.memory_budget`.
+            keeps only half of their digits. The singular values of a double-double factor of K (`llr.rank`
+            with method="gram") are as good as those of J.
+        backend: "auto"; or "native" (an MLP, if there is a kernel for its device), "layers" (a module) or
+            "dense" to require this method.
+        chunk_size: samples to run the model on at a time; default: as many as fit :func:`llr.memory_budget`.
         progress: False for none; or a function, called as ``progress(done, total)`` with parameters while the
             model is taken layer by layer, or by blocks of columns. Default: after two seconds a line on a
             terminal or in a notebook.
 
     Returns:
-        (n, q, n, q), or (B, n, q, n, q) for stacked parameter points; float64 whatever the model's dtype.
-        With "double-double" there is an axis of 2 in front: the high parts, and the low parts to be added.
+        (n, q, n, q), or (B, n, q, n, q) for stacked parameter points; float64 for every dtype of the model.
+        With "double-double" the first axis has size 2: the high parts, and the low parts to be added.
 
     Raises:
-        ValueError: another precision or backend, a result larger than the memory budget; and what
-            :func:`llr.jacobian` refuses.
+        ValueError: an unknown precision or backend, a result larger than the memory budget; and everything
+            that :func:`llr.jacobian` refuses.
 
     Source: Jacot, Gabriel, Hongler, "Neural Tangent Kernel: Convergence and Generalization in Neural
     Networks" (2018), for the kernel; Novak, Sohl-Dickstein, Schoenholz, "Fast Finite Width Neural Tangent
@@ -106,9 +106,9 @@ def evaluate_gram(
     backend: str = "auto",
     chunk_size: int | None = None,
 ) -> tuple[Tensor, str]:
-    """:func:`gram` of a problem read in float64, and the name of what computed it.
+    """:func:`gram` of a problem read in float64, and the name of the method.
 
-    With `outputs`, the q that :func:`llr.jacobians.jacobian.prepare` has found, the model is not probed
+    If `outputs` is given, the q found by :func:`llr.jacobians.jacobian.prepare`, the model is not probed
     again.
     """
     return gram_with_error(
@@ -125,14 +125,14 @@ def gram_with_error(
     chunk_size: int | None = None,
     errors: bool = True,
 ) -> tuple[Tensor, str, Tensor | None]:
-    """:func:`evaluate_gram`, and the errors of J's rows (..., n, q) where the native operator bounds them."""
+    """:func:`evaluate_gram`, and the errors of J's rows (..., n, q) if the native operator bounds them."""
     n, points = len(problem.x), problem.columns.points
     q = prepare(problem, chunk_size, "torch").shape[-2] if outputs is None else outputs
     parts = (2,) if precision == "double-double" else ()
     batch = () if points is None else (points,)
     shape = (*parts, *batch, n, q, n, q)
     nbytes = 8 * math.prod(shape)
-    room = _room(problem, nbytes, n * q, f"the Gram matrix of shape {shape}")
+    budget = _budget(problem, nbytes, n * q, f"the Gram matrix of shape {shape}")
     chosen = _choose(problem, backend, nbytes + signal_bytes(problem))
     if chosen == "native":
         double_double = precision == "double-double"
@@ -145,25 +145,25 @@ def gram_with_error(
     with torch.no_grad():
         for point in range(points or 1):
             K = problem.x.new_zeros(*parts, n * q, n * q, dtype=torch.float64)
-            for part in _parts(problem, point, q, chosen, room // 3, chunk_size):
-                _add(K, part, room // 3)
+            for part in _parts(problem, point, q, chosen, budget // 3, chunk_size):
+                _add(K, part, budget // 3)
             results.append(K)
     K = results[0] if points is None else torch.stack(results, len(parts))
     return K.reshape(shape), _NAMES[chosen], None
 
 
 def gram_factor(K: Tensor) -> Tensor:
-    """L with L L' = K, for K in two parts as :func:`gram_with_error` gives it."""
+    """L with L L' = K, for K in two parts as from :func:`gram_with_error`."""
     return _ops.gram_factor(K)
 
 
 def evaluate_triangle(
     problem: Problem, outputs: int | None = None, *, chunk_size: int | None = None
 ) -> tuple[Tensor, str]:
-    """R of J' = Q R from blocks of J's columns, and the name of what computed it; J is never whole.
+    """R of J' = Q R from blocks of J's columns, without the whole J, and the name of the method.
 
-    R is upper triangular with R' R = J J', so that its singular values are those of J; each block of columns
-    updates it by a QR of its own, which is as accurate as one of J.
+    R is upper triangular with R' R = J J', so its singular values are those of J. Each block of columns
+    updates R by a QR factorisation; the result is as accurate as a QR factorisation of J.
 
     Args:
         problem: read in float64.
@@ -179,28 +179,28 @@ def evaluate_triangle(
     points, P = problem.columns.points, problem.columns.count
     q = prepare(problem, chunk_size, "torch").shape[-2] if outputs is None else outputs
     N = len(problem.x) * q
-    # R, and the rows of R and of a block as QR reads and writes them.
-    room = _room(problem, 3 * 8 * N * N, N, f"the triangular factor of {N} rows")
+    # The memory for R, and for the input and output of QR.
+    budget = _budget(problem, 3 * 8 * N * N, N, f"the triangular factor of {N} rows")
     chosen = "layers" if isinstance(problem.model, nn.Module) else "dense"
     results = []
     with torch.no_grad():
         for point in range(points or 1):
-            parts = _parts(problem, point, q, chosen, room // 4, chunk_size)
-            R = _reduce(problem.x.new_zeros(0, N), parts, max(1, room // (32 * max(1, N))))
-            padding = R.new_zeros(min(N, P) - len(R), N)  # columns of zeros may have been left out
+            parts = _parts(problem, point, q, chosen, budget // 4, chunk_size)
+            R = _reduce(problem.x.new_zeros(0, N), parts, max(1, budget // (32 * max(1, N))))
+            padding = R.new_zeros(min(N, P) - len(R), N)  # columns of zeros may be missing
             results.append(torch.cat((R, padding)))
     return (results[0] if points is None else torch.stack(results)), _NAMES[chosen]
 
 
 def _parts(
-    problem: Problem, point: int, q: int, chosen: str, room: int, chunk_size: int | None
+    problem: Problem, point: int, q: int, chosen: str, budget: int, chunk_size: int | None
 ) -> Iterator[Factor | Tensor]:
     if len(problem.x) * q == 0:
         return
     layers = read_layers(at_point(problem, point), q, every=chosen == "layers")
     P, done = problem.columns.count, 0
     total = P * (problem.columns.points or 1)
-    for part in stream(layers, room, chunk_size):
+    for part in stream(layers, budget, chunk_size):
         yield part
         done = min(done + part.shape[1] if isinstance(part, Tensor) else done + part.columns, P)
         step("Jacobian: parameters", point * P + done, total)
@@ -209,7 +209,7 @@ def _parts(
 
 
 def _reduce(R: Tensor, parts: Iterable[Factor | Tensor], columns: int) -> Tensor:
-    """The triangle of R and all parts, at most so many columns (rows of the QR) at a time."""
+    """The triangular factor of R and all parts, taking at most `columns` columns of J at a time."""
     width = min(columns, max(256, 4 * R.shape[1]))
     waiting: list[Tensor] = []
     for part in parts:
@@ -220,10 +220,11 @@ def _reduce(R: Tensor, parts: Iterable[Factor | Tensor], columns: int) -> Tensor
     return torch.linalg.qr(torch.cat((R, *waiting)), mode="r").R if waiting else R
 
 
-def _add(K: Tensor, part: Factor | Tensor, room: int) -> None:
+def _add(K: Tensor, part: Factor | Tensor, budget: int) -> None:
     """Add a part's inner products to K, in the cheaper of two ways.
 
-    A pair of rows takes T^2 (h + w) products for a factor, and h w for the columns that it stands for.
+    A pair of rows takes T^2 (h + w) products for a factor, and h w for the columns that the factor
+    represents.
     """
     if isinstance(part, Tensor):
         _ops.gram_add_(K, part.new_ones(len(part), 1, 1), part[:, None].contiguous())
@@ -232,12 +233,12 @@ def _add(K: Tensor, part: Factor | Tensor, room: int) -> None:
     if T == 1 or (not part.vocabulary and T * T * (h + w) <= h * w):
         _ops.gram_add_(K, *part.operands(), part.bias)
         return
-    for block in part.blocks(max(1, room // (16 * len(K[0])))):
-        _add(K, block, room)
+    for block in part.blocks(max(1, budget // (16 * len(K[0])))):
+        _add(K, block, budget)
 
 
 def signal_bytes(problem: Problem) -> int:
-    """What the native operator holds beside K."""
+    """The memory that the native operator needs besides K."""
     if problem.mlp is None:
         return 0
     widths = problem.mlp.widths
@@ -261,14 +262,14 @@ def _choose(problem: Problem, backend: str, native_bytes: int) -> str:
     has_layers = isinstance(problem.model, nn.Module)
     if backend == "layers" and not has_layers:
         raise ValueError(
-            "backend='layers' looks into modules, and a callable has none to show; backend='auto' takes "
+            "backend='layers' reads the layers of a module, and a callable has none; backend='auto' takes "
             "blocks of columns of its Jacobian"
         )
     return "layers" if has_layers and backend != "dense" else "dense"
 
 
-def _room(problem: Problem, held: int, N: int, what: str) -> int:
-    """The bytes for parts of J beside what is held throughout."""
+def _budget(problem: Problem, held: int, N: int, what: str) -> int:
+    """The bytes for parts of J, besides the `held` bytes that are needed all the time."""
     device, least = problem.x.device, 8 * N * LEAST_COLUMNS
     if not fits(held + least, device):
         raise ValueError(

@@ -44,36 +44,36 @@ def jacobian(
 ) -> Tensor:
     """The derivatives of every output of every sample with respect to every parameter.
 
-    J[i, j, k] = d f_j(x_i) / d theta_k: its row span tells which directions in parameter space the samples
-    see, its rank how many (:func:`llr.rank`).
+    J[i, j, k] = d f_j(x_i) / d theta_k. Its row space has the directions in parameter space that change the
+    outputs to first order, and its rank is the dimension of this space (:func:`llr.rank`).
 
-    An MLP is recognised and computed by the native operator, at the speed of writing the result. Every
-    other model goes through ``torch.func`` in chunks of samples, and one that ``vmap`` cannot take (RNNs)
-    through a loop over samples; :func:`plan` tells which, and the ``llr`` logger when it changes.
+    An MLP is recognised and computed by the native operator, about as fast as the result can be written.
+    Every other model is computed by ``torch.func`` in chunks of samples, or by a loop over samples if
+    ``vmap`` cannot take it (RNNs). :func:`plan` tells which of them; the ``llr`` logger reports a change.
 
     Args:
-        model: a module, evaluated in the mode it is in; or a callable f(params, x) on a batch of samples.
-            Wrapped, compiled, scripted and exported modules are taken, too (docs/jacobian.md has a table).
+        model: a module, evaluated in its current mode; or a callable f(params, x) on a batch of samples.
+            Wrapped, compiled, scripted and exported modules are accepted, too (docs/jacobian.md has a table).
         x: (n, ...) samples; float32 or float64 as the parameters, or integers for a model that takes them.
             Sparse tensors, arrays and nested lists are converted.
         params: for a module, which parameters are columns: None for all trainable ones, or names or globs
-            among them (``"0.*"``); or a mapping of names to values to evaluate at, with a leading batch of
-            B parameter points as made by ``torch.func.stack_module_state``. For a callable, the mapping
-            that it is called with.
-        out: write the result here (repeated calls then allocate nothing).
+            of trainable parameters (``"0.*"``); or a mapping of names to values at which to evaluate,
+            optionally with a leading batch of B parameter points as made by
+            ``torch.func.stack_module_state``. For a callable, the mapping that is passed to it.
+        out: a tensor for the result, so that repeated calls do not allocate it again.
         chunk_size: samples at a time on the torch.func path; default: what fits :func:`llr.memory_budget`.
-        backend: "auto", or "native", "torch", "loop" to insist.
+        backend: "auto"; or "native", "torch" or "loop" to require this method.
         create_graph: make the result differentiable with respect to the parameters and x.
         progress: False for none; or a function, called as ``progress(done, total)`` with samples before each
             chunk of the torch.func path. Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
         (n, q, P), or (B, n, q, P); P columns in ``named_parameters()`` order, each tensor row-major (see
-        :func:`llr.layout`). Outputs of other shapes are flattened row-major to q numbers per sample, nested
-        tuples, lists and mappings in their own order, one tensor after the other.
+        :func:`llr.layout`). Outputs of other shapes are flattened row-major to q numbers per sample; the
+        tensors of nested tuples, lists and mappings follow one another in their order.
 
     Raises:
-        TypeError: dtypes that do not go together, an output that is not a floating-point tensor.
+        TypeError: dtypes that do not match, an output that is not a floating-point tensor.
         ValueError: NaN or infinity in x or the parameters, shapes that do not fit, a model without
             trainable parameters, with interacting samples, random or stateful; an operation of torch that
             fails in the model or in its derivatives; a result larger than the memory budget.
@@ -101,29 +101,29 @@ def evaluate(
     backend: str = "auto",
     dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, str]:
-    """:func:`jacobian`, and the name of what computed it.
+    """:func:`jacobian`, and the name of the method.
 
-    With ``dtype`` the parameters, buffers and floating x are promoted to it first: their values are then the
-    exact starting point, and only the arithmetic is finer.
+    With ``dtype`` the parameters, buffers and floating x are promoted to it first. Their values do not
+    change, only the arithmetic is more precise.
     """
     problem = read_problem(model, x, params, dtype)
     return execute(problem, prepare(problem, chunk_size, backend))
 
 
 def prepare(problem: Problem, chunk_size: int | None = None, backend: str = "auto") -> Plan:
-    """What :func:`execute` will do; the memory budget is not looked at."""
+    """The plan for :func:`execute`; the memory budget is not checked."""
     return _plan(problem, chunk_size, backend, False, None, enforce=False)
 
 
 def execute(problem: Problem, prepared: Plan) -> tuple[Tensor, str]:
-    """The Jacobian, and the name of what computed it; refused if it does not fit the memory budget."""
+    """The Jacobian, and the name of the method; refused if it does not fit the memory budget."""
     _check_budget(prepared.nbytes, prepared.shape, problem.x.device)
     result, path = run(problem, prepared)
     return result, NAMES[path]
 
 
 def execute_with_error(problem: Problem, prepared: Plan) -> tuple[Tensor, str, Tensor | None]:
-    """:func:`execute`, and the errors of the rows (..., n, q) where the native operator bounds them."""
+    """:func:`execute`, and the errors of the rows (..., n, q) if the native operator bounds them."""
     if prepared.backend != "native" or not problem.x.is_cpu:
         return (*execute(problem, prepared), None)
     _check_budget(prepared.nbytes, prepared.shape, problem.x.device)
@@ -142,10 +142,10 @@ def plan(
     chunk_size: int | None = None,
     backend: str = "auto",
 ) -> Plan:
-    """What :func:`jacobian` would compute, with what and in how many bytes, without computing it.
+    """What :func:`jacobian` would compute, by which method and in how many bytes, without computing it.
 
-    Args and errors as for :func:`jacobian`, but for a result larger than the memory budget, which is no
-    error here. Whether ``vmap`` can take the model is tried with one sample.
+    Args and errors as for :func:`jacobian`, except that a result larger than the memory budget is no error
+    here. Whether ``vmap`` can take the model is tested with one sample.
 
     Example:
         >>> import llr, torch
@@ -174,7 +174,7 @@ def _plan(
     if chunk_size is not None and (not isinstance(chunk_size, int) or chunk_size < 1):
         raise ValueError(f"chunk_size is {chunk_size!r}; expected a positive number of samples")
     if out is not None and create_graph:
-        raise ValueError("out= and create_graph=True exclude each other; leave out= away")
+        raise ValueError("out= and create_graph=True exclude each other; omit out=")
     chosen, reason = _choose(problem, backend)
     n = problem.x.shape[0]
     found = None
@@ -194,7 +194,7 @@ def _plan(
     elif enforce:
         _check_budget(nbytes, shape, problem.x.device)
     if chunk_size is None:
-        # jacrev holds a chunk's result, and about as much again while it makes it.
+        # jacrev needs the memory of a chunk's result, and about the same again while it computes it.
         per_sample = 3 * max(1, q * problem.columns.count) * itemsize
         chunk_size = max(1, n) if chosen == "native" else max(1, WORKING_BYTES // per_sample)
     at_once = max(1, min(chunk_size, n))
@@ -203,7 +203,7 @@ def _plan(
 
 
 def _choose(problem: Problem, backend: str) -> tuple[str, str]:
-    """The backend, and why."""
+    """The backend, and the reason for it."""
     if backend in ("torch", "loop"):
         return backend, "asked for"
     obstacle = problem.why_not_mlp or _ops.why_no_kernel(problem.x.device)
@@ -224,7 +224,7 @@ def _count_on_meta(problem: Problem) -> int:
 
 
 def _probed(problem: Problem) -> Probe:
-    """A look at the model on a few samples; refuses models without a per-sample Jacobian."""
+    """Probe the model on a few samples; refuse models without a per-sample Jacobian."""
     found = probe(problem)
     for leaf in found.leaves:
         if leaf.dtype != problem.dtype:
@@ -266,7 +266,7 @@ def _check_out(out: Tensor, shape: tuple[int, ...], problem: Problem) -> None:
 
 
 def _extent(t: Tensor) -> tuple[int, int]:
-    """The addresses that a tensor's numbers lie between."""
+    """The addresses between which a tensor's numbers are."""
     if t.numel() == 0:
         return 0, 0
     span = sum(step * (size - 1) for step, size in zip(t.stride(), t.shape, strict=True))

@@ -1,4 +1,4 @@
-"""Kinds of layers whose weight's derivative is a sum of outer products, and what meets the weight in each."""
+"""Kinds of layers whose weight's derivative is a sum of outer products, and the inputs of the weights."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from llr.inputs import gate
 
 
 class Kind(NamedTuple):
-    """A kind of module whose weight's derivative is known."""
+    """A kind of module with a known derivative with respect to its weight."""
 
     sizes: Callable[[Any], tuple[int, int, int]]
     """The groups, h and w of a module of this kind."""
     read: Callable[[Any, Tensor], Tensor]
-    """What meets the weight, from what the module is given."""
+    """The factor that is multiplied by the weight, from the module's input."""
     first: bool
-    """Whether features come right after the samples, and positions last."""
+    """Whether the dimension of features follows that of samples, and positions come last."""
     vocabulary: bool = False
 
 
 def _patches(module: nn.Conv1d | nn.Conv2d, x: Tensor) -> Tensor:
-    """What each place of the filter sees: (samples, channels * kernel, places)."""
+    """The input of the filter at each position: (samples, channels * kernel, positions)."""
     kernel = tuple(module.weight.shape[2:])
     planar = len(kernel) == 2
     stride, dilation = _sizes(module.stride, kernel), _sizes(module.dilation, kernel)
@@ -49,7 +49,7 @@ def _sizes(value: Any, kernel: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _filter_sizes(module: nn.Conv1d | nn.Conv2d) -> tuple[int, int, int]:
-    # What torch goes by: the shape of the weight, whatever the layer was made with.
+    # torch uses the shape of the weight, not the sizes that the layer was made with.
     h, *rest = module.weight.shape
     return module.groups, h // module.groups, math.prod(rest)
 
@@ -97,18 +97,18 @@ _KINDS: dict[Any, Kind] = {
     nn.GroupNorm.forward: _CHANNELS,
     nn.BatchNorm1d.forward: _CHANNELS,
 }
-"""The forward that a class has -> what is known of it. One that overrides forward is another kind."""
+"""The forward of a class -> its kind. A class that overrides forward is another kind."""
 _DIMENSIONS: dict[Any, int] = {
     nn.Linear.forward: 2,
     nn.Conv1d.forward: 3,
     nn.Conv2d.forward: 4,
     nn.Embedding.forward: 2,
 }
-"""How many dimensions the weight has."""
+"""The number of dimensions of the weight."""
 
 
 def kind_of(module: nn.Module) -> Kind | None:
-    """What is known of a module; None if nothing, or if it is not what its class says."""
+    """The kind of a module; None if it has none, or if it may not compute what its class defines."""
     if isinstance(module, torch.jit.ScriptModule):
         return None
     kind = _KINDS.get(type(module).forward)
@@ -118,7 +118,7 @@ def kind_of(module: nn.Module) -> Kind | None:
     if weight is None or gate.tensor_departure(weight):
         return None
     if weight.dim() != _DIMENSIONS.get(type(module).forward, weight.dim()):
-        return None  # replaced by one of another kind of shape
+        return None  # the weight was replaced by one of another shape
     if isinstance(module, nn.Conv1d | nn.Conv2d) and module.padding_mode != "zeros":
         return None
     return kind

@@ -1,10 +1,10 @@
-"""A model's Jacobian as a stream of parts, none of them as large as the whole.
+"""A model's Jacobian as a stream of parts, without the whole Jacobian in memory.
 
-A part is a :class:`Factor`, which stands for the columns of a layer's weight without holding them, or a block
-of columns. Layers come from :mod:`llr.jacobians.signals`, parameters that are in none from
-:mod:`llr.jacobian`. What is held at a time is limited. Where the signals of all layers fit beside the parts,
-the model is run once on all samples, a chunk at a time; otherwise the parameters are gone through in groups,
-and it is run for each group.
+A part is a :class:`Factor`, which represents the columns of a layer's weight without storing them, or a block
+of columns. Layers come from :mod:`llr.jacobians.signals`, parameters outside these layers from
+:mod:`llr.jacobian`. The memory used at a time is limited. If the signals of all layers fit besides the parts,
+the model is run once on all samples, a chunk at a time. Otherwise the parameters are divided into groups, and
+the model is run for each group.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llr.jacobians.signals import Layer, Layers, Signal
 log = logging.getLogger("llr")
 
 _HELD_BYTES = 1 << 30
-"""What the signals of all layers may take, and no more than a quarter of the memory budget."""
+"""The largest size of the signals of all layers, besides a quarter of the memory budget."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Factor:
     a: Tensor
     """(n, T, w); for a vocabulary indices (n, T, 1), -1 for none."""
     bias: bool = False
-    """Whether there are columns of a bias too: sum_t delta[i, j, t]."""
+    """Whether there are columns of a bias, too: sum_t delta[i, j, t]."""
 
     @property
     def vocabulary(self) -> bool:
@@ -45,12 +45,12 @@ class Factor:
 
     @property
     def columns(self) -> int:
-        """How many columns there are; of a vocabulary, at most."""
+        """The number of columns; for a vocabulary, an upper bound."""
         h = self.delta.shape[-1]
         return h * (self.a.numel() if self.vocabulary else self.a.shape[-1]) + h * self.bias
 
     def operands(self) -> tuple[Tensor, Tensor]:
-        """Delta (N, T, h) and a (N, T, w) with a row for every output, as the Gram operators take them."""
+        """The Gram operators' arguments delta (N, T, h) and a (N, T, w), with a row for every output."""
         delta, a = self.delta, self.a
         if self.vocabulary:
             used, a = _used(a)
@@ -60,7 +60,7 @@ class Factor:
         return delta.flatten(0, 1), a.flatten(0, 1)
 
     def blocks(self, width: int) -> Iterator[Tensor]:
-        """The columns, at most `width` at a time, (N, columns); those that are zero may be missing."""
+        """The columns, at most `width` at a time, (N, columns); zero columns may be missing."""
         if self.bias:
             for part in self.delta.split(width, -1):
                 yield part.sum(2).flatten(0, 1)
@@ -79,57 +79,60 @@ class Factor:
             rows = min(width, used - first)
             inside = torch.where((index < first) | (index >= first + rows), first + rows, index)
             for delta in self.delta.split(max(1, width // rows), -1):
-                block = delta.new_zeros(n, q, rows + 1, delta.shape[-1])  # the last row is nobody's
+                block = delta.new_zeros(n, q, rows + 1, delta.shape[-1])  # the last row: index -1
                 block.scatter_add_(2, (inside - first)[:, None].expand(delta.shape), delta)
                 yield block[:, :, :rows].flatten(2).flatten(0, 1)
 
 
 def _used(indices: Tensor) -> tuple[int, Tensor]:
-    """How many of a vocabulary are used, and the indices among those."""
+    """The number of used entries of a vocabulary, and the indices renumbered among these."""
     used, among = torch.unique(indices, return_inverse=True)
-    missing = int((used < 0).sum())  # sorted: only the first can be
+    missing = int((used < 0).sum())  # they are sorted: only the first can be negative
     return len(used) - missing, among - missing
 
 
-def stream(layers: Layers, room: int, chunk_size: int | None = None) -> Iterator[Factor | Tensor]:
+def stream(layers: Layers, budget: int, chunk_size: int | None = None) -> Iterator[Factor | Tensor]:
     """All columns of a model's Jacobian at one parameter point, in parts.
 
     Args:
         layers: the model's layers at its point.
-        room: the bytes that the parts held at a time may take together. A column at a time is the least.
-        chunk_size: samples to run the model on at a time; default: what makes signals that fit `room`.
+        budget: the bytes of the parts that are in memory at a time. One column is always allowed.
+        chunk_size: samples to run the model on at a time; default: as many as give signals that fit `budget`.
 
     Yields:
-        Factors, and blocks (N, columns) with N = n q rows, sample-major. In no particular order, and
-        columns that are zero may be missing: neither changes a Gram matrix.
+        Factors, and blocks (N, columns) with N = n q rows, sample-major. The order is not defined, and zero
+        columns may be missing: neither changes a Gram matrix.
     """
     n, q = len(layers.problem.x), layers.outputs
     itemsize = layers.problem.dtype.itemsize
-    pieces = [p for layer in layers.known for p in _pieces(layer, n, q, room // itemsize)]
+    pieces = [p for layer in layers.known for p in _pieces(layer, n, q, budget // itemsize)]
     others = list(layers.others)
     held, different = None, list[Layer]()
-    if sum(p.numel for p in pieces) * itemsize > room:  # more than one group
-        held, different = _held(layers, room, chunk_size)
+    if sum(p.numel for p in pieces) * itemsize > budget:  # more than one group
+        held, different = _held(layers, budget, chunk_size)
     others += _apart(different)
     pieces = [p for p in pieces if p.layer not in different]
     while pieces:
         some, used = 0, 0
-        while some < len(pieces) and (some == 0 or used + pieces[some].numel * itemsize <= room):
+        while some < len(pieces) and (some == 0 or used + pieces[some].numel * itemsize <= budget):
             used += pieces[some].numel * itemsize
             some += 1
-        stores, wrong = _run(layers, pieces[:some], room, chunk_size, held)
+        stores, wrong = _run(layers, pieces[:some], budget, chunk_size, held)
         others += _apart(wrong)
         pieces = [p for p in pieces[some:] if p.layer not in wrong]
         for store in stores:
             yield store.part()
         del stores
-    yield from _columns(layers, others, room, chunk_size)
+    yield from _columns(layers, others, budget, chunk_size)
 
 
 def _apart(wrong: Iterable[Layer]) -> list[str]:
-    """The parameters of layers whose hooks do not tell their columns."""
+    """The parameters of layers whose columns cannot be computed from hooks."""
     for layer in wrong:
-        log.info("layer %r is not what its hooks say; its columns are computed apart", layer.path)
+        log.info(
+            "hooks give wrong derivatives of layer %r; its columns are computed separately",
+            layer.path,
+        )
     return [name for layer in wrong for name in layer.names]
 
 
@@ -137,14 +140,14 @@ _Held = dict[Layer, Signal]
 """The signals of all samples."""
 
 
-def _held(layers: Layers, room: int, chunk_size: int | None) -> tuple[_Held | None, list[Layer]]:
-    """All signals of all layers, if they fit; and the layers that turned out to be something else."""
+def _held(layers: Layers, budget: int, chunk_size: int | None) -> tuple[_Held | None, list[Layer]]:
+    """All signals of all layers if they fit, else None; and the layers for which hooks are wrong."""
     x, q, itemsize = layers.problem.x, layers.outputs, layers.problem.dtype.itemsize
     per_sample = sum(_numel(it, q) for it in layers.known) * itemsize
     most = min(_HELD_BYTES, memory_budget(x.device) // 4)
     if not layers.known or len(x) * per_sample > most:
         return None, []
-    at_once = chunk_size or max(1, room // (2 * per_sample))
+    at_once = chunk_size or max(1, budget // (2 * per_sample))
     parts: dict[Layer, list[Signal]] = {layer: [] for layer in layers.known}
     for first in range(0, len(x), at_once):
         found = layers.signals(x[first : first + at_once], list(parts))
@@ -159,14 +162,14 @@ def _held(layers: Layers, room: int, chunk_size: int | None) -> tuple[_Held | No
 
 
 def _numel(layer: Layer, q: int) -> int:
-    """Numbers in a layer's signals for one sample."""
+    """The number of entries of a layer's signals for one sample."""
     inputs = 1 if layer.vocabulary else layer.inputs
     return layer.groups * layer.positions * (q * layer.outputs + inputs)
 
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """Some of a layer's columns: which groups, outputs and inputs, and whether they are held as a factor."""
+    """Some of a layer's columns: groups, outputs and inputs, and whether they are stored as a factor."""
 
     layer: Layer
     groups: slice
@@ -174,30 +177,30 @@ class _Piece:
     inputs: slice
     factored: bool
     numel: int
-    """Numbers that it holds."""
+    """The number of stored entries."""
 
     @property
     def bias(self) -> bool:
         return self.layer.bias is not None and self.inputs.start == 0
 
 
-def _pieces(layer: Layer, n: int, q: int, room: int) -> Iterator[_Piece]:
-    """A layer's columns in pieces of at most `room` numbers, where a column is not larger."""
+def _pieces(layer: Layer, n: int, q: int, most: int) -> Iterator[_Piece]:
+    """A layer's columns in pieces of at most `most` numbers, or of one column if that is larger."""
     N, G, T, h = n * q, layer.groups, layer.positions, layer.outputs
     w = layer.inputs if layer.weight is not None else 0
     signals = 1 if layer.vocabulary else w
     if n * q * T * h + n * T * signals < N * h * w:
-        # The operators take a row of inputs for every output, so that is what counts.
-        ws = w if layer.vocabulary else max(1, min(w, room // (2 * N * T)))
+        # Count a row of inputs for every output, as the operators take it.
+        ws = w if layer.vocabulary else max(1, min(w, most // (2 * N * T)))
         per_input = n * T if layer.vocabulary else N * T * ws
-        hs = max(1, min(h, (room - per_input) // (N * T)))
+        hs = max(1, min(h, (most - per_input) // (N * T)))
         for g in range(G):
             for inputs in _split(w, ws):
                 for outputs in _split(h, hs):
                     numel = N * T * (outputs.stop - outputs.start) + per_input
                     yield _Piece(layer, slice(g, g + 1), outputs, inputs, True, numel)
         return
-    columns = max(1, room // N)
+    columns = max(1, most // N)
     each = w + (layer.bias is not None)
     ws = w if each <= columns else max(1, min(w, columns - 1))
     hs = max(1, min(h, columns // each))
@@ -210,7 +213,7 @@ def _pieces(layer: Layer, n: int, q: int, room: int) -> Iterator[_Piece]:
 
 
 def _split(size: int, step: int) -> Iterator[slice]:
-    """0 ... size in steps; once even if it is empty."""
+    """Slices of 0 ... size in steps; one empty slice if the size is 0."""
     for first in range(0, max(1, size), max(1, step)):
         yield slice(first, min(size, first + step))
 
@@ -220,7 +223,7 @@ def _length(s: slice) -> int:
 
 
 class _Store:
-    """What a piece holds, filled a chunk of samples at a time."""
+    """The entries of a piece, filled a chunk of samples at a time."""
 
     def __init__(self, piece: _Piece, layers: Layers) -> None:
         self.piece = piece
@@ -229,11 +232,11 @@ class _Store:
         self._tensors: list[Tensor] = []
 
     def take(self, signal: Signal) -> None:
-        """Take the signal of all samples at once, without a copy where there is none to be made."""
+        """Take the signal of all samples at once, without a copy if possible."""
         self._tensors = self._parts(signal)
 
     def write(self, first: int, signal: Signal) -> bool:
-        """Take the signal of the samples from `first` on; False if it has other sizes than those before."""
+        """Take the signal of the samples from `first` on; return False if its sizes differ from before."""
         parts = self._parts(signal)
         if not self._tensors:
             self._tensors = [t.new_empty(self._rows[0], *t.shape[1:]) for t in parts]
@@ -244,7 +247,7 @@ class _Store:
         return True
 
     def _parts(self, signal: Signal) -> list[Tensor]:
-        """What the piece holds for some samples."""
+        """The entries of the piece for some samples."""
         piece = self.piece
         delta = signal.delta[:, :, piece.groups, :, piece.outputs]
         a = signal.a[:, piece.groups]
@@ -272,16 +275,16 @@ class _Store:
 def _run(
     layers: Layers,
     pieces: Sequence[_Piece],
-    room: int,
+    budget: int,
     chunk_size: int | None,
     held: _Held | None,
 ) -> tuple[list[_Store], set[Layer]]:
-    """The stores of these pieces, filled; and the layers that turned out to be something else."""
+    """The filled stores of these pieces, and the layers for which hooks are wrong."""
     x, itemsize = layers.problem.x, layers.problem.dtype.itemsize
     wanted = list(dict.fromkeys(piece.layer for piece in pieces))
     if chunk_size is None:
         per_sample = 2 * sum(_numel(it, layers.outputs) for it in wanted)
-        chunk_size = max(1, room // (itemsize * per_sample))
+        chunk_size = max(1, budget // (itemsize * per_sample))
     stores = {piece: _Store(piece, layers) for piece in pieces}
     if held is not None:
         for piece, store in stores.items():
@@ -298,13 +301,13 @@ def _run(
 
 
 def _columns(
-    layers: Layers, names: Sequence[str], room: int, chunk_size: int | None
+    layers: Layers, names: Sequence[str], budget: int, chunk_size: int | None
 ) -> Iterator[Tensor]:
-    """The columns of these parameters as :mod:`llr.jacobian` computes them."""
+    """The columns of these parameters, computed by :mod:`llr.jacobian`."""
     problem, q = layers.problem, layers.outputs
     n, itemsize = len(problem.x), problem.dtype.itemsize
     values = problem.columns.values
-    width = max(1, room // (itemsize * n * q))
+    width = max(1, budget // (itemsize * n * q))
 
     groups: list[list[str]] = []
     for name in names:
@@ -314,7 +317,7 @@ def _columns(
             groups.append([name])
     for group in groups:
         size = sum(values[name].numel() for name in group)
-        at_once = max(1, min(n, room // (itemsize * q * size)))
+        at_once = max(1, min(n, budget // (itemsize * q * size)))
         for columns in _split(size, width):
             block = problem.x.new_empty(n, q, _length(columns), dtype=problem.dtype)
             for first in range(0, n, at_once):

@@ -1,4 +1,4 @@
-"""The three ways to a Jacobian: the native operator, ``vmap`` of ``jacrev``, and a loop over samples."""
+"""The three methods for a Jacobian: the native operator, ``vmap`` of ``jacrev``, and a loop over samples."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ from llr.results.progress import step
 log = logging.getLogger("llr")
 
 NAMES = {"native": "native mlp", "torch": "torch.func vmap", "loop": "autograd loop"}
-WORKING_BYTES = 256 << 20  # what torch.func may use at a time beyond the result
+WORKING_BYTES = 256 << 20  # the memory that torch.func may use besides the result
 
 
 @dataclass(repr=False)
 class Plan(Record):
     """What :func:`llr.jacobian` would do with a model and samples; see :func:`llr.plan`.
 
-    The probe of the model is not written, copied or pickled: it holds the model.
+    The probe of the model is not written, copied or pickled, since it holds the model.
     """
 
     backend: str
     """"native", "torch" or "loop"."""
     reason: str
-    """Why this one."""
+    """Why this backend."""
     shape: tuple[int, ...]
     """(n, q, P) or (B, n, q, P)."""
     dtype: torch.dtype
@@ -57,7 +57,7 @@ class Plan(Record):
     insisted: bool = False
     """Whether the backend was asked for by name, so that no other may take over."""
     probe: Probe | None = field(default=None, compare=False)
-    """What the model did on a few samples; None for one that is known by its layers."""
+    """What the model did on a few samples; None if it was not run."""
 
     _unstored = ("probe",)
 
@@ -82,9 +82,9 @@ class Plan(Record):
 def run(
     problem: Problem, prepared: Plan, out: Tensor | None = None, create_graph: bool = False
 ) -> tuple[Tensor, str]:
-    """The Jacobian by the plan, written to `out` if that is given, and the backend that computed it.
+    """The Jacobian by the plan, written to `out` if given, and the backend that computed it.
 
-    Where ``vmap`` cannot take the model and was not insisted on, that is the loop.
+    If ``vmap`` cannot take the model and was not required by name, the loop computes it.
     """
     if prepared.backend == "native":
         if create_graph:
@@ -105,7 +105,7 @@ def run(
             try:
                 return _fill(problem, prepared, out, create_graph, _torch_rows), "torch"
             except UNSUPPORTED as error:
-                # What vmap cannot take, the loop may; what is really wrong, the loop will say itself.
+                # The loop may compute what vmap cannot; other errors will be raised by the loop as well.
                 own = prepared.probe is not None and prepared.probe.draws_own
                 reason = why_unsupported(error, own)
                 if isinstance(error, WrongDerivatives):
@@ -125,7 +125,7 @@ def run(
 
 
 def columns_of(problem: Problem, names: Sequence[str], x: Tensor, chunk_size: int | None) -> Tensor:
-    """(m, q, columns): the derivatives by these parameters alone, of a problem that has been probed."""
+    """(m, q, columns): the derivatives with respect to these parameters, for a problem that was probed."""
     columns = problem.columns
     values = {name: columns.values[name] for name in names}
     fixed = columns.fixed | {n: v for n, v in columns.values.items() if n not in values}
@@ -145,7 +145,7 @@ def columns_of(problem: Problem, names: Sequence[str], x: Tensor, chunk_size: in
 def native_arguments(
     problem: Problem,
 ) -> tuple[Tensor, list[Tensor], list[Tensor | None], str, list[int] | None]:
-    """What the native operators of an MLP are called with: x, weights, biases, activation, columns."""
+    """The arguments of the native operators for an MLP: x, weights, biases, activation, columns."""
     mlp, columns = cast(MLP, problem.mlp), problem.columns
     links = problem.chain()
     places = None
@@ -171,13 +171,13 @@ def _native(problem: Problem, out: Tensor | None) -> Tensor:
 
 
 _Rows = Callable[[Problem, dict[str, Tensor], Tensor, int, bool], tuple[dict[str, Tensor], Tensor]]
-"""For a few samples with q outputs: name -> derivatives (samples, q, *parameter); and the outputs."""
+"""For some samples with q outputs: name -> derivatives (samples, q, *parameter); and the outputs."""
 
 
 def _fill(
     problem: Problem, prepared: Plan, out: Tensor | None, create_graph: bool, rows: _Rows
 ) -> Tensor:
-    """The whole result, a parameter point and a chunk of samples at a time."""
+    """Compute the whole result, one parameter point and one chunk of samples at a time."""
     if out is not None and out.is_inference():
         ordinary = _fill(problem, prepared, None, create_graph, rows)
         with torch.inference_mode():
@@ -196,7 +196,7 @@ def _fill(
         values = problem.point(index)
         for first in range(0, n, prepared.chunk_size):
             step("Jacobian: samples", index * n + first, n * (points or 1))
-            # A copy: a forward may work in place.
+            # Copy, since a forward may change its input in place.
             chunk = problem.x[first : first + prepared.chunk_size].clone()
             parts, outputs = rows(problem, values, chunk, q, create_graph)
             if prepared.probe is not None and index == 0:
@@ -234,7 +234,7 @@ def _refuse_nonfinite(parts: Mapping[str, Tensor], first: int, point: int | None
     raise ValueError(
         f"the derivative of output {where[1]} of sample {first + where[0]} by parameter {name!r}, index "
         f"{where[2:]}{at}, is {float(rows[where])}; expected a finite number. There is no derivative (as of "
-        "sqrt or a norm at 0, also in the branch that torch.where leaves out), or it is too large for "
+        "sqrt or a norm at 0, also in the branch that torch.where does not use), or it is too large for "
         f"{rows.dtype}: move the sample, or keep the argument away from that point in forward"
     )
 
@@ -252,8 +252,9 @@ def _torch_rows(
             raise ValueError(ragged(len(value), q))
         return value, value
 
-    # Without vmap: inside of a transform the numbers cannot be compared, and torch differentiates its rule
-    # for layer_norm wrongly (the values are right, their derivatives off by tens of percent; 2.13 and 2.14).
+    # Without vmap: inside a transform the numbers cannot be compared, and torch differentiates its vmap rule
+    # for layer_norm wrongly (the values are right, their derivatives wrong by tens of percent; 2.13 and
+    # 2.14).
     each = jacrev(outputs, chunk_size=1, has_aux=True)
     samples = [cast(tuple[dict[str, Tensor], Tensor], each(values, sample)) for sample in x]
     rows = {name: torch.stack([rows[name] for rows, _ in samples]) for name in values}

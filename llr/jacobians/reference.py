@@ -1,8 +1,8 @@
-"""The slow, obviously right Jacobian, to compare everything else with.
+"""A slow and simple Jacobian, to compare all other methods with.
 
-:func:`jacobian` asks autograd for one number's gradient at a time: one sample, one output. It knows no
-batching trick, no layout trick and no model structure, so where it and :func:`llr.jacobian` agree, both are
-believed.
+:func:`jacobian` computes the gradient of one number at a time by autograd: one sample, one output. It uses
+neither batching nor special layouts nor the structure of the model. Agreement of :func:`llr.jacobian` with it
+is therefore independent evidence.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def jacobian(model: Model, x: Tensor, params: Mapping[str, Tensor] | None = None
 
     Args:
         model: a module, or a callable f(params, x).
-        x: (n, ...) samples. Each is passed alone, as a batch of one.
+        x: (n, ...) samples. Each is passed as a batch of one.
         params: for a callable, the parameters; for a module, values for some or all of its parameters
-            (default: its trainable ones as they are).
+            (default: the current values of the trainable ones).
 
     Returns:
-        (n, q, P), in the dtype of the parameters. With n = 0 there is no output to count, and q is 0.
+        (n, q, P), in the dtype of the parameters. If n = 0 the number of outputs is unknown, and q is 0.
 
     Example:
         >>> import torch
@@ -77,9 +77,9 @@ def _on_copies(model: nn.Module) -> Function:
 def sample_rows(
     model: Function, params: Mapping[str, Tensor], sample: Tensor, *, create_graph: bool = False
 ) -> Iterator[list[Tensor]]:
-    """For one sample (without batch dimension), the gradients of its outputs in order, per parameter."""
+    """The gradients of one sample's outputs, in order, per parameter; the sample has no batch dimension."""
     with torch.enable_grad():
-        sample = sample.clone()  # a forward may work in place
+        sample = sample.clone()  # a forward may change its input in place
         output = model(params, sample[None])
         values = torch.cat([leaf.flatten() for leaf in output_leaves(output)]).unbind()
     tensors = list(params.values())

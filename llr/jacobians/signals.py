@@ -1,12 +1,12 @@
-"""What goes into each layer of a model, and how its outputs depend on what comes out.
+"""The inputs of each layer, and the derivatives of the model's outputs with respect to the layer's outputs.
 
-A layer's weight is used at positions t (the tokens of a sequence, the places of a filter), so the derivative
-of output j of sample i by it is the sum over t of delta[i, j, t] a[i, t]', with a the signals going in and
-delta the derivatives by what comes out. For an MLP both come from the chain itself; for another module from
-hooks and one backward pass per output.
+A layer's weight is used at positions t (the tokens of a sequence, the positions of a filter). The derivative
+of output j of sample i with respect to the weight is the sum over t of delta[i, j, t] a[i, t]', with a the
+layer's input and delta the derivative with respect to the layer's output. For an MLP both are computed from
+its layers; for other modules by hooks and one backward pass per output.
 
-What hooks give is compared, for every chunk of samples, with the derivative that autograd finds for one
-combination of the outputs: a parameter that is also used where no hook sees it does not pass.
+For every chunk of samples the result of the hooks is compared with autograd's derivative of one combination
+of the outputs. The comparison fails for a parameter that is also used where no hook sees it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from llr.operators.formula import ACTIVATIONS
 
 
 class Signal(NamedTuple):
-    """A layer's signals for some samples, in as many groups as its weight has (filters may)."""
+    """A layer's signals for some samples, in the groups of its weight (filters may have several)."""
 
     delta: Tensor
     """(samples, q, groups, T, h)"""
@@ -50,27 +50,27 @@ class Layer:
 
     path: str
     weight: str | None
-    """The name of the weight, None if it is no column or not there; its shape is (groups * h, w)."""
+    """The name of the weight, None if it is missing or no column; its shape is (groups * h, w)."""
     bias: str | None
     groups: int
     positions: int
-    """T, for the samples that were looked at first."""
+    """T, for the first samples that were run."""
     outputs: int
     """h"""
     inputs: int
     """w"""
     vocabulary: bool = False
-    """Whether it looks rows of its weight up, so that the weight is (w, h)."""
+    """Whether it looks up rows of its weight, so that the weight is (w, h)."""
 
     @property
     def names(self) -> list[str]:
-        """The parameters that it covers."""
+        """The names of its parameters."""
         return [name for name in (self.weight, self.bias) if name is not None]
 
 
 @dataclass
 class Layers:
-    """The layers of a model at one parameter point, and what is not in any of them."""
+    """The layers of a model at one parameter point, and the parameters outside them."""
 
     problem: Problem
     outputs: int
@@ -80,7 +80,7 @@ class Layers:
     """Parameters whose columns :mod:`llr.jacobian` must compute."""
 
     def signals(self, x: Tensor, layers: Sequence[Layer]) -> dict[Layer, Signal]:
-        """The signals of these layers for some samples, without the layers for which they are wrong."""
+        """The signals of these layers for some samples, without the layers whose signals are wrong."""
         if self.problem.mlp is not None:
             return _chain(self.problem, x, layers)
         return _hooked(self.problem, x, layers)
@@ -94,12 +94,12 @@ def at_point(problem: Problem, index: int) -> Problem:
 
 
 def read_layers(problem: Problem, outputs: int, *, every: bool = True) -> Layers:
-    """Sort the columns of a problem at one point into layers and others; the model is run on two samples.
+    """Divide the columns of a problem at one point into layers and others; runs the model on two samples.
 
     Args:
         problem: a checked problem at a single parameter point, with at least one sample.
         outputs: q.
-        every: look for layers; otherwise all parameters are others.
+        every: whether to look for layers; if False, all parameters are others.
     """
     names = problem.columns.values
     if problem.mlp is not None and every:
@@ -144,7 +144,7 @@ def _chain(problem: Problem, x: Tensor, layers: Sequence[Layer]) -> dict[Layer, 
 
 
 def _candidates(problem: Problem, model: nn.Module) -> list[Layer]:
-    """Layers by the look of their modules; a parameter in two modules has its columns among the others."""
+    """Layers by the class of their modules; a parameter of two modules belongs to the others."""
     owners = Counter(
         id(p) for m in model.modules() for p in m._parameters.values() if p is not None
     )
@@ -169,10 +169,10 @@ def _candidates(problem: Problem, model: nn.Module) -> list[Layer]:
 def _recording(
     model: nn.Module, layers: Sequence[Layer]
 ) -> Iterator[dict[str, list[tuple[Tensor, Tensor]]]]:
-    """While it lasts, notes (what meets the weight, output) of each call of the layers' modules.
+    """A context that records (input of the weight, output) of each call of the layers' modules.
 
-    A layer that is called inside of a transform of torch.func is left out in the end: its tensors mean
-    nothing outside.
+    A layer that is called inside a transform of torch.func is removed at the end, since its tensors are not
+    valid outside.
     """
     calls: dict[str, list[tuple[Tensor, Tensor]]] = {layer.path: [] for layer in layers}
     transformed: set[str] = set()
@@ -184,13 +184,13 @@ def _recording(
                 return output
             with torch.no_grad():
                 calls[path].append((kind.read(module, [*args, *kwargs.values()][0]), output))
-            return output.clone()  # what follows may work in place, on a tensor that is not noted
+            return output.clone()  # so that in-place operations change another tensor
 
         return note
 
     modules = {layer.path: model.get_submodule(layer.path) for layer in layers}
     handles = [
-        # Before the model's own hooks: it is the module's output that is noted.
+        # Before the model's own hooks, to record the module's own output.
         module.register_forward_hook(
             hook(path, cast(Kind, kind_of(module))), prepend=True, with_kwargs=True
         )
@@ -225,7 +225,7 @@ def _hooked(problem: Problem, x: Tensor, layers: Sequence[Layer]) -> dict[Layer,
         )
         outs = [out for noted in calls.values() for _, out in noted]
         by_output = [_gradients(y[:, j].sum(), outs) for j in range(y.shape[1])]
-    by_call = iter(zip(*by_output, strict=True))  # of every call noted, for all outputs
+    by_call = iter(zip(*by_output, strict=True))  # for each recorded call, all outputs
     found: dict[Layer, Signal] = {}
     for layer in layers:
         inputs = [a for a, _ in calls[layer.path]]
@@ -246,11 +246,11 @@ def _signal(
     inputs: Sequence[Tensor],
     deltas: Sequence[Sequence[Tensor]],
 ) -> Signal | None:
-    """One signal of all calls of a layer, as further positions; None if samples do not come first there."""
+    """One signal for all calls of a layer, which become further positions; None if samples are not first."""
     first = cast(Kind, kind_of(model.get_submodule(layer.path))).first
 
     def laid_out(t: Tensor, width: int) -> Tensor:
-        """(n, groups, T, width): what lies between samples and features are positions."""
+        """(n, groups, T, width): dimensions between samples and features are positions."""
         if t.numel() == 0 or t.numel() % (n * layer.groups * width) or (first and len(t) % n):
             raise _SamplesNotFirst
         if first:
@@ -270,12 +270,12 @@ def _signal(
 
 
 def _agrees(layer: Layer, signal: Signal, mix: Tensor, truth: Mapping[str, Tensor]) -> bool:
-    """Whether the signals give the derivative of one combination of all outputs that autograd gives."""
+    """Whether the signals and autograd give the same derivative of one combination of all outputs."""
     delta, a = torch.einsum("nq,nqgth->ngth", mix, signal.delta), signal.a
     pairs = []
     if layer.weight is not None:
         if layer.vocabulary:
-            rows = delta.new_zeros(layer.inputs + 1, layer.outputs)  # the last one is nobody's
+            rows = delta.new_zeros(layer.inputs + 1, layer.outputs)  # the last row: index -1
             rows.index_add_(0, a.flatten() % len(rows), delta.flatten(0, -2))
             own, size = rows[:-1], delta.norm(dim=-1).sum()
         else:
@@ -284,7 +284,7 @@ def _agrees(layer: Layer, signal: Signal, mix: Tensor, truth: Mapping[str, Tenso
         pairs.append((own, truth[layer.weight], size))
     if layer.bias is not None:
         pairs.append((delta.sum((0, 2)), truth[layer.bias], delta.norm(dim=-1).sum()))
-    # The sum of the sizes of all terms is what rounding goes by: a total may vanish by symmetry.
+    # The rounding error is relative to the sum of absolute values of all terms: the sum itself may vanish.
     tolerance = torch.finfo(delta.dtype).eps ** 0.75
     return all(
         bool(
@@ -295,7 +295,7 @@ def _agrees(layer: Layer, signal: Signal, mix: Tensor, truth: Mapping[str, Tenso
 
 
 def _gradients(value: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Zeros where the value does not depend on a tensor."""
+    """The gradients; zeros for a tensor on which the value does not depend."""
     wanted = [t for t in tensors if t.requires_grad]
     grads: Iterator[Tensor | None] = iter(())
     if value.requires_grad and wanted:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Role = Literal["", "free", "centred", "balanced"]
 Isolation = Literal["not isolated", "undecided", "isolated"]
 
-_MOST = 10_000  # rows that anybody may want to look at
+_MOST = 10_000  # rows; a larger table is of no use
 
 
 @dataclass(frozen=True, repr=False)
@@ -30,16 +30,17 @@ class Branch(Record):
     """One kind of parameters that represent the target, by what its neurons do.
 
     Attributes:
-        copies: how many neurons lie on each neuron of the target, largest first; their outgoing weights add
-            to its.
-        phantoms: the sizes of groups of neurons on any other hyperplane, whose outgoing weights add to 0.
+        copies: how many neurons are copies of each neuron of the target, largest number first; the outgoing
+            weights of the copies add to those of the target's neuron.
+        phantoms: the sizes of groups of neurons on other hyperplanes; the outgoing weights of a group add to
+            0.
         constants: how many neurons have w = 0.
-        role: what those do: "free", at any bias, the output bias (or the outgoing weights of one) making up
-            for them; "centred", with bias 0; "balanced", with contributions that add to 0.
-        dimension: of the branch, a manifold near its generic points.
-        tangent: dim T at generic points: what the function can do to first order.
-        assignments: in how many ways the numbered neurons can take these parts.
-        orientations: how many choices of signs each of those has.
+        role: the role of these: "free", with any bias, compensated by the output bias (or by the outgoing
+            weights of one of them); "centred", with bias 0; "balanced", with contributions that add to 0.
+        dimension: the dimension of the branch, which is a manifold near its generic points.
+        tangent: dim T at generic points: the dimension of first-order changes of the function.
+        assignments: in how many ways the numbered neurons can take these roles.
+        orientations: how many choices of signs each assignment has.
         n_params: P.
     """
 
@@ -57,7 +58,7 @@ class Branch(Record):
 
     @property
     def codimension(self) -> int:
-        """P - dim Q, from which number of observations on it is isolated; never less than dim T."""
+        """P - dim Q, at least dim T: the branch is isolated from so many observations on."""
         return self.n_params - self.dimension
 
     @property
@@ -66,15 +67,17 @@ class Branch(Record):
         return self.codimension == self.tangent
 
     def isolation(self, n: int) -> Isolation:
-        """Whether n observations set the branch apart from the other parameters that fit them.
+        """Whether n observations isolate the branch from the other parameters that fit them.
 
         Args:
-            n: observations (a sample, and an output) of almost every choice.
+            n: the number of observations; one is an output of a sample. The statement holds for almost every
+                choice of samples.
 
         Returns:
-            "not isolated": near its generic points the parameters of zero loss are a manifold of higher
-            dimension. "isolated": almost every point of it has a neighbourhood without others of zero loss.
-            "undecided": n is between dim T and the codimension, where counting dimensions does not tell.
+            "not isolated": near generic points of the branch, the parameters of zero loss are a manifold of
+            higher dimension. "isolated": almost every point of the branch has a neighbourhood without other
+            parameters of zero loss. "undecided": n is between dim T and the codimension, where the dimensions
+            do not decide.
 
         Raises:
             ValueError: n is negative.
@@ -87,7 +90,7 @@ class Branch(Record):
 
     @property
     def description(self) -> str:
-        """What the neurons do, in words."""
+        """The roles of the neurons as text."""
         parts = []
         if self.copies:
             parts.append(f"copies {_sum(self.copies)}")
@@ -98,7 +101,7 @@ class Branch(Record):
         return ", ".join(parts) or "no neurons"
 
     def __str__(self) -> str:
-        """One line: the neurons, the dimensions, from how many observations on it is isolated."""
+        """One line: the neurons, the dimensions, and how many observations isolate the branch."""
         stable = ", linearly stable" if self.linearly_stable else ""
         return (
             f"{self.description}: dimension {self.dimension} of {self.n_params}, dim T {self.tangent}; not "
@@ -109,7 +112,7 @@ class Branch(Record):
 
 @dataclass(frozen=True, repr=False)
 class Branches(Record):
-    """All branches of a function in a width, the most quickly isolated ones first; a sequence of `Branch`.
+    """All branches of a function in a width, sorted by codimension; a sequence of `Branch`.
 
     Attributes:
         rows: the branches.
@@ -163,7 +166,7 @@ class Branches(Record):
         return "\n".join([title, *lines])
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of from how many observations on each branch is isolated.
+        """Draw from how many observations on each branch is isolated; return the axes.
 
         Args:
             ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
@@ -186,23 +189,24 @@ class Branches(Record):
 def branches(target: nn.Module, width: int) -> Branches:
     """The branches of global minima of zero generalisation error: every way to represent a function.
 
-    The parameters of one function are a union of manifolds, one for each way to deal the neurons out: to the
-    target's neurons, to phantom groups that cancel, to constants. With few samples there are other global
-    minima everywhere near a branch; from `codimension` observations on, almost every point of it is isolated
-    from them.
+    The parameters of one function are a union of manifolds, one for each way to assign the neurons: to
+    neurons of the target, to phantom groups that cancel, to constants. With few samples there are other
+    global minima everywhere near a branch; from `codimension` observations on, almost every point of the
+    branch is isolated from them.
 
     Args:
         target: a two-layer network with an odd activation (tanh, erf): the function. Redundant neurons are
-            reduced first. Whether it has biases decides whether the wide network has them.
+            removed first. The wide network has biases if the target has them.
         width: m, hidden neurons of the wide network.
 
     Returns:
         `Branches`, sorted by codimension. For q outputs an observation is one output of one sample. Branches
-        with the same sizes differ in which neuron does what; a row stands for all of them (``assignments``).
+        with the same sizes differ in the assignment of the neurons; one row covers all of them
+        (``assignments``).
 
     Raises:
-        TypeError: no module.
-        ValueError: another structure or activation, a width in which the function does not fit, or one
+        TypeError: a target that is no module.
+        ValueError: another structure or activation; a width that is too small for the function, or one
             with more than 10,000 rows.
 
     Source: docs/theory.md, 9.2; Zhang et al., "Structure and Gradient Dynamics Near Global Minima of
@@ -225,7 +229,7 @@ def branches(target: nn.Module, width: int) -> Branches:
         raise ValueError(
             f"width is {width}, but the function needs {least} neurons"
             + (
-                " (one of them for its constant, for want of an output bias)"
+                " (one of them for its constant, as there is no output bias)"
                 if least > function.k
                 else ""
             )
@@ -269,7 +273,9 @@ def _branch(
     tangent += sum(q + min(s - 1, q) * free for s in phantoms)
     dealt = math.factorial(m) // math.prod(map(math.factorial, (*copies, *phantoms, z)))
     alike = math.prod(map(math.factorial, Counter(copies).values()))
-    orders = math.factorial(len(copies)) // alike  # which neuron of the target has how many
+    orders = (
+        math.factorial(len(copies)) // alike
+    )  # ways to assign the numbers to the target's neurons
     unnamed = math.prod(map(math.factorial, Counter(phantoms).values()))
     return Branch(
         copies=copies,
@@ -285,10 +291,10 @@ def _branch(
 
 
 def _constant_parts(target: Target, z: int) -> Iterator[tuple[Role, int, int]]:
-    """What z neurons with w = 0 can do: their role, and their parts of dim Q and dim T, output bias included.
+    """The roles of z neurons with w = 0, with their parts of dim Q and dim T, output bias included.
 
-    Sets that lie in the closure of another branch are left out: a single such neuron without outgoing weights
-    is a phantom at w = 0.
+    Sets in the closure of another branch are left out: a single such neuron without outgoing weights is a
+    phantom at w = 0.
     """
     d, q = target.d, target.q
     slopes = d * min(z, q)  # a_i (x) x_l
@@ -309,7 +315,7 @@ def _constant_parts(target: Target, z: int) -> Iterator[tuple[Role, int, int]]:
 
 
 def _partitions(total: int, parts: int, most: int | None = None) -> Iterator[tuple[int, ...]]:
-    """All ways to write `total` as a sum of so many positive numbers, largest first."""
+    """All ways to write `total` as a sum of `parts` positive numbers, largest first."""
     if parts == 0:
         if total == 0:
             yield ()

@@ -19,27 +19,28 @@ from llr.landscape.surface import Linearization, Loss, Surface, pullback
 from llr.results import Record
 from llr.results.html import Verdict
 
-# How far above the effect of rounding a gradient may be and still count as one of rounding alone.
+# A gradient counts as zero up to so many times the effect of rounding.
 _MARGIN = 100.0
 _POWER_STEPS = 30
 
 
 @dataclass(frozen=True, repr=False)
 class Criticality(Record):
-    """The gradient of a loss, and what it is to be compared with; true if the point is critical.
+    """The gradient of a loss and the numbers to compare it with; true if the point is critical.
 
     With J the Jacobian (n q, P) of the outputs and e the derivative of the loss with respect to the outputs,
     the gradient is J'e, and at most sigma_1(J) ||e||.
 
     Attributes:
-        loss: its value.
+        loss: the value of the loss.
         gradient_norm: ||J'e||, absolute.
         residual: ||e||; for "mse" e is (outputs - y) / n.
-        sigma: sigma_1(J), to a few percent from below.
+        sigma: an estimate of sigma_1(J), at most a few percent too small.
         relative: gradient_norm / (sigma_1 ||e||), between 0 and about 1; 0 where e = 0.
-        rounding: how large rounding alone can make the gradient: of the parameters in the precision in which
-            they are stored, and of the sums.
-        critical: whether gradient_norm is at most a hundred times that, or `relative` at most a given `rtol`.
+        rounding: the gradient that rounding alone can cause: rounding of the parameters to the precision in
+            which they are stored, and of the sums.
+        critical: whether gradient_norm is at most a hundred times `rounding`, or, with a given `rtol`,
+            `relative` at most `rtol`.
     """
 
     loss: float
@@ -77,9 +78,8 @@ def criticality(
 ) -> Criticality:
     """Whether the model is at a critical point of its loss on these samples, to rounding.
 
-    A gradient is small or large only in comparison: here with the largest one that residuals of this size
-    could have, and with what rounding the parameters does to it. The arithmetic is float64 whatever the
-    model's dtype.
+    The gradient is compared with the largest one that residuals of this size can have, and with the change
+    that rounding the parameters causes. The arithmetic is in float64 for every dtype of the model.
 
     Args:
         model: a module, or a callable f(params, x).
@@ -94,7 +94,7 @@ def criticality(
         A `Criticality`, true or false.
 
     Raises:
-        TypeError: x or y is no tensor, dtypes that do not go together.
+        TypeError: x or y is no tensor, or their dtypes do not fit the model's.
         ValueError: shapes that do not fit, an unknown loss, `rtol` that is no number >= 0, NaN or infinity;
             models that :func:`llr.jacobian` refuses.
 
@@ -128,7 +128,7 @@ def criticality(
 
 
 def _largest_singular_value(linear: Linearization, generator: torch.Generator) -> float:
-    """sigma_1 of the Jacobian by the power method, without the Jacobian."""
+    """sigma_1 of the Jacobian by the power method, without forming the Jacobian."""
     u = torch.randn(linear.outputs.shape, generator=generator, dtype=torch.float64)
     u, sigma = u.to(linear.outputs), 0.0
     for _ in range(_POWER_STEPS):

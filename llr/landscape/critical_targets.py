@@ -1,4 +1,4 @@
-"""Targets that put a network at a critical point of its squared error, whatever its parameters are."""
+"""Targets for which a network with given parameters is at a critical point of its squared error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llr.inputs.roles import a_generator, number
 from llr.jacobians.jacobian import execute, jacobian, prepare
 from llr.linalg.spectrum import threshold
 
-# How many times the effect of rounding a gradient may be and count as zero.
+# A gradient counts as zero up to so many times the effect of rounding.
 _MARGIN = 16.0
 
 
@@ -30,13 +30,14 @@ def critical_targets(
 ) -> Tensor:
     """Targets for which a model is at a critical point of its mean squared error on these samples.
 
-    The gradient is J'e, so the targets are the outputs minus an error e with J'e = 0: the nearest to given
-    targets, or random ones. With small errors and J of full column rank the point is a local minimum.
+    The gradient is J'e, so the targets are the outputs minus an error e with J'e = 0. They are the nearest
+    ones to given targets, or random. With small errors and J of full column rank the point is a local
+    minimum.
 
     Args:
-        model: a module, anywhere.
-        x: (n, ...) samples, more outputs of them than the rank of the Jacobian.
-        y: targets to be near to, of the outputs' shape; default: none, the error is random.
+        model: a module, with any parameters.
+        x: (n, ...) samples, with more outputs in total than the rank of the Jacobian.
+        y: targets to approximate, of the outputs' shape; default: none, the error is random.
         size: root of the mean square of a random error.
         generator: of the random numbers; default: torch's own.
 
@@ -45,8 +46,8 @@ def critical_targets(
 
     Raises:
         TypeError: x or y is no tensor, an output that is not one tensor.
-        ValueError: samples on which only the zero error will do, targets of another shape or not finite, a
-            `size` that is no number > 0; what :func:`llr.jacobian` refuses.
+        ValueError: samples on which only the zero error has J'e = 0; targets of another shape or not finite;
+            a `size` that is no number > 0; models that :func:`llr.jacobian` refuses.
 
     Source: docs/theory.md, Theorem 7.1 (the gradient is J'e).
 
@@ -78,7 +79,7 @@ def critical_targets(
     if rank >= len(J):
         raise ValueError(
             f"x has {len(x)} samples with {len(J)} outputs, on which the Jacobian has rank {rank}; "
-            "expected more outputs than that, or every error has a gradient"
+            "expected more outputs than the rank, as otherwise only the zero error has gradient 0"
         )
     return outputs - e.view(outputs.shape)
 
@@ -88,7 +89,7 @@ def critical_error(J: Tensor, error: Tensor) -> tuple[Tensor, int]:
     U, values, _ = torch.linalg.svd(J, full_matrices=False)
     rank = int((values > threshold(values, min(J.shape))).sum())
     span = U[:, :rank]
-    for _ in range(2):  # the second time takes away what the first one left by rounding
+    for _ in range(2):  # the second pass removes what rounding left in the first one
         error = error - span @ (span.mT @ error)
     return (error if rank < len(J) else torch.zeros_like(error)), rank
 
@@ -108,7 +109,7 @@ def error_of(outputs: Tensor, y: Tensor) -> Tensor:
 def relative_gradients(
     narrow: nn.Module, wide: nn.Module, x: Tensor, error: Tensor
 ) -> tuple[float, float, bool | None]:
-    """Relative gradients of both where the narrow one vanishes, and whether the wide one does too."""
+    """Relative gradients of both at targets critical for the narrow one; whether the wide one is critical."""
     matrices = [jacobian(model, x).flatten(0, 1) for model in (narrow, wide)]
     error, rank = critical_error(matrices[0], error)
     if rank >= len(error) or not bool(error.any()):

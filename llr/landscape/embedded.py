@@ -1,4 +1,4 @@
-"""The Hessian of a wide network beside that of the narrow one embedded in it."""
+"""The Hessian of a wide network, compared with that of the narrow network embedded in it."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ class HasMatrix(Protocol):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class EmbeddedSpectrum(Record):
-    """The Hessian of a wide network beside that of the narrow one embedded in it.
+    """The Hessian of a wide network, compared with that of the narrow network embedded in it.
 
     Attributes:
         narrow: spectrum of the narrow network.
-        wide: spectrum of the wide one.
+        wide: spectrum of the wide network.
         inside: eigenvalues of the wide Hessian compressed to the image of the embedding, ascending;
             as many of them are negative, zero and positive as of the narrow Hessian.
         outside: eigenvalues of its compression to the orthogonal complement: the directions that the narrow
             network does not have.
         mismatch: ||A' H_wide A - H_narrow|| / ||H_narrow||, 0 to rounding by the chain rule.
-        new_negative: how many negative directions the wide Hessian has beyond the narrow one's.
-        explained: (P_wide) for each eigenvalue of the wide Hessian the part of its eigenvector, squared, that
-            lies in the image of the embedding: 1 is a direction of the narrow network, 0 one that only the
-            wide network has. The eigenvalues that count as zero share their mean, as their eigenvectors are
-            any basis. All add to P_narrow.
+        new_negative: how many negative directions the wide Hessian has in addition to the narrow one.
+        explained: (P_wide) for each eigenvalue of the wide Hessian, the squared norm of the part of its unit
+            eigenvector in the image of the embedding: 1 is a direction of the narrow network, 0 a direction
+            that only the wide network has. Eigenvalues that count as zero have the mean of their values, as
+            the basis of their eigenvectors is arbitrary. The sum of all values is P_narrow.
     """
 
     narrow: HessianSpectrum
@@ -78,7 +78,7 @@ class EmbeddedSpectrum(Record):
                 (``pip install 'llr[plot]'``).
 
         Raises:
-            ValueError: the explained was not kept.
+            ValueError: `explained` was not kept.
         """
         self._require("explained")
         from llr.landscape import figure  # noqa: PLC0415 - matplotlib is optional
@@ -125,16 +125,16 @@ def embedded_spectrum(
     """Which eigenvalues of a wide network's Hessian come from the narrow network embedded in it.
 
     With theta_wide = A theta_narrow (+ a constant) the wide loss restricted to the image is the narrow loss,
-    so that A' H_wide A = H_narrow: the wide Hessian has at least as many negative directions. What the
-    other directions do, `new_negative` and `outside` tell: a local minimum may become a strict saddle.
+    so that A' H_wide A = H_narrow: the wide Hessian has at least as many negative directions. The results
+    `new_negative` and `outside` describe the other directions: a local minimum may become a strict saddle.
 
     Args:
         narrow: the narrow network.
-        wide: the wide one, of the same function.
-        embedding: the record that came with `wide`, or its matrix A, (P_wide, P_narrow).
+        wide: the wide network, of the same function.
+        embedding: the `Embedding` returned with `wide`, or its matrix A, (P_wide, P_narrow).
         x: (n, ...) samples.
         y: targets, as for :func:`llr.landscape.criticality`.
-        loss: "mse", "cross_entropy" or a function, as there.
+        loss: "mse", "cross_entropy" or a function, as for :func:`llr.landscape.criticality`.
         rtol: tolerance of the spectra, as for :func:`llr.landscape.hessian_spectrum`.
 
     Returns:
@@ -142,7 +142,7 @@ def embedded_spectrum(
 
     Raises:
         ValueError: a matrix of another shape or without full column rank, networks whose outputs on `x`
-            differ; and what :func:`llr.landscape.hessian_spectrum` refuses.
+            differ; arguments that :func:`llr.landscape.hessian_spectrum` refuses.
 
     Source: docs/theory.md, 9.1; Zhang et al., "Embedding Principle of Loss Landscape of Deep Neural Networks"
     (2021).
@@ -162,14 +162,14 @@ def embedded_spectrum(
     expected = (len(above.theta), len(below.theta))
     if tuple(A.shape) != expected:
         raise ValueError(
-            f"the embedding's matrix has shape {tuple(A.shape)}; expected {expected}, parameters of the "
-            "wide by those of the narrow network"
+            f"the embedding's matrix has shape {tuple(A.shape)}; expected {expected}, the numbers of "
+            "parameters of the wide and of the narrow network"
         )
     A = A.detach().to(above.theta)
     if torch.linalg.matrix_rank(A) < A.shape[1]:
         raise ValueError(
-            f"the embedding's matrix {tuple(A.shape)} does not have full column rank; different narrow "
-            "parameters would be the same wide ones"
+            f"the embedding's matrix {tuple(A.shape)} does not have full column rank; expected a matrix that "
+            "maps different narrow parameters to different wide ones"
         )
     outputs = below.evaluated(below.theta)
     difference = float((above.evaluated(above.theta) - outputs).abs().max())

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from llr.landscape.flow import Flow
     from llr.landscape.spectra import HessianSpectrum
 
-# At most so many powers of ten are labelled on either side of zero.
+# The largest number of labelled powers of ten on either side of zero.
 _DECADES = 4
 _NEW_TO_OLD = LinearSegmentedColormap.from_list("share", [COLOURS[1], "#C4C4C4", COLOURS[0]])
 
@@ -42,11 +42,11 @@ _NEW_TO_OLD = LinearSegmentedColormap.from_list("share", [COLOURS[1], "#C4C4C4",
 def branches(found: Branches, ax: Axes | None = None) -> Axes:
     """Draw from how many observations on each branch of global minima is isolated.
 
-    Below the ring (dim T) a branch is not isolated, from the dot (its codimension) on it is; where both are
-    at one place, the branch is linearly stable.
+    A branch is not isolated below the ring (dim T), and isolated from the dot (its codimension) on. If ring
+    and dot coincide, the branch is linearly stable.
 
     Args:
-        found: what :func:`llr.landscape.branches` returned.
+        found: the result of :func:`llr.landscape.branches`.
         ax: where to draw; default: a new figure.
 
     Returns:
@@ -80,7 +80,7 @@ def flow(found: Flow, ax: Axes | None = None) -> Axes:
     """Draw the loss along a solution of gradient flow.
 
     Args:
-        found: what :func:`llr.landscape.flow` returned.
+        found: the result of :func:`llr.landscape.flow`.
         ax: where to draw; default: a new figure.
 
     Returns:
@@ -102,7 +102,7 @@ def hessian(found: HessianSpectrum, ax: Axes | None = None) -> Axes:
     """Draw the eigenvalues of a Hessian; those that count as zero are drawn on the axis.
 
     Args:
-        found: what :func:`llr.landscape.hessian_spectrum` returned.
+        found: the result of :func:`llr.landscape.hessian_spectrum`.
         ax: where to draw; default: a new figure.
 
     Returns:
@@ -128,12 +128,12 @@ def explained(found: EmbeddedSpectrum, ax: Axes) -> Axes:
 def embedded(found: EmbeddedSpectrum) -> Figure:
     """Draw the Hessian's eigenvalues before and after an embedding, and which of them it explains.
 
-    Eigenvalues are coloured by the share of their eigenvectors that lies in the image of the embedding: blue
-    ones are directions of the narrow network, red ones are new. The axis is linear between the smallest sizes
-    that are not zero, and logarithmic beyond them.
+    Eigenvalues are coloured by the share of their eigenvectors in the image of the embedding: blue ones are
+    directions of the narrow network, red ones are new. The axis is linear up to the smallest absolute value
+    that is not zero, and logarithmic beyond.
 
     Args:
-        found: what :func:`llr.landscape.embedded_spectrum` returned.
+        found: the result of :func:`llr.landscape.embedded_spectrum`.
 
     Returns:
         The figure.
@@ -183,7 +183,7 @@ def _eigenvalues(ax: Axes, name: str, spectrum: HessianSpectrum, shares: Sequenc
 
 
 def _counted(spectra: Sequence[HessianSpectrum]) -> list[float]:
-    """The sizes of the eigenvalues that do not count as zero; 1 if there are none."""
+    """The absolute values of the eigenvalues that do not count as zero; [1.0] if there are none."""
     sizes = [
         abs(v)
         for spectrum in spectra
@@ -194,7 +194,7 @@ def _counted(spectra: Sequence[HessianSpectrum]) -> list[float]:
 
 
 def _symmetric_scale(ax: Axes, sizes: Sequence[float], negative: bool) -> None:
-    """Powers of ten on both sides of zero, a few of them labelled."""
+    """Scale the axis in powers of ten on both sides of zero, and label a few of them."""
     low, high = math.floor(math.log10(min(sizes))), math.ceil(math.log10(max(sizes)))
     ax.set_yscale("symlog", linthresh=10.0**low)
     step = max(1, math.ceil((high - low) / _DECADES))

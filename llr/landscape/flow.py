@@ -1,4 +1,4 @@
-"""How fast gradient flow forgets a residual: the rate of the theory, and the flow itself."""
+"""How fast gradient flow reduces residuals: the rate that the theory predicts, and the flow itself."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ from llr.results.html import Verdict
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_LEAST_POINTS = 3  # of a slope that is worth the name
-_NOISE = 1e3  # residuals of fewer integration errors than this are noise
+_LEAST_POINTS = 3  # from which a slope is estimated
+_NOISE = 1e3  # residuals below so many integration errors count as noise
 
 
 @dataclass(frozen=True, repr=False)
@@ -41,9 +41,9 @@ class Rate(Record):
     Attributes:
         rate: the smallest nonzero eigenvalue of J J'/n: in the long run residuals fall like exp(-rate t),
             and the loss like exp(-2 rate t).
-        fastest: the largest one; ``fastest / rate`` is the stiffness of the flow.
-        rank: how many are not zero: the numerical rank of J.
-        ambiguous: whether that rank, and with it the rate, hangs on a tolerance.
+        fastest: the largest eigenvalue; ``fastest / rate`` is the stiffness of the flow.
+        rank: how many eigenvalues are not zero: the numerical rank of J.
+        ambiguous: whether the rank, and with it the rate, depends on a tolerance.
         n_samples: n.
         n_observations: samples times outputs.
         n_params: P.
@@ -81,8 +81,8 @@ class Flow(Record):
         losses: (T,).
         parameters: (T, P) float64, columns as in :func:`llr.layout`.
         decay: for "mse", how fast the root of the loss falls: the slope of its logarithm over the later half
-            of the times at which it exceeds the errors of integration; None with fewer than three of them.
-        evaluations: how many gradients were taken.
+            of the times at which it exceeds the errors of integration; None with fewer than three such times.
+        evaluations: how many gradients were computed.
     """
 
     times: Tensor
@@ -99,7 +99,7 @@ class Flow(Record):
         super()._check(content)
 
     def __str__(self) -> str:
-        """One line: from which loss to which, and the decay."""
+        """One line: the first and the last loss, and the decay."""
         decay = "" if self.decay is None else f", residuals falling like exp(-{self.decay:.4g} t)"
         return (
             f"loss {float(self.losses[0]):.4g} to {float(self.losses[-1]):.4g} from time "
@@ -122,9 +122,9 @@ class Flow(Record):
 def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | None = None) -> Rate:
     """How fast gradient flow on ``1/(2n) sum r^2`` returns to the model's function on these samples.
 
-    Near parameters of zero loss the residuals follow dr/dt = -(J J'/n) r. If J keeps its rank nearby (as it
-    does with a rank of n q, or of P, or at generic points of a branch that is linearly stable, see
-    :func:`llr.landscape.branches`), they die out like exp(-rate t). Elsewhere some may fall more slowly.
+    Near parameters of zero loss the residuals follow dr/dt = -(J J'/n) r. If J keeps its rank nearby, they
+    decay like exp(-rate t). It does so with rank n q or P, or at generic points of a linearly stable branch,
+    see :func:`llr.landscape.branches`. Otherwise some residuals may fall more slowly.
 
     Args:
         model: a module, or a callable f(params, x), at the minimum: the targets are its own outputs.
@@ -137,7 +137,7 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
         A `Rate`, in inverse units of time, with learning rate 1.
 
     Raises:
-        ValueError: no samples, J = 0, and what :func:`llr.jacobian` refuses.
+        ValueError: no samples, J = 0, or arguments that :func:`llr.jacobian` refuses.
 
     Source: docs/theory.md, 9.3; Zhang et al., "Structure and Gradient Dynamics Near Global Minima of
     Two-layer Neural Networks" (2023).
@@ -161,7 +161,7 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
     found = counted(values, min(n * q, P), error=error, lower_from="estimate", rtol=rtol)
     rank = int(found.rank)
     if rank == 0:
-        raise ValueError("the Jacobian on these samples is zero; gradient flow stands still")
+        raise ValueError("the Jacobian on these samples is zero; gradient flow changes nothing")
     eigenvalues = values**2 / n
     return Rate(
         rate=float(eigenvalues[rank - 1]),
@@ -190,28 +190,30 @@ def flow(
 ) -> Flow:
     """Follow the gradient flow of a loss from the model's parameters, and measure how fast residuals fall.
 
-    Gradient descent with a learning rate that tends to zero, integrated with adaptive steps (LSODA, with the
-    Hessian where the flow is stiff). For small networks: every stiff step factors a P x P matrix.
+    Gradient flow is the limit of gradient descent for small learning rates. It is integrated with adaptive
+    steps (LSODA, with the Hessian where the flow is stiff). For small networks only: every stiff step factors
+    a P x P matrix.
 
     Args:
         model: a module, or a callable f(params, x); it is not changed.
         x: (n, ...) samples.
         y: targets, as for :func:`llr.landscape.criticality`.
-        times: at which times to record, increasing, from 0 on; the flow starts at time 0.
-        loss: "mse", "cross_entropy" or a function, as there.
+        times: the times to record, increasing and >= 0; the flow starts at time 0.
+        loss: "mse", "cross_entropy" or a function, as for :func:`llr.landscape.criticality`.
         rtol: relative error allowed per step.
         atol: absolute error allowed per step.
         params: which parameters move, as for :func:`llr.jacobian`.
-        max_evaluations: gradients after which it gives up. A flow that slides along a kink of ReLU takes
-            steps without end.
+        max_evaluations: the largest number of gradients. A flow along a kink of ReLU may need infinitely
+            many steps.
 
     Returns:
         A `Flow`.
 
     Raises:
         ValueError: times that do not increase from 0 on, tolerances that are not positive, a Hessian beyond
-            the memory budget; and what :func:`llr.landscape.criticality` refuses.
-        RuntimeError: the integration failed, with its reason, or took more than `max_evaluations`.
+            the memory budget; arguments that :func:`llr.landscape.criticality` refuses.
+        RuntimeError: the integration failed (the message gives the reason), or needed more than
+            `max_evaluations` gradients.
 
     Source: docs/theory.md, 9.3; Petzold, "Automatic selection of methods for solving stiff and nonstiff
     systems", SIAM J. Sci. Stat. Comput. 4 (1983).
@@ -248,8 +250,8 @@ def flow(
         if evaluations > max_evaluations:
             raise RuntimeError(
                 f"gradient flow is at time {time:.3g} after max_evaluations={max_evaluations} gradients. "
-                "Raise max_evaluations, take a larger rtol or earlier times; along a kink, as of ReLU, no "
-                "number may be enough"
+                "Raise max_evaluations, or take a larger rtol or earlier times; along a kink, as of ReLU, no "
+                "number of gradients may be enough"
             )
         with derivatives(surface.theta, "parameters"):
             return cast(np.ndarray, -slope(vector(theta)).cpu().numpy())

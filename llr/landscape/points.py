@@ -1,4 +1,4 @@
-"""Random parameters on a branch, exactly on it wherever floating point can hold them."""
+"""Random parameters on a branch; exactly on it if floating point can hold them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,9 @@ _Neuron = tuple[Row, Fraction, Row]  # w, b, a
 def random_point(
     target: nn.Module, branch: Branch, generator: torch.Generator | None = None
 ) -> TwoLayer:
-    """A random network of the target's function, of the branch's kind.
+    """A random network of the target's function, on the given branch.
 
-    To see what the theory says about generic points of a branch: their dim T, their Hessian, the flow near
-    them.
+    Use it to examine generic points of a branch: dim T, the Hessian, the flow nearby.
 
     Args:
         target: the function, as for :func:`llr.landscape.branches`.
@@ -41,12 +40,13 @@ def random_point(
         generator: of the random numbers; default torch's own.
 
     Returns:
-        A float64 network. Outgoing weights add to the target's exactly, where float64 can hold those. Where
-        neurons with w = 0 and nonzero bias have to be made up for, this is to rounding only, as the values of
-        s are irrational.
+        A float64 network. Outgoing weights of copies add to the target's exactly, if float64 can hold these.
+        The compensation of neurons with w = 0 and nonzero bias is to rounding only, as the values of s are
+        irrational.
 
     Raises:
-        ValueError: the branch is none of the target's; and what :func:`llr.landscape.branches` refuses.
+        ValueError: the branch is not one of the target's; a target that :func:`llr.landscape.branches`
+            refuses.
 
     Source: docs/theory.md, 9.2.
 
@@ -82,7 +82,8 @@ def random_point(
         activation=function.activation,
         bias=bool(function.beta),
         output_bias=function.output_bias,
-        generator=torch.Generator(),  # its values are replaced: nothing of the global one is drawn
+        # The values are replaced below; this generator keeps the global one unchanged.
+        generator=torch.Generator(),
     ).double()
     shuffled = [neurons[i] for i in torch.randperm(width, generator=generator).tolist()]
     values = [[float(v) for w, _, _ in shuffled for v in w]]
@@ -103,11 +104,11 @@ class _Draw:
         self.generator = generator
 
     def integers(self, low: int, high: int, size: int) -> list[int]:
-        """From low to high - 1."""
+        """Random integers from low to high - 1."""
         return torch.randint(low, high, (size,), generator=self.generator).tolist()
 
     def row(self, size: int) -> Row:
-        """Of any sign, none of them 0."""
+        """Random nonzero numbers of both signs."""
         sizes, signs = self.integers(_GRID // 4, 2 * _GRID, size), self.integers(0, 2, size)
         return tuple(Fraction((2 * s - 1) * v, _GRID) for s, v in zip(signs, sizes, strict=True))
 
@@ -124,15 +125,15 @@ class _Draw:
 
 
 def _shares(draw: _Draw, alpha: Row, n: int) -> list[Row]:
-    """n rows that add to alpha, without a relation that they need not have."""
+    """n random rows that add to alpha, with no other linear relation than necessary."""
     return list(zip(*(_parts(draw, v, n) for v in alpha), strict=True))
 
 
 def _parts(draw: _Draw, value: Fraction, n: int) -> list[Fraction]:
-    """n numbers of float64 that add to this one exactly."""
+    """n numbers of float64 whose sum is exactly `value`."""
     if not value:
         return [row[0] for row in _cancelling(draw, n, 1)]
-    # Between random cuts of its integer multiple of the last place no part has more bits than the whole.
+    # The parts are integer multiples of the last place of `value`, so that none has more bits.
     unit = Fraction(2) ** (_exponent(value) - _BITS)
     whole = round(value / unit)
     cuts = sorted(draw.integers(1, abs(whole), n - 1))
@@ -147,7 +148,7 @@ def _exponent(value: Fraction) -> int:
 
 
 def _cancelling(draw: _Draw, n: int, size: int | None = None) -> list[Row]:
-    """n rows that add to 0, without another relation if they can help it."""
+    """n random rows that add to 0, with no other linear relation than necessary."""
     size = draw.target.q if size is None else size
     rows = [draw.row(size) for _ in range(n - 1)]
     last = [-sum(column, Fraction(0)) for column in zip(*rows, strict=True)] if rows else [0] * size
@@ -164,7 +165,7 @@ def _constants(draw: _Draw, branch: Branch) -> list[_Neuron]:
     if branch.role == "centred" or z == 0:
         return [(w, Fraction(0), a) for a in outgoing]
     biases = [draw.bias() for _ in range(z)]
-    if not target.output_bias:  # the first one makes up for the others
+    if not target.output_bias:  # the first one compensates for the others
         others = _contributions(target, list(zip(biases, outgoing, strict=True))[1:])
         first = _value(target, biases[0])
         missing = [u - v for u, v in zip(_gamma(target), others, strict=True)]

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 Kind = Literal["full", "gauss-newton"]
 Method = Literal["auto", "dense", "lanczos"]
 
-_SMALL = 1000  # parameters up to which all eigenvalues are as quick to find as a few
+_SMALL = 1000  # up to so many parameters, all eigenvalues take no longer than a few
 _FEW = 10
-_SPARE = 60  # Lanczos vectors beyond twice the eigenvalues; clusters near zero need them
-_PRECISION = 1e-9  # of Lanczos, relative to twice the largest eigenvalue
+_SPARE = 60  # Lanczos vectors in addition to twice the eigenvalues; clusters near zero need them
+_PRECISION = 1e-9  # tolerance of Lanczos, relative to twice the largest eigenvalue
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,13 +44,13 @@ class HessianSpectrum(Record):
     Attributes:
         kind: "full", or "gauss-newton", J' L'' J: the part that does not depend on residuals.
         eigenvalues: ascending, float64; all P of them, or those at both ends.
-        tolerance: eigenvalues of at most this size count as zero.
+        tolerance: eigenvalues with at most this absolute value count as zero.
         index: how many are below -tolerance.
-        nullity: how many are within the tolerance; None where not all eigenvalues are known.
+        nullity: how many are within the tolerance; None if not all eigenvalues are known.
         complete: whether `index` is final: all eigenvalues are known, or the smallest is not negative
             (Lanczos may miss copies of a multiple eigenvalue).
-        gap: smallest size that counts over largest that does not, the tolerance standing in for either where
-            there is none; a nullity with a gap near 1 hangs on the tolerance.
+        gap: the smallest absolute value that counts divided by the largest that does not; the tolerance
+            replaces either if there is none. With a gap near 1, the nullity depends on the tolerance.
         n_params: P.
         method: "dense" or "lanczos".
     """
@@ -138,25 +138,26 @@ def hessian_spectrum(
         model: a module, or a callable f(params, x).
         x: (n, ...) samples.
         y: targets, as for :func:`llr.landscape.criticality`.
-        loss: "mse", "cross_entropy" or a function, as there.
-        kind: "full", or "gauss-newton" for J' L'' J. Where L'' is positive semidefinite, the eigenvalues of
-            the latter are squares of singular values and small ones keep their digits: its nullity is as sure
-            as a numerical rank of J.
-        k: how many eigenvalues at each end are enough; default all, or 10 if the matrix is too large.
+        loss: "mse", "cross_entropy" or a function, as for :func:`llr.landscape.criticality`.
+        kind: "full", or "gauss-newton" for J' L'' J. If L'' is positive semidefinite, the eigenvalues of
+            J' L'' J are computed as squares of singular values, so that small ones are accurate: the nullity
+            is as reliable as a numerical rank of J.
+        k: how many eigenvalues at each end to compute; default all, or 10 if the matrix is too large.
         method: "dense" (all eigenvalues), "lanczos" (`k` at each end, by products of the Hessian with
             vectors; the matrix is not formed), or "auto": dense if three P x P matrices are within
             :func:`llr.memory_budget`, unless only `k` are wanted of more than 1000.
-        rtol: tolerance relative to the largest size of an eigenvalue; default 10 eps P for "dense" and 4e-9
-            for "lanczos", and for squares of singular values the square of what :func:`llr.tolerance` has.
+        rtol: tolerance relative to the largest absolute value of an eigenvalue; default 10 eps P for "dense"
+            and 4e-9 for "lanczos"; for squares of singular values the square of the default of
+            :func:`llr.tolerance`.
         params: which parameters may move, as for :func:`llr.jacobian`.
 
     Returns:
         A `HessianSpectrum`.
 
     Raises:
-        TypeError: x or y is no tensor, dtypes that do not go together.
-        ValueError: an unknown kind or method, `k` out of range, a matrix beyond the memory budget, and what
-            :func:`llr.landscape.criticality` refuses.
+        TypeError: x or y is no tensor, or their dtypes do not fit the model's.
+        ValueError: an unknown kind or method, `k` out of range, a matrix beyond the memory budget; arguments
+            that :func:`llr.landscape.criticality` refuses.
         scipy.sparse.linalg.ArpackNoConvergence: too few Lanczos steps for eigenvalues close together.
 
     Source: docs/theory.md, 9.1 and 9.2; Lehoucq, Sorensen, Yang, "ARPACK Users' Guide" (1998).
@@ -196,7 +197,7 @@ def hessian_spectrum(
 
 
 def check_affordable(surface: Surface) -> None:
-    """Raise ValueError if the Hessian and what its eigenvalues take are beyond the memory budget."""
+    """Raise ValueError if the Hessian and the memory for its eigenvalues exceed the memory budget."""
     P, device = len(surface.theta), surface.theta.device
     needed = _hessian_bytes(P)
     if not fits(needed, device):
@@ -219,7 +220,7 @@ def spectrum_of(H: Tensor, rtol: float | None = None, kind: Kind = "full") -> He
 def _judged(
     kind: Kind, eigenvalues: Tensor, rtol: float | None, P: int, method: Method
 ) -> HessianSpectrum:
-    """Eigenvalues, ascending, with the tolerance that rounding calls for."""
+    """Eigenvalues, ascending, with a tolerance that covers rounding."""
     if rtol is None:
         rtol = 10 * torch.finfo(torch.float64).eps * P if method == "dense" else 4 * _PRECISION
     return _counted(kind, eigenvalues, rtol * float(eigenvalues.abs().max()), P, method)
@@ -256,8 +257,8 @@ def _gauss_newton_spectrum(
     rows = J if axes is None else axes.mT @ J
     if bool((curvatures < 0).any()):
         return spectrum_of(rows.mT @ (curvatures[:, None] * rows), rtol, "gauss-newton")
-    # Eigenvalues of (S J)'(S J) as squares of singular values: squaring the matrix instead would drown those
-    # below eps times the largest.
+    # The eigenvalues of (S J)'(S J) are squares of singular values of S J. Forming the product would lose
+    # eigenvalues below eps times the largest.
     values = singular_values(curvatures.sqrt()[:, None] * rows)
     tol = float(threshold(values, min(rows.shape))) ** 2
     spectrum = torch.cat((values.new_zeros(P - len(values)), values.flip(0) ** 2))
@@ -266,13 +267,13 @@ def _gauss_newton_spectrum(
 
 
 def _output_curvature(surface: Surface) -> tuple[Tensor, Tensor | None]:
-    """Eigenvalues and eigenvectors (None for the unit vectors) of the loss's Hessian in the outputs."""
+    """Eigenvalues and eigenvectors (None for the unit vectors) of the loss's Hessian by the outputs."""
     outputs = surface.evaluated(surface.theta)
     if surface.loss == "mse":
         return torch.full_like(outputs.reshape(-1), 1 / len(outputs)), None
     flat = hessian_of(lambda o: surface.of_outputs(o.view(outputs.shape)), outputs.reshape(-1))
     values, vectors = torch.linalg.eigh(flat)
-    # A convex loss's curvatures are negative by rounding only.
+    # Eigenvalues of a convex loss are negative by rounding only.
     slack = 10 * torch.finfo(torch.float64).eps * len(values) * float(values.abs().max())
     return torch.where(values.abs() <= slack, 0.0, values), vectors
 
@@ -311,7 +312,7 @@ def _lanczos(surface: Surface, kind: Kind, k: int) -> Tensor:
         )
         return np.sort(found)
 
-    # Convergence is measured relative to each eigenvalue, and many are 0: all are large behind a shift.
+    # Lanczos measures convergence relative to each eigenvalue, and many are 0. A shift makes all large.
     shift = 2 * abs(ends(times, 1, "LM", 0.1)[0])
     shifted = ends(lambda v: times(v) + shift * v.reshape(-1), 2 * k, "BE", _PRECISION)
     return torch.from_numpy(shifted - shift)

@@ -18,7 +18,7 @@ from llr.inputs.probe import refuse_interactions
 from llr.inputs.problem import Model, Problem, read_problem
 from llr.inputs.tensors import refuse_complex
 
-_COLUMNS_AT_ONCE = 64  # of a Hessian
+_COLUMNS_AT_ONCE = 64  # columns of a Hessian
 
 Loss = str | Callable[[Tensor, Tensor], Tensor]
 """A name of :data:`LOSSES`, or a function of the outputs (n, ...) and the targets to a single number."""
@@ -37,13 +37,13 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 @dataclass(frozen=True, eq=False)
 class Surface:
-    """The loss of a model on samples; a function of the parameters as one vector (P,)."""
+    """The loss of a model on samples, as a function of the parameters in one vector (P,)."""
 
     problem: Problem
     y: Tensor
     loss: Loss
     theta: Tensor
-    """(P,) float64: where the model is."""
+    """(P,) float64: the parameters of the model."""
     eps: float
     """The rounding unit of the parameters as the model stores them."""
 
@@ -54,7 +54,7 @@ class Surface:
         """Read and check a model, its samples and their targets.
 
         Raises:
-            TypeError: x or y is no tensor, dtypes that do not go together, an output that is not one tensor.
+            TypeError: x or y is no tensor, dtypes that do not fit, an output that is not one tensor.
             ValueError: no samples, targets that do not fit the outputs, an unknown loss, several parameter
                 points, NaN or infinity; models that :func:`llr.jacobian` refuses.
         """
@@ -99,18 +99,18 @@ class Surface:
             name: theta[s].view(self.problem.columns.values[name].shape)
             for name, s in self.problem.columns.slices().items()
         }
-        x = self.problem.x.clone()  # a forward may work in place
+        x = self.problem.x.clone()  # a forward may change its input in place
         outputs = self.problem.call(values, x)
         if not isinstance(outputs, Tensor):
             raise TypeError(
                 f"the model's output is {type(outputs).__name__}; expected one tensor (n, ...)"
             )
-        if len(x) == 1 and outputs.shape[:1] != (1,):  # squeezed
+        if len(x) == 1 and outputs.shape[:1] != (1,):  # the model squeezes a batch of one
             return outputs[None]
         return outputs
 
     def evaluated(self, theta: Tensor) -> Tensor:
-        """The same, detached; the model runs as in training, with parameters that require gradients."""
+        """The outputs, detached; the model runs with parameters that require gradients, as in training."""
         with torch.enable_grad():
             return self.outputs(theta.detach().requires_grad_()).detach()
 
@@ -149,7 +149,7 @@ def pullback(
 
 def hessian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     """(N, N), symmetric: the second derivatives of a function of a vector (N,)."""
-    with torch.enable_grad():  # without, torch differentiates LU factors wrongly under vmap
+    with torch.enable_grad():  # without it, torch differentiates LU factors wrongly under vmap
         _, times = pullback(grad(function), at)
         eye = torch.eye(len(at), dtype=at.dtype, device=at.device)
         with silent_vmap():
@@ -158,7 +158,7 @@ def hessian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
         mix = torch.randn(len(at), generator=generator, dtype=at.dtype).to(at)
         off, size = mix @ H - times(mix), mix.norm() * torch.linalg.vector_norm(H, torch.inf)
         if not bool((off.abs() <= torch.finfo(at.dtype).eps ** 0.5 * size).all()):
-            # Some rules of torch for vmap are wrong (torch.cdist).
+            # Some vmap rules of torch are wrong (torch.cdist).
             H = torch.stack([times(row) for row in eye])
     H = H.detach()
     return (H + H.mT) / 2
@@ -166,7 +166,7 @@ def hessian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class Linearization:
-    """What a small change of the parameters does to the outputs."""
+    """The linear map from small changes of the parameters to changes of the outputs."""
 
     outputs: Tensor
     push: Callable[[Tensor], Tensor]
@@ -176,7 +176,7 @@ class Linearization:
 
 
 def _targets(y: Tensor, outputs: Tensor, loss: Loss) -> Tensor:
-    """The targets as the loss takes them, checked."""
+    """The targets in the form that the loss takes, checked."""
     if not isinstance(y, Tensor):
         raise TypeError(f"y is {type(y).__name__}; expected a tensor (torch.as_tensor(y))")
     if y.device != outputs.device:

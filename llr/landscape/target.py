@@ -18,10 +18,10 @@ class Target:
     activation: str
     w: tuple[Row, ...]
     b: tuple[Fraction, ...]
-    """0 without hidden biases."""
+    """Hidden biases; 0 if there are none."""
     alpha: tuple[Row, ...]
     constants: tuple[tuple[Fraction, Row], ...]
-    """(b, a) of what neurons with w = 0 contribute to gamma, b > 0 distinct, a not 0."""
+    """(b, a) of the neurons with w = 0, which contribute to gamma; b > 0 distinct, a not 0."""
     c: Row
     """The output bias; 0 without."""
     d: int
@@ -36,7 +36,7 @@ class Target:
 
     @property
     def shifted(self) -> bool:
-        """Whether gamma is not 0; exact without an output bias, where alone it matters.
+        """Whether gamma is not 0. Exact without an output bias; with one, the answer does not matter.
 
         Values of tanh, and of erf, at distinct positive rational numbers are linearly independent over the
         rationals.

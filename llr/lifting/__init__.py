@@ -1,4 +1,4 @@
-"""Critical lifting: is a wide network critical wherever the narrow network of its function is?"""
+"""Critical lifting: is a wide network critical whenever the narrow network of the same function is?"""
 
 from llr.lifting.family import Lift as Lift
 from llr.lifting.family import lifted_family as lifted_family

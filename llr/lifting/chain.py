@@ -1,4 +1,4 @@
-"""MLPs taken apart into the matrices of their layers, and put together again."""
+"""MLPs as the matrices of their layers, and MLPs from such matrices."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from llr.theory.structures.structure import read_structure
 
 @dataclass(frozen=True, eq=False)
 class Chain:
-    """An MLP's layers in float64, which holds parameters of lower precision exactly."""
+    """The layers of an MLP in float64, which holds parameters of lower precision exactly."""
 
     activation: str
     weights: tuple[Tensor, ...]
     biases: tuple[Tensor | None, ...]
     columns: tuple[slice, ...]
-    """Where the tensors (weight 0, bias 0, weight 1, ...) lie in the model's parameters as one vector."""
+    """The positions of the tensors (weight 0, bias 0, weight 1, ...) in the model's parameter vector."""
 
     @property
     def hidden(self) -> int:
@@ -29,7 +29,7 @@ class Chain:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """Weight 0, bias 0, weight 1, ..., as far as they are there."""
+        """Weight 0, bias 0, weight 1, ...; missing biases are left out."""
         return tensors(self.weights, self.biases)
 
     @property
@@ -43,12 +43,12 @@ class Chain:
 
 
 def tensors(weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> list[Tensor]:
-    """Weight 0, bias 0, weight 1, ..., as far as they are there."""
+    """Weight 0, bias 0, weight 1, ...; missing biases are left out."""
     return [t for pair in zip(weights, biases, strict=True) for t in pair if t is not None]
 
 
 def chain_of(activation: str, weights: Sequence[Tensor], biases: Sequence[Tensor | None]) -> Chain:
-    """A chain whose parameters lie in the order of its layers."""
+    """A chain whose parameters are in the order of its layers."""
     columns, start = [], 0
     for t in tensors(weights, biases):
         columns.append(slice(start, start + t.numel()))
@@ -57,16 +57,16 @@ def chain_of(activation: str, weights: Sequence[Tensor], biases: Sequence[Tensor
 
 
 def read_chain(model: nn.Module, hidden: int, why: str) -> Chain:
-    """An MLP with an activation, taken apart.
+    """Read the layers of an MLP with an activation.
 
     Args:
         model: the MLP.
-        hidden: so many hidden layers it must have at least.
-        why: what needs them, for the message.
+        hidden: the least number of hidden layers.
+        why: the reason why so many are needed, for the message.
 
     Raises:
-        TypeError: no module.
-        ValueError: something else than an MLP with so many hidden layers and an activation; parameters that
+        TypeError: a model that is no module.
+        ValueError: a model that is not an MLP with so many hidden layers and an activation; parameters that
             are frozen or not finite.
     """
     read_structure(model)
@@ -96,7 +96,7 @@ def read_chain(model: nn.Module, hidden: int, why: str) -> Chain:
 
 
 def check_index(name: str, value: object, size: int, of: str) -> None:
-    """Refuse what is no index of a list of this size."""
+    """Refuse a value that is not an index of a list of this size."""
     if type(value) is not int or not 0 <= value < size:
         raise ValueError(
             f"{name} is {value!r}; expected one of the {size} {of}, from 0 to {size - 1}"

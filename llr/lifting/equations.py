@@ -1,4 +1,4 @@
-"""The neurons that the errors of a network on a sample are orthogonal to."""
+"""Neurons whose values on a sample are orthogonal to the errors of a network."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _EPS = torch.finfo(torch.float64).eps
 _STEPS = 200
 _NEWTON = 30
 _ROUNDING = 100 * _EPS
-# Errors of this size, relative to the preactivations, are rounding.
+# Errors up to this size, relative to the preactivations, count as rounding.
 _NO_ERROR = 1e-12
 # Neurons closer than this on the samples, relative to their size, are the same; derivatives this small are 0.
 _SAME = 1e-6
-# What is this near to a combination of the neurons that are there hardly depends on the sample.
+# A neuron that is this close to a combination of the existing neurons hardly depends on the sample.
 _NEW = 1e-3
 
 
@@ -38,7 +38,7 @@ class Equations:
 
     activation: str
     inputs: Tensor
-    """(n, n_in + 1): what the layer takes, and 1 for the bias if it has one."""
+    """(n, n_in + 1): the inputs of the layer, and 1 for the bias if it has one."""
     errors: Tensor
     """(n, k): orthonormal; spans the errors of the neurons of the next layer."""
     present: Tensor
@@ -46,7 +46,7 @@ class Equations:
 
     @classmethod
     def of(cls, chain: Chain, surface: Surface, layer: int) -> Equations:
-        """Those of a hidden layer of a network at a point of its loss.
+        """The equations for a hidden layer of a network, for the loss of `surface`.
 
         Raises:
             ValueError: the errors are 0.
@@ -55,7 +55,7 @@ class Equations:
         a = surface.problem.x
 
         def through(a: Tensor, first: int, last: int) -> Tensor:
-            """What comes out of linear layer `last`, from what goes into linear layer `first`."""
+            """The outputs of linear layer `last` for the inputs `a` of linear layer `first`."""
             for k in range(first, last + 1):
                 a = F.linear(sigma(a) if k > first else a, chain.weights[k], chain.biases[k])
             return a
@@ -74,7 +74,7 @@ class Equations:
         ones = torch.ones(len(a), 1, dtype=torch.float64)
         present = hidden if chain.biases[layer + 1] is None else torch.cat((hidden, ones), 1)
         inputs = a if chain.biases[layer] is None else torch.cat((a, ones), 1)
-        largest = float(errors.abs().max()) * len(a)  # without the mean's 1/n
+        largest = float(errors.abs().max()) * len(a)  # times n, as the loss is a mean
         if largest <= _NO_ERROR * max(1.0, float(z.abs().max())):
             raise ValueError(
                 f"the errors are 0 (at most {largest:.1e}): every neuron without outgoing weights keeps the "
@@ -83,19 +83,19 @@ class Equations:
         return cls(chain.activation, inputs, _basis(errors, _SAME), _basis(present))
 
     def values(self, v: Tensor) -> Tensor:
-        """(n): the neuron on the samples."""
+        """(n): the values of the neuron on the samples."""
         return FUNCTIONS[self.activation][0](self.inputs @ v)
 
     def sums(self, v: Tensor) -> Tensor:
-        """(k): what has to vanish."""
+        """(k): the left-hand sides of the equations."""
         return self.errors.mT @ self.values(v)
 
     def derivative(self, v: Tensor) -> Tensor:
-        """(k, n_in + 1): G, up to the errors' coordinates."""
+        """(k, n_in + 1): G, in the basis `errors`."""
         return self.errors.mT @ self._derivatives(v)
 
     def _derivatives(self, v: Tensor) -> Tensor:
-        """(n, n_in + 1): of the values."""
+        """(n, n_in + 1): the derivatives of the values."""
         slopes = FUNCTIONS[self.activation][1](self.inputs @ v)
         return slopes[:, None] * self.inputs
 
@@ -106,9 +106,9 @@ class Equations:
         return int((values > _SAME * largest).sum())
 
     def solutions(self, starts: int, scale: float, generator: torch.Generator) -> Iterator[Tensor]:
-        """Distinct regular solutions that are not nearly combinations of the neurons that are there.
+        """Distinct regular solutions that are not close to combinations of the existing neurons.
 
-        Where the derivatives vanish to rounding, so do the sums, and nothing tells a solution.
+        If the derivatives vanish to rounding, the sums do too, and a solution cannot be told from rounding.
         """
         spread = self.inputs.square().mean(0).sqrt().clamp_min(_EPS) * math.sqrt(
             self.inputs.shape[1]
@@ -126,16 +126,14 @@ class Equations:
                 yield v
 
     def _solve(self, v: Tensor) -> Tensor | None:
-        """A solution to rounding, or nothing."""
+        """A solution to rounding, or None."""
         search = least_squares(
             lambda v: self._cosines(torch.from_numpy(v)).numpy(),
             v.numpy(),
             lambda v: self._cosines_derivative(torch.from_numpy(v)).numpy(),
             max_nfev=_STEPS,
         )
-        if (
-            float(search.cost) > _SAME**2
-        ):  # a minimum that is no solution, or on the way to infinity
+        if float(search.cost) > _SAME**2:  # a minimum that is no solution, or a diverging search
             return None
         v = torch.from_numpy(search.x)
         size = float(self.sums(v).norm())
@@ -148,12 +146,12 @@ class Equations:
         return v if size <= _ROUNDING * float(self.values(v).norm()) else None
 
     def _rest(self, v: Tensor) -> Tensor:
-        """What is new about a neuron: its values less their combination of those that are there."""
+        """The part of a neuron's values that is orthogonal to the existing neurons."""
         values = self.values(v)
         return values - self.present @ (self.present.mT @ values)
 
     def _cosines(self, v: Tensor) -> Tensor:
-        """The sums relative to what is new about the neuron, to keep the search away from what is not."""
+        """The sums divided by the norm of `_rest`, which keeps the search away from existing neurons."""
         return self.sums(v) / (self._rest(v).norm() + _EPS)
 
     def _cosines_derivative(self, v: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Wide networks with T_wide within T_narrow that no sequence of splits reaches."""
+"""Wide networks with T_wide within T_narrow that cannot be reached by splits."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from llr.results import Record
 from llr.results.html import Verdict
 
 Real = float | Fraction
-_WHY = "a neuron is duplicated in each of two that follow each other"
+_WHY = "a neuron is duplicated in each of two consecutive layers"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Lift(Record):
-    """Which member of the family a wide network is, and how its parameters follow from the narrow one's.
+    """A member of the family: its numbers, and how its parameters follow from the narrow ones.
 
     Attributes:
         layer: the hidden layer of `first`, from 0 on; `second` is in the next one.
-        first: the neuron that was duplicated in `layer`, whose copy is the last neuron there.
-        second: the neuron that was duplicated in the next layer, whose copy is the last one there.
+        first: the neuron that was duplicated in `layer`; its copy is the last neuron of that layer.
+        second: the neuron that was duplicated in the next layer; its copy is the last neuron of that layer.
         alpha: the copy's share of the outgoing weights of `second`.
-        t: what `second` reads from the copy of `first`, instead of from `first`.
-        s: what the copy of `second` reads from the copy of `first`.
-        r: what every other neuron of that layer reads from it, in their order.
+        t: the weight from the copy of `first` to `second`; it is subtracted from the one from `first`.
+        s: the weight from the copy of `first` to the copy of `second`.
+        r: the weights from the copy of `first` to every other neuron of the next layer, in their order.
         lam: a lambda with (1 - alpha) t + alpha s = lambda u and r_k = lambda v_k, where u and v_k are the
             narrow weights from `first`; None if there is none. All of these are exact numbers.
         exact: whether float64 holds all parameters of the wide network exactly, so that it represents the
-            narrow network's function exactly and has the lambda that it is said to have.
+            narrow network's function exactly and satisfies the condition with `lam`.
         matrix: (P_wide, P_narrow), A of theta_wide = A theta_narrow + constant, which represents the narrow
-            function at any theta_narrow; the columns in the order of each model's parameters.
+            function at any theta_narrow; rows and columns in the order of each model's parameters.
         constant: (P_wide).
     """
 
@@ -63,7 +63,7 @@ class Lift(Record):
     def contained(self) -> bool:
         """Whether there is a lambda, the condition for T_wide within T_narrow.
 
-        It is sufficient at all parameters, and necessary at almost all.
+        The condition is sufficient at all parameters, and necessary at almost all.
         """
         return self.lam is not None
 
@@ -76,15 +76,15 @@ class Lift(Record):
         verdict = "no lambda" if self.lam is None else f"lambda = {_text(self.lam)}"
         held = "" if self.exact else "; to rounding"
         return (
-            f"neuron {self.first} of hidden layer {self.layer} and neuron {self.second} of the next twice, "
-            f"{numbers}{r}: {verdict}{held}"
+            f"neuron {self.first} of hidden layer {self.layer} and neuron {self.second} of the next layer "
+            f"duplicated, {numbers}{r}: {verdict}{held}"
         )
 
     def to_dict(self, spectrum: bool = False) -> dict[str, Any]:
         """The fields as plain values for strict JSON, exact numbers as text such as "3/8".
 
         Args:
-            spectrum: whether `matrix` and `constant` are there, too.
+            spectrum: whether to include `matrix` and `constant`.
         """
         return super().to_dict(spectrum)
 
@@ -106,26 +106,26 @@ def lifted_family(
     r: Sequence[Real] | None = None,
     lam: Real | None = None,
 ) -> tuple[nn.Sequential, Lift]:
-    """A wide network of the same function, with a neuron more in each of two adjacent hidden layers.
+    """A wide network of the same function, with one more neuron in each of two adjacent hidden layers.
 
-    Neuron `first` of a hidden layer and neuron `second` of the next one are duplicated, the outgoing weights
-    of the latter in the shares 1 - alpha and alpha. Where `second` read the weight u from `first`, it reads
-    u - t from it and t from its copy, and the copy of `second` reads u - s and s; every other neuron k of its
-    layer, whose weight was v_k, reads v_k - r_k and r_k. The function is that of the narrow network for all
-    t, s and r, and T_wide is within T_narrow if (and at almost all narrow parameters only if) there is a
-    number lambda with
+    Neuron `first` of a hidden layer and neuron `second` of the next one are duplicated. The outgoing weights
+    of `second` are divided in the shares 1 - alpha and alpha. Let u be the narrow weight from `first` to
+    `second`. In the wide network, `second` has the weights u - t from `first` and t from its copy, and the
+    copy of `second` has u - s and s. Every other neuron k of that layer, with narrow weight v_k from `first`,
+    has v_k - r_k and r_k. The function is that of the narrow network for all t, s and r, and T_wide is within
+    T_narrow if (and at almost all narrow parameters only if) there is a number lambda with
 
         (1 - alpha) t + alpha s = lambda u    and    r_k = lambda v_k for all k.
 
-    With t = s this is a sequence of splits; otherwise both copies of `second` read differently, which no
-    sequence of splits and null neurons gives. Either give t, s and r, or lambda:
+    With t = s this is a sequence of splits; otherwise both copies of `second` have different incoming
+    weights, which no sequence of splits and null neurons gives. Either give t, s and r, or lambda:
 
     * t, s and r: any member, whether critical for every sample or not;
     * lam and t (alpha not 0): s = (lam u - (1 - alpha) t) / alpha and r = lam v;
     * lam and s with alpha = 0: t = lam u and r = lam v.
 
     Args:
-        narrow: an MLP with at least two hidden layers, biases or none.
+        narrow: an MLP with at least two hidden layers, with or without biases.
         layer: the hidden layer of `first`, from 0 on.
         first: neuron of that layer.
         second: neuron of the next hidden layer.
@@ -133,18 +133,18 @@ def lifted_family(
         t: weight from the copy of `first` to `second`.
         s: weight from the copy of `first` to the copy of `second`.
         r: weights from the copy of `first` to the other neurons of the layer of `second`, in their order;
-            may be left away if there are none.
+            may be omitted if there are none.
         lam: lambda.
 
     Returns:
-        The wide network in float64, the copies being the last neurons of their layers, and the `Lift`. All
-        numbers are computed exactly and then rounded once. Where float64 cannot hold u - t and the others,
-        ``exact`` is false: the function is kept, and the condition met, to rounding only. Narrow weights in
-        float32, or with few binary digits, leave room for shares with few digits.
+        The wide network in float64, with the copies as the last neurons of their layers, and the `Lift`. All
+        numbers are computed exactly and then rounded once. If float64 cannot hold u - t and the other
+        weights, ``exact`` is false: the function is kept, and the condition satisfied, to rounding only. With
+        narrow weights in float32, or of few binary digits, products with shares of few digits are exact.
 
     Raises:
-        TypeError: no module, numbers that are none.
-        ValueError: something else than an MLP with two hidden layers and an activation; indices out of
+        TypeError: a model that is no module; values that are no numbers.
+        ValueError: a model that is not an MLP with two hidden layers and an activation; indices out of
             range; too few or too many of t, s, r and lam; numbers that are not finite or beyond float64.
 
     Source: docs/theory.md, Theorem 7.2.
@@ -216,12 +216,12 @@ def _by_lambda(
     lam, (free, bound) = numbers["lam"], ("t", "s") if alpha else ("s", "t")
     if r is not None or bound in numbers:
         raise ValueError(
-            f"lam is given beside {'r' if r is not None else bound}, which follows from it; expected lam and "
+            f"lam is given with {'r' if r is not None else bound}, which follows from lam; expected lam and "
             f"{free} for alpha {'!=' if alpha else '='} 0"
         )
     if free not in numbers:
         raise ValueError(
-            f"{free} not given; expected it beside lam for alpha {'!=' if alpha else '='} 0"
+            f"{free} not given; expected it with lam for alpha {'!=' if alpha else '='} 0"
         )
     follows = tuple(lam * w for w in v)
     if alpha:
@@ -231,7 +231,7 @@ def _by_lambda(
 
 
 def _lambda(narrow: Sequence[Fraction], wide: Sequence[Fraction]) -> Fraction | None:
-    """The number that the one row is of the other, if there is one."""
+    """The number lambda with wide = lambda narrow; None if there is none."""
     ratios = {b / a for a, b in zip(narrow, wide, strict=True) if a}
     if len(ratios) > 1 or any(b for a, b in zip(narrow, wide, strict=True) if not a):
         return None
@@ -266,9 +266,9 @@ class _Move:
         """Weight 0, bias 0, weight 1, ... of the wide network.
 
         Args:
-            weights: of the narrow network, exact numbers.
-            biases: likewise.
-            one: 1, or 0 for the linear part.
+            weights: the weights of the narrow network, exact numbers.
+            biases: its biases.
+            one: 1; 0 gives the linear part.
         """
         j, i, k = self.first, self.second, self.layer
         weights, biases = list(weights), list(biases)
@@ -336,7 +336,8 @@ def _constant(move: _Move, chain: Chain) -> Tensor:
 
 
 def _matrix(move: _Move, chain: Chain) -> Tensor:
-    # A wide parameter is a multiple of one narrow parameter (and a constant): which one, their numbers tell.
+    # Every wide parameter is a multiple of one narrow parameter, plus a constant. Applied to the indices of
+    # the parameters, the linear part shows which one.
     P = chain.n_params
     ones = _flat(move.apply(*_arrays(chain, np.full(P, Fraction(1))), one=0))
     numbers = np.array([Fraction(p) for p in range(P)], dtype=object)

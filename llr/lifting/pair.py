@@ -1,4 +1,4 @@
-"""A narrow and a wide network in the same symbols, and in balls on the same samples."""
+"""A narrow and a wide network in the same symbols, and in ball arithmetic on the same samples."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SPARE_SAMPLES = 16
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """The networks in symbols that they share, and in balls on the same samples."""
+    """Two networks in the same symbols, and in ball arithmetic on the same samples."""
 
     one: Formal
     two: Formal
@@ -37,7 +37,7 @@ class Pair:
 
     @classmethod
     def of(cls, narrow: nn.Module, wide: nn.Module, x: Tensor | None, seed: int) -> Pair:
-        """Read and check both; errors as for :func:`llr.lifting.lift_status`."""
+        """Read and check both networks; errors as for :func:`llr.lifting.lift_status`."""
         symbols = Symbols()
         forms = []
         for name, model in (("narrow", narrow), ("wide", wide)):
@@ -61,7 +61,7 @@ class Pair:
                 shape, _ = sample_shape(narrow, None)
             except ValueError:
                 raise ValueError(
-                    f"what samples a {type(narrow).__name__} takes cannot be read off it; give x="
+                    f"the shape of samples of a {type(narrow).__name__} is not known; give x="
                 ) from None
             source = read_sampler(
                 "normal",
@@ -84,7 +84,7 @@ class Pair:
         return len(self.networks[0].inputs)
 
     def upper_bounds(self) -> list[int]:
-        """What the dimensions of T_narrow, of T_wide and of both together are at most."""
+        """Upper bounds of the dimensions of T_narrow, of T_wide and of both together."""
         nets = self.one.net, self.two.net
         bounds = [
             [self.one.rank, *_closed(nets[0])],
@@ -100,14 +100,14 @@ def _inputs(net: Structure) -> int:
 
 
 def _closed(net: Structure | None) -> list[int]:
-    """The closed form of the dimension, for structures that have a sharper one than the formal rank."""
+    """The closed form of the dimension, for structures for which it is sharper than the formal rank."""
     if net is None or isinstance(net, DeepNet):
         return []
     return [dimension_of(net).upper]
 
 
 def _side_by_side(one: Structure, two: Structure) -> TwoLayerNet | None:
-    """A network of one hidden layer whose tangent space is the sum of those of both, if there is one."""
+    """A network of one hidden layer whose tangent space is the sum of both; None if there is none."""
     if not isinstance(one, TwoLayerNet) or not isinstance(two, TwoLayerNet):
         return None
     kinds = [(net.activation, net.coefficients, net.beta) for net in (one, two)]
@@ -118,6 +118,6 @@ def _side_by_side(one: Structure, two: Structure) -> TwoLayerNet | None:
 
 
 def _refuse_kinks(name: str, network: Network) -> None:
-    """Refuse samples on which torch's network is not the function that the tangent space is of."""
+    """Refuse samples on which torch computes another function than the one of the closed forms."""
     if where := off_analytic(network, f"the {name} network"):
-        raise ValueError(f"{where}; leave x away, or choose other samples")
+        raise ValueError(f"{where}; omit x, or choose other samples")

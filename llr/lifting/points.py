@@ -1,4 +1,4 @@
-"""Critical points of a wide network that owe it to the sample: neurons that the errors do not see."""
+"""Critical points of wide networks that depend on the sample: new neurons orthogonal to the errors."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class LiftedPoint(Record):
         bias: its bias; None if the layer has none.
         model: the wide network, in float64.
         critical: the gradient on the sample.
-        elsewhere: the gradient on another sample, on which the narrow network is critical too.
+        elsewhere: the gradient on another sample, on which the narrow network is also critical.
         spectrum: of the wide network's Hessian on the sample.
         coupling: rank of the second derivatives by incoming and outgoing weights of the new neuron; at least
             so many eigenvalues of the Hessian are negative.
-        dimension: what the equations leave to first order; if `coupling` is their number, such neurons are a
-            manifold of this dimension around this one.
+        dimension: the dimension of the solutions to first order. If `coupling` is the number of equations,
+            the solutions near this one are a manifold of this dimension.
     """
 
     weight: tuple[float, ...]
@@ -61,11 +61,11 @@ class LiftedPoint(Record):
 
     @property
     def kind(self) -> Kind:
-        """What the Hessian says; see :func:`lifted_critical_points`."""
+        """The kind of critical point by the Hessian; see :func:`lifted_critical_points`."""
         return _kind(self.spectrum)
 
     def __str__(self) -> str:
-        """One line: the neuron, what it is, and that it depends on the sample."""
+        """One line: the neuron, the kind of point, and the gradients on both samples."""
         numbers = ", ".join(f"{v:.6g}" for v in self.weight)
         bias = "" if self.bias is None else f", b = {self.bias:.6g}"
         return (
@@ -92,10 +92,11 @@ class LiftedPoints(Record):
     Attributes:
         points: the points.
         layer: the hidden layer with one more neuron, from 0 on.
-        equations: one for each neuron of the next layer, fewer where their errors are linearly dependent.
-        unknowns: incoming weights, and the bias, of the new neuron.
+        equations: their number: one for each neuron of the next layer, fewer if their errors are linearly
+            dependent.
+        unknowns: their number: incoming weights, and the bias, of the new neuron.
         narrow: spectrum of the narrow network's Hessian on the sample.
-        starts: from how many random neurons they were searched.
+        starts: the number of random neurons from which the search started.
     """
 
     points: tuple[LiftedPoint, ...]
@@ -109,12 +110,12 @@ class LiftedPoints(Record):
 
     @property
     def dimension(self) -> int:
-        """Of the set of all solutions, near regular ones; negative if none are to be expected."""
+        """The dimension of the set of solutions near regular ones; negative if none are expected."""
         return self.unknowns - self.equations
 
     @property
     def narrow_kind(self) -> Kind:
-        """What the narrow network's critical point is."""
+        """The kind of the narrow network's critical point."""
         return _kind(self.narrow)
 
     def __iter__(self) -> Iterator[LiftedPoint]:
@@ -127,7 +128,7 @@ class LiftedPoints(Record):
         return self.points[index]
 
     def __str__(self) -> str:
-        """How many there are, of what kind the narrow point is, and a line for each."""
+        """How many points were found, the kind of the narrow point, and a line for each point."""
         head = (
             f"{len(self)} neurons found for hidden layer {self.layer} from {self.starts} starts: "
             f"{self.equations} equations for {self.unknowns} numbers; the narrow network is at a "
@@ -172,49 +173,49 @@ def lifted_critical_points(
     seed: int = 0,
     progress: Callable[[int, int], None] | bool | None = None,
 ) -> LiftedPoints:
-    """Neurons that a critical network can be given so that it stays critical on this sample, and only there.
+    """Neurons that can be added to a critical network so that it stays critical on this sample only.
 
-    The narrow network is critical for the samples and targets. A new neuron s(w . a + b) of a hidden layer,
-    a being what the layer takes, gets outgoing weights 0, so the function and the other derivatives stay; the
+    The narrow network is critical for the samples and targets. A new neuron s(w . a + b) of a hidden layer
+    with inputs a gets outgoing weights 0, so the function and the other derivatives stay the same. The
     derivative by its outgoing weight to neuron k of the next layer is sum_i delta_ik s(w . a_i + b), with
-    delta the derivative of the loss by that neuron's input. The wide network is critical where these n_out
-    sums vanish: n_out equations for the n_in + 1 numbers (w, b), whose solutions are near regular ones a
-    manifold of dimension n_in + 1 - n_out (fewer equations, if the errors delta_k are linearly dependent).
-    Every start may find some point of it, by least squares and Newton steps. Copies of the neurons that are
-    there, and constant ones, solve the equations for every sample; they are left out, with what is nearly a
+    delta_k the derivative of the loss by the input of neuron k. The wide network is critical if these n_out
+    sums vanish. These are n_out equations for the n_in + 1 numbers (w, b); fewer if the errors delta_k are
+    linearly dependent. Near regular solutions, the solutions are a manifold of dimension n_in + 1 - n_out.
+    Every start may find a point of it, by least squares and Newton steps. Copies of the existing neurons, and
+    constant neurons, solve the equations for every sample; these are left out, and so are neurons close to a
     combination of them on the samples.
 
-    What is found is a strict saddle, whatever the narrow point is. The Hessian's block of the new outgoing
-    and incoming weights is [[A, G], [G', 0]], where G has the derivatives of the sums by (w, b), and the rest
-    of it does not touch the incoming weights. It has rank G negative eigenvalues at least; if rank G = n_out,
-    the wide Hessian has exactly n_out more than the narrow one, and a nullity larger by n_in + 1 - n_out. A
-    minimum can only stay one where G vanishes, which is not searched for: there rounding does not tell a
-    solution from a sum that is small.
+    Every point found is a strict saddle, for any kind of narrow point. The Hessian's block of the new
+    outgoing and incoming weights is [[A, G], [G', 0]], where G has the derivatives of the sums by (w, b). All
+    other second derivatives by the incoming weights are 0. The Hessian has at least rank G negative
+    eigenvalues; if rank G = n_out, the wide Hessian has exactly n_out more than the narrow one, and a nullity
+    larger by n_in + 1 - n_out. A minimum can stay a minimum only if G vanishes. Such solutions are not
+    searched for: rounding makes them indistinguishable from small sums.
 
     Args:
         narrow: an MLP at a critical point of the loss; its parameters count as float64.
         x: (n, d) samples.
         y: targets, as for :func:`llr.landscape.criticality`.
-        loss: "mse", "cross_entropy" or a function of the outputs (n, q), as there.
+        loss: "mse", "cross_entropy" or a function of the outputs (n, q), as for `criticality`.
         layer: the hidden layer that gets a neuron, from 0 on.
-        starts: from so many random neurons.
-        scale: standard deviation of their preactivations on the samples, about.
-        rtol: of the gradients, as for :func:`llr.landscape.criticality`; needed for a narrow point that was
-            trained for and is critical to more than rounding.
+        starts: the number of random neurons from which to search.
+        scale: approximate standard deviation of their preactivations on the samples.
+        rtol: tolerance of the gradients, as for :func:`llr.landscape.criticality`; needed if training reached
+            the narrow point only approximately.
         seed: of the starts, and of the other sample.
         progress: False for none; or a function, called as ``progress(done, total)`` with starts. Default:
             after two seconds a line on a terminal or in a notebook.
 
     Returns:
-        `LiftedPoints`: distinct ones, up to a reflection that the activation has, with the Hessian's
-        spectrum, and the gradient on another sample (standard normal, with targets for which the narrow
-        network is critical there), where that of a split would be 0. There may be none.
+        `LiftedPoints`: points that differ by more than a reflection of the activation, with the Hessian's
+        spectrum. Each has the gradient on another sample (standard normal, with targets for which the narrow
+        network is critical), on which the gradient of a split would be 0. There may be no points.
 
     Raises:
-        TypeError: no module, x or y is no tensor.
-        ValueError: something else than an MLP with an activation; a narrow network that is not critical, or
-            whose errors are all 0; a layer that is not there; `starts` or `scale` out of range; what
-            :func:`llr.landscape.criticality` refuses.
+        TypeError: a model that is no module; x or y is no tensor.
+        ValueError: a model that is not an MLP with an activation; a narrow network that is not critical, or
+            whose errors are all 0; a layer that does not exist; `starts` or `scale` out of range; arguments
+            that :func:`llr.landscape.criticality` refuses.
 
     Source: docs/theory.md, Proposition 7.3.
 
@@ -233,7 +234,7 @@ def lifted_critical_points(
     check_int("starts", starts, 1)
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale!r}; expected a finite number > 0")
-    chain = read_chain(narrow, 1, "one of them gets a neuron")
+    chain = read_chain(narrow, 1, "a neuron is added to one of them")
     check_index("layer", layer, chain.hidden, "hidden layers")
     base = chain.module()
     surface = Surface.of(base, _flat(chain, x), y, loss)
@@ -241,7 +242,7 @@ def lifted_critical_points(
     if not (here := criticality(base, x, y, loss, rtol=rtol)):
         raise ValueError(
             f"the narrow network is {here}; expected a critical point for these targets (see "
-            "critical_targets), or rtol= for one that training came near to"
+            "critical_targets), or rtol= for a point that training reached approximately"
         )
     equations = Equations.of(chain, surface, layer)
     generator = torch.Generator().manual_seed(seed)
@@ -280,7 +281,7 @@ def lifted_critical_points(
 
 
 def _flat(chain: Chain, x: Tensor) -> Tensor:
-    """The samples as the first layer takes them."""
+    """The samples in the shape that the first layer takes."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor(x))")
     refuse_complex("x", x)
@@ -291,7 +292,7 @@ def _flat(chain: Chain, x: Tensor) -> Tensor:
 
 
 def _with_neuron(chain: Chain, layer: int, v: Tensor) -> nn.Sequential:
-    """The network with one more neuron, which has no outgoing weights."""
+    """The network with one more neuron, whose outgoing weights are 0."""
     weights, biases = list(chain.weights), list(chain.biases)
     n_in, b = weights[layer].shape[1], biases[layer]
     weights[layer] = torch.cat((weights[layer], v[None, :n_in]))

@@ -1,4 +1,4 @@
-"""Bounds of the rank of a matrix of tangent functions: proved from below on samples, known from above."""
+"""Bounds of the rank of a matrix of tangent functions: the lower one is proved on samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llr.linalg.decimals import decimal_below
 from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, remainder
 from llr.results import Record
 
-# Where the rank has not grown at this precision, and what is left shrinks as zeros do, it will not grow.
+# If the rank has not grown at this precision, and the remaining pivots shrink like zeros, it will not grow.
 _ENOUGH_BITS = 256
 
 
@@ -22,11 +22,11 @@ class RankBounds(Record):
     Attributes:
         lower: the rank of the matrix on the samples is at least this.
         upper: the dimension of the span is at most this.
-        rows: rows of the matrix (sample by sample, output by output) of a nonsingular submatrix of size
-            `lower`.
-        columns: its columns.
-        determinant: a positive number that the absolute value of its determinant is at least.
-        bits: precision at which that was proved.
+        rows: the rows of a nonsingular submatrix of size `lower`; rows of the matrix are numbered sample by
+            sample, output by output.
+        columns: the columns of the submatrix.
+        determinant: a positive lower bound of the absolute value of its determinant.
+        bits: precision at which this was proved.
     """
 
     lower: int
@@ -40,7 +40,7 @@ class RankBounds(Record):
 
     @property
     def exact(self) -> bool:
-        """Whether the bounds meet."""
+        """Whether both bounds are equal."""
         return self.lower == self.upper
 
     def __str__(self) -> str:
@@ -51,13 +51,13 @@ class RankBounds(Record):
 def rank_bounds(
     matrix: Callable[[int], arb_mat], upper: int, *, bits: int, max_bits: int
 ) -> RankBounds:
-    """Prove as much rank as a matrix has, at growing precision, up to an upper bound.
+    """Prove a lower bound of the rank of a matrix, at growing precision, up to an upper bound.
 
     Args:
-        matrix: the matrix in balls, evaluated at a precision.
-        upper: what its rank is at most.
-        bits: the first precision, which doubles.
-        max_bits: the last.
+        matrix: returns the matrix in balls, evaluated at a given precision.
+        upper: an upper bound of its rank.
+        bits: the first precision; it is doubled.
+        max_bits: the last precision.
 
     Raises:
         RuntimeError: the rank is larger than `upper`.

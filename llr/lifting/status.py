@@ -27,33 +27,33 @@ from llr.theory.spans.symbols import Vector, primitive
 
 Agreement = Literal["exact", "rounding"]
 
-_CHECK_BITS = 512  # at which J_wide = J_narrow C is compared entry by entry
+_CHECK_BITS = 512  # precision at which J_wide = J_narrow C is compared entry by entry
 _VALUE_BITS = 128
-# Functions further apart than this many times the effect of rounding all parameters are different ones.
+# Functions that differ by more than so many times the effect of rounding all parameters count as different.
 _MARGIN = 100.0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class LiftStatus(Record):
-    """Whether T_wide lies within T_narrow, the functions being equal; true if it does.
+    """Whether T_wide is within T_narrow, for two networks of the same function; true if it is.
 
     Attributes:
-        contained: True or False, which is certain of the networks as the exact numbers that they are; None if
-            it is not decided, which `reason` explains.
+        contained: True or False, proved for the networks as exact numbers; None if it is not decided, which
+            `reason` explains.
         agreement: how the functions agree: "exact", which is proved, or to "rounding" on the samples.
-        difference: between the outputs on the samples, at most; 0 if they agree exactly.
+        difference: the largest difference of the outputs on the samples; 0 if they agree exactly.
         narrow: bounds of dim T_narrow.
         wide: bounds of dim T_wide.
         joint: bounds of dim (T_wide + T_narrow), the rank of [J_wide, J_narrow].
-        matrix: C of J_wide = J_narrow C, (P_narrow, P_wide), each entry rounded to float64; None if none is
+        matrix: C of J_wide = J_narrow C, (P_narrow, P_wide), each entry rounded to float64; None if no C is
             known.
-        deviation: absolute values of the entries of J_wide - J_narrow C are at most this on the samples, for
-            the exact C, computed at 512 bits; None without C.
-        radius: the largest radius of the balls that these entries lie in, all of which contain 0.
-        distance: how far the columns of J_wide are from the span of those of J_narrow, in float64 and
-            relative to the largest column; only looked at where the functions agree to rounding.
-        n_samples: samples at which the Jacobians were evaluated.
-        reason: how the verdict is known.
+        deviation: an upper bound of the absolute values of the entries of J_wide - J_narrow C on the samples,
+            for the exact C, computed at 512 bits; None without C.
+        radius: the largest radius of the balls that enclose these entries; all balls contain 0.
+        distance: the distance of the columns of J_wide from the span of those of J_narrow, in float64 and
+            relative to the largest column; only computed if the functions agree to rounding.
+        n_samples: the number of samples at which the Jacobians were evaluated.
+        reason: what the verdict follows from.
     """
 
     contained: bool | None
@@ -74,17 +74,17 @@ class LiftStatus(Record):
 
     @property
     def proved(self) -> bool:
-        """Whether the verdict is a theorem about these networks, the equality of the functions included."""
+        """Whether the verdict is proved for these networks, including the equality of the functions."""
         return self.contained is not None and self.agreement == "exact"
 
     def __bool__(self) -> bool:
         return self.contained is True
 
     def __str__(self) -> str:
-        """The verdict, the ranks, and how they are known."""
+        """The verdict, the ranks, and what the verdict follows from."""
         verdict = {
             True: "contained: critical for every sample for which the narrow network is",
-            False: "not contained: critical by way of the sample only",
+            False: "not contained: critical for special samples only",
             None: "undecided",
         }[self.contained]
         same = "exactly" if self.agreement == "exact" else f"to {self.difference:.1e}"
@@ -116,35 +116,36 @@ def lift_status(
     max_bits: int = 2048,
     seed: int = 0,
 ) -> LiftStatus:
-    """Whether a wide network is critical on every sample on which the narrow one of its function is.
+    """Whether a wide network is critical on every sample on which the narrow network is.
 
     The gradient of any loss is J'e, and both networks have the same outputs, so the same e. The wide network
     is critical with the narrow one, whatever the samples and the targets, if and only if its tangent
     functions are combinations of the narrow network's: T_wide within T_narrow.
 
-    Containment is proved by the matrix C of J_wide = J_narrow C, found in exact arithmetic as an identity of
-    functions, and compared on the samples in balls; or, for one hidden layer, by the closed form of the
-    dimension of both together. That it fails is proved by a determinant: [J_wide, J_narrow] has more rank
-    than dim T_narrow can be.
+    Containment is proved by the matrix C of J_wide = J_narrow C. It is found in exact arithmetic as an
+    identity of functions, and checked on the samples in ball arithmetic. For one hidden layer, containment
+    may also be proved by the closed form of the dimension of both together. That containment fails is proved
+    by a determinant: the rank of [J_wide, J_narrow] is larger than dim T_narrow can be.
 
     Args:
-        narrow: an MLP of any depth, or a convolution of :mod:`llr.models`; parameters count as the exact
-            numbers that they are.
-        wide: another one that represents the same function.
+        narrow: an MLP of any depth, or a convolution of :mod:`llr.models`; its parameters are taken as exact
+            numbers.
+        wide: another network that represents the same function.
         x: (n, ...) samples to evaluate at, away from the kinks of ReLU; default: standard normal ones, more
             than both networks have parameters.
-        bits: the first precision of the ranks; it doubles until the bounds meet or nothing grows.
-        max_bits: the last.
+        bits: the first precision of the ranks; it is doubled until the bounds are equal or stop growing.
+        max_bits: the last precision.
         seed: of the default samples.
 
     Returns:
-        A `LiftStatus`, true if T_wide is within T_narrow. If the functions agree to rounding only, so may
-        their tangent functions: the verdict is then None unless these are clearly apart.
+        A `LiftStatus`, true if T_wide is within T_narrow. If the functions agree to rounding only, the
+        tangent functions may do so, too. The verdict is then None unless the tangent functions differ
+        clearly.
 
     Raises:
-        TypeError: no module.
+        TypeError: a model that is no module.
         ValueError: networks of different functions, inputs or outputs; a matrix factorization or another
-            structure that :mod:`llr.theory` does not know; frozen or non-finite parameters; samples on a
+            structure without a theory in :mod:`llr.theory`; frozen or non-finite parameters; samples on a
             kink of ReLU, or beyond the threshold of softplus; networks too wide and deep to be written out;
             precisions out of range.
 
@@ -221,7 +222,7 @@ def _agreement(pair: Pair) -> tuple[Agreement, float]:
 def _of_functions(pair: Pair, found: Sequence[Sequence[Fraction]]) -> arb_mat:
     """The C of J_wide = J_narrow C in balls.
 
-    Formally the combinations are of tangent functions without the numbers that are factors of them.
+    `found` combines formal tangent functions, which omit constant factors; these are restored here.
     """
     with precision(_CHECK_BITS):
         narrow, wide = ([_factor(form, v) for v in form.tangents] for form in (pair.one, pair.two))
@@ -290,15 +291,15 @@ def _verdict(
         )
     if joint.lower <= narrow.upper:
         return None, (
-            f"no C was found, and the rank of [J_wide, J_narrow] is proved to be {joint.lower}, no more than "
-            f"the {narrow.upper} that dim T_narrow may be"
+            f"no C was found, and the proved rank of [J_wide, J_narrow], {joint.lower}, is not larger than "
+            f"{narrow.upper}, the upper bound of dim T_narrow"
         )
     apart = math.sqrt(pair.eps)
     if distance is not None and distance <= apart:
         return None, (
-            f"the functions differ by up to {difference:.1e} and the tangent functions by {distance:.1e}: as "
-            "exact numbers these are not contained, but no more than rounding lies between; parameters that "
-            "floating point holds exactly decide"
+            f"the functions differ by up to {difference:.1e} and the tangent functions by {distance:.1e}. "
+            "For the exact parameters T_wide is not contained, but rounding may be the reason; take "
+            "parameters that floating point holds exactly"
         )
     return False, (
         f"the rank of [J_wide, J_narrow] is at least {joint.lower}, and dim T_narrow at most {narrow.upper}"

@@ -1,4 +1,4 @@
-"""Arrays of exact numbers, or of balls: what evaluates a model without rounding is written for either."""
+"""Arrays of exact numbers or of balls, with one interface for code that evaluates models exactly."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from torch import Tensor
 from llr.linalg.balls import Array, Number
 from llr.linalg.deadline import poll
 
-# Products of so many numbers at a time, at 64 bits: between them a time limit and signals are looked at.
+# The number of multiplications in one call, at 64 bits. Between calls the time limit and signals are checked.
 _AT_ONCE = 1 << 26
-# Entries of arrays at a time.
+# The number of entries that one entrywise call takes.
 _ENTRIES = 1 << 16
 
 
@@ -62,7 +62,7 @@ class Arithmetic:
         return each(function, x)
 
     def times(self, a: Array, b: Array) -> Array:
-        """a b, entry by entry, for arrays with as many rows."""
+        """a b, entry by entry, for arrays with the same number of rows."""
         return _in_pieces(operator.mul, a, b)
 
     def plus(self, a: Array, b: Array) -> Array:
@@ -71,7 +71,7 @@ class Arithmetic:
 
 
 def _in_pieces(function: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
-    """An operation on arrays, some rows at a time: numpy does not look at signals inside of one."""
+    """An operation on arrays, some rows at a time: numpy does not handle signals during a call."""
     size = max(math.prod(a.shape[1:]), math.prod(b.shape[1:]), 1)
     rows = max(1, _ENTRIES // size)
     parts = []

@@ -1,8 +1,8 @@
 """Numbers with error bounds: python-flint's precision, and the activations in its arithmetic.
 
-A ball (``flint.arb``) is a midpoint and a radius; what is computed from balls contains what the exact numbers
-in them would give. Activations with rational values, polynomials among them, also take rationals
-(``flint.fmpq``).
+A ball (``flint.arb``) is a midpoint and a radius. A result computed from balls is a ball that contains the
+result for all exact numbers in the arguments. Activations with rational values, such as polynomials, also
+take rationals (``flint.fmpq``).
 
 Source: F. Johansson, "Arb: efficient arbitrary-precision midpoint-radius interval arithmetic", IEEE
 Transactions on Computers 66 (2017).
@@ -24,20 +24,20 @@ Number = Any
 """A ball (``flint.arb``) or a rational (``flint.fmpq``)."""
 Function = Callable[[Number], Number]
 Array = np.ndarray[Any, Any]
-"""An array of such numbers."""
+"""A NumPy array of `Number` objects."""
 
 LOWEST_BITS, HIGHEST_BITS = 32, 1 << 20
 MOST_BITS = 4096
-"""The precision that :func:`llr.certify` ends at unless it is told otherwise."""
+"""The default of the largest precision that :func:`llr.certify` uses."""
 
 _PRECISION = threading.RLock()
 
 
 @contextmanager
 def precision(bits: int) -> Iterator[None]:
-    """python-flint's working precision for a block, restored whatever happens in it.
+    """Set python-flint's working precision for a block, and restore it afterwards, also after an exception.
 
-    All threads share it, so that one block is at work at a time.
+    All threads share the precision, so only one block runs at a time.
     """
     with _PRECISION:
         before = flint.ctx.prec
@@ -64,7 +64,7 @@ def _constant(value: int) -> Callable[[Number], Number]:
 
 
 def _logistic(z: arb) -> arb:
-    # Whichever form does not overflow.
+    # Take the form that does not overflow.
     return z.exp() / (1 + z.exp()) if z < 0 else 1 / (1 + (-z).exp())
 
 
@@ -79,9 +79,10 @@ def _gauss_cdf(z: arb) -> arb:
 
 
 def _gauss_tail(t: arb) -> arb:
-    """The share beyond t, for t above 2^16, where Arb's erfc has no correct digits at some precisions.
+    """The tail probability beyond t, for t above 2^16.
 
-    Its asymptotic series alternates, and is off by less than the first term left out.
+    Arb's erfc has no correct digits there at some precisions. The asymptotic series alternates, so its error
+    is less than the first omitted term.
     """
     u, term, total = 1 / (t * t), arb(1), arb(0)
     for k in range(flint.ctx.prec // 16 + 2):
@@ -120,15 +121,15 @@ ACTIVATIONS: dict[str, tuple[Function, Function]] = {
     "erf": (lambda z: z.erf(), lambda z: (-z * z).exp() * 2 / arb.pi().sqrt()),
     "sin": (lambda z: z.sin(), lambda z: z.cos()),
 }
-"""name -> (sigma, sigma') in exact arithmetic, the twin of ``llr.operators.formula.ACTIVATIONS``."""
+"""name -> (sigma, sigma') in exact arithmetic, for the names of ``llr.operators.formula.ACTIVATIONS``."""
 RATIONAL = frozenset({"identity", "relu"})
-"""Those of them whose values and slopes at rational numbers are rational."""
+"""The activations whose values and slopes at rational numbers are rational."""
 
 _POLYNOMIAL = "polynomial("
 
 
 def activation(name: str) -> tuple[Function, Function]:
-    """sigma and sigma' of an activation of the table, or of a polynomial with its coefficients in its name.
+    """sigma and sigma' of an activation of the table, or of a polynomial named by its coefficients.
 
     Args:
         name: a key of :data:`ACTIVATIONS`, or "polynomial(c_0, c_1, ...)", as

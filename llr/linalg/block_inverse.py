@@ -1,10 +1,10 @@
-"""Approximate inverses in blocks, for proofs about matrices that are large for one call of C.
+"""Approximate inverses in blocks, for proofs about matrices that are too large for one call of C.
 
-python-flint computes a determinant or a solution in one call, during which neither signals nor clocks are
-looked at. Here a matrix is taken apart into blocks that take about half a second at most.
+python-flint computes a determinant or a solution in one call, during which neither signals nor time limits
+are checked. Here a matrix is divided into blocks that take about half a second at most.
 
-The inverse X of A is a product of exact block-triangular factors, so that det X is known without rounding
-but for that of small blocks.
+The approximate inverse X of A is a product of exact block-triangular factors, so that only the determinants
+of small blocks contribute rounding to det X.
 
 If the rows of I - X A have absolute sums of at most e < 1 in balls, then every matrix
 in the balls of A is nonsingular, and |det A| |det X| lies between (1 - e)^n and (1 + e)^n, since the
@@ -27,9 +27,9 @@ from llr.linalg.deadline import poll
 
 
 def largest_piece(bits: int) -> int:
-    """How many rows a square matrix may have to be treated in one call of C, at this precision."""
-    # A step of elimination takes about 30 ns at 128 bits, and an n x n matrix n^3 / 3 of them, of which an
-    # approximate solution, products and the proof are a handful.
+    """The most rows that a square matrix may have for one call of C at this precision."""
+    # A step of elimination takes about 30 ns at 128 bits, and an n x n matrix takes n^3 / 3 steps. An
+    # approximate solution, products and the proof together cost a few eliminations.
     step = 30e-9 * max(1.0, bits / 128) ** 1.4
     return max(4, int((0.5 / step) ** (1 / 3)))
 
@@ -53,11 +53,11 @@ class _Leaf:
 @dataclass(frozen=True)
 class _Blocks:
     first: Inverse
-    """Of the leading block."""
+    """The inverse of the leading block."""
     second: Inverse
-    """Of what is left of the other one without it."""
+    """The inverse of the Schur complement of the leading block."""
     right: Array
-    """About the inverse of the leading block, times the block on its right; exact numbers."""
+    """Approximately the inverse of the leading block times the block to its right; exact numbers."""
     below: Array
     """The block below the leading one; exact numbers."""
 
@@ -83,14 +83,14 @@ Inverse = _Leaf | _Blocks
 
 
 def inverse(A: Array, piece: int) -> Inverse:
-    """About the inverse of a matrix, as an exact linear map.
+    """An approximate inverse of a matrix, as an exact linear map.
 
     Args:
         A: (n, n) balls, the rows and columns in an order in which elimination needs no exchanges.
-        piece: how large blocks may be.
+        piece: the largest number of rows of a block.
 
     Raises:
-        ZeroDivisionError: a block is singular, as far as the precision that is set tells.
+        ZeroDivisionError: a block is singular at the current precision.
     """
     n = len(A)
     if n <= piece:
@@ -106,7 +106,7 @@ def inverse(A: Array, piece: int) -> Inverse:
 
 
 def approximate_solution(A: Array, B: Array, piece: int) -> Array:
-    """About the solution of A Y = B, exact numbers; arguments and errors as for :func:`inverse`."""
+    """An approximate solution of A Y = B, exact numbers; arguments and errors as for :func:`inverse`."""
     if len(A) <= piece:
         poll()
         Y = _matrix(A).solve(_matrix(B), algorithm="approx").mid()
@@ -115,7 +115,7 @@ def approximate_solution(A: Array, B: Array, piece: int) -> Array:
 
 
 def checked_inverse(A: Array, piece: int) -> tuple[Inverse, arb] | None:
-    """An approximate inverse and its defect, which is below 1; None if A is not shown to be nonsingular.
+    """An approximate inverse and its defect, which is below 1; None if A is not proved nonsingular.
 
     Arguments as for :func:`inverse`.
     """
@@ -131,7 +131,7 @@ def determinant_bounds(A: Array, piece: int) -> tuple[arb, arb] | None:
     """Positive bounds of the absolute value of the determinant of every matrix in the balls of A.
 
     Returns:
-        A lower and an upper bound; None if the matrix is not shown to be nonsingular. Arguments as for
+        A lower and an upper bound; None if the matrix is not proved nonsingular. Arguments as for
         :func:`inverse`.
     """
     n = len(A)
@@ -146,15 +146,15 @@ def determinant_bounds(A: Array, piece: int) -> tuple[arb, arb] | None:
 
 
 def defect(X: Inverse, A: Array) -> arb:
-    """What the absolute sums of the rows of I - X A are at most."""
-    # The map as a matrix first: its blocks, one after the other, would forget what cancels.
+    """An upper bound of the sums of absolute values of the rows of I - X A."""
+    # Form X as a matrix first: applying its blocks one after the other would lose cancellation.
     left = each(abs, _unit(len(A)) - BALLS.product(X.matrix(), A))
     sums = [sum(row, arb(0)).upper() for row in left]
     return max(sums, default=arb(0)) if all(s.is_finite() for s in sums) else arb("inf")
 
 
 def solved(A: Array, B: Array, piece: int) -> Array | None:
-    """The solution of A Y = B in balls, None if A is not shown to be nonsingular.
+    """The solution of A Y = B in balls; None if A is not proved nonsingular.
 
     Arguments as for :func:`inverse`.
     """

@@ -1,7 +1,7 @@
-"""A time limit for exact arithmetic, which has no other bound than the digits that it is given.
+"""A time limit for exact arithmetic, whose time grows with the number of digits without another bound.
 
-python-flint computes in C, where neither signals nor clocks are looked at; so work is cut into pieces, with
-:func:`poll` between them.
+python-flint computes in C, where neither signals nor time limits are checked. Work is therefore cut into
+pieces, with :func:`poll` between them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class TimeLimit(Exception):
 
 @contextlib.contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Let :func:`poll` raise `TimeLimit` in the block after so many seconds; None for no limit of its own."""
+    """Let :func:`poll` raise `TimeLimit` in the block after this time; None adds no limit to an outer one."""
     end = math.inf if seconds is None else time.monotonic() + seconds
     token = _end.set(min(end, _end.get()))
     try:
@@ -31,13 +31,13 @@ def time_limit(seconds: float | None) -> Iterator[None]:
 
 
 def poll() -> None:
-    """Raise `TimeLimit` if the time is up. Signals are looked at by Python on the way."""
+    """Raise `TimeLimit` if the time is up. The call also lets Python handle signals."""
     if time.monotonic() > _end.get():
         raise TimeLimit
 
 
 def check_timeout(timeout: object) -> None:
-    """Refuse what is no number of seconds, nor None."""
+    """Raise ValueError unless `timeout` is a positive number of seconds or None."""
     if timeout is None:
         return
     if not isinstance(timeout, int | float) or isinstance(timeout, bool) or not timeout > 0:

@@ -11,18 +11,18 @@ from flint import arb, fmpz
 from llr.linalg.balls import precision
 
 DECIMAL = re.compile(r"(\d)\.(\d{1,30})e([+-]?\d{1,19})")
-# Exponents of two up to this many bits have decimal ones of as many digits as DECIMAL takes.
+# Binary exponents of at most this many bits have decimal exponents that DECIMAL accepts.
 EXPONENT_BITS = 62
-# Beyond these decimal or binary exponents powers are balls: as integers they would not fit any memory.
+# Beyond these decimal or binary exponents powers are balls: as integers they would exceed any memory.
 _EXACT_TEN, _EXACT_TWO = 5_000, 20_000
-# Of which the decimal exponent takes away at most 62.
+# The working precision; a large decimal exponent costs at most 62 of these bits.
 _DECIMAL_BITS = 256
 
 
 def decimal_below(value: arb) -> str:
-    """Twelve digits of an exact positive number, rounded down; for :attr:`Certificate.bound`.
+    """Twelve digits of an exact positive number, rounded down, as text; for :attr:`Certificate.bound`.
 
-    The work is bounded whatever the exponent, which may be any of :data:`EXPONENT_BITS`.
+    The work is bounded for every exponent of at most :data:`EXPONENT_BITS` bits.
     """
     man, exp = (int(part) for part in value.man_exp())
     power = math.floor((man.bit_length() + exp) * math.log10(2)) - 12
@@ -50,7 +50,7 @@ def at_most(bound: str, value: arb) -> bool:
 
 
 def _floor(x: arb) -> int:
-    """The floor of a ball, which is exact but for a rounding that does not matter here."""
+    """The floor of a ball whose radius is too small to matter here."""
     man, exp = x.floor().lower().man_exp()
     return int(man) << int(exp) if exp >= 0 else int(man) >> -int(exp)
 

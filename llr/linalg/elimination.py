@@ -1,4 +1,4 @@
-"""Which rows and columns of an exact matrix carry its rank, and the proof that they do.
+"""Finds rows and columns of an exact matrix whose submatrix has the rank of the matrix, and proves it.
 
 The rows and columns are found by elimination with complete pivoting, in approximate arithmetic; only the
 proof is rigorous: one determinant in balls that does not contain zero.
@@ -24,7 +24,7 @@ Pivots = list[tuple[int, int]]
 
 Indices = Sequence[int] | Array
 
-# Ratio of the pivots that one factorisation in float64 may find: with sixteen digits, nine are safe.
+# The smallest ratio of a pivot to the first one in a float64 factorisation: of sixteen digits, nine are safe.
 _RANGE = 2.0**-30
 # Entries with larger exponents of two are not scaled: sums of them would not be exact.
 _MOST_POWER = 2**40
@@ -33,7 +33,7 @@ _MOST_POWER = 2**40
 class Scaled:
     """A ball matrix with rows and columns multiplied by powers of two so that its entries are near 1.
 
-    The rank does not care, and neither tiny outgoing weights nor large inputs cost precision.
+    The rank stays the same, and neither tiny outgoing weights nor large inputs cost precision.
     """
 
     def __init__(self, A: arb_mat, bits: int) -> None:
@@ -63,8 +63,8 @@ class Scaled:
             columns: as many, in that order.
 
         Returns:
-            A lower and an upper bound, None if the precision shows nothing. The lower bound is 0 where the
-            determinant may be 0, or is of a size that no certificate names.
+            A lower and an upper bound; None if nothing can be said at this precision. The lower bound is 0 if
+            the determinant may be 0, or if it is too large or too small for a certificate.
         """
         power = int(self._rows[list(rows)].sum() + self._columns[list(columns)].sum())
         piece = largest_piece(self.bits)
@@ -86,7 +86,7 @@ class Scaled:
 
 
 def _is_beyond(x: arb) -> bool:
-    """Whether a positive number is of a size that no certificate names."""
+    """Whether a positive number is too large or too small for a certificate."""
     man, exp = x.man_exp()
     return bool(man <= 0) or int(exp).bit_length() > EXPONENT_BITS
 
@@ -109,7 +109,7 @@ def _each(function: Callable[[Any], Any], entries: Array) -> Array:
 
 
 def _exponent(x: arb) -> float:
-    """The e of 2^(e-1) <= |x| < 2^e, about; -inf for a ball that may be zero, which has no size."""
+    """Approximately the e with 2^(e-1) <= |x| < 2^e; -inf for a ball that may be zero."""
     if not x.is_finite() or x.contains(0):
         return -np.inf
     man, exp = x.abs_upper().man_exp()
@@ -122,13 +122,14 @@ def _finite(exponents: Array) -> Array:
 
 
 def find_pivots(A: Scaled, beat: Callable[[], None] = lambda: None) -> Pivots:
-    """Rows and columns of a well-conditioned submatrix, as large as the precision of A shows one.
+    """Rows and columns of a well-conditioned submatrix, the largest that is found at the precision of A.
 
     Complete pivoting, nine digits at a time: a float64 factorisation chooses pivots from the leading digits
-    of what remains, then these are eliminated together at full precision. Nothing here is rigorous.
+    of the remaining matrix, then these pivots are eliminated together at full precision. This is not
+    rigorous.
 
     Args:
-        A: the matrix; what is smaller than the noise of its balls is no pivot.
+        A: the matrix. An entry smaller than the radii of the balls is not taken as a pivot.
         beat: called after each factorisation.
     """
     pivots: Pivots = []
@@ -156,7 +157,7 @@ def find_pivots(A: Scaled, beat: Callable[[], None] = lambda: None) -> Pivots:
                 break
             try:
                 solution = approximate_solution(block, right, largest_piece(A.bits))
-            except ZeroDivisionError:  # so little precision that the pivots drown in it
+            except ZeroDivisionError:  # the precision is too low for these pivots
                 break
             rest = _middle(kept - BALLS.product(left, solution))
     return pivots
@@ -165,7 +166,7 @@ def find_pivots(A: Scaled, beat: Callable[[], None] = lambda: None) -> Pivots:
 def _narrow_rows(A: Scaled) -> Array:
     """The rows whose balls are about as narrow as most.
 
-    A ball over a kink is wide whatever the precision. Its row must not drown the others in its noise.
+    A ball that contains a kink is wide at every precision. Elimination would spread its radius to other rows.
     """
     radii = [max(x.rad() for x in row) for row in A.entries]
     most = sorted(radii, key=float)[len(radii) // 2]
@@ -174,7 +175,7 @@ def _narrow_rows(A: Scaled) -> Array:
 
 
 def _complete_pivots(A: Array, smallest: float) -> tuple[Array, Array]:
-    """Rows and columns in the order of Gauss elimination, until the pivots are this small."""
+    """Rows and columns in the order of Gaussian elimination, until pivots fall below `smallest`."""
     A = A.copy()
     rows, columns = np.arange(A.shape[0]), np.arange(A.shape[1])
     k = 0
@@ -191,19 +192,19 @@ def _complete_pivots(A: Array, smallest: float) -> tuple[Array, Array]:
 
 
 def prove(A: Scaled, pivots: Pivots, *, search: bool = True) -> tuple[int, arb]:
-    """How many of the leading pivots are proved independent, and a lower bound of their determinant.
+    """The number of leading pivots that are proved independent, and a lower bound of their determinant.
 
-    The proof is a determinant in balls that does not contain zero. If that of all pivots does, the largest
-    number that is proved is found by bisection.
+    The proof is a determinant in balls that does not contain zero. If the determinant for all pivots contains
+    zero, the largest number with a proof is found by bisection.
 
     Args:
         A: the matrix.
         pivots: in the order of elimination.
-        search: whether to look for a smaller number, if all pivots are not proved.
+        search: whether to look for a smaller number if there is no proof for all pivots.
 
     Returns:
-        r, and an exact positive number that the absolute value of the determinant of the first r rows and
-        columns, unscaled, is at least.
+        r, and an exact positive lower bound of the absolute value of the determinant of the first r rows and
+        columns, unscaled.
     """
     proved, bound = 0, arb(1)
     high = k = len(pivots)
@@ -220,10 +221,10 @@ def prove(A: Scaled, pivots: Pivots, *, search: bool = True) -> tuple[int, arb]:
 
 
 def remainder(A: Scaled, pivots: Pivots) -> arb | None:
-    """What is left of the scaled matrix after eliminating proved pivots, in balls.
+    """A bound of the entries that remain in the scaled matrix after eliminating proved pivots.
 
     Returns:
-        What the absolute values of the remaining entries are at most. None if one of them is certainly not
+        An upper bound of the absolute values of the remaining entries. None if one of them is certainly not
         zero, or if nothing can be said at this precision.
     """
     rows, columns = ([p[side] for p in pivots] for side in (0, 1))
@@ -236,7 +237,7 @@ def remainder(A: Scaled, pivots: Pivots) -> arb | None:
         if pivots:
             chosen, right = A.block(rows, columns), A.block(rows, other_columns)
             X = solved(chosen, right, largest_piece(A.bits))
-            if X is None:  # singular as far as these balls tell
+            if X is None:  # these balls do not exclude a singular matrix
                 return None
             left = left - BALLS.product(A.block(other_rows, columns), X)
         entries = left.ravel().tolist()
@@ -249,8 +250,8 @@ def rational_pivots(J: fmpq_mat) -> tuple[list[int], list[int], int]:
     """Rows and columns of a largest nonsingular submatrix of a matrix with dyadic entries.
 
     Returns:
-        As many rows and columns as the exact rank, ascending, and an exponent e: the absolute value of
-        their determinant is at least 2^e, since scaled to integers it is a nonzero integer.
+        As many rows and columns as the exact rank, ascending, and an exponent e. The absolute value of their
+        determinant is at least 2^e, since it is a nonzero integer after scaling the rows to integers.
     """
     M, powers = integer_rows(J)
     rank, prime = exact_rank(M)

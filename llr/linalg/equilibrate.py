@@ -1,7 +1,8 @@
-"""Rows and columns multiplied by powers of two, so that units do not decide a rank.
+"""Rows and columns multiplied by powers of two, so that a rank does not depend on units.
 
-Such a scaling is exact and keeps the rank. Singular values are compared with the largest one: a row or column
-that is small for the sake of its units would drown in its rounding.
+Such a scaling is exact and keeps the rank. Singular values are compared with the largest one: without
+scaling, a row or column that is small because of its units would be lost in the rounding error of the
+largest.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def power_of_two(exponents: Tensor) -> Tensor:
 def times_power(values: Tensor, exponents: Tensor) -> Tensor:
     """``values * 2^exponents`` in two steps, neither of which leaves the range if the result does not.
 
-    Exponents beyond 2044 in size belong to zeros, or to what underflows to zero: they are cut off.
+    Exponents beyond 2044 in absolute value belong to zeros or to values that underflow to zero: they are
+    clamped.
     """
     whole = exponents.to(torch.int64).clamp(-2044, 2046)
     half = whole // 2
@@ -35,11 +37,11 @@ def times_power(values: Tensor, exponents: Tensor) -> Tensor:
 
 
 def scales(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Exponents of two for the rows and columns of matrices, with which their entries come near 1.
+    """Exponents of two for the rows and columns of matrices that bring their entries near 1.
 
-    Of three ways the one is taken that leaves the fewest entries far below 1: columns by their largest entry
+    Of three ways, the one that leaves the fewest entries far below 1 is taken: columns by their largest entry
     and then rows (for inputs in different units), rows and then columns (for outputs), and rows and columns
-    by least squares in the logarithms (for both, where many entries are zero).
+    by least squares in the logarithms (for both, if many entries are zero).
 
     Args:
         A: (..., m, n), finite.
@@ -123,7 +125,7 @@ def scaled_error(
 
     Args:
         layers: of :func:`llr.linalg.error_bound.layer_errors`.
-        places: per layer the first column of its weight and of its bias, None for what is no column.
+        places: per layer the first column of its weight and of its bias, None for a tensor without columns.
         rows: (B, n q) exponents.
         columns: (B, P) exponents.
         single: whether the Jacobian's entries are rounded to float32.

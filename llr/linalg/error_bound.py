@@ -1,17 +1,18 @@
-"""How far a computed Jacobian, and singular values computed from it, are from the exact ones.
+"""Error bounds of a computed Jacobian, and of singular values computed from it.
 
-With u = 2^-53, z^ a computed number, z the exact one, ez >= |z^ - z| and the same for the others, for an MLP:
+For an MLP, with u = 2^-53, z^ a computed number, z the exact one, ez >= |z^ - z|, and likewise for the
+others:
 
     z = W a + b:      ez = |W| (ea + (m + 2) u |a|) + (m + 2) u |b|                      (m terms)
-    a = sigma(z):     ea = (sup |sigma'| near z) ez + what the activation errs;  eg likewise with sigma''
+    a = sigma(z):     ea = (sup |sigma'| near z) ez + the activation's own error;  eg likewise with sigma''
     t = W' d:         et = |W|' (ed + (h + 2) u |d|)                                     (h terms)
     d = t sigma'(z):  ed = et (|g| + eg) + |t| (eg + 2u |g|)
     entry d_i a_j:    ed_i (|a_j| + ea_j) + |d_i| (ea_j + 2u |a_j|)
 
 This holds for sums in any order, with or without fused products, and if numbers below 2^-1022 are flushed to
-zero. The native operators do it beside their signals (csrc/signals/cpu/error_bound.h); here is the same in
-torch operations. By Weyl's inequality a singular value is off by at most the Frobenius norm of the entries'
-errors, and by what the SVD errs.
+zero. The native operators compute these bounds along with their signals (csrc/signals/cpu/error_bound.h);
+here is the same in torch operations. By Weyl's inequality the error of a singular value is at most the
+Frobenius norm of the entries' errors plus the error of the SVD.
 
 Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed. (2002), sections 3.1 and 3.3.
 """
@@ -30,27 +31,27 @@ from llr.operators.formula import ACTIVATIONS
 U = 2.0**-53
 FLOAT32 = 2.0**-24
 LEAST = 1e-307
-"""Above what an operation loses by underflow."""
-_ROUNDED_UP = 1.01  # for the roundings of a bound's own sums of positive numbers
-_LOST = 1e-303  # above |z| e^-|z| beyond 707, where the native table's exponentials are 0
+"""An upper bound of the error of an operation by underflow."""
+_ROUNDED_UP = 1.01  # covers the rounding errors of the bound itself, a sum of positive numbers
+_LOST = 1e-303  # more than |z| e^-|z| beyond 707, where the native table's exponentials are 0
 
 # sup |sigma'| and sup |sigma''|
 _STEEPEST = {"sigmoid": 0.25, "gelu": 1.13, "erf": 1.13, "silu": 1.1}
 _BEND = {"tanh": 0.77, "sigmoid": 0.0963, "softplus": 0.25, "gelu": 0.8, "silu": 0.5, "erf": 0.968}
 
-# Where torch's softplus becomes the identity, value and slope jump by less than that.
+# Where torch's softplus becomes the identity, and an upper bound of the jumps of value and slope there.
 _THRESHOLD, _JUMP = 20.0, 2.07e-9
 
 
 @dataclass(frozen=True, eq=False)
 class LayerErrors:
-    """The signals that a layer's derivatives are products of, and bounds of their errors; all nonnegative."""
+    """The factors of a layer's derivatives, and bounds of their errors; all nonnegative."""
 
     a: Tensor
-    """(..., n, in): magnitudes of what it is fed."""
+    """(..., n, in): magnitudes of the layer's inputs."""
     ea: Tensor
     d: Tensor | None
-    """(..., n, q, out): magnitudes of the derivatives; None for the last layer: unit vectors."""
+    """(..., n, q, out): magnitudes of the derivatives; None for the last layer, with unit vectors."""
     ed: Tensor | None
 
 
@@ -69,8 +70,8 @@ def layer_errors(
         weights: per layer (out, in), or (B, out, in).
         biases: per layer (out) or (B, out), or None.
         activation: a name in :data:`llr.operators.formula.ACTIVATIONS`.
-        autograd: whether torch computes the activations and their slopes, which are then right to a few units
-            of 1 rather than of themselves; the native table is otherwise.
+        autograd: whether torch computes the activations and their slopes, with errors of a few units of 1.
+            With False it is the native table, whose errors are a few units of the values.
     """
     sigma, slope = ACTIVATIONS[activation]
     a = x.detach().double()
@@ -80,7 +81,7 @@ def layer_errors(
     for w, bias in zip(tensors[:-1], biases[:-1], strict=True):
         c = _sum_of(w.shape[-1])
         z, ez = a @ w.mT, _fed(a, ea, c) @ w.abs().mT + (w.shape[-1] + 2) * LEAST
-        # A sum of nothing but zeros is exactly zero, and stays on its side of ReLU's kink.
+        # A sum of zeros is exactly zero and stays on its side of ReLU's kink.
         terms = ((a != 0) | (ea != 0)).double() @ (w != 0).double().mT
         if bias is not None:
             b = bias.detach().double().unsqueeze(-2)
@@ -115,7 +116,7 @@ def row_errors(
     *,
     single: bool = False,
 ) -> Tensor:
-    """For each row of the Jacobian a bound of the root of the sum of squared errors, (..., n, q).
+    """A bound of the root of the sum of squared errors of each row of the Jacobian, (..., n, q).
 
     Args:
         layers: as from :func:`layer_errors`.
@@ -148,17 +149,17 @@ def row_errors(
 
 
 def _sum_of(terms: int) -> float:
-    """The rounding of a sum of so many products and one term more."""
+    """The rounding error of a sum of this many products and one more term."""
     return (terms + 2) * U
 
 
 def _fed(values: Tensor, errors: Tensor, c: float) -> Tensor:
-    """What a product of matrices makes errors of."""
+    """The error bound after a matrix product."""
     return errors + c * values.abs() + LEAST * ((values != 0) | (errors != 0))
 
 
 def _norm(v: Tensor) -> Tensor:
-    """The norm over the last dimension, not below what squares lose by underflow."""
+    """The norm over the last dimension, at least what squares may lose by underflow."""
     return (v.square().sum(-1) + v.shape[-1] * LEAST).sqrt()
 
 
@@ -205,7 +206,7 @@ def _activation_errors(
 
 
 def svd_error(spectrum: Tensor, short_side: int, dtype: torch.dtype, *, blocks: int = 0) -> Tensor:
-    """How far singular values may be from those of the matrix they were computed from, (...).
+    """An error bound of singular values for the SVD alone, (...).
 
     ``2u (10 + 2 short_side + blocks) sigma_1``, with the u of `dtype`: a conservative constant, not proved.
 
@@ -213,7 +214,7 @@ def svd_error(spectrum: Tensor, short_side: int, dtype: torch.dtype, *, blocks: 
         spectrum: (..., k), descending.
         short_side: of the matrix.
         dtype: of the matrix.
-        blocks: how many QR factorisations came one after the other.
+        blocks: the number of successive QR factorisations.
     """
     u = torch.finfo(dtype).eps / 2
     top = spectrum[..., 0] if spectrum.shape[-1] else spectrum.new_zeros(spectrum.shape[:-1])
@@ -221,11 +222,11 @@ def svd_error(spectrum: Tensor, short_side: int, dtype: torch.dtype, *, blocks: 
 
 
 def estimated_error(spectrum: Tensor, short_side: int, n_params: int, dtype: torch.dtype) -> Tensor:
-    """About how far singular values are from the exact ones, where no rule bounds it, (...).
+    """An estimate of the error of singular values, for models without a rule for a bound, (...).
 
     ``16 u (short_side + sqrt(n_params)) sigma_1``, with the u of `dtype`. The first part is measured (no
-    count came out above the proved rank); the root is for the sums inside of layers, which are not longer
-    than there are parameters.
+    count was above the proved rank). The root is for the sums inside layers, which have at most as many terms
+    as there are parameters.
     """
     u = torch.finfo(dtype).eps / 2
     top = spectrum[..., 0] if spectrum.shape[-1] else spectrum.new_zeros(spectrum.shape[:-1])

@@ -1,4 +1,4 @@
-"""Ranks of matrices of integers, and of floating-point numbers taken as what they exactly are."""
+"""Ranks of matrices of integers, and of floating-point numbers taken as exact fractions."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from flint import fmpq_mat, fmpz, fmpz_mat, nmod_mat
 
 from llr.linalg.deadline import poll
 
-_MOST_BITS = 512  # of an integer, so that a rank takes milliseconds
+_MOST_BITS = 512  # per integer, so that a rank takes milliseconds
 
 
 def integer_rows(J: fmpq_mat) -> tuple[fmpz_mat, list[int]]:
-    """A matrix of dyadic entries with each row multiplied by a power of two to integers; the exponents."""
+    """A matrix of dyadic entries with rows multiplied by powers of two to get integers, and the exponents."""
     integers: list[fmpz] = []
     powers = []
     for row in J.tolist():
@@ -31,7 +31,7 @@ def exact_rank(M: fmpz_mat, below: int = 2**62) -> tuple[int, int]:
 
     Args:
         M: the matrix.
-        below: primes are taken downwards from here; at most 2^62.
+        below: primes below this number are taken, largest first; at most 2^62.
     """
     rows = [sum(int(x) ** 2 for x in row).bit_length() / 2 for row in M.tolist()]
     norms = sorted((norm for norm in rows if norm), reverse=True)  # log2, rounded up
@@ -43,12 +43,12 @@ def exact_rank(M: fmpz_mat, below: int = 2**62) -> tuple[int, int]:
         found = nmod_mat(M, p).rank()
         if found > rank:
             rank, prime = found, p
-        known += math.log2(p) - 1e-9  # less than the logarithm, whatever its rounding
+        known += math.log2(p) - 1e-9  # below the logarithm even with rounding
     return rank, prime
 
 
 def rank_at_least(M: fmpz_mat) -> int:
-    """What the rank of an integer matrix certainly is at least: that modulo one large prime."""
+    """A lower bound of the rank of an integer matrix: its rank modulo one large prime."""
     return int(nmod_mat(M, _prime_below(2**62)).rank())
 
 
@@ -63,7 +63,7 @@ def rank_of_floats(rows: Sequence[Sequence[float]]) -> int | None:
     """The rank of a matrix of finite floating-point numbers, each taken as the fraction that it is.
 
     Returns:
-        The rank; None if numbers of so different sizes meet in a row and a column that it would take long.
+        The rank; None if it would take long, because magnitudes within rows and columns differ too much.
 
     Example:
         >>> from llr.linalg.integers import rank_of_floats
@@ -80,7 +80,7 @@ def rank_of_floats(rows: Sequence[Sequence[float]]) -> int | None:
 
 
 def _integers(row: Sequence[float]) -> list[int]:
-    """A row multiplied by the power of two that makes its entries integers, over their common divisor."""
+    """A row multiplied by a power of two to get integers, divided by their common divisor."""
     ratios = [x.as_integer_ratio() for x in row]
     denominator = max((q for _, q in ratios), default=1)
     return _without_divisor([p * (denominator // q) for p, q in ratios])

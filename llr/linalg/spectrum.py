@@ -1,6 +1,6 @@
-"""Singular values, and how many of them are above their error.
+"""Singular values, and the number of them above their error.
 
-Plain linear algebra on tensors ``(..., m, n)``; nothing here knows about models.
+Plain linear algebra on tensors ``(..., m, n)``; nothing here depends on models.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _BLOCK_ROWS = 256
 _BLOCKS_AT_ONCE = 64
 
 
-# From this ratio on, a count does not hang on where the line is drawn.
+# From this ratio on, a count does not depend on the exact threshold.
 CLEAR_GAP = 1e3
 
 PROVED = ("error bound", "certificate")
 
 
 def singular_values(A: Tensor, name: str = "the matrix") -> Tensor:
-    """`svdvals` of a real matrix or a batch of them, which messages call `name`."""
+    """`svdvals` of a real matrix or a batch of them; error messages call it `name`."""
     if A.dtype not in (torch.float32, torch.float64):
         raise TypeError(f"{name} is {A.dtype}; expected float32 or float64 ({_converted(A, name)})")
     A = A.detach()
@@ -44,7 +44,7 @@ def singular_values(A: Tensor, name: str = "the matrix") -> Tensor:
         return A.new_zeros((*A.shape[:-2], min(m, n)))
     values = _ops.svdvals(A) if _ops.has_kernel(A) else _by_torch(A, name)
     failed = values.isnan().any(-1)
-    if bool(failed.any()):  # for want of convergence, or of a finite matrix
+    if bool(failed.any()):  # no convergence, or a matrix that is not finite
         check_finite(A, name, ("row", "column"))
         values[failed] = _as_eigenvalues(A[failed].reshape(-1, m, n)).to(values)
     if not bool(torch.isfinite(values).all()):
@@ -56,13 +56,13 @@ def singular_values(A: Tensor, name: str = "the matrix") -> Tensor:
 
 
 def _converted(A: Tensor, name: str) -> str:
-    """How to make a matrix of another real dtype float64."""
+    """The expression that converts a matrix of another real dtype to float64, for a message."""
     whole = not A.is_floating_point() and A.dtype != torch.bool
     return f"{name}.double()" + (", exact for integers up to 2^53" if whole else "")
 
 
 def _by_torch(A: Tensor, name: str) -> Tensor:
-    """NaN for what torch cannot do."""
+    """Singular values by torch; NaN for matrices for which torch fails."""
     check_finite(A, name, ("row", "column"))
     tall, power = _scaled(A)
     shortened = shorten(tall)
@@ -74,7 +74,7 @@ def _by_torch(A: Tensor, name: str) -> Tensor:
 
 
 def _as_eigenvalues(A: Tensor) -> Tensor:
-    """Singular values by another algorithm, for matrices (k, m, n) where the first has failed."""
+    """Singular values by another algorithm, for matrices (k, m, n) for which the SVD failed."""
     log.warning(
         "the SVD of %s failed; computing its singular values as eigenvalues of a symmetric matrix on the "
         "CPU in float64",
@@ -93,7 +93,7 @@ def _as_eigenvalues(A: Tensor) -> Tensor:
 
 
 def _scaled(A: Tensor) -> tuple[Tensor, Tensor]:
-    """The matrices as tall ones with moderate entries, and the powers of two that were taken out."""
+    """The matrices as tall ones with moderate entries, and the powers of two that they were divided by."""
     tall = A.mT if A.shape[-2] < A.shape[-1] else A
     power = _power_of_two(tall)
     return (tall / power[..., None, None] if bool((power != 1).any()) else tall), power
@@ -140,13 +140,13 @@ def threshold(
 
 
 def is_open(lower: Tensor, upper: int | Tensor, lower_from: str) -> Tensor:
-    """Whether bounds leave a rank open: they do not meet, or the lower one is estimated (and not 0)."""
+    """Whether bounds leave a rank open: they differ, or the lower one is estimated (and not 0)."""
     return (lower != upper) | (lower_from not in PROVED and upper > 0)
 
 
 @dataclass(frozen=True)
 class Counted:
-    """How many singular values are above their error, or above a tolerance, and how clearly so."""
+    """The number of singular values above their error, or above a tolerance, and the gap there."""
 
     rank: Tensor
     """(...), as all of these."""
@@ -155,7 +155,7 @@ class Counted:
     tol: Tensor
     """What was counted above."""
     gap: Tensor
-    """The smallest value that counts over the largest that does not, and over what drowns in the error."""
+    """The smallest counted value divided by the largest other one, or by the error if that is larger."""
     ambiguous: Tensor
 
 
@@ -178,7 +178,7 @@ def counted(
     lower = (exact > rounded * error[..., None]).sum(-1)
     if rtol is None and atol is None:
         rank, tol = lower, error
-        # The error stands in for what drowns in it, and for the missing neighbours at either end.
+        # The error replaces values below it, and the missing neighbours at either end.
         floor = exact.clamp(min=0.0).maximum(error[..., None])
         ambiguous = is_open(lower, upper, lower_from)
     else:

@@ -1,4 +1,4 @@
-"""Models of the theory as ordinary modules: usable wherever llr, or torch, takes a module."""
+"""Models of the theory as ordinary modules, usable wherever llr or torch takes a module."""
 
 from llr.inputs.activations import ACTIVATIONS as ACTIVATIONS
 from llr.inputs.activations import Erf as Erf

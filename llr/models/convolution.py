@@ -1,4 +1,4 @@
-"""Two-layer networks of 1-d convolution kernels, and how exact arithmetic reads them."""
+"""Two-layer networks of 1-d convolution kernels, and their rule for exact arithmetic."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class Conv1dTwoLayer(nn.Module):
 
     It computes ``sum_{l,t} a_{l,t} s(w_l . x[t : t+s])``.
 
-    A shared kernel is the same at all ``positions = d + 1 - kernel_size``; otherwise there is a w_{l,t} for
-    each. Parameters are ``weight``, (channels, kernel_size) or (channels, positions, kernel_size), and
-    ``out``, the a_{l,t}, (channels, positions).
+    A shared kernel is the same at all ``positions = d + 1 - kernel_size``; otherwise each position t has its
+    own kernel w_{l,t}. The parameters are ``weight``, (channels, kernel_size) or (channels, positions,
+    kernel_size), and ``out``, the a_{l,t}, (channels, positions).
 
     Args:
         d: inputs.
         kernel_size: s.
-        channels: kernels (l).
+        channels: number of kernels (l).
         shared: whether kernels are the same at all positions.
         activation: a name in :data:`llr.models.ACTIVATIONS`.
         dtype: of the parameters; default: torch's.
         generator: of the initial values; default: torch's.
 
     Raises:
-        ValueError: sizes that are not positive integers, a kernel longer than `d`, more parameters than the
-            memory budget has, an unknown activation.
+        ValueError: sizes that are not positive integers, a kernel longer than `d`, more parameters than fit
+            the memory budget, an unknown activation.
 
     Example:
         >>> import llr, torch
@@ -89,17 +89,17 @@ class Conv1dTwoLayer(nn.Module):
 
     @classmethod
     def of(cls, weight: Tensor, out: Tensor, *, d: int, activation: str = "tanh") -> Conv1dTwoLayer:
-        """The model with these parameters, copied as they are.
+        """The model with copies of these parameters.
 
         Args:
-            weight: kernels, (m, s) shared by all positions or (m, p, s).
+            weight: kernels, (m, s) if all positions share them, or (m, p, s).
             out: (m, p), with p = d + 1 - s.
             d: inputs.
             activation: as for the class.
 
         Raises:
-            ValueError: shapes that do not fit each other.
-            TypeError: what is no floating-point tensor, several dtypes or devices.
+            ValueError: shapes that do not match.
+            TypeError: an argument that is not a floating-point tensor, several dtypes or devices.
 
         Example:
             >>> import torch
@@ -132,7 +132,7 @@ class Conv1dTwoLayer(nn.Module):
         return torch.einsum("nmp,mp->n", hidden, self.out)[:, None]
 
     def misfit(self) -> str:
-        """Which of its sizes were changed so that they are not those of its parameters; empty if none."""
+        """Describe the parameters' shapes if they do not match the sizes (any more); empty if they match."""
         sizes = (self.d, self.kernel_size, self.channels, self.positions)
         own = (self.channels, *(() if self.shared else (self.positions,)), self.kernel_size)
         fits = (

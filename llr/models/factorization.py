@@ -1,4 +1,4 @@
-"""Matrices as products of two factors, and how exact arithmetic reads them."""
+"""Matrices as products of two factors, and their rule for exact arithmetic."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ from llr.models.parts import (
 
 
 class MatrixFactorization(nn.Module):
-    """The entries of A B, A (m, p), B (p, n): a sample is an index pair (i, j), the output the entry there.
+    """The entries of A B: a sample is an index pair (i, j), its output the entry (A B)_ij.
+
+    A has shape (m, p) and B has shape (p, n).
 
     Args:
         m: rows.
@@ -35,7 +37,7 @@ class MatrixFactorization(nn.Module):
         generator: of the initial values; default: torch's.
 
     Raises:
-        ValueError: sizes that are not positive integers, more parameters than the memory budget has.
+        ValueError: sizes that are not positive integers, more parameters than fit the memory budget.
 
     Example:
         >>> import llr, torch
@@ -66,11 +68,11 @@ class MatrixFactorization(nn.Module):
 
     @classmethod
     def of(cls, A: Tensor, B: Tensor) -> MatrixFactorization:
-        """The model with these factors, (m, p) and (p, n), copied as they are.
+        """The model with copies of these factors, (m, p) and (p, n).
 
         Raises:
-            ValueError: shapes that do not fit each other.
-            TypeError: what is no floating-point tensor, several dtypes or devices.
+            ValueError: shapes that do not match.
+            TypeError: an argument that is not a floating-point tensor, several dtypes or devices.
 
         Example:
             >>> import torch
@@ -86,13 +88,13 @@ class MatrixFactorization(nn.Module):
         return set_tensors(cls(m, p, n, generator=torch.Generator()), A=A, B=B)
 
     def pairs(self) -> Tensor:
-        """All index pairs (m n, 2), row by row: every sample there is."""
+        """All index pairs (m n, 2), row by row, which are all possible samples."""
         rows, columns = len(self.A), self.B.shape[1]
         pairs = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
         return pairs.to(self.A.device)
 
     def forward(self, pairs: Tensor) -> Tensor:
-        """Map index pairs (N, 2) to the entries there, (N, 1)."""
+        """Map index pairs (N, 2) to the entries of A B, (N, 1)."""
         if pairs.is_floating_point() or pairs.dtype == torch.bool:
             raise TypeError(f"index pairs are {pairs.dtype}; expected integers (pairs.long())")
         if pairs.dim() != 2 or pairs.shape[1] != 2:
@@ -100,7 +102,7 @@ class MatrixFactorization(nn.Module):
         return (self.A[pairs[:, 0]] * self.B[:, pairs[:, 1]].T).sum(-1, keepdim=True)
 
     def misfit(self) -> str:
-        """Why its factors have no product; empty if they have."""
+        """Why the factors have no product; empty if they have one."""
         if self.A.dim() == self.B.dim() == 2 and self.A.shape[1] == self.B.shape[0]:
             return ""
         return f"factors of shapes {tuple(self.A.shape)} and {tuple(self.B.shape)}"
@@ -124,7 +126,7 @@ def _factorization(module: MatrixFactorization, shape: Shape) -> tuple[Sequence[
 
 
 def _one_hot(module: MatrixFactorization, pairs: Tensor) -> Tensor:
-    """For each index pair the matrix (m, n) with a 1 there."""
+    """For each index pair (i, j) the matrix (m, n) with a 1 at (i, j) and zeros elsewhere."""
     m, n = len(module.A), module.B.shape[1]
     if pairs.is_floating_point() or tuple(pairs.shape[1:]) != (2,):
         raise ValueError(

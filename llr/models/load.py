@@ -1,4 +1,4 @@
-"""Models by their names: widths, or somebody's module and what in it makes one."""
+"""Loads models by name: widths, or an object in a Python module."""
 
 from __future__ import annotations
 
@@ -35,22 +35,22 @@ def load_model(
     Args:
         spec: ``mlp:10-64-1`` for a fully connected network of these widths, with biases and
             `activation` between its layers; or ``module:name``, or ``file.py:name``, for a module-level
-            ``nn.Module`` or a function or class that is called without arguments and returns one (dots in
-            `name` reach into classes). Modules are also found in the current directory.
-        weights: a state dict, .safetensors or .pt/.pth/.ckpt, that the model's ``load_state_dict`` takes:
-            alone, under a key of a checkpoint, or with a prefix that a wrapper left in all names. Of
-            tied parameters one name is enough.
-        key: where in the file the state dict is, if that is not clear.
-        activation: tanh, sigmoid, relu, softplus, gelu (exact), silu, erf, sin or identity; for
-            ``mlp:`` only.
+            ``nn.Module``, or a function or class that returns one when called without arguments. `name` may
+            have dots, for attributes of a class. Modules are also found in the current directory.
+        weights: a file .safetensors or .pt/.pth/.ckpt with a state dict that the model's ``load_state_dict``
+            accepts: alone, under a key of a checkpoint, or with a prefix that a wrapper added to all names.
+            One name of a tied parameter is enough.
+        key: the key of the state dict in the file, if there are several.
+        activation: tanh, sigmoid, relu, softplus, gelu (exact), silu, erf, sin or identity; only for
+            ``mlp:``.
         seed: seeds torch's CPU generator while the model is built, so that random weights are
             reproducible; the generator's state is restored afterwards.
         dtype: of the parameters and floating buffers. None keeps the model's own; a weights file
             must then have that dtype.
 
     Raises:
-        ValueError: a malformed spec, nothing of that name, an unreadable or mismatching file.
-        TypeError: the name is not a module, nor a callable that returns one.
+        ValueError: a malformed spec, no object of that name, a file that cannot be read or does not match.
+        TypeError: the object is not a module, nor a callable that returns one.
         ImportError: importing the module failed, or ended the program.
         RuntimeError: the callable raised an exception, or ended the program.
 

@@ -26,7 +26,7 @@ from llr.models.parts import (
 
 
 class _Chain(nn.Sequential):
-    """Layers in a row, whose slices are rows of layers and no models of its kind."""
+    """A sequence of layers, whose slices are plain ``nn.Sequential``."""
 
     def __getitem__(self, idx: Any) -> Any:
         return (
@@ -47,13 +47,13 @@ class TwoLayer(_Chain):
         q: outputs.
         activation: a name in :data:`llr.models.ACTIVATIONS`, or a module such as ``Polynomial([0, 0, 1])``,
             of which a copy is used.
-        bias: whether there are b_i.
-        output_bias: whether there is c.
+        bias: whether the model has hidden biases b_i.
+        output_bias: whether the model has output biases c.
         dtype: of the parameters; default: torch's.
         generator: of the initial values, which are distributed as those of ``nn.Linear``; default: torch's.
 
     Raises:
-        ValueError: sizes that are not positive integers, more parameters than the memory budget has, an
+        ValueError: sizes that are not positive integers, more parameters than fit the memory budget, an
             unknown activation.
         TypeError: an activation that is neither a name nor a module.
 
@@ -96,7 +96,7 @@ class TwoLayer(_Chain):
         *,
         activation: str | nn.Module = "tanh",
     ) -> TwoLayer:
-        """The model with these parameters, copied as they are.
+        """The model with copies of these parameters.
 
         Args:
             w: (m, d).
@@ -106,8 +106,8 @@ class TwoLayer(_Chain):
             activation: as for the class.
 
         Raises:
-            ValueError: shapes that do not fit each other.
-            TypeError: what is no floating-point tensor, several dtypes or devices.
+            ValueError: shapes that do not match.
+            TypeError: an argument that is not a floating-point tensor, several dtypes or devices.
 
         Example:
             >>> import torch
@@ -147,8 +147,8 @@ class DeepLinear(_Chain):
         generator: of the initial values, which are distributed as those of ``nn.Linear``; default: torch's.
 
     Raises:
-        ValueError: fewer than two widths, one that is no positive integer, or more parameters than the memory
-            budget has.
+        ValueError: fewer than two widths, a width that is not a positive integer, or more parameters than fit
+            the memory budget.
 
     Example:
         >>> import llr, torch
@@ -171,11 +171,11 @@ class DeepLinear(_Chain):
 
     @classmethod
     def of(cls, *weights: Tensor) -> DeepLinear:
-        """The model with these weights, (n_1, n_0), (n_2, n_1), ..., copied as they are.
+        """The model with copies of these weights, (n_1, n_0), (n_2, n_1), ....
 
         Raises:
-            ValueError: no weights, shapes that do not fit each other.
-            TypeError: what is no floating-point tensor, several dtypes or devices.
+            ValueError: no weights, shapes that do not match.
+            TypeError: an argument that is not a floating-point tensor, several dtypes or devices.
 
         Example:
             >>> import torch
@@ -211,20 +211,20 @@ def mlp(
     dtype: torch.dtype | None = None,
     generator: torch.Generator | None = None,
 ) -> nn.Sequential:
-    """An MLP: linear layers of these widths, with an activation after every one but the last.
+    """An MLP: linear layers of these widths, with an activation after each but the last.
 
     Args:
         widths: inputs, hidden widths, outputs.
         activation: a name in :data:`llr.models.ACTIVATIONS`, or a module such as ``Polynomial([0, 0, 1])``,
             of which copies are used.
         bias: whether the hidden layers have biases.
-        output_bias: whether the last layer has.
+        output_bias: whether the last layer has biases.
         dtype: of the parameters; default: torch's.
         generator: of the initial values, which are distributed as those of ``nn.Linear``; default: torch's.
 
     Raises:
-        ValueError: fewer than two widths, one that is no positive integer, more parameters than the memory
-            budget has, an unknown activation.
+        ValueError: fewer than two widths, a width that is not a positive integer, more parameters than fit
+            the memory budget, an unknown activation.
         TypeError: an activation that is neither a name nor a module.
 
     Example:

@@ -1,4 +1,4 @@
-"""What models are built of: layers and tensors with initial values from a generator, and checks."""
+"""Parts of models: layers and tensors with initial values from a generator, and checks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llr.inputs.tensors import as_double
 def linear(
     i: int, o: int, bias: bool, dtype: torch.dtype | None, generator: torch.Generator | None
 ) -> nn.Linear:
-    """A linear layer with the initial values that torch gives it, from a generator."""
+    """A linear layer with initial values distributed as torch's, from a generator."""
     layer = nn.utils.skip_init(nn.Linear, i, o, bias=bias, dtype=dtype)
     nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
     if bias:
@@ -33,12 +33,12 @@ def normal(
     dtype: torch.dtype | None,
     generator: torch.Generator | None,
 ) -> nn.Parameter:
-    """A parameter of normal numbers with this standard deviation."""
+    """A parameter of normally distributed numbers with this standard deviation."""
     return nn.Parameter(torch.randn(*shape, dtype=dtype, generator=generator) * scale)
 
 
 def departure_from(model: nn.Module, kind: type[nn.Module]) -> str | None:
-    """What makes a module compute something else than `kind`, which closed forms know; None if nothing."""
+    """Why a module computes something other than its class `kind`, for which closed forms hold; else None."""
     why = gate.parts_departure(model)
     if why:
         return why
@@ -59,10 +59,10 @@ def departure_from(model: nn.Module, kind: type[nn.Module]) -> str | None:
 
 
 def check_memory(numbers: int, dtype: torch.dtype | None) -> None:
-    """Refuse a model of so many parameters that the memory budget does not have.
+    """Refuse a model with more parameters than fit the memory budget.
 
     Raises:
-        ValueError: names the parameters, their bytes and the budget.
+        ValueError: names the number of parameters, their bytes and the budget.
     """
     device = torch.device("cpu")
     nbytes = numbers * (dtype or torch.get_default_dtype()).itemsize
@@ -75,14 +75,14 @@ def check_memory(numbers: int, dtype: torch.dtype | None) -> None:
 
 
 def check_sizes(**sizes: int) -> None:
-    """Refuse what is no positive integer."""
+    """Raise ValueError for a size that is not a positive integer."""
     for name, size in sizes.items():
         if type(size) is not int or size < 1:
             raise ValueError(f"{name} is {size!r}; expected a positive integer")
 
 
 def check_widths(widths: Sequence[int]) -> None:
-    """Refuse what are no widths of an MLP."""
+    """Raise ValueError unless `widths` are at least two positive integers."""
     if len(widths) < 2 or any(type(w) is not int or w < 1 for w in widths):
         raise ValueError(
             f"widths are {widths!r}; expected at least two positive integers, such as [2, 3, 1]"
@@ -90,7 +90,7 @@ def check_widths(widths: Sequence[int]) -> None:
 
 
 def check_tensors(**tensors: Tensor | None) -> None:
-    """Refuse what are no floating-point tensors of one kind; None is left out."""
+    """Raise TypeError unless these are floating-point tensors of one dtype and device; None is skipped."""
     given = {name: t for name, t in tensors.items() if t is not None}
     for name, t in given.items():
         if not isinstance(t, Tensor):
@@ -104,13 +104,13 @@ def check_tensors(**tensors: Tensor | None) -> None:
 
 
 def matrix_shape(name: str, t: Tensor, shape: str) -> tuple[int, int]:
-    """The shape of a matrix; `shape` says in words which one is expected."""
+    """The shape of a matrix; `shape` is the expected shape as text."""
     if t.dim() != 2 or not t.numel():
         raise ValueError(f"{name} has shape {tuple(t.shape)}; expected a matrix {shape}, not empty")
     return t.shape[0], t.shape[1]
 
 
 def check_shape(name: str, t: Tensor | None, expected: tuple[int, ...], why: str) -> None:
-    """Refuse a tensor of another shape; `why` says where the expected one comes from."""
+    """Refuse a tensor of another shape; `why` explains the expected shape."""
     if t is not None and tuple(t.shape) != expected:
         raise ValueError(f"{name} has shape {tuple(t.shape)}; expected {expected}, {why}")

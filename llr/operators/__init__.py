@@ -1,8 +1,8 @@
-"""The native operators, and the same in torch operations.
+"""The native operators, and the same computations in torch operations.
 
-``_ops`` loads the library, or says why not, and calls its operators. ``_transforms`` gives them fake kernels,
-derivatives and vmap rules, ``_arguments`` their checks in Python. ``formula`` and ``double_double`` compute
-the same in torch. Nothing here knows of models.
+``_ops`` loads the library, or says why it cannot, and calls its operators. ``_transforms`` registers their
+fake kernels, derivatives and vmap rules. ``_arguments`` checks their arguments in Python. ``formula`` and
+``double_double`` compute the same in torch. Nothing here depends on models.
 """
 
 from llr.operators import _transforms as _transforms

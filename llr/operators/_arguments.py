@@ -1,6 +1,6 @@
-"""Checks of the native operators' arguments for what runs without kernels: shapes alone, and derivatives.
+"""Checks of the native operators' arguments, for code that runs without kernels: fake kernels, derivatives.
 
-The same words as in csrc/common/mlp_arguments.cpp and the other *_arguments. Sizes may be symbols.
+The messages are those of csrc/common/mlp_arguments.cpp and the other *_arguments. Sizes may be symbolic.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ FLOATS = (torch.float64, torch.float32)
 
 
 def _check(op: str, condition: Any, message: str) -> None:
-    """The condition may depend on symbols, of which torch then takes note."""
+    """Raise RuntimeError unless the condition holds; torch records a condition that depends on symbols."""
     if condition is False:
         raise RuntimeError(f"{op}: {message}")
     if condition is not True:
@@ -26,7 +26,7 @@ def _check(op: str, condition: Any, message: str) -> None:
 
 
 def check_plain(op: str, name: str, t: Tensor) -> None:
-    """A strided tensor of numbers; torch lets None pass for a tensor."""
+    """Check for a strided tensor of numbers; torch accepts None where the schema says tensor."""
     _check(op, isinstance(t, Tensor), f"{name} is {type(t).__name__}; expected a tensor")
     what = "is nested" if t.is_nested else "is quantized" if t.is_quantized else ""
     if not what and t.layout is not torch.strided:
@@ -77,7 +77,7 @@ def check_mlp(
     activation: str,
     columns: Sequence[int] | None,
 ) -> None:
-    """Of ``mlp_jacobian`` and ``mlp_gram``."""
+    """Check the arguments of ``mlp_jacobian`` and ``mlp_gram``."""
     _check(
         op,
         activation in ACTIVATIONS,
@@ -178,7 +178,7 @@ def _check_columns(
 
 
 def check_out(out: Tensor, x: Tensor, shape: Sequence[Any]) -> None:
-    """Of ``mlp_jacobian.out``."""
+    """Check the argument ``out`` of ``mlp_jacobian.out``."""
     check_plain("mlp_jacobian", "out", out)
     _check(
         "mlp_jacobian",
@@ -234,7 +234,7 @@ def check_svdvals(A: Tensor, sweeps: int) -> None:
 
 
 def check_lm(theta: Tensor, x: Tensor, y: Tensor, which: Tensor) -> None:
-    """What the shapes of the results hang on."""
+    """Check those arguments of ``lm_solve`` that determine the shapes of the results."""
     op, double = "lm_solve", (torch.float64,)
     check_tensor(op, "theta", theta, double, (2,), "(S, P)")
     check_tensor(op, "x", x, double, (3,), "(B, n, inputs)")

@@ -1,4 +1,4 @@
-"""Loads the native library, and the face of its operators; what torch's transforms need is in _transforms.
+"""Loads the native library and calls its operators; what torch's transforms need is in _transforms.
 
 The only file that names ``torch.ops.llr``. Where the library cannot be loaded, ``NATIVE`` is False and
 ``REASON`` says why; where it has no CUDA kernels, ``CUDA_REASON`` does. Everything else then works on
@@ -23,7 +23,7 @@ BUILD_FACTS = "_build.json"
 
 
 def _build_facts() -> dict[str, Any]:
-    """What setup.py wrote when this copy of llr was installed; empty for a bare checkout."""
+    """What setup.py wrote when this copy of llr was installed; empty for a checkout that is not installed."""
     try:
         return cast(dict[str, Any], json.loads((resources.files("llr") / BUILD_FACTS).read_text()))
     except FileNotFoundError:
@@ -35,7 +35,7 @@ def _release(version: str) -> tuple[str, ...]:
 
 
 def _load() -> tuple[Any, str]:
-    """The native module or None, and where it comes from or why it is missing."""
+    """The native module and how it was built, or None and why it is missing."""
     facts = _build_facts()
     if not facts:
         return None, "this copy of llr was never installed (pip install --no-build-isolation -e .)"
@@ -43,7 +43,7 @@ def _load() -> tuple[Any, str]:
         return None, f"installed without the native library: {facts['reason']}"
     built, running = facts["torch"], torch.__version__
     if _release(built) != _release(running):
-        # Not left to the linker: a library can load and still disagree on the layout of a class.
+        # The linker does not find this: a library can load and still have another layout of a class.
         return None, (
             f"the native library was built for torch {built} but torch {running} is running; "
             "install llr again: pip install --no-build-isolation --force-reinstall --no-deps llr"
@@ -58,7 +58,7 @@ def _load() -> tuple[Any, str]:
 
 
 def _cuda_reason() -> str:
-    """Why the operators have no CUDA kernels; empty where they have."""
+    """Why the operators have no CUDA kernels; empty if they have."""
     if _library is None:
         return REASON
     if torch._C._dispatch_has_kernel_for_dispatch_key("llr::mlp_jacobian", "CUDA"):
@@ -72,7 +72,7 @@ CUDA_REASON = _cuda_reason()
 
 
 class _native:  # noqa: N801 - a namespace
-    """The operators' overloads, looked up once: for a small net the looking up would show."""
+    """The operators' overloads, looked up once: for a small network the lookup takes a noticeable time."""
 
     if NATIVE:
         mlp_jacobian = staticmethod(torch.ops.llr.mlp_jacobian.default)
@@ -117,8 +117,8 @@ def mlp_jacobian_with_error(
     """:func:`mlp_jacobian`, and for each of its rows how far it may be from the exact one; on the CPU.
 
     Returns:
-        J (..., n, q, P) and (..., n, q) in float64: bounds of the root of the sum of squared errors of a
-        row's entries, infinity where nothing is known; see :mod:`llr.linalg.error_bound`.
+        J (..., n, q, P), and bounds (..., n, q) in float64 of the root of the sum of squared errors of a
+        row's entries, infinity where no bound is known; see :mod:`llr.linalg.error_bound`.
     """
     result = _native.mlp_jacobian_with_error(x, weights, biases, activation, columns)
     return cast(tuple[Tensor, Tensor], result)
@@ -143,7 +143,7 @@ def first_nonfinite(tensors: Sequence[Tensor]) -> int:
         return -1
     if NATIVE and tensors[0].is_cpu:
         return cast(int, _native.first_nonfinite(tensors))
-    # All are asked before the first answer is waited for. Extremes carry NaN and infinity along, and take
+    # All reductions start before the first result is awaited. Extremes propagate NaN and infinity, and need
     # no memory of the tensors' size.
     extremes = [torch.stack(t.detach().aminmax()) if t.numel() else t.new_zeros(2) for t in tensors]
     finite = torch.stack([torch.isfinite(e).all() for e in extremes]).tolist()
@@ -160,14 +160,14 @@ def why_no_kernel(device: torch.device) -> str:
 
 
 def has_kernel(*tensors: Tensor) -> bool:
-    """Whether the native operators compute with these tensors: on one device, that has kernels."""
+    """Whether the native operators compute with these tensors: all on one device, which has kernels."""
     device = tensors[0].device
     return all(t.device == device for t in tensors) and not why_no_kernel(device)
 
 
 @functools.cache
 def _why_not_on_gpu(index: int) -> str:
-    """Asked before a kernel is, whose own complaint would come late and not say what to do."""
+    """Why the kernels do not run on this GPU; CUDA's own error would come late and not say what to do."""
     if CUDA_REASON:
         return f"no CUDA kernels in this build: {CUDA_REASON}"
     archs = (build_info() or {})["cuda_archs"]
@@ -181,14 +181,14 @@ def _why_not_on_gpu(index: int) -> str:
     )
 
 
-_EMBEDDED = {(8, 7)}  # Orin: neither runs others' machine code nor has its own run by others
+_EMBEDDED = {(8, 7)}  # Orin: machine code for it and for other GPUs is not compatible either way
 
 
 def _covers(archs: str, capability: tuple[int, int]) -> bool:
     """Whether code for these architectures ("8.0 9.0 12.0+PTX") runs on a GPU of this capability.
 
-    Machine code runs on its own major version, from its minor version on, or with an "a" on exactly its own;
-    PTX without a letter on everything from its version on.
+    Machine code runs on GPUs of its major version and at least its minor version; with an "a", on exactly its
+    own version. PTX without a letter runs on every version from its own on.
     """
     known = re.findall(r"(\d+)\.(\d)([af]?)(\+PTX)?", archs)
     for major, minor, letter, ptx in known:
@@ -198,13 +198,13 @@ def _covers(archs: str, capability: tuple[int, int]) -> bool:
             letter != "a" and arch <= capability and (alike or (bool(ptx) and not letter))
         ):
             return True
-    return not known  # nothing to go by: the kernels will tell
+    return not known  # without a list of architectures, calling a kernel shows it
 
 
 def svdvals(A: Tensor, sweeps: int = 100) -> Tensor:
     """``torch.ops.llr.svdvals`` of (..., m, n); only where :func:`has_kernel`.
 
-    A matrix that no method could do, or that is not finite, has NaN for its values.
+    The values are NaN for a matrix that is not finite or for which no method converged.
     """
     return cast(Tensor, _native.svdvals(A, sweeps=sweeps))
 
@@ -237,8 +237,8 @@ def gram_add_(K: Tensor, delta: Tensor, a: Tensor, bias: bool = False, weight: b
 def gram_factor(K: Tensor) -> Tensor:
     """L with L L' = K from a double-double K; see :func:`llr.operators.double_double.gram_factor`.
 
-    On the CPU wherever K is: its N steps come one after the other, each after a search for the pivot, and
-    on a GPU would wait for the launches of their kernels. K is only N x N, so that the copies cost little.
+    Computed on the CPU for K on any device: the N steps run one after the other, each after a search for the
+    pivot, so that on a GPU they would wait for kernel launches. K is only N x N, so the copies cost little.
     """
     if NATIVE:
         return cast(Tensor, _native.gram_factor(K.cpu())).to(K.device)
@@ -259,15 +259,16 @@ def lm_solve(
     """``torch.ops.llr.lm_solve``: Levenberg-Marquardt from every row of theta, on the CPU.
 
     Args:
-        theta: (S, P) starts, float64 as all numbers here.
-        x: (B, n, inputs); of a factorization the (row, column) of each entry.
+        theta: (S, P) starts; float64, as are x and y.
+        x: (B, n, inputs); for a factorization the (row, column) of each entry.
         y: (B, n, outputs).
         which: (S), int64, the data set of each start.
-        kind: "mlp", whose parameters are W_1, b_1, W_2, ...; "conv1d" and "local1d", kernels shared by all
-            positions or not, then output weights; "factorization", A and then B.
-        sizes: widths; (d, kernel size, channels); (rows, rank, columns).
+        kind: "mlp", with parameters W_1, b_1, W_2, ...; "conv1d" or "local1d", with kernels that all
+            positions share or do not share, then output weights; "factorization", with A and then B.
+        sizes: for an MLP the widths; for a convolution (d, kernel size, channels); for a factorization (rows,
+            rank, columns).
         activation: a name in :data:`llr.operators.formula.ACTIVATIONS`; "identity" for a factorization.
-        biases: whether each layer of an MLP has them; empty for others.
+        biases: whether each layer of an MLP has a bias; empty for other kinds.
         options: damping, down, up, progress, stall, iterations, tol, first; see
             :class:`llr.recovery.Damping` and :func:`llr.recovery.levenberg_marquardt`.
 

@@ -91,7 +91,7 @@ def _vmap(
     activation: str,
     columns: Sequence[int] | None = None,
 ) -> tuple[Tensor, int]:
-    """One call for the whole batch: vmapped parameter points become the operator's own batch."""
+    """Make one call for the whole batch: vmapped parameter points become the operator's own batch."""
     size = info.batch_size
     _arguments.check_lists("mlp_jacobian", weights, biases)
     x_dim, weight_dims, bias_dims, *_ = in_dims
@@ -123,7 +123,7 @@ def _vmap(
     if not points:
         moved_x = x if x_dim is None else front(x, x_dim)
         return _ops.mlp_jacobian(moved_x, moved_w, moved_b, activation, columns), 0
-    # A batch of parameter points is there already: the two become one.
+    # There already is a batch of parameter points: merge the two.
     moved_x = front(x, x_dim)
     inner = moved_x.shape[1] if moved_x.dim() == 4 else moved_w[0].shape[1]
 
@@ -150,7 +150,7 @@ def _fake_gram_factor(K: Tensor) -> Tensor:
     _arguments.check_gram_factor(K)
     try:
         rank = torch.library.get_ctx().new_dynamic_size()
-    except RuntimeError as error:  # on meta, and no fake tensor, whose sizes may be unknown
+    except RuntimeError as error:  # K is on meta, not a fake tensor with unknown sizes
         raise RuntimeError(
             "gram_factor: K is on meta; the rank of a matrix without numbers is not known"
         ) from error
@@ -169,7 +169,7 @@ def _vmap_svdvals(
 
 
 def _formula(x: Tensor, *network: Any) -> Tensor:
-    """The function in torch operations. The kernel of autograd has checked the arguments."""
+    """The operator in torch operations, without checks: the autograd kernel has checked the arguments."""
     try:
         return formula.mlp_jacobian(x, *network)
     except (
@@ -213,7 +213,7 @@ FAKES: dict[str, Callable[..., Any]] = {
     "svdvals": _fake_svdvals,
     "lm_solve": _fake_lm_solve,
 }
-"""What each operator says of shapes alone."""
+"""The fake kernel of each operator."""
 
 if _ops.NATIVE:
     for name, fake in FAKES.items():

@@ -1,13 +1,13 @@
-"""Double-double arithmetic on tensors: the native operators' reference, and what computes without them.
+"""Double-double arithmetic on tensors: the native operators' reference, used where they are missing.
 
 A number is an unevaluated sum high + low of two float64 numbers, about 106 bits together. A Gram matrix
 K = J J' squares the singular values of J, so that float64 keeps half of their digits; in double-double it
 keeps all of them, and the singular values of its Cholesky factor are as good as those of J in float64.
 
-Every function is a row of ordinary torch operations, on any device. torch has no fused multiply-add, so
-factors are split in halves whose products are exact, for factors below 2^996 and products above 2^-968. Not
-to be compiled: a compiler may contract a product and a sum into one operation, and the errors computed here
-are then not those that were made.
+Every function is a sequence of ordinary torch operations, on any device. torch has no fused multiply-add, so
+factors are split in halves whose products are exact, for factors below 2^996 and products above 2^-968. Do
+not compile these functions: a compiler may contract a product and a sum into one operation, and the errors
+computed here are then not the errors that were made.
 
 Source: T. J. Dekker, "A floating-point technique for extending the available precision", Numer. Math. 18
 (1971).
@@ -47,14 +47,14 @@ class DoubleDouble(NamedTuple):
 
 
 def two_sum(a: Tensor, b: Tensor) -> DoubleDouble:
-    """a + b exactly, as the rounded sum and what it lacks."""
+    """a + b exactly, as the rounded sum and its rounding error."""
     s = a + b
     bb = s - a
     return DoubleDouble(s, (a - (s - bb)) + (b - bb))
 
 
 def two_product(a: Tensor, b: Tensor) -> DoubleDouble:
-    """``a b`` exactly, as the rounded product and what it lacks."""
+    """``a b`` exactly, as the rounded product and its rounding error."""
     p = a * b
     (ah, al), (bh, bl) = _split(a), _split(b)
     return DoubleDouble(p, ((ah * bh - p) + ah * bl + al * bh) + al * bl)
@@ -84,15 +84,17 @@ def gram_add_(K: Tensor, delta: Tensor, a: Tensor, bias: bool = False, weight: b
     """Add to K, in place, the Gram matrix of the derivatives with respect to one layer.
 
     Row i of the Jacobian has the derivatives ``sum_t delta[i, t] a[i, t]'`` with respect to the layer's
-    weight and ``sum_t delta[i, t]`` with respect to its bias; the inner products of rows follow without them:
+    weight and ``sum_t delta[i, t]`` with respect to its bias. Their inner products follow without forming
+    the rows:
+
     K[i, k] += sum over t, s of (delta[i, t] . delta[k, s]) (weight (a[i, t] . a[k, s]) + bias).
 
     Args:
         K: (N, N) float64, or (2, N, N) with high and low parts for double-double arithmetic.
-        delta: (N, T, h) float64, derivatives of the outputs with respect to what the layer puts out.
-        a: (N, T, w) float64, what it is fed.
-        bias: whether a bias counts.
-        weight: whether the weight does.
+        delta: (N, T, h) float64, derivatives of the network's outputs with respect to the layer's output.
+        a: (N, T, w) float64, the layer's input.
+        bias: whether to include the derivatives with respect to the bias.
+        weight: whether to include those with respect to the weight.
 
     In double-double the error of an entry is at most about (h + w + T^2) 2^-104 of the sum of the absolute
     values of all terms.
@@ -127,17 +129,19 @@ def gram_add_(K: Tensor, delta: Tensor, a: Tensor, bias: bool = False, weight: b
 def gram_factor(K: Tensor) -> Tensor:
     """L with L L' = K: Cholesky's factorisation with diagonal pivoting, in double-double.
 
-    It stops where the pivots have fallen to the noise: N 2^-104 of the largest diagonal entry. An entry of
-    what is then left has been through at most N sums, each rounded to a few units of 2^-106 of the
-    diagonal. What is left away has a trace of at most N times that, so that its root, by which a singular
-    value moves at most, is N 2^-52 of the largest one: what an SVD of J in float64 would leave open too.
+    The factorisation stops when the pivots have fallen to the level of rounding errors: N 2^-104 of the
+    largest diagonal entry. An entry of the remaining matrix is the result of at most N sums, each rounded to
+    a few units of 2^-106 of the diagonal. The neglected remainder has a trace of at most N times this level.
+    A singular value moves by at most the square root of the trace, N 2^-52 of the largest singular value. An
+    SVD of J in float64 has an uncertainty of this size too.
 
     Args:
         K: (2, N, N) or (2, B, N, N) float64, high and low parts of positive semidefinite matrices.
 
     Returns:
-        (N, r) or (B, N, r) float64, rounded at the end; rows in the order of K, r the number of pivots (in a
-        batch the largest, with zeros behind). Its singular values are the square roots of K's eigenvalues.
+        (N, r) or (B, N, r) float64, rounded at the end. Rows are in the order of K; r is the number of
+        pivots, in a batch the largest number, with zeros after fewer pivots. The singular values of L are the
+        square roots of K's eigenvalues.
 
     Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms", 2nd ed. (2002), section 10.3.
 

@@ -13,7 +13,7 @@ def check_finite(A: Tensor, what: str, axes: Sequence[str]) -> None:
 
     `axes` names the last dimensions of `A` in the message; those before them are called "batch".
     """
-    # Extremes carry NaN and Inf along, and unlike isfinite(A).all() they need no memory of A's size.
+    # Extremes propagate NaN and Inf, and unlike isfinite(A).all() they need no memory of A's size.
     if A.numel() == 0 or bool(torch.isfinite(torch.stack((A.amin(), A.amax()))).all()):
         return
     bad = (~torch.isfinite(A)).nonzero()

@@ -1,4 +1,4 @@
-"""What the native operator of Jacobians computes, in plain torch operations, and the table of activations."""
+"""The native Jacobian operator in plain torch operations, and the table of activations."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tens
     "erf": (torch.erf, lambda z: torch.exp(-z * z) * (2 / math.sqrt(math.pi))),
     "sin": (torch.sin, torch.cos),
 }
-"""name -> (sigma, sigma'), the native table's twin."""
+"""name -> (sigma, sigma'), the same as the native table."""
 
 
 def mlp_jacobian(

@@ -1,4 +1,4 @@
-"""The singular values of a model's Jacobian, by any method, and how many are above their error."""
+"""The singular values of a model's Jacobian, by any method, and the number of them above their error."""
 
 from __future__ import annotations
 
@@ -21,18 +21,19 @@ from llr.ranks.matrices import count, with_equilibrated
 from llr.ranks.methods import Cost
 from llr.ranks.result import RankResult
 
-# Entries of a Jacobian that is made for the sake of its columns' units, though the method does without.
+# If a method does not form the Jacobian, it is formed for scaling its columns if it has at most this many
+# entries.
 _WORTH_MAKING = 1 << 22
-_COPIES = 8  # of a Jacobian, while it is equilibrated
+_COPIES = 8  # of a Jacobian in memory while it is equilibrated
 
 
 class ImmoderateSquaresError(Exception):
-    """Squares of the Jacobian's entries leave the range of float64."""
+    """Squares of the Jacobian's entries are outside the range of float64."""
 
 
 @dataclass
 class Count:
-    """How the singular values of one Jacobian are found and counted."""
+    """Computes and counts the singular values of one Jacobian."""
 
     problem: Problem
     prepared: Plan
@@ -45,16 +46,16 @@ class Count:
     factor: Tensor | None = None
     """J (B, N, P), the Gram matrix (2, B, N, N), or the triangle (B, s, N)."""
     rows: Tensor | None = None
-    """(B, n q): bounds of the errors of J's rows, where a rule gives them."""
+    """(B, n q): bounds of the errors of J's rows, if there is a rule for them."""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Parameter points, rows, columns."""
+        """The numbers of parameter points, rows and columns."""
         *points, n, q, P = self.prepared.shape
         return math.prod(points), n * q, P
 
     def measure(self) -> RankResult:
-        """The count on the Jacobian as it is.
+        """The count on the Jacobian without scaling.
 
         Raises:
             ImmoderateSquaresError: method "gram" cannot be used.
@@ -105,10 +106,10 @@ class Count:
         return replace(found, path=self.path, actual_bytes=self.held)
 
     def equilibrated(self, found: RankResult) -> RankResult:
-        """The count with rows and columns multiplied by powers of two, where that counts no less.
+        """The count with rows and columns multiplied by powers of two, if it is not less.
 
-        A method that has no columns multiplies rows only, unless J is small enough to be made. Where the
-        errors of the entries are not known nothing is done: what is small may be nothing but rounding.
+        A method without J's columns scales only rows, unless J is small enough to be formed. If the errors of
+        the entries are not known, nothing is scaled: small entries may be only rounding errors.
         """
         points, N, P = self.shape
         if self.rows is None:
@@ -146,26 +147,28 @@ class Count:
         return self.path != "native mlp"
 
     def _errors(self, values: Tensor) -> tuple[Tensor, str]:
-        """How far the values (B, k) may be off, and whether that is a bound."""
+        """The errors of the values (B, k), and whether they are bounded or estimated."""
         _, N, P = self.shape
         if self.rows is None:
             return estimated_error(values, min(N, P), P, self.problem.dtype), "estimate"
         return self._with_method(values, self.rows.norm(dim=-1), self.factor), "error bound"
 
     def _with_method(self, values: Tensor, own: Tensor, factor: Tensor | None) -> Tensor:
-        """The Jacobian's error `own`, and what the method adds to it."""
-        # Singular values are computed in float64 whatever the dtype; what the entries have lost is in `own`.
+        """The Jacobian's error `own` plus the error of the method."""
+        # Singular values are computed in float64 for every dtype; the error of rounded entries is in `own`.
         _, N, P = self.shape
         own, mlp = own.to(values.device), self.problem.mlp
         if self.cost.method != "gram" or factor is None or mlp is None:
             blocks = -(-P // 256) if self.cost.method == "tsqr" else 0
             return own + svd_error(values, min(N, P), torch.float64, blocks=blocks)
-        # An entry of K is off by so many units of 2^-102 of the diagonal, and a root of it by the root of
-        # that.
+        # The error of an entry of K is this number of units of 2^-102 of the diagonal. The error of a square
+        # root of K's eigenvalues is at most the root of the error of K.
         terms = 2 * max(mlp.widths) + len(mlp.weights)
         diagonal = factor[0].diagonal(dim1=-2, dim2=-1)
         squares = (terms + N + 16) * 2.0**-102 * diagonal.sum(-1)
-        squares = squares + N * N * 2.0**-104 * diagonal.amax(-1)  # what its factor leaves away
+        squares = squares + N * N * 2.0**-104 * diagonal.amax(
+            -1
+        )  # the remainder that its factor neglects
         linear = own + svd_error(values, N, torch.float64)
         return (linear.square() + squares.to(linear)).sqrt() * 1.0001
 
@@ -176,7 +179,7 @@ class Count:
         return scaled_error(layers, _places(weights, biases, places), rows, columns, single=single)
 
     def _equilibrated_rows(self, errors: Tensor) -> RankResult:
-        """The count with rows only multiplied by powers of two."""
+        """The count with only rows multiplied by powers of two."""
         _, N, P = self.shape
         assert self.factor is not None
         if self.cost.method == "gram":
@@ -200,7 +203,7 @@ def _places(
     biases: list[Tensor | None],
     places: list[int] | None,
 ) -> list[tuple[int | None, int | None]]:
-    """The first columns of each layer's weight and bias, None for what is no column."""
+    """The first columns of each layer's weight and bias, None for a tensor without columns."""
     found: list[tuple[int | None, int | None]] = []
     start = 0
     for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
@@ -219,6 +222,6 @@ def _padded(values: Tensor, short: int) -> Tensor:
 
 
 def _squares_are_moderate(K: Tensor) -> bool:
-    """Whether K is finite, and large enough for the last bits of double-double to be numbers as well."""
+    """Whether K is finite, and large enough that the last bits of double-double do not underflow."""
     top = K[0].diagonal(dim1=-2, dim2=-1).amax(-1)
     return bool(((top > 2.0**-800) & (top < 2.0**900)).all())

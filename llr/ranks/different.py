@@ -1,6 +1,6 @@
-"""Upper bounds of a rank that need no theory: samples that are the same, parameters that nothing depends on.
+"""Upper bounds of a rank without theory: from equal samples, and from parameters that do not change outputs.
 
-All of it is exact: numbers are compared as they are, or with zero.
+All comparisons are exact: numbers are compared with each other or with zero.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llr.inputs.problem import Problem
 
 Bound = tuple[int, str]
-"""A rank is at most this, and why."""
+"""An upper bound of a rank, and the reason for it."""
 
 ODD = frozenset({"tanh", "erf", "sin", "identity"})
 _NEARLY_ODD = frozenset({"sigmoid"})  # s(z) + s(-z) = 1
@@ -25,19 +25,19 @@ _ROWS = 1 << 14  # and columns of all matrices of a batch
 
 
 def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
-    """What the samples and the zeros among the parameters say about the rank of a model's Jacobian.
+    """Upper bounds of the rank of a model's Jacobian from its samples and from zeros among the parameters.
 
-    Samples that are equal have equal rows: equal bit by bit, or, for an MLP, as numbers. An odd function
-    (tanh, erf, sin or nothing between linear layers without biases) has the same derivatives, up to sign, at
-    x and -x, and none at 0; with one hidden layer of sigmoid, GELU or SiLU there is little more. What cannot
-    reach an output, or is fed zeros by every sample, has columns of zeros.
+    Equal samples have equal rows: equal bit by bit, or, for an MLP, as numbers. An odd function (tanh, erf,
+    sin or no activation between linear layers without biases) has the same derivatives, up to sign, at x and
+    -x, and zero derivatives at 0. With one hidden layer of sigmoid, GELU or SiLU the rank is at most slightly
+    larger. A weight that cannot reach an output, or whose input is zero for every sample, has zero columns.
 
     Args:
         problem: the model, its columns and its samples; at one parameter point, or at several.
         outputs: q.
     """
     mlp, x = problem.mlp, problem.x
-    # -0 and 0 are one number to the layers of an MLP; what other code makes of them is not known.
+    # The layers of an MLP treat -0 and 0 alike; other code may not.
     numbers = x + 0.0 if mlp is not None and x.is_floating_point() else x
     bounds = [(outputs * _distinct(numbers), "different samples")]
     if mlp is None or problem.columns.points is not None:
@@ -46,13 +46,13 @@ def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
         classes = outputs * _distinct(_up_to_sign(x))
         constant = outputs if problem.chain()[-1][0] in problem.columns.values else 0
         if mlp.activation in ODD:
-            # A bias of the outputs is the one thing that is even.
+            # Only the derivatives by an output bias are even.
             bounds.append((classes + constant, "samples up to sign"))
         elif len(mlp.weights) == 2 and mlp.activation in _NEARLY_ODD:
             # The sum of the rows at x and -x is the same for all x, and twice the row at 0.
             bounds.append((classes + outputs, "samples up to sign"))
         elif len(mlp.weights) == 2 and mlp.activation in _NEARLY_EVEN:
-            # Their difference is linear in x. The row at 0 is that of a bias of the outputs.
+            # The difference of the rows is linear in x. The row at 0 is that of an output bias.
             linear = outputs * min(mlp.widths[0], len(x))
             bounds.append((classes + linear + constant, "samples up to sign"))
     bounds.append((_live_columns(problem, mlp), "live parameters"))
@@ -60,7 +60,7 @@ def bounds_of_model(problem: Problem, outputs: int) -> list[Bound]:
 
 
 def bounds_of_matrices(A: Tensor) -> list[tuple[Tensor, str]]:
-    """The same for each of some matrices (k, m, n): rows and columns that are zero, or equal bit by bit."""
+    """Upper bounds for each matrix (k, m, n): rows and columns that are zero, or equal bit by bit."""
     if A.numel() > _ENTRIES or sum(A.shape[-2:]) * len(A) > _ROWS:
         filled = A != 0
         return [(filled.any(side).sum(-1), "zeros") for side in (-1, -2)]
@@ -68,13 +68,13 @@ def bounds_of_matrices(A: Tensor) -> list[tuple[Tensor, str]]:
 
 
 def _different(A: Tensor) -> Tensor:
-    """How many rows of each matrix (k, m, n) are not zero and differ in a bit, (k)."""
+    """The number of distinct nonzero rows of each matrix (k, m, n), compared bit by bit, (k)."""
     counts = (A != 0).any(-1).sum(-1)
     if not A.numel():
         return counts
     A = A + 0.0  # without -0
     bits = A.view(torch.int64 if A.dtype == torch.float64 else torch.int32).to(torch.int64)
-    # Equal rows have equal sums; only where sums are equal, rows have to be compared.
+    # Equal rows have equal sums, so only rows with equal sums have to be compared.
     generator = torch.Generator().manual_seed(0)
     factors = torch.randint(-(2**62), 2**62, A.shape[-1:], generator=generator).to(A.device)
     sums = (bits * factors).sum(-1).sort(-1).values
@@ -84,7 +84,7 @@ def _different(A: Tensor) -> Tensor:
 
 
 def _distinct(x: Tensor) -> int:
-    """How many samples differ in a bit."""
+    """The number of distinct samples, compared bit by bit."""
     rows = x.detach().cpu().flatten(1).contiguous() if x.dim() > 1 else x.detach().cpu()[:, None]
     if rows.shape[1] == 0:
         return min(len(rows), 1)
@@ -92,7 +92,7 @@ def _distinct(x: Tensor) -> int:
 
 
 def _up_to_sign(x: Tensor) -> Tensor:
-    """The samples that are not zero, with their first entry that is not zero positive."""
+    """The nonzero samples, with signs changed so that their first nonzero entry is positive."""
     x = x[(x != 0).any(-1)]
     if not len(x):
         return x
@@ -102,7 +102,7 @@ def _up_to_sign(x: Tensor) -> Tensor:
 
 
 def _live_columns(problem: Problem, mlp: MLP) -> int:
-    """How many columns are not zero for want of a path from the input or to an output."""
+    """The number of columns that have a path of nonzero weights from the input and to an output."""
     links = problem.chain()
     weights, biases = links[::2], links[1::2]
     fed = [(problem.x != 0).any(0)]

@@ -1,4 +1,4 @@
-"""Figures: spectra with the cut that makes them a rank, and ranks against parameters.
+"""Figures: spectra with the tolerance that determines the rank, and ranks against parameters.
 
 Needs matplotlib, as :mod:`llr.results.figures` does.
 """
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 
 def spectrum(result: RankResult | Mapping[str, RankResult], ax: Axes | None = None) -> Axes:
-    """Draw singular values relative to the largest, the tolerance, and where it cuts.
+    """Draw singular values relative to the largest, the tolerance, and the last value above it.
 
-    Values above the tolerance are drawn in full colour, those below it pale; a ring marks the last
-    one that counts. Exact zeros, which a logarithmic axis cannot show, are triangles at its foot.
+    Values above the tolerance are drawn in full colour, those below it pale. A ring marks the smallest
+    counted value. Exact zeros, which a logarithmic axis cannot show, are triangles at the bottom.
 
     Args:
         result: one result (the spectra of a batch are drawn alike), or several by label.
@@ -57,7 +57,7 @@ def spectrum(result: RankResult | Mapping[str, RankResult], ax: Axes | None = No
 
 @matplotlib.rc_context(STYLE)
 def growth(found: ModelRank, ax: Axes | None = None) -> Axes:
-    """Draw the rank on growing samples, the upper bound, and the sample that attains the rank.
+    """Draw the rank against the number of samples, the upper bound, and the sample that attains the rank.
 
     Args:
         found: what :func:`llr.model_rank` returned.
@@ -113,7 +113,7 @@ class _Curve:
     rank: int
     tol: float
     line: str
-    """What it is that values have to exceed."""
+    """The name of the threshold."""
 
 
 def _all_curves(results: Mapping[str, RankResult]) -> list[_Curve]:
@@ -123,7 +123,7 @@ def _all_curves(results: Mapping[str, RankResult]) -> list[_Curve]:
 
 
 def _curves(label: str, colour: Any, result: RankResult) -> list[_Curve]:
-    """One curve per spectrum; the first of a batch carries the label of all."""
+    """One curve per spectrum; the first of a batch has the label."""
     ranks = torch.as_tensor(result.rank).reshape(-1).tolist()
     tols = torch.as_tensor(result.tol).reshape(-1).tolist()
     ambiguous = int(torch.as_tensor(result.ambiguous).sum())

@@ -1,8 +1,8 @@
-"""Whether given samples pin a model's function down near its parameters: the LLR guarantee.
+"""The LLR guarantee: whether given samples determine a model's function near its parameters.
 
 Samples S have the guarantee at parameters theta if the rank of the Jacobian on S is dim T, the rank of the
-model (:mod:`llr.model_rank`): then no direction in which the function can move escapes them, and gradient
-descent from near theta recovers the function (Local Linear Recovery).
+model (:mod:`llr.model_rank`). Every first-order change of the function then changes the outputs on S, and
+gradient descent from near theta recovers the function (Local Linear Recovery).
 
 Source: Zhang et al., "Local Linear Recovery Guarantee of Deep Neural Networks at Overparameterization"
 (2024).
@@ -21,11 +21,11 @@ from llr.inputs.accept import a_model, a_sampler, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model, read_problem
-from llr.inputs.roles import sizes, word
+from llr.inputs.roles import a_progress, sizes, word
 from llr.inputs.samplers import Source, all_samples, checked_points, sample_shape
 from llr.ranks.model_rank import ModelRank
 from llr.ranks.model_rank import model_rank as find_model_rank
-from llr.ranks.saturation import Certify, Found, Look, Question, Search
+from llr.ranks.saturation import Certify, Found, Look, Progress, Question, Search
 from llr.results import Record
 from llr.results.html import Verdict
 from llr.results.progress import followed
@@ -34,15 +34,15 @@ from llr.theory.tangents.upper import upper_bound
 
 @dataclass(frozen=True, repr=False)
 class Guarantee(Record):
-    """Whether samples have the LLR guarantee; true or false as itself.
+    """Whether samples have the LLR guarantee, usable as a truth value.
 
     Attributes:
         holds: whether the rank on the samples is that of the model.
-        rank: the rank on the samples; where it is proved, the search stops at the model's.
+        rank: the rank on the samples. A proof stops when it reaches the model's rank.
         model_rank: dim T as given or found.
-        proved: whether the verdict is a theorem, given a model rank that the caller brought.
-        n_samples: how many samples.
-        reason: the verdict in words.
+        proved: whether the verdict is proved, assuming that a model rank from the caller is right.
+        n_samples: the number of samples.
+        reason: the verdict as text.
     """
 
     holds: bool
@@ -64,7 +64,9 @@ class Guarantee(Record):
         return words + ("" if self.proved else ", counted"), "good" if self.holds else "bad"
 
 
-@takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
+@takes(
+    model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes, progress=a_progress
+)
 @outside_inference_mode
 @followed
 def has_llr_guarantee(
@@ -75,29 +77,33 @@ def has_llr_guarantee(
     params: Selection = None,
     certify: Certify = "auto",
     method: str = "auto",
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> Guarantee:
-    """Whether the samples `x` have the LLR guarantee: whether the rank of the Jacobian on them is dim T.
+    """Whether the samples `x` have the LLR guarantee, that is, the rank of the Jacobian on them is dim T.
 
     Args:
         model: a module, or a callable f(params, x).
         x: (n, ...) samples.
-        model_rank: dim T, as :func:`llr.model_rank` returned it or from elsewhere, which is then believed;
-            default: the closed form where :mod:`llr.theory` has one (and there are no `options`), otherwise
-            found with :func:`llr.model_rank`, on samples of the shape of `x`.
+        model_rank: dim T, a result of :func:`llr.model_rank` or a number from elsewhere, which is trusted.
+            Default: the closed form if :mod:`llr.theory` has one (and there are no `options`), otherwise the
+            result of :func:`llr.model_rank` on samples of the shape of `x`.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
         certify: whether ranks are proved, as for :func:`llr.model_rank`.
         method: how singular values are found, as for :func:`llr.rank`.
+        progress: False for none; or a function, called as ``progress(n, rank, upper)`` after each size.
+            Default: after two seconds a line on a terminal or in a notebook.
         **options: further arguments of :func:`llr.model_rank`, such as `sampler`.
 
     Returns:
-        A `Guarantee`, true or false. A rank counted in floating point can be too small, which then reads as
-        no guarantee; ``reason`` says where it is counted, where the count is ambiguous, and with what gap.
+        A `Guarantee`, true or false. A rank counted in floating point can be too small; the result is then
+        false. ``reason`` says whether the rank is counted, whether the count is ambiguous, and whether it has
+        a gap.
 
     Raises:
-        TypeError: `options` beside `model_rank`.
+        TypeError: `options` together with `model_rank`.
         ValueError: `model_rank` is less than the rank on `x`, or more than the number of parameters; and
-            what :func:`llr.model_rank` refuses.
+            everything that :func:`llr.model_rank` refuses.
 
     Source: Zhang et al. (2024), see the module.
 
@@ -109,11 +115,13 @@ def has_llr_guarantee(
         >>> print(llr.has_llr_guarantee(model, torch.randn(9, 2)[:5], model_rank=9))  # doctest: +ELLIPSIS
         no LLR guarantee: the rank on 5 samples is 5, that of the model 9; ... (proved)
     """
-    case = _Case.of(Question(model, params, certify, method), x, model_rank, options)
+    case = _Case.of(Question(model, params, certify, method), x, model_rank, options, progress)
     return case.verdict()
 
 
-@takes(model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes)
+@takes(
+    model=a_model, x=valued, method=word, sampler=a_sampler, sample_shape=sizes, progress=a_progress
+)
 @outside_inference_mode
 @followed
 def llr_sample_size(
@@ -124,15 +132,16 @@ def llr_sample_size(
     params: Selection = None,
     certify: Certify = "auto",
     method: str = "auto",
+    progress: Progress | bool | None = None,
     **options: Any,
 ) -> int | None:
-    """How many of the samples `x`, from the first on, are needed for the LLR guarantee.
+    """The number of samples of `x`, from the first on, that are needed for the LLR guarantee.
 
     Args and errors as for :func:`has_llr_guarantee`.
 
     Returns:
-        The length of the shortest prefix of `x` on which the Jacobian has rank dim T, at least 1; None if not
-        even all of `x` do. It counts points: each gives as many observations as the model has outputs.
+        The length of the shortest prefix of `x` on which the Jacobian has rank dim T, at least 1; None if all
+        of `x` is not enough. It counts points: each gives as many observations as the model has outputs.
 
     Example:
         >>> import llr, torch
@@ -140,7 +149,7 @@ def llr_sample_size(
         >>> llr.llr_sample_size(model, torch.randn(20, 2))
         9
     """
-    case = _Case.of(Question(model, params, certify, method), x, model_rank, options)
+    case = _Case.of(Question(model, params, certify, method), x, model_rank, options, progress)
     if case.found.best < case.target.rank:
         return None
     return case.search.shortest(case.found)[0]
@@ -148,7 +157,7 @@ def llr_sample_size(
 
 @dataclass(frozen=True)
 class _Target:
-    """dim T, and what is known of it."""
+    """dim T, and how it is known."""
 
     rank: int
     lower: int
@@ -165,7 +174,7 @@ class _Case:
     search: Search
     found: Found
     upper: int
-    """The rank on x is at most this."""
+    """An upper bound of the rank on x."""
 
     @classmethod
     def of(
@@ -174,6 +183,7 @@ class _Case:
         x: Tensor,
         model_rank: int | ModelRank | None,
         options: dict[str, Any],
+        progress: Progress | bool | None,
     ) -> _Case:
         if not isinstance(x, Tensor):
             raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor(x))")
@@ -200,14 +210,19 @@ class _Case:
                     "sampler= (all points as a tensor, or a callable), or model_rank="
                 )
             if callable(given.get("sampler")) or isinstance(given.get("sampler"), Tensor):
-                given.pop("sample_shape")  # these have a shape of their own
+                given.pop("sample_shape")  # these points have their own shape
             model_rank = find_model_rank(
-                model, params=params, certify=question.certify, method=question.method, **given
+                model,
+                params=params,
+                certify=question.certify,
+                method=question.method,
+                progress=progress,
+                **given,
             )
         elif options:
             raise TypeError(
                 f"{next(iter(options))}= is about finding the rank of the model, but model_rank= is given; "
-                "leave one of them away"
+                "omit one of them"
             )
         target = _target(model_rank)
         look = Look.at(question, x[:1], upper=target.rank, claim="model_rank")
@@ -216,8 +231,9 @@ class _Case:
                 f"model_rank is {target.rank}, but the model has {look.n_params} parameters; expected no more"
             )
         source = Source("x", lambda _: x[:0], x, limit=len(x))
-        # No margin: what counts is x, not what more samples would show.
-        search = Search(look, source, len(x), margin=len(x) * look.outputs)
+        # No margin: the question is about x only.
+        told = progress if callable(progress) else None
+        search = Search(look, source, len(x), len(x) * look.outputs, told)
         whole = search.measure(len(x), prove=False)
         found = Found(prove=False, trials=[whole])
         upper = int(whole.result.upper)

@@ -1,4 +1,4 @@
-"""What this installation is made of, and whether it computes right on this machine."""
+"""Facts about this installation, and a test that it computes correctly on this machine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llr.ranks.installation import Info as Info
 from llr.ranks.installation import SelfTest as SelfTest
 
 VERSION = "0.1.0"
-"""Of llr. The package's metadata take it from here as text, without an import: see pyproject.toml."""
+"""The version of llr. The package's metadata read it from here as text: see pyproject.toml."""
 
 
 def info() -> Info:
@@ -69,17 +69,17 @@ _ALLOWED = {torch.float64: 1e-13, torch.float32: 1e-5}
 def selftest(device: torch.device | str | None = None) -> SelfTest:
     """Compare every native operator with plain torch on this machine, in seconds.
 
-    Wrong instructions or a bad build show here. Where there is no native library, or none for a GPU, what
-    runs in its place is checked.
+    The test finds wrong instructions and bad builds. Without a native library, or without kernels for a GPU,
+    the code that replaces it is tested.
 
     Args:
-        device: "cpu", "cuda" for every visible GPU, or one of them; by default all of these.
+        device: "cpu", "cuda" for every visible GPU, or one GPU; by default the CPU and all GPUs.
 
     Returns:
         A table with one line for each check; ``.ok`` tells whether all agree.
 
     Raises:
-        ValueError: another device, or one that is not there.
+        ValueError: another device, or one that does not exist.
 
     Example:
         >>> import llr
@@ -119,7 +119,7 @@ def _checks(device: torch.device) -> list[Check]:
         note, error = "", float("inf")
         try:
             error = measure()
-        except Exception as problem:  # an operator that is wrong may be so in any way
+        except Exception as problem:  # a wrong operator may raise any exception
             note = next(iter(str(problem).splitlines()), type(problem).__name__)
         checks.append(Check(name, error, allowed, str(device), note))
 
@@ -128,13 +128,13 @@ def _checks(device: torch.device) -> list[Check]:
         for activation in formula.ACTIVATIONS:
             name = f"mlp_jacobian {activation} {kind}"
             add(name, allowed, partial(_mlp_error, activation, dtype, device))
-        # Ten short sides of eps.
+        # The allowed error is 10 eps per short side.
         ten_eps = 10 * torch.finfo(dtype).eps
         add(f"svdvals {kind}", ten_eps, partial(_svdvals_error, dtype, device))
     if not _ops.why_no_kernel(device):
         add("mlp_gram", 1e-13, partial(_mlp_gram_error, device))
         if device.type == "cpu":
-            for widths, n in (((3, 4, 2), 40), ((5, 30, 3), 9)):  # J'J and JJ' are the smaller one
+            for widths, n in (((3, 4, 2), 40), ((5, 30, 3), 9)):  # J'J is smaller, or JJ'
                 add(f"lm_solve {n} samples", 1e-12, partial(_lm_error, widths, n))
             add("lm_solve factorization", 1e-12, _lm_factorization_error)
     add("gram_add_ double-double", 1e-28, partial(_gram_error, device))
@@ -144,7 +144,7 @@ def _checks(device: torch.device) -> list[Check]:
 
 
 def _difference(result: Tensor, exact: Tensor) -> Tensor:
-    """On the CPU and in float64, where `exact` is."""
+    """The difference, on the CPU and in float64, as `exact` is."""
     if result.shape != exact.shape:
         raise ValueError(f"shape {tuple(result.shape)}, expected {tuple(exact.shape)}")
     return result.cpu().double() - exact
@@ -202,7 +202,7 @@ def _error_of_net(
 
 
 def _svdvals_error(dtype: torch.dtype, device: torch.device) -> float:
-    """The largest error over sigma_1 and the short side, for sizes on every path."""
+    """The largest error divided by sigma_1 and the short side, for sizes that use every code path."""
     worst = 0.0
     for shape in ((17, 30, 20), (3, 5, 40), (2, 1000, 7), (200, 150)):
         A = torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -230,7 +230,7 @@ _STARTS = 19  # more than a vector has lanes
 
 
 def _lm_error(widths: tuple[int, int, int], n: int) -> float:
-    """Of one damped step from each start."""
+    """The error of one damped step from each start."""
     d, m, q = widths
     generator = torch.Generator().manual_seed(0)
     sizes = ((_STARTS, m, d), (_STARTS, m), (_STARTS, q, m), (n, d), (n, q))
@@ -244,7 +244,7 @@ def _lm_error(widths: tuple[int, int, int], n: int) -> float:
 
 
 def _lm_factorization_error() -> float:
-    """The same where every lane looks up entries of its own."""
+    """As :func:`_lm_error`, for a factorization, where every lane reads its own entries."""
     rows, rank, columns, n = 5, 2, 4, 15
     generator = torch.Generator().manual_seed(0)
     theta = torch.randn(_STARTS, rank * (rows + columns), generator=generator, dtype=torch.float64)
@@ -273,7 +273,7 @@ def _step_error(
     outputs: Tensor,
     model: tuple[str, Sequence[int], str, Sequence[bool]],
 ) -> float:
-    damping = 1e4  # so much that the step lowers the loss and is taken
+    damping = 1e4  # so large that the step lowers the loss and is accepted
     J, r = J.flatten(1, 2), (outputs - y).flatten(1)
     normal = J.mT @ J + damping * torch.eye(theta.shape[1], dtype=torch.float64)
     # Not torch.linalg.solve: with MKL and threads set by torch.set_num_threads its batched LU may fail.
@@ -285,7 +285,7 @@ def _step_error(
 
 
 def _layer() -> tuple[Tensor, Tensor, Tensor]:
-    """Numbers that cancel, so that their Gram matrix needs its low part."""
+    """Numbers with cancellation, so that their Gram matrix needs its low part."""
     generator = torch.Generator().manual_seed(0)
     delta, a = (torch.randn(70, 2, w, generator=generator, dtype=torch.float64) for w in (9, 5))
     return torch.zeros(2, 70, 70, dtype=torch.float64), delta, a

@@ -29,14 +29,14 @@ class Info(Record):
 
 @dataclass(frozen=True)
 class Check:
-    """One comparison: the largest error relative to the largest entry, and what is allowed."""
+    """One comparison: the largest error relative to the largest entry, and the allowed error."""
 
     name: str
     error: float
     allowed: float
     device: str = "cpu"
     note: str = ""
-    """What was wrong beyond numbers."""
+    """A problem other than an error of numbers; empty if there is none."""
 
     @property
     def ok(self) -> bool:

@@ -1,6 +1,6 @@
 """Ranks of matrices: `svdvals`, `tolerance`, `numerical_rank`.
 
-Plain linear algebra on tensors ``(..., m, n)``; nothing here knows about models.
+Plain linear algebra on tensors ``(..., m, n)``; nothing here depends on models.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llr.linalg.spectrum import counted, singular_values, threshold
 from llr.ranks.different import bounds_of_matrices
 from llr.ranks.result import RankResult
 
-# Up to these, a few milliseconds of exact elimination settle what a count leaves open.
+# Up to these sizes exact elimination takes a few milliseconds, and is used if a count leaves a rank open.
 _SMALL_SIDE, _SMALL_ENTRIES = 16, 1024
 
 
@@ -32,19 +32,19 @@ _SMALL_SIDE, _SMALL_ENTRIES = 16, 1024
 def svdvals(A: Tensor) -> Tensor:
     """The singular values of a matrix or a batch of matrices, largest first.
 
-    The error is at most 10 eps * sigma_1 times the short side (on random matrices of short side n up to 100,
-    1.6 sqrt(n) eps * sigma_1 was the most), whatever the longer side: matrices much longer than wide,
-    or wider than long, are first reduced to a triangle by QR of short blocks. (LAPACK's direct route
-    loses a factor of hundreds at 100,000 columns, more than the tolerance used for ranks allows.)
-    The arithmetic is float64 for float32 matrices too, for the same reason: their spectrum is
-    limited by the rounding of their entries alone. Matrices are scaled by a power of two, so that entries
-    may be as large or small as the dtype holds.
+    The error is at most 10 eps * sigma_1 times the short side, independently of the long side. (On random
+    matrices of short side n up to 100 the largest error was 1.6 sqrt(n) eps * sigma_1.) For this, matrices
+    much longer than wide, or wider than long, are first reduced to a triangular factor by QR of short blocks:
+    LAPACK's direct method loses a factor of hundreds at 100,000 columns, more than the tolerance for ranks
+    allows. For the same reason float32 matrices are computed in float64, too: only the rounding of their
+    entries limits their spectrum. Matrices are scaled by a power of two, so entries may be as large or small
+    as the dtype holds.
 
-    The native operator does it, on the CPU and where the library has kernels for the GPU: many small
-    matrices (short side up to 128) at once, on the CPU in the lanes of the vector registers, with the same
-    result in every bit for any number of threads. Elsewhere, and without the native library, torch does it.
-    If neither finds the values of a matrix, they are computed as the eigenvalues of the symmetric
-    [[0, R], [R', 0]] on the CPU, and a warning is logged.
+    The native operator is used on the CPU, and on a GPU if the library has kernels for it. It computes many
+    small matrices (short side up to 128) at once, on the CPU in the lanes of the vector registers; every bit
+    of the result is the same for any number of threads. Otherwise torch computes the values. If both fail for
+    a matrix, its values are computed as the eigenvalues of the symmetric [[0, R], [R', 0]] on the CPU, and a
+    warning is logged.
 
     Args:
         A: shape ``(..., m, n)``, float32 or float64, any strides. Empty sides are allowed.
@@ -77,10 +77,10 @@ def tolerance(
 ) -> Tensor:
     """A tolerance for singular values by size: ``max(atol, rtol * sigma_1)``.
 
-    By default ``rtol = eps(dtype) * short_side`` and ``atol = 0``. The short side, not the long
-    one: rounding every entry of A perturbs the singular values by at most
-    ``eps ||A||_F <= eps sqrt(short_side) sigma_1``, however long the other side is, and `svdvals`
-    keeps to the same scale. The usual rule ``eps * max(m, n)`` reaches 1 in float32 at 8.4 million
+    By default ``rtol = eps(dtype) * short_side`` and ``atol = 0``. It is the short side, not the long
+    side, because rounding every entry of A changes the singular values by at most
+    ``eps ||A||_F <= eps sqrt(short_side) sigma_1`` for any long side, and the error of `svdvals` has
+    the same scale. The usual rule ``eps * max(m, n)`` reaches 1 in float32 at 8.4 million
     columns, which makes the rank of every such matrix 0.
 
     Args:
@@ -122,25 +122,25 @@ def tolerance(
 def numerical_rank(
     A: Tensor, *, rtol: float | None = None, atol: float | None = None
 ) -> RankResult:
-    """The rank of a matrix or a batch of matrices as floating point sees it, with its evidence.
+    """The numerical rank of a matrix or a batch of matrices, with its evidence.
 
     The singular values above their error bound, ``2u (10 + 2 min(m, n)) sigma_1`` with the u of A's dtype,
-    are counted: A has at least this rank. Where that does not meet an upper bound (the shape; rows or columns
-    that are zero, or equal bit by bit), rows and columns are multiplied by powers of two, so that units do
-    not decide, and counted again. What is then still open, for matrices of a short side up to 16 and of up
-    to 1024 entries together, is settled by exact elimination if that gives the same rank. With `rtol` or
-    `atol` the values above `tolerance` are counted instead.
+    are counted: A has at least this rank. If the count is less than an upper bound (from the shape, or from
+    rows or columns that are zero or equal bit by bit), rows and columns are multiplied by powers of two, so
+    that the rank does not depend on units, and the values are counted again. If the rank is still open, exact
+    elimination settles it if it gives the same rank, for matrices of a short side up to 16 and of up to 1024
+    entries together. With `rtol` or `atol` the values above `tolerance` are counted instead.
 
     Args:
         A: shape ``(..., m, n)``, float32 or float64. An all-zero or empty matrix has rank 0.
-        rtol: count what is above ``rtol * sigma_1`` instead.
-        atol: count what is above `atol` instead. The larger of the two holds.
+        rtol: count the values above ``rtol * sigma_1`` instead.
+        atol: count the values above `atol` instead. With both, the larger threshold is used.
 
     Returns:
-        A `RankResult`; batched over the leading dimensions of `A`. It is about the given numbers; that a
-        matrix which was rounded before has full rank says little, and ``clear`` tells whether there is a
-        large gap. So where exact elimination gives a larger rank than is counted, the count remains, is
-        ambiguous, and ``reason`` (for one matrix) says what was found.
+        A `RankResult`; batched over the leading dimensions of `A`. It is about the given numbers. A matrix
+        that was rounded before mostly has full rank, which says little; ``clear`` tells whether there is a
+        large gap. So if exact elimination gives a larger rank than the count, the result is the count, marked
+        as ambiguous, and ``reason`` (for one matrix) gives the other rank.
 
     Raises:
         TypeError, ValueError, torch.linalg.LinAlgError: as `svdvals` and `tolerance`.
@@ -159,7 +159,7 @@ def numerical_rank(
 def rank_of_matrix(
     A: Tensor, name: str, *, rtol: float | None = None, atol: float | None = None
 ) -> RankResult:
-    """`numerical_rank` of a matrix which messages call `name`."""
+    """`numerical_rank` of a matrix, called `name` in messages."""
     values = singular_values(A, name)
     m, n = A.shape[-2:]
     found = count(values, m, n, rtol=rtol, atol=atol)
@@ -181,7 +181,7 @@ def rank_of_matrix(
 
 
 def _left_open(found: RankResult, matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """The places of the matrices (k, m, n) whose ranks are open, and those matrices."""
+    """The indices of the matrices (k, m, n) whose ranks are open, and those matrices."""
     if len(matrices) == 1:
         return torch.zeros(1, dtype=torch.int64, device=matrices.device), matrices
     which = torch.as_tensor(found.ambiguous).reshape(-1).nonzero()[:, 0]
@@ -189,7 +189,7 @@ def _left_open(found: RankResult, matrices: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _at_most(found: RankResult, which: Tensor, bound: Tensor, why: str) -> RankResult:
-    """With an upper bound for each of the matrices at these places."""
+    """The result with an upper bound for each of the matrices at these indices."""
     upper = torch.as_tensor(found.upper)
     bounds = upper.reshape(-1).to(bound.device, copy=True)
     bounds[which] = bounds[which].minimum(bound)
@@ -197,10 +197,11 @@ def _at_most(found: RankResult, which: Tensor, bound: Tensor, why: str) -> RankR
 
 
 def _eliminated(found: RankResult, matrices: Tensor) -> tuple[RankResult, int | None]:
-    """With the ranks of small matrices whose entries are taken as exact numbers; the last of these ranks.
+    """The result with the exact ranks of small matrices as upper bounds; and the last of these ranks.
 
-    Such a rank is an upper bound of what is counted, and settles the count if they are the same. It is no
-    rank in place of the count: of a matrix that has been rounded it says little.
+    Entries are taken as exact numbers. The exact rank is an upper bound of the count, and settles the rank if
+    both are equal. It does not replace the count, since it says little about a matrix that was rounded
+    before.
     """
     side = min(matrices.shape[-2:])
     if not found.open or side > _SMALL_SIDE:
@@ -219,15 +220,15 @@ def with_equilibrated(
     error: Callable[[Tensor, Tensor], Tensor] | None = None,
     dtype: torch.dtype | None = None,
 ) -> RankResult:
-    """The count on the matrices with equilibrated rows and columns, where it is not less.
+    """The count on the matrices with equilibrated rows and columns, if it is not less.
 
     Args:
-        found: what was counted on them as they are.
-        matrices: (B, m, n), of which B counts, or one.
-        error: exponents of rows (B, m) and columns (B, n) -> how far the scaled matrices may be from the
-            exact ones, (B); default: they are exact.
-        dtype: in whose precision the SVD errs; default: the matrices', since their entries have been rounded
-            to it.
+        found: the count without scaling.
+        matrices: (B, m, n), with one count for each, or with B = 1 for a single matrix.
+        error: a function of the exponents of rows (B, m) and columns (B, n) that returns the errors (B) of
+            the scaled matrices; default: the matrices are exact.
+        dtype: the precision of the SVD's error; default: that of the matrices, since their entries have been
+            rounded to it.
     """
     if not matrices.numel():
         return found
@@ -259,10 +260,10 @@ def count(
         spectrum: descending.
         n_rows: rows of the matrix.
         n_params: columns of the matrix.
-        error: how far the values may be from the exact ones, (...), float64; default: what `svdvals` errs.
-        lower_from: what `error` is, "error bound" or "estimate".
-        rtol: count above a tolerance instead, as `tolerance`.
-        atol: the same.
+        error: the errors of the values, (...), float64; default: the error of `svdvals`.
+        lower_from: the kind of `error`: "error bound" or "estimate".
+        rtol: count the values above a tolerance instead; see `tolerance`.
+        atol: likewise.
         method: how the values were found.
     """
     upper = min(n_rows, n_params)

@@ -1,4 +1,4 @@
-"""What each way to a rank would cost, and which one to take."""
+"""The cost of each method for a rank, and the choice between them."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from llr.jacobians.paths import Plan, is_native
 
 METHODS = ("auto", "svd", "tsqr", "gram", "certified")
 
-# A multiply-add in double-double is about ten operations on doubles; they run as fast as a matrix product's.
+# A multiply-add in double-double takes about ten operations on doubles, as fast as those of a matrix product.
 _DOUBLE_DOUBLE = 10
 
-_WIDEST_AT_ONCE = 128  # the short side up to which many matrices go through one kernel
+_WIDEST_AT_ONCE = 128  # the short side up to which one kernel computes many matrices
 _GPU_SCRATCH = (
     256 << 20
-)  # what such a kernel takes on a GPU for all of a batch, where one matrix needs less
+)  # the memory of such a kernel on a GPU for a whole batch of matrices that need less each
 
 
 @dataclass(frozen=True)
@@ -31,18 +31,19 @@ class Cost:
     method: str
     flops: float
     nbytes: int
-    """Held at a time beside the model and its samples."""
+    """The memory used at a time, besides the model and its samples."""
 
 
 def costs(problem: Problem, prepared: Plan) -> dict[str, Cost]:
     """Estimates for "svd", "tsqr" and "gram", by name.
 
-    With N rows, P columns and s the shorter of the two: an SVD takes 2 N P s + 3 s^3 operations and holds J,
-    and what `_beside` says. tsqr takes 2 P N^2 + 3 s^3 and holds three triangles of N^2, and blocks of
-    columns. gram takes about 5 N^2 (sum of widths) + 9 N^3 for an MLP, 5 N^2 P + 9 N^3 at most for another
-    module, and holds six matrices of N^2 numbers (K and its factor in two parts each, and the factor rounded,
-    twice; for a GPU, partly in the CPU's memory) and the signals of an MLP, or blocks of columns. Times the
-    number of parameter points, but for what the last two hold of one at a time.
+    With N rows, P columns and s the smaller of N and P: "svd" takes 2 N P s + 3 s^3 operations and the memory
+    of J and of `_beside`. "tsqr" takes 2 P N^2 + 3 s^3 operations and the memory of three triangular factors
+    of N^2 numbers, and of blocks of columns. "gram" takes about 5 N^2 (sum of widths) + 9 N^3 operations for
+    an MLP, at most 5 N^2 P + 9 N^3 for another module, and the memory of six matrices of N^2 numbers (K and
+    its factor in two parts each, and the rounded factor, twice; for a GPU partly in the CPU's memory) and of
+    the signals of an MLP, or of blocks of columns. All is multiplied by the number of parameter points,
+    except for memory that "tsqr" and "gram" use for one point at a time.
     """
     *points, n, q, P = prepared.shape
     N, batch = n * q, math.prod(points)
@@ -63,11 +64,11 @@ def costs(problem: Problem, prepared: Plan) -> dict[str, Cost]:
 
 
 def _beside(J: int, s: int, batch: int, device: torch.device) -> int:
-    """Bytes for the singular values of a batch of matrices of J bytes, beside the matrices.
+    """The memory for singular values of a batch of matrices of J bytes, besides the matrices.
 
-    Those with a short side s up to 128 need none on the CPU; a GPU shortens their rows to a quarter, a
-    sixteenth, ... in copies. Longer ones are shortened to an eighth, by QR of blocks of rows: one block a
-    thread, or 64 on a GPU.
+    Matrices with a short side s up to 128 need none on the CPU; a GPU makes copies reduced to a quarter of
+    the rows, a sixteenth, .... Larger ones are reduced to an eighth, by QR of blocks of rows: one block per
+    thread, or 64 blocks on a GPU.
     """
     if device.type == "cuda":
         if s <= _WIDEST_AT_ONCE:
@@ -79,7 +80,7 @@ def _beside(J: int, s: int, batch: int, device: torch.device) -> int:
 
 
 def _with_blocks(held: int, N: int, J: int, device: torch.device) -> int:
-    """Bytes with the blocks of columns that go beside: fewer where memory is short, but some."""
+    """The memory together with that of blocks of columns, which are smaller if memory is short."""
     generous = held + min(BLOCK_BYTES, 2 * J)
     if fits(generous, device):
         return generous
@@ -87,18 +88,18 @@ def _with_blocks(held: int, N: int, J: int, device: torch.device) -> int:
 
 
 def choose(method: str, problem: Problem, prepared: Plan, dtype: torch.dtype) -> tuple[Cost, str]:
-    """The method to take, with its cost, and why.
+    """The method to take, with its cost, and the reason.
 
     Raises:
-        ValueError: nothing fits the memory budget, or the method that was asked for does not.
-        TypeError: a method that computes in float64 only, asked for in float32.
+        ValueError: no method, or not the requested method, fits the memory budget.
+        TypeError: float32 was requested for a method that computes only in float64.
     """
     estimates = costs(problem, prepared)
     device = problem.x.device
     if method != "auto":
         if method != "svd" and dtype != torch.float64:
             raise TypeError(
-                f"method={method!r} computes in float64, but dtype is {dtype}; leave dtype away, or take "
+                f"method={method!r} computes in float64, but dtype is {dtype}; omit dtype, or take "
                 "method='svd'"
             )
         cost = estimates[method]

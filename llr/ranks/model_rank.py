@@ -1,10 +1,10 @@
-"""The rank of a model, and which samples attain it.
+"""The rank of a model, and samples that attain it.
 
 The tangent space T of a model at parameters theta is spanned by the functions df(.; theta) / d theta_i on the
-whole input space; dim T is the rank of the model there. The Jacobian on n samples has rank at most dim T.
-Where it has that rank, the samples pin the function down near theta: they have the LLR guarantee (Local
-Linear Recovery, :mod:`llr.ranks.guarantee`). Of a scalar analytic model almost every sample of dim T or more
-points has it, and none of fewer.
+whole input space; dim T is the rank of the model at theta. The Jacobian on n samples has rank at most dim T.
+If its rank is dim T, the samples determine the function near theta: they have the LLR guarantee (Local Linear
+Recovery, :mod:`llr.ranks.guarantee`). For a scalar analytic model almost every set of dim T or more samples
+has the guarantee, and no smaller set has it.
 
 Sources: Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear Models" (2023), for the rank
 and the optimistic sample size; Zhang et al., "Local Linear Recovery Guarantee of Deep Neural Networks at
@@ -35,7 +35,7 @@ from llr.results.progress import followed
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# How many times P + margin scalar observations are tried where max_samples does not say.
+# The default of max_samples is this many times P + margin scalar observations.
 _PATIENCE = 16
 _MOST_MARGIN = 10**6
 
@@ -45,22 +45,23 @@ class ModelRank(Record):
     """The rank of a model at its parameters, how far it is proved, and a sample that attains it.
 
     Attributes:
-        rank: dim T as found: the largest rank of the Jacobian that was met.
-        lower: what dim T is proved to be at least, 0 without a certificate.
-        upper: what it is at most: the number of parameters, or the caller's `upper`, or the rank on all
-            points of a finite domain.
-        upper_from: "parameters", "theory" (a closed form), "caller" (believed, not proved) or "domain".
-        ambiguous: whether the rank on the longest sample is open, as for `RankResult`: its bounds do not
-            meet, or the lower one is an estimate, or more is proved on another sample.
-        clear: whether that count has a gap of 1e3, or that proof did not grow with the precision. Smooth
-            functions have such gaps by chance, too.
-        saturated: whether the rank stopped growing as the samples grew, or cannot grow. If not, dim T may
-            well be larger.
-        reason: why the search ended, in words.
+        rank: dim T as found: the largest rank of the Jacobian on any of the samples tried.
+        lower: a proved lower bound of dim T, 0 without a certificate.
+        upper: an upper bound of dim T: the number of parameters, a closed form, the caller's `upper`, or the
+            rank on all points of a finite domain.
+        upper_from: the source of `upper`: "parameters", "theory" (a closed form), "caller" (trusted, not
+            proved) or "domain".
+        ambiguous: whether the rank on the largest sample is open, as for `RankResult`: its bounds differ, or
+            the lower one is an estimate, or a larger rank is proved on another sample.
+        clear: whether the count on the largest sample has a gap of 1e3, or its proof did not grow with the
+            precision. Smooth functions have such gaps by chance, too.
+        saturated: whether the rank stopped growing with the number of samples, or cannot grow. If False,
+            dim T may be larger.
+        reason: why the search ended, as text.
         samples: the shortest prefix of the sampler's sequence that attains the rank.
         result: the `RankResult` on these samples.
         trace: the sizes that were tried and the rank at each, (n, rank).
-        sampler: what the samples were drawn from.
+        sampler: the source of the samples, as text.
         n_params: P.
     """
 
@@ -83,12 +84,12 @@ class ModelRank(Record):
 
     @property
     def exact(self) -> bool:
-        """Whether the bounds meet, so that the rank is a theorem (given the caller's bound, if it is one)."""
+        """Whether the bounds are equal, so that the rank is proved (if a bound from the caller is right)."""
         return self.lower == self.upper
 
     @property
     def n_samples(self) -> int:
-        """How many points attain the rank; each gives as many observations as the model has outputs."""
+        """The number of points that attain the rank; each gives one observation per output."""
         return len(self.samples)
 
     def __str__(self) -> str:
@@ -113,7 +114,7 @@ class ModelRank(Record):
         return line if self.saturated else f"{line}; NOT SATURATED: {self.reason}"
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the rank on growing samples, between its bounds.
+        """The axes of a figure of the rank against the number of samples, between its bounds.
 
         Args:
             ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
@@ -171,46 +172,49 @@ def model_rank(
     method: str = "auto",
     progress: Progress | bool | None = None,
 ) -> ModelRank:
-    """The rank of a model at its parameters, dim T: how many scalar observations pin its function down.
+    """The rank of a model at its parameters, dim T: how many scalar observations determine its function.
 
-    The sample is doubled until its observations outnumber the rank by more than `margin` and the next
-    doubling does not raise the rank; or until the rank cannot grow. First singular values are counted; where
-    they show the scale of a proof to be moderate, ranks are proved from there on, which also finds the
-    directions that floating point cannot see. A proved rank on any sample is a proved lower bound of dim T.
+    The number of samples is doubled until there are more than `margin` more observations than the rank and
+    the next doubling does not raise the rank; or until the rank cannot grow. First singular values are
+    counted. If a proof at the size found takes moderate time, ranks are proved from there on, which also
+    finds directions below the rounding error of floating point. A proved rank on any sample is a proved lower
+    bound of dim T.
 
-    That dim T is no larger than found is proved only if it is the number of parameters, the closed form
-    that :mod:`llr.theory` has for the model, an `upper` of the caller's, or the rank on a whole finite
-    domain. Otherwise it is what the doubling shows. It can mislead where samples are bad: points that
-    repeat, inputs confined to a subspace, x and -x for a model of odd functions; T is then that of the
-    function on what the sampler reaches. ReLU networks have directions that only samples in small linear
-    regions show. Points exactly on a kink should be left out: the slope taken there can fake a direction.
+    It is proved that dim T is not larger only if the rank equals the number of parameters, the closed form
+    that :mod:`llr.theory` has for the model, the caller's `upper`, or the rank on a whole finite domain.
+    Otherwise the only evidence is that the rank stopped growing. This can mislead if samples are bad:
+    repeated points, inputs in a subspace, x and -x for a model of odd functions. T is then the tangent space
+    of the function on the points that the sampler reaches. In ReLU networks some directions change outputs
+    only in small linear regions. Omit points exactly on a kink: the slope that torch takes there can add a
+    false direction.
 
     Args:
         model: a module, or a callable f(params, x).
         sampler: "normal" (standard) or "uniform" (on [-1, 1]); a box (low, high) of numbers or tensors; a
             tensor (N, ...), whose points are taken in random order, each once; or a callable f(n, generator)
-            that returns n new points at each call. For the first two, a model that begins with an embedding
-            gets tokens, a ``MatrixFactorization`` all index pairs.
+            that returns n new points at each call. With "normal" and "uniform", a model that begins with an
+            embedding gets random tokens, and a ``MatrixFactorization`` gets all index pairs.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
-        upper: an upper bound of dim T known from theory; believed.
-        certify: "auto" proves where N rows and P columns have N P (200 + min(N, P)) <= 1e8 and
-            :func:`llr.certify` takes the model; True proves whatever it takes, False never.
-        margin: how far the observations must outnumber the rank, from 1 to a million.
-        max_samples: the most points to draw; default: 16 (P + margin) observations' worth.
-        seed: of the samples, a function of seed and sampler alone. The global generator is not used.
-        sample_shape: shape of one sample, where the model does not tell: all but MLPs and ``nn.Sequential``
+        upper: an upper bound of dim T known from theory; trusted.
+        certify: "auto" proves ranks if N P (200 + min(N, P)) <= 1e8 for N rows and P columns, and
+            :func:`llr.certify` accepts the model; True proves them at any cost, False never.
+        margin: how many more observations than the rank are needed, from 1 to a million.
+        max_samples: the most points to draw; default: enough for 16 (P + margin) observations.
+        seed: of the samples, which depend only on seed and sampler. The global generator is not used.
+        sample_shape: shape of one sample. It is needed for all models except MLPs and ``nn.Sequential``
             that begin with a linear layer.
         method: how singular values are found, as for :func:`llr.rank`; "certified" is ``certify=True``.
         progress: False for none; or a function, called as ``progress(n, rank, upper)`` after each size.
             Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
-        A `ModelRank`. One whose search ran out of samples has ``saturated=False`` and says why.
+        A `ModelRank`. If the search ran out of samples, it has ``saturated=False`` and a reason.
 
     Raises:
         TypeError: a sampler of another kind.
-        ValueError: a malformed sampler or sample, a shape that cannot be told, an `upper` that is disproved,
-            a model that cannot be certified with ``certify=True``; and what :func:`llr.rank` refuses.
+        ValueError: a malformed sampler or sample, a shape that cannot be determined, an `upper` that is
+            disproved, a model that cannot be certified with ``certify=True``; and everything that
+            :func:`llr.rank` refuses.
 
     Source: Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear Models" (2023).
 
@@ -245,7 +249,7 @@ def model_rank(
     trace, proof = found.trials, None
     if look.provable(found.first):
         proof = search.grow(found.first, prove=True)
-        if not found.complete and not proof.complete:  # neither came to an end
+        if not found.complete and not proof.complete:  # neither search was completed
             found = search.grow(start, prove=False)
             trace = found.trials
         if proof.complete or proof.best > found.best:

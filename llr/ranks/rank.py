@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -11,9 +13,10 @@ from torch import Tensor
 from llr.inputs.accept import a_model_or_matrix, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
-from llr.inputs.problem import Model, read_problem
+from llr.inputs.problem import Model, Problem, read_problem
 from llr.inputs.roles import a_precision, a_progress, check_int, real, word
 from llr.jacobians.jacobian import prepare
+from llr.jacobians.paths import Plan
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import Progress, certify
@@ -27,13 +30,14 @@ from llr.theory.tangents.upper import upper_bound
 
 __all__ = ["METHODS", "RankResult", "rank"]
 
-# N P (200 + min(N, P)) for N rows and P columns: about how many ball operations a certificate takes. Up to
-# the first number it is made at once, in about a second at most; up to the second at the higher precision.
+# A certificate takes about N P (200 + min(N, P)) ball operations for N rows and P columns. Up to the first
+# number it is made immediately, in about a second at most. The second number is the largest precision then.
 _AT_ONCE, _BITS_AT_ONCE = 1e7, 256
 _SMALL, _BITS_OF_SMALL = 2e6, 512
 _SECONDS_PER_OPERATION = 1e-7
 
-# A closed form takes about 10 microseconds a parameter: as long as so many operations of a count.
+# A closed form takes about 10 microseconds per parameter, as long as _OPERATIONS_PER_PARAMETER of a count. It
+# is used for few parameters, or if it does not take longer than the count.
 _FEW_PARAMETERS = 2500
 _OPERATIONS_PER_PARAMETER = 1e5
 
@@ -68,48 +72,49 @@ def rank(
 ) -> RankResult:
     """The rank of a model's Jacobian on the samples `x`, with its evidence.
 
-    The rank counts the independent directions in which the model's outputs on `x` can move when
-    its parameters move. It is the rank of the (n q, P) matrix of `llr.jacobian`: n samples, q
+    The rank is the number of independent directions in which the model's outputs on `x` can change
+    when its parameters change. It is the rank of the (n q, P) matrix of `llr.jacobian`: n samples, q
     outputs, P parameters.
 
-    Singular values above a bound of their error are counted: the rank is at least that. It is exact where
-    that meets an upper bound: the shape, the samples that differ, the parameters that something depends on, a
-    closed form of :mod:`llr.theory`, or `upper`. Where it does not, rows and columns are multiplied by powers
-    of two, so that units do not decide, and small cases are settled by a certificate. What then is still open
-    is ``ambiguous``.
+    Singular values above a bound of their error are counted: the rank is at least this count. The rank is
+    exact if the count equals an upper bound: from the shape, the number of distinct samples, the number of
+    parameters on which outputs depend, a closed form of :mod:`llr.theory`, or `upper`. Otherwise rows and
+    columns are multiplied by powers of two, so that the rank does not depend on units, and small cases are
+    settled by a certificate. If the rank is still open, the result is ``ambiguous``.
 
     Args:
         model: an ``nn.Module``, or a callable ``f(params, x)`` with `params` a dict of tensors. Or
-            a tensor ``(..., m, n)`` with nothing for `x`: then this is `llr.numerical_rank`. A
-            Jacobian (n, q, P) computed before is ranked as ``llr.rank(J.flatten(-3, -2))``: as it
-            stands it would count as a batch of n matrices (q, P).
+            a tensor ``(..., m, n)`` without `x`: then this is `llr.numerical_rank`. For a Jacobian
+            (n, q, P) computed before, call ``llr.rank(J.flatten(-3, -2))``: without `flatten` it
+            would be a batch of n matrices (q, P).
         x: samples, shape (n, ...), n >= 1.
-        method: "svd" makes the whole J; "tsqr" never has more than a block of its columns; "gram" takes
-            J J' in double-double arithmetic, for an MLP without any J (and gives way to "tsqr" where J's
-            entries cannot be squared); "certified" proves a lower bound in ball arithmetic. The first three
-            count singular values and agree to rounding. "auto" takes the one of them with the fewest
-            operations that fits `llr.memory_budget`, and goes on to a certificate where the count leaves the
-            rank open and N P (200 + min(N, P)) <= 1e7 for N rows and P columns.
-        params: which parameters count, or their values, as in `llr.jacobian`. Stacked values with a
+        method: "svd" forms the whole J; "tsqr" forms only a block of its columns at a time; "gram" computes
+            J J' in double-double arithmetic, for an MLP without J ("tsqr" replaces it if the squares of J's
+            entries overflow or underflow); "certified" proves a lower bound in ball arithmetic. The first
+            three count singular values and agree up to rounding. "auto" takes the one of these three with the
+            fewest operations that fits `llr.memory_budget`. It then makes a certificate if the count leaves
+            the rank open and N P (200 + min(N, P)) <= 1e7 for N rows and P columns.
+        params: which parameters to use, or their values, as in `llr.jacobian`. Stacked values with a
             leading dimension B give B ranks.
-        dtype: the precision. "auto" is float64 for a model, whatever its own precision, and the
-            tensor's own dtype for a tensor, since digits that a matrix has lost do not come back.
-            None keeps the model's own; a torch.dtype, or its name, converts to it. float32 is for "svd" only.
-        rtol: count the singular values above ``rtol * sigma_1`` instead; nothing is equilibrated or proved
-            then.
-        atol: count those above `atol` instead. The larger of the two holds.
-        upper: an upper bound known from theory; believed. A certificate stops when it gets there.
-        resolve: whether a certificate settles what a count leaves open: True whatever it takes, False never;
-            default: with method "auto", where that is quick.
-        max_bits: the precision at which a certificate gives up, from 32 to 2^20.
+        dtype: the precision. "auto" is float64 for a model of any precision, and the tensor's own
+            dtype for a tensor, since a conversion cannot restore digits that a matrix has lost.
+            None keeps the model's own dtype; a torch.dtype, or its name, converts to it. float32 is
+            only for "svd".
+        rtol: count the singular values above ``rtol * sigma_1`` instead, without equilibration or proofs.
+        atol: count the singular values above `atol` instead. With both, the larger threshold is used.
+        upper: an upper bound known from theory; trusted. A certificate stops when it reaches this bound.
+        resolve: whether a certificate settles a rank that the count leaves open: True at any cost, False
+            never; default: with method "auto", if this is fast.
+        max_bits: the precision at which a certificate stops, from 32 to 2^20.
         chunk_size: samples per step, as in `llr.jacobian`.
         backend: which code computes the Jacobian, as in `llr.jacobian`.
         progress: False for none; or a function, called as ``progress(bits, proved, upper)`` while a
             certificate is made. Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
-        A `RankResult`; ``exact``, ``ambiguous`` and ``clear`` tell how sure it is, ``lower``, ``upper`` and
-        where they come from why, ``method`` and ``reason`` how it was found.
+        A `RankResult`. ``exact``, ``ambiguous`` and ``clear`` tell how certain the rank is; ``lower``,
+        ``upper``, ``lower_from`` and ``upper_from`` give its bounds and their sources; ``method`` and
+        ``reason`` tell how it was found.
 
     Raises:
         TypeError: `x` missing for a model, arguments that describe a model given for a tensor, a method
@@ -155,28 +160,21 @@ def rank(
         raise ValueError(f"upper is {upper!r}; expected a number of dimensions, 0 or more")
     if resolve not in (None, True, False):
         raise ValueError(f"resolve is {resolve!r}; expected True, False or None")
+    prove = partial(certify, model, x, params=params, progress=progress)
     if method == "certified":
         if rtol is not None or atol is not None:
             raise ValueError(
                 "rtol and atol count singular values above a tolerance, and method='certified' counts none; "
-                "leave one of them away"
+                "omit one of them"
             )
         if dtype not in ("auto", None, torch.float64):
             raise TypeError(
                 f"dtype is {dtype}, but a certificate is about the exact values of the parameters; leave it "
                 "away"
             )
-        proof = certify(model, x, params=params, upper=upper, max_bits=max_bits, progress=progress)
+        proof = prove(upper=upper, max_bits=max_bits)
         problem = read_problem(model, x, params, torch.float64)
-        prepared = prepare(problem, chunk_size, backend)
-        # For the eye: what floating point sees of the same matrix, which took far less than its balls did.
-        found = Count(
-            problem, prepared, costs(problem, prepared)["svd"], chunk_size, rtol, atol
-        ).measure()
-        result = _proved(found, proof)
-        for bound in bounds_of_model(problem, prepared.shape[-2]):
-            result = result.at_most(*bound)
-        return replace(result, reason="asked for")
+        return _certified(proof, problem, prepare(problem, chunk_size, backend), chunk_size)
     wanted = torch.float64 if dtype == "auto" else cast(torch.dtype | None, dtype)
     problem = read_problem(model, x, params, wanted, raised=True)
     prepared = prepare(problem, chunk_size, backend)
@@ -200,11 +198,24 @@ def rank(
     quick = method == "auto" and dtype in ("auto", torch.float64)
     if not found.open or resolve is False or problem.columns.points is not None:
         return found
-    return _resolved(found, model, x, params, upper, max_bits, progress, quick, bool(resolve))
+    return _resolved(found, prove, upper, max_bits, quick, bool(resolve))
+
+
+def _certified(
+    proof: Certificate, problem: Problem, prepared: Plan, chunk_size: int | None
+) -> RankResult:
+    """A proved rank, with the singular values and the upper bounds of the samples beside it."""
+    # The singular values are only for display; they take far less time than the certificate.
+    cost = costs(problem, prepared)["svd"]
+    found = Count(problem, prepared, cost, chunk_size, None, None).measure()
+    result = _proved(found, proof)
+    for bound in bounds_of_model(problem, prepared.shape[-2]):
+        result = result.at_most(*bound)
+    return replace(result, reason="asked for")
 
 
 def _bounded(found: RankResult, counted: Count, params: Selection) -> RankResult:
-    """With the upper bounds that come cheap, in the order of their cost."""
+    """The result with upper bounds that are cheap to compute, in the order of their cost."""
     problem, P = counted.problem, found.n_params
     for bound in bounds_of_model(problem, counted.prepared.shape[-2]):
         found = found.at_most(*bound)
@@ -218,16 +229,13 @@ def _bounded(found: RankResult, counted: Count, params: Selection) -> RankResult
 
 def _resolved(
     found: RankResult,
-    model: Model,
-    x: Tensor,
-    params: Selection,
+    prove: Callable[..., Certificate],
     upper: int | None,
     max_bits: int,
-    progress: Progress | bool | None,
     quick: bool,
     asked: bool,
 ) -> RankResult:
-    """With a certificate, if it is asked for or takes no time; or with what it would take."""
+    """The result of a certificate if it was requested or is fast; else the count, with its cost."""
     N, P = found.n_rows, found.n_params
     work = N * P * (200 + min(N, P))
     if not asked and not (quick and work <= _AT_ONCE):
@@ -236,14 +244,12 @@ def _resolved(
         )
         return replace(found, reason=f"{found.reason}; {cost}")
     if asked:
-        proof = certify(model, x, params=params, upper=upper, max_bits=max_bits, progress=progress)
+        proof = prove(upper=upper, max_bits=max_bits)
     else:
         most = _BITS_OF_SMALL if work <= _SMALL else _BITS_AT_ONCE
         try:
-            proof = certify(
-                model, x, params=params, max_bits=min(max_bits, most), progress=progress
-            )
-        except ValueError as obstacle:  # nobody asked for it
+            proof = prove(max_bits=min(max_bits, most))
+        except ValueError as obstacle:  # a certificate was not requested
             return replace(found, reason=f"{found.reason}; no certificate: {obstacle}")
     below = int(torch.as_tensor(found.lower))
     if proof.rank < below:
@@ -253,7 +259,7 @@ def _resolved(
 
 
 def _proved(found: RankResult, proof: Certificate) -> RankResult:
-    """A count with the proof that takes its place."""
+    """A count replaced by a proof."""
     proved = replace(
         found,
         rank=proof.rank,

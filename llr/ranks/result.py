@@ -1,4 +1,4 @@
-"""A rank with its evidence: what it was counted from, how sure it is, and what is proved."""
+"""A rank with its evidence: singular values, bounds, and proofs."""
 
 from __future__ import annotations
 
@@ -31,38 +31,40 @@ class RankResult(Record):
         rank: number of singular values strictly above ``tol``; for method "certified", the proved
             lower bound.
         spectrum: all ``min(m, n)`` singular values of the matrix, descending, shape ``(..., min(m, n))``.
-        tol: what they have to exceed: by default their error, a bound of how far they may be from those of
-            the exact matrix; with `rtol` or `atol` the tolerance. 0 for "certified", which counts no values.
-        gap: ``sigma_r / max(sigma_(r+1), tol)``; ``inf`` where both are 0. (With `rtol` or `atol`
-            ``sigma_r / sigma_(r+1)``, with ``tol`` in place of what is missing at either end.) Empty and
+        tol: the threshold of the count: by default a bound of the singular values' errors; with `rtol` or
+            `atol` the tolerance. 0 for "certified", which counts no values.
+        gap: ``sigma_r / max(sigma_(r+1), tol)``; ``inf`` if both are 0. (With `rtol` or `atol`
+            ``sigma_r / sigma_(r+1)``, with ``tol`` in place of a missing value at either end.) Empty and
             all-zero matrices have gap ``inf``, and so has "certified".
-        ambiguous: whether the rank is open: ``lower`` does not meet ``upper``, or is an estimate. With `rtol`
-            or `atol`, whether the count hangs on them: the gap is below 1e3, or some value is within its
-            error of the tolerance.
+        ambiguous: whether the rank is open: ``lower`` and ``upper`` differ, or ``lower`` is an estimate. With
+            `rtol` or `atol`, whether the count depends on them: the gap is below 1e3, or some value is within
+            its error of the tolerance.
         method: how the rank was found: "svd", "tsqr" and "gram" count singular values, "certified"
             is proved.
         dtype: the precision of the matrix and of its singular values.
         n_rows: rows of the matrix (samples times outputs for a Jacobian).
         n_params: columns of the matrix (parameters for a Jacobian).
         path: the code that computed the Jacobian; None for a matrix given as a tensor.
-        lower: what the true rank is at least: how many singular values are above their error, or what is
-            proved.
-        lower_from: where that comes from: "error bound" (a running error analysis and Weyl's inequality),
-            "estimate" (of the error, where no rule bounds it: that is measured, not proved) or "certificate".
-        upper: what the rank is at most.
-        upper_from: why: "shape" (rows and columns), "different samples" (or "samples up to sign", of odd
-            functions), "live parameters", "different rows", "zeros", "exact elimination" (of a small
-            matrix, whose entries are exact numbers), "theory" (a closed form) or "caller" (believed). Of a
-            batch, the reasons of all its matrices, such as "shape or different rows".
+        lower: a lower bound of the true rank: the number of singular values above their error, or the proved
+            rank.
+        lower_from: the source of ``lower``: "error bound" (a running error analysis and Weyl's inequality),
+            "estimate" (of the error, if there is no rule for a bound: it is measured, not proved) or
+            "certificate".
+        upper: an upper bound of the true rank.
+        upper_from: the source of ``upper``: "shape" (rows and columns), "different samples" (or "samples up
+            to sign", for odd functions), "live parameters", "different rows", "zeros", "exact elimination"
+            (of a small matrix, whose entries are taken as exact numbers), "theory" (a closed form) or
+            "caller" (trusted). For a batch, the sources of all its matrices, such as "shape or different
+            rows".
         equilibrated: the singular values of the matrix with its rows and columns multiplied by powers of two,
-            if the rank was counted on them: ``tol`` and ``gap`` are then about these. None otherwise.
+            if the rank was counted on them: ``tol`` and ``gap`` then belong to these values. None otherwise.
         counted_above: "error" or "tolerance".
         bits: working precision of the proof; None without one, and for exact rational arithmetic.
         certificate: the proof, for `llr.verify`; None unless method is "certified".
-        reason: why this method was taken, and what else was tried; of a matrix, what its rank is if its
-            entries are taken as exact numbers and that is more than the count.
-        predicted_bytes: what it was expected to hold in memory at a time, beside the model.
-        actual_bytes: what it held: the arrays of that size that it made.
+        reason: why this method was taken, and what else was tried; for a matrix, its exact rank if that is
+            larger than the count.
+        predicted_bytes: the memory that the method was expected to use at a time, besides the model.
+        actual_bytes: the memory that it used: the sum of its large arrays.
     """
 
     rank: int | Tensor
@@ -92,17 +94,17 @@ class RankResult(Record):
 
     @property
     def exact(self) -> bool:
-        """Whether the rank is certain, as its bounds meet without an estimate; of a batch, all of them."""
+        """Whether the rank is certain: its bounds are equal, none is estimated; for a batch, all ranks."""
         lower, rank = (torch.as_tensor(v) for v in (self.lower, self.rank))
         return not bool((is_open(lower, self.upper, self.lower_from) | (rank != self.upper)).any())
 
     @property
     def clear(self) -> bool:
-        """Whether there is a gap of 1e3, so that the tolerance does not matter; of a batch, in all of them.
+        """Whether there is a gap of 1e3, so that the tolerance does not matter; for a batch, in each matrix.
 
-        It says nothing about the exact rank: singular values of smooth functions fall so fast that gaps of
-        1e8 come about by chance, with more rank below. A certificate is clear if it is exact, or did not grow
-        with the precision.
+        It says nothing about the exact rank: singular values of smooth functions decrease so fast that gaps
+        of 1e8 occur by chance, with more rank below the gap. A certificate is clear if it is exact, or did
+        not grow with the precision.
         """
         if self.certificate is not None:
             return self.exact or self.certificate.stopped == "stopped growing"
@@ -110,15 +112,15 @@ class RankResult(Record):
 
     @property
     def open(self) -> bool:
-        """Whether the rank is ambiguous; of a batch, whether any is."""
+        """Whether the rank is ambiguous; for a batch, whether any rank is."""
         return bool(torch.as_tensor(self.ambiguous).any())
 
     def at_most(self, upper: int | Tensor, upper_from: str) -> RankResult:
-        """The same with another upper bound, or one for each of a batch, where it is a better one.
+        """The result with another upper bound, or one for each matrix of a batch, if it is better.
 
         Raises:
-            ValueError: the caller's bound is less than what is proved.
-            RuntimeError: another bound is, which would be a mistake in llr.
+            ValueError: the caller's bound is less than the proved rank.
+            RuntimeError: another bound is less than it, which would be a mistake in llr.
         """
         if isinstance(upper, int) and isinstance(self.upper, int) and upper >= self.upper:
             return self
@@ -144,7 +146,7 @@ class RankResult(Record):
         found = replace(self, upper=meeting if lower.dim() else int(meeting), upper_from=upper_from)
         if self.counted_above != "error":
             return found
-        # An estimate that says more than that was too small.
+        # If the count exceeds the upper bound, the estimated error was too small.
         ambiguous, most = is_open(lower, meeting, self.lower_from), lower.minimum(meeting)
         return replace(
             found,
@@ -154,7 +156,7 @@ class RankResult(Record):
         )
 
     def or_equilibrated(self, again: RankResult) -> RankResult:
-        """This count, or one on the same matrices with equilibrated rows and columns if not less."""
+        """This count, or `again`, a count on the same matrices after equilibration, if it is not less."""
         better = torch.as_tensor(again.lower) >= torch.as_tensor(self.lower)
         if not bool(better.any()):
             return self
@@ -183,7 +185,7 @@ class RankResult(Record):
         return replace(self, **fields)
 
     def __str__(self) -> str:
-        """One line that says the rank, how sure it is and how it was found."""
+        """One line: the rank, how certain it is and how it was found."""
         dtype = str(self.dtype).removeprefix("torch.")
         size = f"{self.n_rows} x {self.n_params}"
         if self.method == "certified":
@@ -201,7 +203,7 @@ class RankResult(Record):
         return line
 
     def _seen(self) -> str:
-        """The singular values in a few numbers."""
+        """A summary of the singular values in a few numbers."""
         values = self.spectrum if self.equilibrated is None else self.equilibrated
         line = f"{self.counted_above} {self.tol:.3g}"
         if not min(self.n_rows, self.n_params):
@@ -259,7 +261,7 @@ class RankResult(Record):
         )
 
     def _cut(self) -> str:
-        """Name the two numbers whose ratio is the gap."""
+        """The names of the two numbers whose ratio is the gap."""
         r, line = int(self.rank), self.counted_above
         values = self.spectrum if self.equilibrated is None else self.equilibrated
         above = f"sigma_{r}" if r else line
@@ -280,11 +282,11 @@ class RankResult(Record):
     def to_dict(self, spectrum: bool = False) -> dict[str, Any]:
         """The fields, and `clear` and `exact`, as plain values for strict JSON.
 
-        Tensors are nested lists, the dtype its name and the certificate its own dictionary. An infinite gap
-        is None: JSON has no infinity. :meth:`from_dict` makes an equal result of it.
+        Tensors become nested lists, the dtype its name and the certificate a dictionary. An infinite gap
+        becomes None, since JSON has no infinity. :meth:`from_dict` makes an equal result of the dictionary.
 
         Args:
-            spectrum: whether the singular values are there, too.
+            spectrum: whether to include the singular values.
 
         Example:
             >>> import llr, torch
@@ -295,7 +297,7 @@ class RankResult(Record):
         return super().to_dict(spectrum)
 
     def kept(self, name: str) -> bool:
-        """Whether singular values are there; False if they were left out when the result was written."""
+        """Whether the result has singular values; False if it was written without them."""
         value = getattr(self, name)
         return value is not None and value.shape[-1] == min(self.n_rows, self.n_params)
 
@@ -365,10 +367,10 @@ class RankResult(Record):
         return (Spectrum(values.tolist(), line, name, "singular values", int(self.rank)),)
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the spectrum, the tolerance and the cut.
+        """The axes of a figure of the spectrum and the tolerance.
 
         With ``ax=None`` a new figure is made, which ``result.plot().figure.savefig("s.pdf")``
-        writes; nothing of pyplot's global state is touched. Needs matplotlib
+        writes; pyplot's global state does not change. Needs matplotlib
         (``pip install 'llr[plot]'``), else ImportError. ValueError if the spectrum was not kept.
         """
         self._require("spectrum")

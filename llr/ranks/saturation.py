@@ -1,4 +1,4 @@
-"""The rank of a model on ever longer prefixes of a sequence of samples, with or without proofs."""
+"""The rank of a model on longer and longer prefixes of a sequence of samples, with or without proofs."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from llr.theory.tangents.upper import upper_bound
 Certify = Literal["auto"] | bool
 Progress = Callable[[int, int, int], None]
 
-# A proof of a N x P Jacobian takes about N P (200 + min(N, P)) ball operations of 0.02 to 0.07 microseconds
-# where the rank falls short of both sides, so this is a matter of seconds.
+# A proof for an N x P Jacobian takes about N P (200 + min(N, P)) ball operations of 0.02 to 0.07 microseconds
+# if the rank is less than both N and P, so this limit is a few seconds.
 _WORK = 1e8
 
 
 @dataclass(frozen=True)
 class Question:
-    """Whose rank is asked for, and by which means."""
+    """The model whose rank is sought, and the method."""
 
     model: Model
     params: Selection
@@ -38,7 +38,7 @@ class Question:
     method: str
 
     def checked(self) -> Question:
-        """The same, where ``method="certified"`` is ``certify=True``.
+        """The same question, with ``method="certified"`` replaced by ``certify=True``.
 
         Raises:
             ValueError: an unknown method or `certify`, or two that exclude each other.
@@ -56,7 +56,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Look:
-    """How the rank of one model is taken on samples."""
+    """Computes the rank of one model on samples."""
 
     question: Question
     obstacle: str
@@ -64,11 +64,11 @@ class Look:
     outputs: int
     n_params: int
     upper: int
-    """Not beyond this: P, a closed form, or the caller's claim."""
+    """An upper bound of the rank: P, a closed form, or the caller's claim."""
     upper_from: str
-    """Which of them: "parameters", "theory" or "caller"."""
+    """The source of `upper`: "parameters", "theory" or "caller"."""
     claim: str | None
-    """What the caller calls that claim; None without one."""
+    """The caller's name of this claim; None without one."""
 
     @classmethod
     def at(
@@ -112,7 +112,7 @@ class Look:
         return cls(question, obstacle, q, P, limit, limit_from, named)
 
     def provable(self, n: int) -> bool:
-        """Whether the rank on n samples is to be proved."""
+        """Whether to prove the rank on n samples."""
         if self.obstacle or self.question.certify is True:
             return not self.obstacle
         N, P = n * self.outputs, self.n_params
@@ -122,10 +122,10 @@ class Look:
         """The rank on these samples: a proved lower bound, or a count of singular values."""
         asked = self.question
         if prove:
-            # Of a bound that is called otherwise, a contradiction would speak of "upper".
+            # Only if the claim is called "upper", since the error message would call it that.
             upper = self.upper if self.claim == "upper" else None
             return rank(asked.model, x, params=asked.params, method="certified", upper=upper)
-        # Whether anything is proved is decided here, for all sizes together.
+        # This class decides what is proved, for all sizes together.
         return rank(asked.model, x, params=asked.params, method=asked.method, resolve=False)
 
 
@@ -140,23 +140,23 @@ class Trial:
 
 @dataclass
 class Found:
-    """Sizes that were tried, all with or all without proofs."""
+    """The sizes that were tried, all with or all without proofs."""
 
     prove: bool
     trials: list[Trial] = field(default_factory=list)
     saturated: bool = False
     complete: bool = True
-    """False if the search was left for the other kind."""
+    """False if the search was stopped in favour of one with proofs."""
     reason: str = ""
 
     @property
     def best(self) -> int:
-        """The largest rank met."""
+        """The largest rank found."""
         return max((trial.rank for trial in self.trials), default=0)
 
     @property
     def first(self) -> int:
-        """The first size that showed the rank with observations to spare: the one before the last."""
+        """The first size that had this rank with more observations than needed: the one before the last."""
         return self.trials[-2 if self.saturated and len(self.trials) > 1 else -1].n
 
     @property
@@ -167,7 +167,7 @@ class Found:
 
 @dataclass
 class Search:
-    """The rank on ever longer prefixes of a sequence of points."""
+    """Computes the rank on longer and longer prefixes of a sequence of points."""
 
     look: Look
     source: Source
@@ -176,7 +176,7 @@ class Search:
     progress: Progress | None = None
 
     def measure(self, n: int, *, prove: bool) -> Trial:
-        """The rank on the first n points, refused if it contradicts the caller's claim."""
+        """The rank on the first n points; ValueError if it contradicts the caller's claim."""
         result = self.look.rank(self.source.first(n), prove=prove)
         found, upper = int(result.rank), self.look.upper
         certain = result.certificate is not None or result.lower_from == "error bound"
@@ -191,7 +191,7 @@ class Search:
     def grow(self, n: int, *, prove: bool, give_way: bool = False) -> Found:
         """Double the number of points from n until the rank has saturated.
 
-        With `give_way`, a count of singular values ends where it is unclear and a proof is at hand.
+        With `give_way`, a count of singular values ends if it is unclear and a proof is possible.
         """
         found, q = Found(prove), self.look.outputs
         most = min(self.most, self.source.limit or self.most)
@@ -221,7 +221,7 @@ class Search:
             if give_way and unclear(trial.result) and self.look.provable(n):
                 found.complete, found.reason = False, "singular values do not tell the rank"
                 return found
-            # In an endless sequence; a finite one may have its new points later.
+            # Only in an infinite sequence; a finite one may have new points later.
             if (
                 before is not None
                 and self.source.limit is None
@@ -241,7 +241,7 @@ class Search:
         """The length of the shortest prefix with the rank found, and the rank on it."""
         target = found.best
         high = next(trial for trial in found.trials if trial.rank >= target)
-        # A point adds at most as many as it has outputs. Almost always that many points are enough.
+        # A point raises the rank by at most its number of outputs. This lower bound is almost always enough.
         low = max(1, math.ceil(target / self.look.outputs))
         n = low
         while low < high.n:
@@ -260,5 +260,5 @@ def unclear(result: RankResult) -> bool:
 
 
 def proved(result: RankResult) -> int:
-    """What a certificate proves the rank to be at least; 0 without one."""
+    """The lower bound of the rank that a certificate proves; 0 without a certificate."""
     return 0 if result.certificate is None else result.certificate.rank

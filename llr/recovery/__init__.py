@@ -1,4 +1,4 @@
-"""Does training find a function again from n samples? Searches, training runs and sweeps that answer it."""
+"""Recovery of functions from n samples: searches, training runs, and sweeps of many of them."""
 
 from llr.recovery.damping import Damping as Damping
 from llr.recovery.lm import Fits as Fits

@@ -1,4 +1,4 @@
-"""Frequencies that samples cannot see: sines that agree on a grid.
+"""Aliases: frequencies that are invisible on the samples, as sines of different frequencies agree on a grid.
 
 Source: A. K. Lenstra, H. W. Lenstra, L. Lovasz, "Factoring polynomials with rational coefficients",
 Math. Annalen 261 (1982), as simultaneous Diophantine approximation.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 _RESOLUTION = 10**9
 _ROWS = 12
-_PERIODS = 1e7  # that a frequency may have between two samples
+_PERIODS = 1e7  # most periods of a frequency between two samples
 _WHOLE = 1e-8
 
 
@@ -22,7 +22,7 @@ def aliases(x: Tensor) -> Tensor | None:
     """(m, d) frequencies with omega . (x_i - x_0) a multiple of 2 pi for every i; None if none is found.
 
     With d independent differences B, omega = 2 pi B^-1 m for integers m, and R m is nearly integer for
-    R = D B^-1, D all differences. Those of more than 1e7 periods are not looked for.
+    R = D B^-1, with D all differences. Frequencies of more than 1e7 periods are not searched for.
 
     Args:
         x: (n, d) samples.
@@ -67,7 +67,7 @@ def aliases(x: Tensor) -> Tensor | None:
 
 
 def _independent(D: np.ndarray) -> list[int] | None:
-    """Places of d independent rows, short ones first."""
+    """The indices of d independent rows; short rows are preferred."""
     d, chosen = D.shape[1], list[int]()
     for i in np.argsort(np.abs(D).max(1)):
         least = np.linalg.svd(D[[*chosen, i]], compute_uv=False)[-1]

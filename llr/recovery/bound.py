@@ -1,6 +1,6 @@
-"""How far apart two networks can be on a box of inputs, if both fit the samples to rounding.
+"""Bounds of the difference of two networks on a box of inputs, if both fit the samples to rounding.
 
-Unlike a maximum over points, which misses the transitions of steep neurons between them, this is a bound.
+A maximum over points is not a bound: it misses the transitions of steep neurons between the points.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ _SLOPE_TURNS = {
     "gelu": (-math.sqrt(2), math.sqrt(2)),
     "silu": (-2.399357280515468, 2.399357280515468),
 }
-"""Where the slope has its extrema; it is monotone between them."""
+"""The extrema of the slope; it is monotone between them."""
 _TURNS = {"gelu": (-0.7517915524,), "silu": (-1.278464542761,)}
-"""Where the activation itself has one."""
+"""The extrema of the activation itself."""
 
-_STEEP, _PER_UNIT = 10, 8  # intervals of preactivations: equally long near zero
-_PER_OCTAVE = 4  # and growing beyond
+_STEEP, _PER_UNIT = 10, 8  # intervals of preactivations: of equal length up to 10
+_PER_OCTAVE = 4  # and of growing length beyond
 _MOST = 2**22  # numbers in a tensor
-_UP = 1 + 1e-9  # more than the rounding of the computation itself
+_UP = 1 + 1e-9  # a factor that covers the rounding of this computation
 
 
 def bounds(fit: Polished, near: Isolation, domain: Domain, factors: Sequence[float]) -> list[float]:
-    """At most so far from a fit is any network near it that fits to rounding, everywhere on a box.
+    """Bounds of the difference of a fit from any network near it that fits to rounding, on boxes.
 
     With C, rho and kappa of the isolation the parameters of such a network are theta + C e + h, where
-    |e_i| <= 1 + |r_i| and |h| <= kappa / (1 - kappa) rho. What this does to a neuron is bounded on each of
-    many intervals of its preactivation z, by the mean value theorem. The change of w.x + b is linear in z
-    where x moves along w; what x does across w is added. So are the neurons.
+    |e_i| <= 1 + |r_i| and |h| <= kappa / (1 - kappa) rho. The change of a neuron is bounded on each of many
+    intervals of its preactivation z, by the mean value theorem. If x moves along w, the change of w.x + b is
+    linear in z; a bound for moves of x across w is added. The bounds of all neurons are added.
 
     Args:
-        fit: an isolated one.
-        near: what is proved of the networks near it.
+        fit: an isolated fit.
+        near: the proofs about networks near it.
         domain: a box.
-        factors: how many times as large the boxes are about its centre.
+        factors: by how much the box is enlarged about its centre.
 
     Returns:
-        For each factor a bound on |f - f^|, the largest of all outputs; computed in float64, with the
-        rounding of the parameters to float64 and of two evaluations.
+        For each factor a bound of |f - f^|, the largest over all outputs. It is computed in float64, and
+        includes the rounding of the parameters to float64 and of two evaluations.
     """
     form, net, unit = fit.form, fit.net, UNIT["float64"]
     assert near.inverse is not None
@@ -69,7 +69,7 @@ def bounds(fit: Polished, near: Isolation, domain: Domain, factors: Sequence[flo
     centre = domain.low / 2 + domain.high / 2
     half = (domain.high / 2 - domain.low / 2) * C.new_tensor(factors)[:, None]  # (boxes, d)
     corner = centre.abs() + half
-    # w.x + b moves by sum_i e_i (at_i + along_i (z - middle)) and by at most across.
+    # w.x + b changes by sum_i e_i (at_i + along_i (z - middle)), plus at most `across`.
     at = floats(_at(centre, exact, form)) * errors
     moved = C[: k * d].view(k, d, -1) * half[:, None, :, None]
     w = net.w * half[:, None]
@@ -82,7 +82,7 @@ def bounds(fit: Polished, near: Isolation, domain: Domain, factors: Sequence[flo
     middle = net.before(centre[None])[0]
     reach = w.abs().sum(2)
     z = _knots((middle - reach)[..., None], (middle + reach)[..., None])
-    # (boxes, k, q), of each neuron alone; not all at once, since there may be many samples.
+    # (boxes, k, q), for each neuron; in chunks, since there may be many samples.
     step = max(1, _MOST // max(1, z[:, 0].numel() * C.shape[1]))
     apart = []
     for i in range(0, k, step):
@@ -104,18 +104,18 @@ def bounds(fit: Polished, near: Isolation, domain: Domain, factors: Sequence[flo
 def _apart(
     name: str, a: Tensor, z: Tensor, change: Tensor, across: Tensor, own: Tensor, rounding: Tensor
 ) -> Tensor:
-    """(boxes, k, q): by how much a_j sigma(z_j) changes at most.
+    """(boxes, k, q): an upper bound of the change of a_j sigma(z_j).
 
     Args:
-        name: of the activation.
+        name: the name of the activation.
         a: (q, k).
         z: (boxes, k, m) ends of intervals.
-        change: (boxes, k, m, n q), of z there by each target's error.
-        across: (boxes, k, 1), by how much z changes besides.
+        change: (boxes, k, m, n q), the change of z at these ends by each target's error.
+        across: (boxes, k, 1), a bound of the other changes of z.
         own: (q, k, n q), the change of a by each target's error.
-        rounding: (q, k), by how much a changes besides.
+        rounding: (q, k), a bound of the other changes of a.
     """
-    total = change.abs().sum(3)  # convex in z, so largest at the ends of an interval
+    total = change.abs().sum(3)  # convex in z, so that the maximum is at an end of the interval
     total = torch.maximum(total[..., 1:], total[..., :-1])
     off = (total + across).nan_to_num(math.inf)
     lowest, highest = z[..., :-1] - off, z[..., 1:] + off
@@ -140,7 +140,7 @@ def _apart(
 
 
 def _at(centre: Tensor, inverse: list[arb], form: Form) -> arb_mat:
-    """(k, n q): by how much every w.x + b changes at the centre, in 256 bits since terms may cancel."""
+    """(k, n q): the change of every w.x + b at the centre, in 256 bits since terms may cancel."""
     k, d = form.k, form.d
     n = len(inverse) // form.count
     x = arb_mat(1, d + form.bias, [*centre.tolist(), *([1] if form.bias else [])])
@@ -167,7 +167,7 @@ def _knots(low: Tensor, high: Tensor) -> Tensor:
 def _range(
     function: Callable[[Tensor], Tensor], low: Tensor, high: Tensor, turns: Sequence[float]
 ) -> tuple[Tensor, Tensor]:
-    """Middle and half the length of the values between low and high; monotone between the turns."""
+    """Midpoint and half the length of the range of values on [low, high]; `turns` are the extrema."""
     at = [low, high, *(torch.minimum(low.new_tensor(t).maximum(low), high) for t in turns)]
     stacked = function(torch.stack(at))
     least, most = stacked.amin(0), stacked.amax(0)

@@ -1,4 +1,4 @@
-"""One search from its samples to what is said of them."""
+"""One search: from samples to a result."""
 
 from __future__ import annotations
 
@@ -27,16 +27,18 @@ from llr.recovery.phrases import counted
 from llr.recovery.search import NEAR
 from llr.theory import model_rank_of_function
 
-_AS_CLOSE = 2.0  # times the smallest residuals, root mean square
-_AMBIGUOUS_SHARE = 8  # of the budget goes to networks with as many parameters as samples
+_AS_CLOSE = (
+    2.0  # fits are about as close as the best if their residuals are at most so many times as large
+)
+_AMBIGUOUS_SHARE = 8  # one eighth of the budget is for networks with as many parameters as samples
 
 Points = tuple[Tensor, Tensor, str]
-"""x, y, and how they were drawn."""
+"""x, y, and a text that says how they were drawn."""
 
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """A search and the widths that it is for."""
+    """A search and its largest width."""
 
     hunt: Hunt
     max_width: int
@@ -45,7 +47,7 @@ class Case:
         """Search for the narrowest network that rounding allows, and judge it.
 
         Args:
-            ask: gives points that the network was not fitted to, once it is found.
+            ask: returns points for a test, which the network was not fitted to.
         """
         hunt = self.hunt
         kind, spent = hunt.kind, hunt.spent
@@ -58,7 +60,7 @@ class Case:
                 hit = hunt.first(decided)
             near = hunt.nearest
             if hit is None and near is not None and near.ratio <= words.NEARLY:
-                hit = hunt.first(decided)  # what is left of the budget too
+                hit = hunt.first(decided)  # also with the rest of the budget
             if hit is not None:
                 return self._judged(hit, ask)
         near = hunt.nearest
@@ -70,7 +72,7 @@ class Case:
                 return replace(result, reasons=(reason,))
         fits = self._fits()
         least = min(fit.error for fit in fits.values())
-        # The narrowest that is about as close as any.
+        # The narrowest network that is about as close as the closest one.
         best = next(fit for fit in fits.values() if fit.error <= _AS_CLOSE**2 * least)
         net = best.net
         if best.error < NEAR:
@@ -111,7 +113,7 @@ class Case:
                 nets,
                 advice,
                 seen=proved.rank or weight.seen,
-                # Of neurons that are the same to rounding the theory, which is exact, says nothing.
+                # The theory is exact, and does not apply to neurons that are equal to rounding only.
                 sized=alone.isolated,
             ),
             proved=proved,
@@ -142,12 +144,12 @@ class Case:
         closest = min(tests, key=lambda t: t.statistic)
         claim = (
             f"the residuals of every network of {self._widths} are larger than noise of {noise_std:g} "
-            f"leaves; {counted(hunt.spent.starts, 'start')}"
+            f"explains; {counted(hunt.spent.starts, 'start')}"
         )
         times = math.sqrt(closest.statistic / closest.dof)
         advice = (
-            f"a noise_std {times:.2g} times as large, which is what width {closest.width} leaves, if "
-            f"{noise_std:g} may be too small; a larger max_width; or another activation"
+            f"a noise_std {times:.2g} times as large, which the residuals of width {closest.width} suggest, "
+            f"if {noise_std:g} may be too small; a larger max_width; or another activation"
         )
         net = hunt.network(closest.width, best[closest.width][1])
         return self._recovery("not_found", claim, [net], advice, tests, sized=False)
@@ -176,7 +178,7 @@ class Case:
         seen: int | None = None,
         sized: bool = True,
     ) -> Recovery:
-        """A result of which nothing is proved, the first of the networks found."""
+        """A result without proofs, for the first of the networks found."""
         hunt, nets = self.hunt, [net.model() for net in found]
         net, model = found[0], nets[0]
         error = (net(hunt.real.x) - hunt.real.y).square().mean() / hunt.real.y.square().mean()

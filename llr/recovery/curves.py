@@ -19,10 +19,10 @@ _MOST_LINES = 200
 
 @matplotlib.rc_context(STYLE)
 def widths(found: Recovery, ax: Axes | None = None) -> Axes:
-    """Draw the error of the best fit of every width; a full dot is one that rounding explains.
+    """Draw the error of the best fit of every width; a filled dot marks an error that rounding explains.
 
     Args:
-        found: what :func:`llr.recovery.recover` returned.
+        found: the result of :func:`llr.recovery.recover`.
         ax: where to draw; default: a new figure.
 
     Returns:
@@ -56,10 +56,10 @@ def widths(found: Recovery, ax: Axes | None = None) -> Axes:
 def training(history: History, ax: Axes | None = None) -> Axes:
     """Draw the relative squared error of the members against steps, or times of gradient flow.
 
-    Of more than 200 members the first 200 are drawn.
+    If there are more than 200 members, only the first 200 are drawn.
 
     Args:
-        history: of a :class:`llr.recovery.train.Training`.
+        history: the history of a :class:`llr.recovery.train.Training`.
         ax: where to draw; default: a new figure.
 
     Returns:
@@ -73,6 +73,7 @@ def training(history: History, ax: Axes | None = None) -> Axes:
     positive = [t for t in history.at.tolist() if t > 0]
     if positive:
         ax.set_xscale("symlog", linthresh=min(positive))
+        ax.set_xlim(left=0)
     ax.set_xlabel("steps, or time")
     ax.set_ylabel("relative squared error")
     return ax

@@ -1,4 +1,4 @@
-"""How Levenberg-Marquardt damps its steps and when it gives up, and how a start can end."""
+"""The damping of Levenberg-Marquardt, its limits, and how a start can end."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from llr.inputs.accept import takes_fields
 
 STATUS = ("converged", "stalled", "limit", "failed", "skipped")
-"""How a start ends; the order is that of the native operator's codes."""
+"""How a start can end, in the order of the native operator's codes."""
 CONVERGED, STALLED, LIMIT, FAILED, SKIPPED = range(len(STATUS))
 
 
 @takes_fields()
 @dataclass(frozen=True)
 class Damping:
-    """The number lambda added to the diagonal of J'J, and the patience with a start.
+    """The number lambda added to the diagonal of J'J, and the limits of a start.
 
-    An iteration tries one step. If it lowers the sum of squares it is taken and lambda falls, else lambda
-    grows.
+    An iteration tries one step. If the step lowers the sum of squares, it is taken and lambda falls;
+    otherwise lambda grows.
 
     Raises:
         ValueError: a number out of its range.
@@ -30,26 +30,26 @@ class Damping:
     """
 
     start: float = 1.0
-    """lambda at first; beside a sum over the samples, not a mean."""
+    """The first lambda. It is added to a sum over the samples, not to a mean."""
     down: float = 0.2
-    """Its factor after a step that is taken, at most 1."""
+    """The factor of lambda after a step that is taken, at most 1."""
     up: float = 3.0
-    """Its factor after a step that is not, above 1."""
+    """The factor of lambda after a step that is rejected, above 1."""
     stall: int = 20
-    """So many stalled iterations in a row, and the start is given up."""
+    """A start is given up after so many stalled iterations in a row."""
     iterations: int = 160
-    """So many in all, and it is given up."""
+    """A start is given up after so many iterations in all."""
     progress: float = 0.01
     """An iteration is stalled unless it lowers the sum of squares by this fraction. With 0 only rejected
-    steps are; that takes twice the time, spent in starts that crawl and hardly ever arrive."""
+    steps are stalled; this takes twice the time, for slow starts that hardly ever converge."""
 
     @classmethod
     def of(cls, damping: str | Damping) -> Damping:
-        """A damping as users may give it: a `Damping`, "fast" or "slow".
+        """The damping for an argument, which is a `Damping`, "fast" or "slow".
 
         Raises:
             TypeError: neither a name nor a damping.
-            ValueError: a name that is unknown.
+            ValueError: an unknown name.
         """
         expected = f"expected {', '.join(map(repr, DAMPING))} or a llr.recovery.Damping"
         if isinstance(damping, Damping):
@@ -78,11 +78,12 @@ class Damping:
 
 
 DAMPING = {"fast": Damping(), "slow": Damping(10.0, 0.7, 2.0, 40, 250)}
-"""Fast: many starts in little time, and more distinct minima. Slow: more successes per start."""
+"""With "fast", many starts take little time, and more distinct minima are found. With "slow", more of the
+starts succeed."""
 
 LEAST, MOST = 1e-100, 1e100
 """Bounds of lambda."""
 LOST = 2.0**-52
-"""A Cholesky pivot below this part of its diagonal entry has lost all its digits: the step is not tried."""
+"""A Cholesky pivot below this fraction of its diagonal entry has no correct digits: the step is not tried."""
 VANISHING = 2.0**-52
-"""A step this small, relative to the largest parameter, changes nothing any more."""
+"""A step this small, relative to the largest parameter, changes nothing."""

@@ -1,4 +1,4 @@
-"""The inputs for which something is claimed, and how well the samples determine the function there."""
+"""The inputs for which a result is claimed, and how well the samples determine the function there."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from llr.recovery.precise import Inputs, floats
 from llr.recovery.samples import check_size
 
 _POINTS = 48
-_CORNERS = 16  # of these points
-_BITS = 160  # what cancels between J and its inverse is below 2^100
+_CORNERS = 16  # how many of these points are corners
+_BITS = 160  # cancellation between J and its inverse loses fewer than 100 bits
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +25,7 @@ class Domain:
 
     Attributes:
         low, high: (d)
-        given: whether the caller gave it; else it is that of the samples.
+        given: whether the caller gave the box; otherwise it is that of the samples.
     """
 
     low: Tensor
@@ -34,10 +34,10 @@ class Domain:
 
     @classmethod
     def of(cls, x: Tensor, domain: object) -> Domain:
-        """The caller's, or the box of the samples.
+        """The box that the caller gave, or the box of the samples.
 
         Raises:
-            TypeError, ValueError: what is no pair of bounds.
+            TypeError, ValueError: a domain that is no pair of bounds.
         """
         if domain is None:
             return cls(x.amin(0), x.amax(0), False)
@@ -72,14 +72,14 @@ class Domain:
 
     @property
     def doubled(self) -> Domain:
-        """Twice as large about its centre, or the same if the caller gave it."""
+        """The box, twice as large about its centre; the same box if the caller gave it."""
         if self.given:
             return self
         centre, half = (self.low + self.high) / 2, (self.high - self.low) / 2
         return Domain(centre - 2 * half, centre + 2 * half, False)
 
     def points(self, count: int = _POINTS, corners: int = _CORNERS, seed: int = 0) -> Tensor:
-        """(count, d) points, the first of them corners, the others uniform; always the same."""
+        """(count, d) points: first corners, then uniform points; the same ones at each call."""
         generator = torch.Generator().manual_seed(seed)
         t = torch.rand(count, len(self.low), generator=generator, dtype=torch.float64)
         t[:corners] = t[:corners].round()
@@ -87,16 +87,12 @@ class Domain:
 
     @property
     def name(self) -> str:
-        """In a sentence."""
+        """The name of the box in a sentence."""
         return "the domain given" if self.given else "the box of the samples"
 
 
 def errors(fit: Polished, inverse: arb_mat, x: Tensor) -> Tensor:
-    """(m, q), how far the function may be off at points if every target is off by its rounding.
-
-    To first order.
-
-    """
+    """(m, q), the first-order error of the function at points if every target has its rounding error."""
     with precision(_BITS):
         J = Inputs(x, fit.form).at(fit.theta).jacobian().mid()
         return floats(J * inverse).abs().sum(1).reshape(len(x), fit.form.q)

@@ -13,10 +13,10 @@ from llr.recovery.experiment import run_cell as recovered
 
 
 def run_cell(values: Mapping[str, Value]) -> dict[str, Value]:
-    """What :func:`llr.recovery.experiment.run_cell` returns, and proved ranks of the target.
+    """The result of :func:`llr.recovery.experiment.run_cell`, with proved ranks of the target.
 
-    "narrow_rank" is that of the target's own network and "wide_rank" that of a random embedding in the fitted
-    one, on as many random samples as the wide network has parameters, "parameters".
+    "narrow_rank" is the rank of the target's own network, and "wide_rank" the rank of a random embedding in
+    the fitted one, on as many random samples as the wide network has parameters. "parameters" is this number.
 
     Example:
         >>> from llr.recovery.embedded import run_cell

@@ -1,8 +1,8 @@
-"""How surprising it is that a network fits: what its samples would show of functions that it is not.
+"""Evidence for a fit: how improbable the fit would be if the function were no network of the class.
 
-Random neurons, as large and as steep as those found, are compared with what a change of the parameters can
-do. What is left of them, in units of the rounding, is by how much the targets would have missed had they not
-been of the class.
+Random neurons, as large and as steep as those found, are projected away from the changes that the parameters
+can cause. The remainder, in units of the rounding, is the misfit that a function outside of the class would
+typically have.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from llr.recovery.precise import floats
 from llr.recovery.rounding import UNIT
 
 _MOST = 120  # random neurons
-_SEEN = 30.0  # roundings that a direction must exceed to count as one more observation
-_SURPRISE = 3.0  # roundings that are no surprise
+_SEEN = 30.0  # a direction above so many roundings counts as one more observation
+_SURPRISE = 3.0  # a remainder up to so many roundings is no evidence
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the samples are worth.
+    """The information in the samples.
 
     Attributes:
-        decades: log10 of one over the chance that the fit is a coincidence, by a measure and not by a
-            theorem; the starts that were tried are taken off.
-        n_effective: how many independent observations the samples are of a network of this kind; with
-            several outputs, those of the output that has the fewest to spare.
-        needed: more than so many are needed: the parameters of one output.
-        seen: of the parameters, how many directions show above rounding.
+        decades: log10 of one over the estimated probability that the fit is a coincidence, less log10 of the
+            number of starts. This is a measure, not a theorem.
+        n_effective: the number of independent observations of a network of this kind in the samples; with
+            several outputs, the smallest such number.
+        needed: the parameters of one output; `n_effective` has to be larger.
+        seen: the number of directions of the parameters that show above rounding.
     """
 
     decades: float
@@ -44,13 +44,13 @@ class Evidence:
 
 
 def evidence(fit: Polished, x: Tensor, y: Tensor, starts: int) -> Evidence:
-    """Weigh a fit (python-flint's precision must be set).
+    """Measure the evidence for a fit (python-flint's precision must be set).
 
     Args:
-        fit: at a minimum.
+        fit: a fit at a minimum.
         x: (n, d) samples.
         y: (n, q) targets.
-        starts: that were tried before it was found.
+        starts: the number of starts that were tried before it was found.
     """
     (n, q), form = y.shape, fit.form
     scale = float(y.square().mean().sqrt())
@@ -79,14 +79,14 @@ def evidence(fit: Polished, x: Tensor, y: Tensor, starts: int) -> Evidence:
 
 
 def _outputs(values: Tensor, delta: Tensor) -> Tensor:
-    """(n q, M q): every neuron as a change of every output, in units of the rounding."""
+    """(n q, M q): the change of the outputs by each neuron in each output, in units of the rounding."""
     n, q = delta.shape
     blocks = values[:, None, :, None] / delta[:, :, None, None]
     return (blocks * torch.eye(q, dtype=values.dtype)[None, :, None, :]).reshape(n * q, -1)
 
 
 def _random_neurons(fit: Polished, x: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Values of neurons as steep as those found, (n, count), and bounds on their rounding."""
+    """Values (n, count) of random neurons as steep as those found, and bounds of their rounding."""
     form, net = fit.form, fit.net
     generator = torch.Generator().manual_seed(0)
 
@@ -113,10 +113,10 @@ def _random_neurons(fit: Polished, x: Tensor, count: int) -> tuple[Tensor, Tenso
 
 
 def _left(M: arb_mat, sizes: list[arb], values: Tensor, noise: Tensor) -> tuple[int, Tensor]:
-    """How many directions M's columns have above rounding, and the singular values of what lies outside them.
+    """The number of directions of M's columns above rounding, and the singular values of `values` outside.
 
-    Both are in units of the rounding. A column is taken times the size of its parameter: what is left of it
-    below 1 cannot be seen at all. Rounding of the values can only lower the result.
+    Both are in units of the rounding. Columns are multiplied by the sizes of their parameters, so that a
+    remainder below 1 is invisible. Rounding of the values can only lower the result.
     """
     rows = M.nrows()
     kept, factor = _pivots(M, sizes)
@@ -135,7 +135,7 @@ def _left(M: arb_mat, sizes: list[arb], values: Tensor, noise: Tensor) -> tuple[
 
 
 def _pivots(M: arb_mat, sizes: list[arb]) -> tuple[list[int], arb_mat | None]:
-    """Columns that show, by Cholesky with pivots, and F: those columns times F are orthonormal."""
+    """Columns above rounding, by Cholesky with pivots, and F: these columns times F are orthonormal."""
     P = M.ncols()
     middle = M.mid()
     N = (middle.transpose() * middle).mid().tolist()

@@ -1,4 +1,4 @@
-"""One cell of an experiment: a target, a sample, a strategy, and whether the target is found again."""
+"""One cell of an experiment: a target, a sample, a strategy, and whether the target is recovered."""
 
 from __future__ import annotations
 
@@ -24,41 +24,44 @@ from llr.theory import optimistic_sample_size
 
 Value = str | int | float | bool | None
 
-_MASKS = 400  # that observed entries are chosen from
-_ROUNDS = 25  # until there is one that sees all directions
-_FULL = 1e-10  # the smallest singular value, beside the largest, of one that does
-_DECAY = 1e-2  # of Adam, at first
+_MASKS = 400  # random masks from which one is chosen
+_ROUNDS = 25  # most rounds of masks until one sees all directions
+_FULL = 1e-10  # a mask sees all directions if the smallest singular value relative to the largest is above
+_DECAY = 1e-2  # first weight decay of Adam
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a cell is, with what it is where nothing is said.
+    """The coordinates of a cell, with their default values.
 
     Attributes:
-        architecture: of the fitted model: "two-layer"; "cnn-shared", "cnn-local" or "cnn-full" for targets of
+        architecture: the fitted model: "two-layer"; "cnn-shared", "cnn-local" or "cnn-full" for targets of
             convolution kernels; "matrix".
         d: inputs; rows and columns of a matrix.
         k: neurons (kernels) of the target.
         width: neurons (kernels, inner size) of the fitted model; default: as many as the target has.
         q: outputs of a two-layer network.
         kernel: size of a kernel.
-        rank: of a matrix.
-        activation: of target and model.
+        rank: rank of a matrix.
+        activation: activation of target and model.
         bias: hidden biases of a two-layer network.
-        output_bias: output biases of one.
+        output_bias: output biases of a two-layer network.
         target: "separated", "generic" or "linear-like".
         n: samples.
         strategy: "lm", many starts of Levenberg-Marquardt; "recover", the same from width 1 up to `width`,
             see :func:`llr.recovery.recover`; "gd", "adam", "adam-annealed" (with weight decay that vanishes),
-            one run from a small start; "adam-merge-lm", the last one with its parallel neurons merged to ever
-            more, until Levenberg-Marquardt fits, see :func:`llr.recovery.train.narrow`.
-        seed: of everything: each has a target and a sample of its own, the same for all strategies.
-        starts: of "lm" and "recover", at most.
-        steps: of the others.
-        init: standard deviation of the parameters where these begin.
-        lr: their step size; default: 0.05 for "gd", 0.01 for Adam; of a matrix, what its norm allows.
-        mask: of a matrix, which entries are observed: "random" ones; "full-rank", the first random ones that
-            see as many directions of the matrix as so many can; "best", those of 400 that see them best.
+            one run from a small start; "adam-merge-lm", the last one, followed by merging parallel neurons
+            and Levenberg-Marquardt for growing widths until one fits, see
+            :func:`llr.recovery.train.narrow`.
+        seed: the seed of target, sample and starts. Target and sample are the same for all strategies.
+        starts: largest number of starts of "lm" and "recover".
+        steps: steps of the other strategies.
+        init: standard deviation of the first parameters of these strategies.
+        lr: step size of these strategies; default: 0.05 for "gd", 0.01 for Adam; for a matrix a step size
+            that follows from its norm.
+        mask: which entries of a matrix are observed: "random"; "full-rank", the first random mask that sees
+            as many directions of the matrix as possible with n entries; "best", the mask of 400 that sees
+            them best.
     """
 
     n: int
@@ -143,7 +146,7 @@ class Setting:
         )
 
     def draw_target(self) -> Target:
-        """The function to be found."""
+        """Draw the function to be recovered."""
         seed = _seed(self.seed, 0)
         if self.architecture == "matrix":
             return Target.generic(MatrixFactorization(self.d, self.rank, self.d), seed=seed)
@@ -159,14 +162,14 @@ class Setting:
         return draw[self.target](architecture, seed=seed)
 
     def draw_sample(self, target: Target) -> Data:
-        """What is known of it."""
+        """Draw the samples of the target."""
         x = target.inputs(self.n, seed=_seed(self.seed, 1))
         if self.architecture == "matrix" and self.mask != "random":
             x = self._mask(target)
         return Data(x, target(x))
 
     def _mask(self, target: Target) -> Tensor:
-        """Observed entries that see as many directions of the matrix as they can."""
+        """A mask of observed entries that sees as many directions of the matrix as possible."""
         pairs = target.inputs(self.d**2, seed=0)
         J = jacobian(target.model, pairs)[:, 0]
         generator = torch.Generator().manual_seed(_seed(self.seed, 1))
@@ -204,18 +207,18 @@ _CHOICES: dict[str, tuple[str, ...]] = {
 
 
 def run_cell(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Draw a target and a sample, and look for the target.
+    """Draw a target and a sample, and try to recover the target.
 
     Args:
-        values: see :class:`Setting`; they alone decide what comes out.
+        values: see :class:`Setting`; the result depends on nothing else.
 
     Returns:
-        "recovered": whether the target was found, to 1e-8 on fresh points; "fitted": whether the sample was,
-        to 1e-20; "test_error" and "train_error", these relative squared errors; "predicted": the optimistic
-        sample size of the target in the fitted architecture.
+        "test_error" and "train_error": relative squared errors on fresh points and on the sample;
+        "recovered": whether the test error is below 1e-8; "fitted": whether the train error is below 1e-20;
+        "predicted": the optimistic sample size of the target in the fitted architecture.
 
     Raises:
-        ValueError: what :meth:`Setting.of` refuses.
+        ValueError: values that :meth:`Setting.of` refuses.
 
     Example:
         >>> from llr.recovery.experiment import run_cell
@@ -258,7 +261,7 @@ def _narrowest_first(setting: Setting, data: Data) -> Found:
         return (
             None,
             math.inf,
-        )  # recover() refuses what cannot decide; in a grid it is a point of the curve
+        )  # recover() refuses so few samples; in a grid they are a point of the curve
     found = recover(
         data.x,
         data.y,
@@ -298,7 +301,7 @@ def _rate(setting: Setting, data: Data) -> float:
     """A step size of gradient descent with momentum."""
     if setting.architecture != "matrix":
         return 0.05
-    # Near a solution the curvature is at most 2 sigma_1(M) / n, and the norm of M bounds sigma_1.
+    # Near a solution the curvature is at most 2 sigma_1(M) / n, and sigma_1 is at most the norm of M.
     return len(data.y) / (2 * float(data.y.square().mean().sqrt()) * setting.d)
 
 
@@ -320,7 +323,7 @@ def _at(template: nn.Module, theta: Tensor) -> nn.Module:
 
 
 def _finite(value: float) -> Value:
-    """A number that JSON has, or nothing."""
+    """The number if JSON can hold it, otherwise None."""
     return value if math.isfinite(value) else None
 
 

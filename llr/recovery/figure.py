@@ -22,7 +22,7 @@ def embedded(rows: Sequence[Row]) -> Figure:
     """Draw ranks of an embedded function, and how often it is found, against the width.
 
     Args:
-        rows: of a sweep whose cells :func:`llr.recovery.embedded.run_cell` computed.
+        rows: the rows of a sweep whose cells :func:`llr.recovery.embedded.run_cell` computed.
 
     Raises:
         ValueError: no cell is done.

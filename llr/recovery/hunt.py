@@ -29,22 +29,28 @@ from llr.recovery.search import (
 )
 
 LEAST_ROUNDS = 4
-"""That every width gets before a wider network counts as the narrowest."""
+"""How many rounds every width gets before a wider network counts as the narrowest."""
 
-_CLOSE = 1e-16  # relative squared error from which a fit is polished in 256 bits
-_CANDIDATES = 3  # of a round
-_SAME_LOSS = 1e-6  # of a fit that was polished before, to no avail
-_FAILURES = 4  # at a width: after so many only better fits are polished
-_BETTER = 0.25  # times the smallest squared error of those
-_HOPELESS = 10.0  # roundings: such a minimum is another one, and no unfinished fit
+_CLOSE = 1e-16  # relative squared error below which a fit is polished in 256 bits
+_CANDIDATES = 3  # fits of a round that are polished in 256 bits
+_SAME_LOSS = (
+    1e-6  # fits with squared errors this close, relatively, count as the same rejected minimum
+)
+_FAILURES = 4  # after so many rejected fits at a width, only better fits are polished
+_BETTER = 0.25  # better: the squared error is below this times the smallest one of rejected fits
+_HOPELESS = 10.0  # a polished fit above so many roundings is at another minimum, and is rejected
 _RIVAL_SETS, _RIVAL_STARTS, _RIVAL_SEED = 12, 512, 7919
-_RIVAL_WORK = 8000  # n P^2 up to which there are so many; a start of a larger problem takes longer
+_RIVAL_WORK = (
+    8000  # n P^2 up to which all of these starts are made; starts of larger problems take longer
+)
 _LEAST_RIVAL_STARTS = 32
-_APART = 1e-3  # on the doubled box, for two fits that polishing would not bring together
+_APART = (
+    1e-3  # fits that differ by less on the doubled box are expected to be equal after polishing
+)
 _MOST_INTERPOLANTS = 16
 _SAME = 1e-6  # interpolants that differ by less, relative to their size, are one function
-_FRESH = 512  # points at which they are compared
-_WITHIN = 2.0  # roundings, of interpolants: they are evaluated in float64
+_FRESH = 512  # points at which interpolants are compared
+_WITHIN = 2.0  # most roundings of interpolants, which are evaluated in float64 only
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,31 +59,31 @@ class Hit:
 
     width: int
     theta: Tensor
-    """In the units of the search."""
+    """The parameters, in the units of the search."""
     fit: Polished
 
 
 @dataclass(eq=False)
 class Hunt:
-    """A search and what it has seen."""
+    """A search and the fits that it has found so far."""
 
     kind: Kind
     scaling: Scaling
     data: Data
-    """In the units of the search."""
+    """The samples, in the units of the search."""
     real: Data64
     seed: int
     noise: float
     """Typical rounding of the targets, relative to their root mean square."""
     spent: Spent
     rounds: dict[int, int] = field(default_factory=dict)
-    """width -> how many were made."""
+    """width -> how many rounds were made."""
     best: dict[int, tuple[float, Tensor]] = field(default_factory=dict)
     """width -> the smallest relative squared error, and its parameters."""
     closest: dict[int, Polished] = field(default_factory=dict)
-    """width -> of the fits that were polished and are not consistent, the closest."""
+    """width -> the closest of the polished fits that are not consistent."""
     rejected: dict[int, list[float]] = field(default_factory=dict)
-    """width -> relative squared errors of fits that were polished to no avail."""
+    """width -> relative squared errors of fits that were polished and rejected."""
     templates: dict[int, TwoLayer] = field(default_factory=dict)
 
     @property
@@ -92,11 +98,11 @@ class Hunt:
 
     @property
     def nearest(self) -> Polished | None:
-        """Of the fits that were polished and are not consistent, the closest."""
+        """The closest of the polished fits that are not consistent, for all widths."""
         return min(self.closest.values(), key=lambda fit: fit.ratio, default=None)
 
     def first(self, widths: Sequence[int]) -> Hit | None:
-        """The first width with a consistent fit; narrow ones first in every round."""
+        """The first width with a consistent fit; every round begins with narrow networks."""
         while True:
             for j in widths:
                 fits = self._round(j, self.spent)
@@ -137,7 +143,7 @@ class Hunt:
                 yield theta, error
 
     def _promises(self, width: int, error: float) -> bool:
-        """Whether a fit is another one than those that were polished to no avail, or they were few."""
+        """Whether to polish a fit: it differs from the rejected fits, and these are few or it is better."""
         known = self.rejected.get(width, [])
         if any(abs(error - e) <= _SAME_LOSS * e for e in known):
             return False
@@ -156,7 +162,7 @@ class Hunt:
         return None
 
     def _least(self, hit: Hit, widths: Sequence[int]) -> Hit:
-        """The narrowest: every narrower width gets its rounds, then neurons are taken out."""
+        """The narrowest consistent fit: every narrower width gets its rounds, then neurons are removed."""
         spare = Spent(Budget(starts=2**62), None)
         for j in widths:
             if j >= hit.width:
@@ -178,7 +184,7 @@ class Hunt:
         return hit
 
     def _without_one(self, hit: Hit) -> Hit | None:
-        """A consistent network of one neuron less, from what is left if one is taken out."""
+        """A consistent network with one neuron less, fitted from starts with one neuron removed."""
         net, template = self.kind.net(hit.width, hit.theta), self.template(hit.width - 1)
         parts = [net.without(i).parameters for i in range(hit.width)]
         fewer = torch.stack([torch.cat([t.flatten() for t in p]) for p in parts])
@@ -186,7 +192,7 @@ class Hunt:
         return self._consistent(hit.width - 1, fits)
 
     def rivals(self, found: Judgement) -> tuple[list[Net], int]:
-        """Consistent networks of the same width and another function; and how many starts were made."""
+        """Consistent networks of the same width with other functions, and the number of starts made."""
         width = found.fit.form.k
         far = self.real.domain.doubled.points()
         own = found.fit.net(far)
@@ -203,7 +209,7 @@ class Hunt:
         for theta in fits.theta[fits.relative < self.close]:
             net = self.network(width, theta)
             values = net(far)
-            # Polishing would bring it to one of those that are known.
+            # After polishing, this fit would be one of the known networks.
             if any(
                 _apart(values, known(far)) < _APART * size for known in (found.fit.net, *others)
             ):
@@ -215,7 +221,7 @@ class Hunt:
         return others, int((fits.codes != SKIPPED).sum())
 
     def interpolants(self, widths: Sequence[int]) -> list[Net]:
-        """Networks of different functions that fit to rounding, of the least width at which any was found."""
+        """Networks of different functions that fit to rounding, of the least width with such a network."""
         for j in widths:
             found: list[tuple[Net, Tensor]] = []
             for _ in range(LEAST_ROUNDS):
@@ -251,7 +257,7 @@ class Hunt:
         return float((off / delta).square().mean().sqrt().nan_to_num(math.inf))
 
     def network(self, width: int, theta: Tensor) -> Net:
-        """In the caller's units."""
+        """The network with these parameters, in the caller's units."""
         return self.scaling.outside(self.kind.net(width, theta))
 
     def template(self, width: int) -> TwoLayer:
@@ -261,7 +267,7 @@ class Hunt:
         return self.templates[width]
 
     def _values(self, net: Net) -> Tensor:
-        """At points that are distributed as the samples are, roughly."""
+        """Values at random points with about the mean and spread of the samples."""
         generator = torch.Generator().manual_seed(0)
         fresh = torch.randn(_FRESH, self.kind.d, generator=generator, dtype=torch.float64)
         return net(self.scaling.shift + self.scaling.scale * fresh)

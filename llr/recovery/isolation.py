@@ -1,6 +1,6 @@
-"""Proofs about all networks near one that fits: how far off another can be, in parameters and in function.
+"""Proofs about all networks near a fit: by how much another one can differ, in parameters and as a function.
 
-Everything here is computed in balls, with bounds rounded outwards. docs/recovery.md has the proof.
+Everything here is computed in ball arithmetic, with bounds rounded outwards. docs/recovery.md has the proof.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from torch import Tensor
 from llr.recovery.polish import Polished
 from llr.recovery.precise import Point
 
-_FIRST = 4  # times rho: the least box for which the theorem holds
-_SHARE = 0.4  # of the largest box that the curvature seen so far allows
-_LARGEST = 4.0  # relative size of a box beyond which none is tried
+_FIRST = 4  # the smallest box for which the theorem holds has sides of 4 rho
+_SHARE = 0.4  # the next box, as a fraction of the largest that the curvature found so far allows
+_LARGEST = 4.0  # largest relative size of a box to try
 _BOXES = 6
 
 _SLOPE = {
@@ -31,22 +31,24 @@ _SLOPE = {
 }
 """Bounds of sup |sigma'|."""
 _BOUNDED = {"tanh", "sigmoid", "erf", "sin"}
-SWITCH = 20  # torch's softplus is the identity beyond it
-JUMP = 2.1e-9  # and this is more than what it leaves out there
+SWITCH = 20  # beyond this, torch's softplus is the identity
+JUMP = 2.1e-9  # an upper bound of softplus(z) - z beyond SWITCH
 
 
 @dataclass(frozen=True)
 class Isolation:
-    """What is proved of the networks around a fit.
+    """Proofs about the networks around a fit.
 
     Attributes:
-        isolated: whether anything is.
-        radius: relative size of a box of parameters (the smallest of its sides): every network in it that
-            fits to rounding has parameters within 2 rho, and the Jacobian has full column rank in all of it.
+        isolated: whether the proof succeeded.
+        radius: relative size of a box of parameters (the smallest of its sides): every network in the box
+            that fits to rounding has parameters within 2 rho, and the Jacobian has full column rank in the
+            whole box.
         eps: such a network differs from the fit, rounded to float64, by at most this on the domain, relative
             to the targets' root mean square.
-        kappa: of the smallest box; proved where it is at most 1/2. Infinite where no bound was found.
-        inverse: (P, n q), a left inverse of the weighted Jacobian, approximately; None if it is singular.
+        kappa: the contraction of the smallest box; the proof succeeds if it is at most 1/2. Infinite if no
+            bound was found.
+        inverse: (P, n q), an approximate left inverse of the weighted Jacobian; None if it is singular.
         rho: (P), the sides of the box of parameters; empty if not isolated.
     """
 
@@ -59,10 +61,10 @@ class Isolation:
 
 
 def isolation(fit: Polished, corner: Tensor, size: float) -> Isolation:
-    """Prove that a fit is the only one near it (python-flint's precision must be set).
+    """Prove that a fit is the only one in a box around it (python-flint's precision must be set).
 
     Args:
-        fit: at a minimum.
+        fit: a fit at a minimum.
         corner: (d), the largest |x_i| on the domain.
         size: root mean square of the targets.
     """
@@ -81,7 +83,7 @@ def isolation(fit: Polished, corner: Tensor, size: float) -> Isolation:
     box = _largest_box(fit, C, rho, first)
     sides = [box * r / t.abs_lower() for r, t in zip(rho, fit.theta, strict=True) if t != 0]
     radius = min((float(s.lower()) for s in sides), default=math.inf)
-    # The network that is returned has these parameters rounded to float64.
+    # The network that recover() returns has these parameters rounded to float64.
     factor = (1 / (1 - first)).upper()
     apart = [factor * r + arb(2) ** -53 * abs(t) for r, t in zip(rho, fit.theta, strict=True)]
     bound = (_eps(fit, apart, corner) / arb(size)).upper()
@@ -99,7 +101,7 @@ def _inverse(fit: Polished) -> arb_mat | None:
 
 
 def _largest_box(fit: Polished, C: arb_mat, rho: list[arb], kappa: arb) -> float:
-    """The largest factor of rho tried for which the proof holds; it grows about as the curvature allows."""
+    """The largest factor of rho for which the proof holds, among those tried; the curvature guides them."""
     proved, limit = float(_FIRST), math.inf
     relative = [float(r / t.abs_lower()) for r, t in zip(rho, fit.theta, strict=True) if t != 0]
     largest = _LARGEST / min(relative, default=1.0)
@@ -121,7 +123,7 @@ def _largest_box(fit: Polished, C: arb_mat, rho: list[arb], kappa: arb) -> float
 
 
 def _kappa(fit: Polished, C: arb_mat, rho: list[arb], factor: float) -> arb | None:
-    """An upper bound of max_l sum_k |E_lk| rho_k / rho_l in the box; None where the network is not smooth."""
+    """An upper bound of max_l sum_k |E_lk| rho_k / rho_l in the box; None if the network is not smooth."""
     P = C.nrows()
     box = [arb(t, factor * r) for t, r in zip(fit.theta, rho, strict=True)]
     point = fit.inputs.at(box)
@@ -154,7 +156,7 @@ def _smooth(point: Point) -> bool:
 
 
 def _eps(fit: Polished, rho: Sequence[arb], corner: Tensor) -> arb:
-    """A bound on |f - f^| where |x| <= corner, for parameters within rho."""
+    """An upper bound of |f - f^| for |x| <= corner, for parameters within rho."""
     form = fit.form
     k, d = form.k, form.d
     x = [arb(v) for v in corner.tolist()]
@@ -180,7 +182,7 @@ def _eps(fit: Polished, rho: Sequence[arb], corner: Tensor) -> arb:
 
 
 def _above(bound: arb) -> float:
-    """A float64 that is not below."""
+    """A float64 that is not smaller than the bound."""
     value = float(bound)
     return (
         value

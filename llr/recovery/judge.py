@@ -1,4 +1,4 @@
-"""What may be said of one network that fits: proofs, evidence, and the conditions that fail."""
+"""The judgement of one network that fits: proofs, evidence, and the conditions that fail."""
 
 from __future__ import annotations
 
@@ -24,37 +24,40 @@ from llr.recovery.precise import BITS, Form
 from llr.recovery.rounding import Rounding
 
 DIGITS = 1e-4
-"""Of a function: two that differ by less than this, relatively, are not told apart."""
-_OPEN, _OPEN_DOUBLED = 2e-4, 6e-4  # bounds of what rounding may leave open; the errors are smaller
+"""Functions that differ by less than this, relatively, count as equal."""
+_OPEN, _OPEN_DOUBLED = (
+    2e-4,
+    6e-4,
+)  # limits of the bounds of the error by rounding; the errors are smaller
 DECADES = 4.0
-"""Of surprise, beyond the number of starts, that the agreement must have."""
+"""The least evidence for a fit, in decades, after the number of starts is taken into account."""
 
-_ALL = 400  # observations that are all used
-_PER_PARAMETER = 20  # of more, so many for each parameter
-_FRESH = 512  # points for the size of a function
-_REST = 3.0  # roundings: two, and one of the evaluation in float64
+_ALL = 400  # up to so many observations, all are used
+_PER_PARAMETER = 20  # of a larger set, so many observations for each parameter are used
+_FRESH = 512  # points at which the size of a function is estimated
+_REST = 3.0  # most roundings of unused samples: two, and one of the evaluation in float64
 
 
 @dataclass(frozen=True, eq=False)
 class Judgement:
-    """A consistent fit, and what is known of it."""
+    """A consistent fit, with its proofs and evidence."""
 
     fit: Polished
     isolation: Isolation
     evidence: Evidence
     eps: float
-    """A bound on the domain, relative to the root mean square of the targets; infinite if not isolated."""
+    """A bound on the domain, relative to the targets' root mean square; infinite if not isolated."""
     eps_doubled: float
-    """The same on the box doubled."""
+    """The same bound on the doubled box."""
     frequencies: Tensor | None
-    """Of a sine: frequencies that no sample sees."""
+    """For a sine network: frequencies that are invisible on the samples."""
     reasons: tuple[Reason, ...]
     """The conditions that fail."""
 
 
 @dataclass(frozen=True, eq=False)
 class Data64:
-    """Samples in the caller's units, and how they are rounded."""
+    """Samples in the caller's units, and their rounding."""
 
     x: Tensor
     y: Tensor
@@ -70,7 +73,7 @@ class Data64:
 
 
 def examined(net: Net, data: Data64) -> Polished:
-    """Polish a fit on all samples, or on those of a large set that say most; then look at the others."""
+    """Polish a fit on all samples, or on the most informative ones of a large set; then test the others."""
     rows = _rows(net, data)
     x, y, rounding = data.x, data.y, data.rounding
     if rows is not None:
@@ -88,7 +91,7 @@ def examined(net: Net, data: Data64) -> Polished:
 
 
 def _rows(net: Net, data: Data64) -> Tensor | None:
-    """Which samples of a large set are used; None: all."""
+    """The samples of a large set that are used; None for all."""
     (n, q), form = data.y.shape, Form.of(net)
     if n * q <= max(_ALL, 2 * _PER_PARAMETER * form.count):
         return None
@@ -110,12 +113,12 @@ def _gradients(net: Net, data: Data64) -> Tensor:
 
 
 def judged(fit: Polished, data: Data64, starts: int) -> Judgement:
-    """All conditions, each with its number.
+    """Check all conditions of a fit.
 
     Args:
-        fit: one that is consistent.
-        data: what was fitted.
-        starts: that were tried before it was found.
+        fit: a consistent fit.
+        data: the samples that were fitted.
+        starts: the number of starts that were tried before it was found.
     """
     x, y = (data.x, data.y) if fit.rows is None else (data.x[fit.rows], data.y[fit.rows])
     near = data.domain
@@ -139,7 +142,7 @@ def judged(fit: Polished, data: Data64, starts: int) -> Judgement:
 
 
 def _share(net: Net, data: Data64) -> float:
-    """How large the function is on the box doubled, in parts of the targets; at most 1."""
+    """The size of the function on the doubled box relative to the targets; at most 1."""
     values = net(data.domain.doubled.points(_FRESH, corners=0))
     return min(1.0, float(values.square().mean().sqrt()) / data.size)
 
@@ -152,7 +155,7 @@ def _observations(found: Evidence) -> list[Reason]:
             "effective samples",
             found.n_effective,
             found.needed + 1,
-            f"the samples are worth {found.n_effective} independent ones, of more than {found.needed} needed",
+            f"the samples have {found.n_effective} independent observations; more than {found.needed} needed",
             "samples in general position: neither repeated nor mirrored nor nearly equal",
         )
     ]
@@ -166,7 +169,7 @@ def _surprise(found: Evidence, starts: int) -> list[Reason]:
             "evidence",
             found.decades,
             DECADES,
-            f"after {counted(starts, 'start')} the fit is worth {found.decades:.1f} decades, of {DECADES:g}",
+            f"evidence of {found.decades:.1f} decades after {counted(starts, 'start')}; {DECADES:g} needed",
             "more samples, or samples over a wider range",
         )
     ]
@@ -181,11 +184,11 @@ def _uniqueness(found: Isolation, weight: Evidence, fit: Polished, activation: s
     elif weight.seen < P:
         text = (
             f"not isolated: on these samples the Jacobian shows {weight.seen} of {P} directions above "
-            "rounding, so that parameters can change unseen"
+            "rounding, so that changes of the parameters can be invisible"
         )
     else:
         text = (
-            "not isolated: no box of parameters without other networks that fit could be proved "
+            "not isolated: no box around the parameters was proved to be free of other networks that fit "
             f"(contraction {found.kappa:.2g}, expected at most 0.5)"
         )
     return [
@@ -194,13 +197,13 @@ def _uniqueness(found: Isolation, weight: Evidence, fit: Polished, activation: s
             found.kappa,
             0.5,
             text,
-            "samples where the function varies, more of them, or targets with more digits",
+            "samples where the function varies, more samples, or targets with more digits",
         )
     ]
 
 
 def _condition(found: Isolation, eps: float, doubled: float, near: Domain) -> list[Reason]:
-    if not found.isolated:  # there is no number
+    if not found.isolated:  # without isolation there is no bound
         return []
     value, limit, where = eps, _OPEN, near.name
     if eps <= limit and not near.given:
@@ -212,10 +215,10 @@ def _condition(found: Isolation, eps: float, doubled: float, near: Domain) -> li
             "conditioning",
             value,
             limit,
-            f"rounding leaves the function open by up to {value:.1e} of its size on {where}, over "
-            f"{limit:.0e}",
-            "more samples, samples where the function varies most, targets with more digits, or domain= if "
-            "less than that matters",
+            f"rounding leaves an uncertainty of up to {value:.1e} of the function's size on {where}, more "
+            f"than {limit:.0e}",
+            "more samples, samples where the function varies most, targets with more digits, or domain= for "
+            "a smaller box",
         )
     ]
 
@@ -245,7 +248,7 @@ def _unseen(frequencies: Tensor | None, fit: Polished, data: Data64) -> list[Rea
             "alias",
             size,
             math.inf if bound is None else bound + largest,
-            f"the samples lie on a lattice, where a frequency of {size:.6g} more cannot be seen",
+            f"the samples lie on a lattice, on which an additional frequency of {size:.6g} is invisible",
             "samples off the lattice, or max_frequency= if the frequencies are known to be bounded",
         )
     ]

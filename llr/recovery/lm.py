@@ -24,32 +24,32 @@ from llr.recovery import lm_native, lm_reference
 from llr.recovery.damping import CONVERGED, STATUS, Damping
 from llr.results import Shown
 
-_POOL_BYTES = 2**28  # of Jacobians and normal matrices that the torch path holds at a time
+_POOL_BYTES = 2**28  # memory of the torch path for Jacobians and normal matrices
 _LARGEST_POOL = 1024
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Fits(Shown):
-    """Where each of S starts ended.
+    """The end of each of S starts.
 
-    It is not written to files: its template may be any module, which no file can hold as numbers. It can be
-    pickled, as far as the template can.
+    It cannot be written to files, since its template may be any module. It can be pickled if the template
+    can.
     """
 
     theta: Tensor
-    """(S, P) in float64; columns as those of :func:`llr.layout`."""
+    """(S, P) parameters in float64; columns as in :func:`llr.layout`."""
     loss: Tensor
-    """(S), mean squared residual over samples and outputs; infinite for what failed or was skipped."""
+    """(S), mean squared residual over samples and outputs; infinite for failed and skipped starts."""
     relative: Tensor
-    """(S), the loss over the mean square of the start's targets (over 1, where they are all zero)."""
+    """(S), the loss divided by the mean square of the start's targets (by 1 if they are all zero)."""
     iterations: Tensor
     """(S), steps tried."""
     codes: Tensor
     """(S), the same as `status`: 0 converged, 1 stalled, 2 limit, 3 failed, 4 skipped."""
     template: nn.Module
-    """The model that was fitted, its own parameters untouched."""
+    """The model that was fitted, with its own parameters unchanged."""
     method: str
-    """"native", or "torch" and why."""
+    """"native", or "torch" with the reason."""
 
     @property
     def status(self) -> list[str]:
@@ -95,33 +95,35 @@ def levenberg_marquardt(
 ) -> Fits:
     """Fit a model to data by least squares from many starts, thousands of small problems a second.
 
-    In the native library each start is a problem of its own, in a lane of a vector register: it ends at the
-    same bits whatever the others are, in whatever order they come and on however many threads. MLPs,
-    :class:`llr.models.Conv1dTwoLayer` and :class:`llr.models.MatrixFactorization` on the CPU run there. Other
-    models, frozen parameters and other devices take the same steps in batched torch operations, where the
-    company of a start may change its rounding.
+    The native library fits MLPs, :class:`llr.models.Conv1dTwoLayer` and
+    :class:`llr.models.MatrixFactorization` on the CPU. There each start has its own lane of a vector
+    register: its result is bitwise independent of the other starts, of their order and of the number of
+    threads. Other models, frozen parameters and other devices take the same steps in batched torch
+    operations, where other starts in the batch may change the rounding of a start.
 
     Args:
-        model: what is fitted; its own parameters are only a template.
-        starts: (S, P) float64, in the columns of :func:`llr.layout`; see :func:`llr.recovery.initial`.
-            Small ones (scale=0.1) leave narrow networks free to find their directions.
+        model: the model to fit; its own parameters do not matter.
+        starts: (S, P) float64, with the columns of :func:`llr.layout`; see :func:`llr.recovery.initial`.
+            From small starts (scale=0.1) narrow networks find their directions more often.
         x: (n, ...) samples as the model takes them, or (B, n, ...) for B data sets.
         y: (n, q) targets in float64, or (B, n, q).
-        which: (S) integers, the data set of each start. Default: the only one, or one each if B = S.
+        which: (S) integers, the data set of each start. Default: the only one, or one for each start if
+            B = S.
         damping: "fast", "slow" or a :class:`Damping`.
-        tol: a start has converged where its sum of squared residuals is at most this part of the sum of
-            squared targets (of n q, where these are all zero).
-        first: of each data set skip the starts behind the first one, in the order given, that converges.
-            Which are skipped does not depend on time or threads.
+        tol: a start has converged if its sum of squared residuals is at most this fraction of the sum of
+            squared targets (of n q, if the targets are all zero).
+        first: for each data set, skip all starts after the first one, in the given order, that converges.
+            The choice does not depend on time or threads.
 
     Returns:
-        A :class:`Fits`. A start is "converged"; "stalled" for too many iterations, or its steps vanish; at
-            the "limit" of iterations; "failed", because its first loss is not finite; or "skipped".
+        A :class:`Fits`. A start is "converged"; "stalled" for too many iterations, or because its steps
+            vanish; at the "limit" of iterations; "failed", because its first loss is not finite; or
+            "skipped".
 
     Raises:
         ValueError: shapes that do not fit each other, NaN or infinity, targets whose squares are out of
             range, an index out of range, a Jacobian beyond the memory budget.
-        TypeError: what is no module, or no tensor of the expected dtype.
+        TypeError: a model that is no module; arguments that are no tensors of the expected dtype.
 
     Example:
         >>> import torch
@@ -242,7 +244,7 @@ def _check_memory(rows: int, starts: Tensor) -> None:
 
 def _check_pairs(model: MatrixFactorization, pairs: Tensor) -> None:
     if pairs.is_floating_point() or pairs.dim() != 2 or pairs.shape[1] != 2:
-        return  # the model says what it takes
+        return  # the model refuses x itself
     rows, columns = len(model.A), model.B.shape[1]
     outside = ((pairs < 0) | (pairs >= pairs.new_tensor([rows, columns]))).any(1)
     if bool(outside.any()):
@@ -309,14 +311,14 @@ def _check_devices(starts: Tensor, x: Tensor, y: Tensor, which: Tensor) -> None:
 
 
 def _check_squares(y: Tensor) -> None:
-    """Convergence is measured by the sum of squares of the targets."""
+    """Refuse targets whose sum of squares, by which convergence is measured, is out of range."""
     squares, largest = y.square().sum((1, 2)), y.abs().amax((1, 2))
     wrong = squares.isinf() | ((squares == 0) & (largest > 0))
     if bool(wrong.any()):
         which = int(wrong.nonzero()[0])
         raise ValueError(
-            f"y of data set {which} has a sum of squares of {float(squares[which])}; expected targets of a "
-            f"size that can be squared, and the largest is {float(largest[which]):.3g}: scale them"
+            f"y of data set {which} has a sum of squares of {float(squares[which])}; expected targets whose "
+            f"squares are in the range of float64, and the largest is {float(largest[which]):.3g}: scale them"
         )
 
 

@@ -15,12 +15,12 @@ from llr.operators import _ops
 from llr.recovery.damping import Damping
 from llr.recovery.lm_reference import Solution
 
-_MOST_LANES = 8  # of a vector register, each with a start
+_MOST_LANES = 8  # lanes of a vector register; each has a start
 
 
 @dataclass(frozen=True)
 class Known:
-    """A model as the operator takes it."""
+    """A model in the form that the native operator takes."""
 
     kind: str
     sizes: list[int]
@@ -28,11 +28,11 @@ class Known:
     biases: list[bool]
     outputs: int
     order: Tensor
-    """(P), the column of each of the operator's parameters."""
+    """(P), for each parameter of the operator its column."""
 
 
 def read(problem: Problem) -> Known | None:
-    """The model as the operator knows it, None if it does not."""
+    """The model in the form that the native operator takes; None if the operator does not support it."""
     model, slices = problem.model, problem.columns.slices()
     biases: list[bool] = []
     if problem.mlp is not None:
@@ -61,12 +61,12 @@ def read(problem: Problem) -> Known | None:
 
 
 def bytes_of_start(rows: int, parameters: int) -> int:
-    """About what a start's Jacobian takes, with its normal matrix and the factor of that."""
+    """The approximate memory of a start: its Jacobian, its normal matrix and the factor of this matrix."""
     return 8 * (rows * parameters + 3 * min(rows, parameters) ** 2)
 
 
 def why_not(problem: Problem, known: Known | None, starts: Tensor, rows: int) -> str:
-    """Why the native library does not fit this; empty where it does."""
+    """Why the native library cannot fit this model; empty if it can."""
     if known is None:
         name = type(problem.model).__name__
         return f"{name} is none of the models that the native library fits"
@@ -78,7 +78,7 @@ def why_not(problem: Problem, known: Known | None, starts: Tensor, rows: int) ->
     nbytes = at_once * bytes_of_start(rows, starts.shape[1])
     if not fits(nbytes, starts.device):
         return (
-            f"{at_once} starts side by side take {format_bytes(nbytes)}, more than the memory budget of "
+            f"{at_once} simultaneous starts take {format_bytes(nbytes)}, more than the memory budget of "
             f"{format_bytes(memory_budget(starts.device))}"
         )
     return ""
@@ -94,7 +94,7 @@ def solve(
     tol: float,
     first: bool,
 ) -> Solution:
-    """As :func:`llr.recovery.lm_reference.solve`."""
+    """The same as :func:`llr.recovery.lm_reference.solve`, by the native operator."""
     theta, loss, iterations, status = _ops.lm_solve(
         starts[:, known.order],
         x.double(),

@@ -1,6 +1,6 @@
 """Levenberg-Marquardt for many problems at once in plain torch operations: any model, any device.
 
-The native operator's algorithm, step by step, and what stands in for it where it is not: see
+This is the algorithm of the native operator, step by step, and replaces it where it is not available: see
 :func:`llr.recovery.levenberg_marquardt`.
 """
 
@@ -24,7 +24,7 @@ from llr.recovery.damping import CONVERGED, FAILED, LIMIT, SKIPPED, STALLED, Dam
 
 
 class Functions(NamedTuple):
-    """A model at many parameter points, each with samples of its own."""
+    """A model at many parameter points, each with its own samples."""
 
     outputs: Callable[[Tensor, Tensor], Tensor]
     """theta (S, P), x (S, n, ...) -> (S, n, q)"""
@@ -33,7 +33,7 @@ class Functions(NamedTuple):
 
 
 class Solution(NamedTuple):
-    """What became of each start, as the native operator tells it."""
+    """The end of each start, in the form of the native operator."""
 
     theta: Tensor
     """(S, P)"""
@@ -42,7 +42,7 @@ class Solution(NamedTuple):
     iterations: Tensor
     """(S), int64"""
     status: Tensor
-    """(S), int64: the place in :data:`llr.recovery.damping.STATUS`."""
+    """(S), int64: the index into :data:`llr.recovery.damping.STATUS`."""
 
 
 def of_mlp(widths: Sequence[int], biases: Sequence[bool], activation: str) -> Functions:
@@ -79,7 +79,7 @@ def of_mlp(widths: Sequence[int], biases: Sequence[bool], activation: str) -> Fu
 
 
 def of_problem(problem: Problem) -> Functions:
-    """Any model whose outputs for a sample depend on that sample alone, by torch.func."""
+    """Any model whose outputs for a sample depend only on that sample, by torch.func."""
     columns = problem.columns
     shapes = {name: value.shape for name, value in columns.values.items()}
     sizes = [value.numel() for value in columns.values.values()]
@@ -101,7 +101,7 @@ def of_problem(problem: Problem) -> Functions:
 
 @dataclass
 class _Pool:
-    """The starts that are being worked on; a row each."""
+    """The starts in progress, one row for each."""
 
     start: Tensor
     theta: Tensor
@@ -137,7 +137,7 @@ def solve(
     first: bool = False,
     batch: int = 1024,
 ) -> Solution:
-    """Run every start to its end, `batch` of them at a time.
+    """Run every start until it ends, `batch` of them at a time.
 
     Args:
         functions: the model.
@@ -145,11 +145,11 @@ def solve(
         x: (B, n, ...).
         y: (B, n, q).
         which: (S), the data set of each start.
-        damping: lambda and the patience.
-        tol: converged where the sum of squared residuals is at most `tol` times that of y (times n q, if y is
-            zero).
-        first: skip the starts of a data set behind its first one that converges.
-        batch: how many starts share the batched operations. Results do not depend on it but for rounding.
+        damping: lambda and the limits of a start.
+        tol: a start has converged if its sum of squared residuals is at most `tol` times that of y (times
+            n q, if y is zero).
+        first: skip the starts of a data set after its first one that converges.
+        batch: how many starts share the batched operations. Results depend on it by rounding only.
     """
     count, device = len(starts), starts.device
     solution = Solution(
@@ -175,7 +175,7 @@ def solve(
         if pool is None:
             break
         status = _status(pool, damping, torch.zeros_like(pool.start, dtype=torch.bool))
-        if not bool((status >= 0).any()):  # else there may be nobody to iterate on
+        if not bool((status >= 0).any()):  # otherwise the pool may be empty
             status = _iterate(functions, pool, damping)
         ended = status >= 0
         if bool(ended.any()):
@@ -230,7 +230,7 @@ def _linearise(
 
 
 def _status(pool: _Pool, damping: Damping, vanished: Tensor) -> Tensor:
-    """A code for what has ended, -1 for what goes on."""
+    """A code for starts that have ended, -1 for those that continue."""
     status = torch.full_like(pool.start, -1)
     status[pool.iterations >= damping.iterations] = LIMIT
     status[(pool.stalled >= damping.stall) | vanished] = STALLED
@@ -240,7 +240,7 @@ def _status(pool: _Pool, damping: Damping, vanished: Tensor) -> Tensor:
 
 
 def _iterate(functions: Functions, pool: _Pool, damping: Damping) -> Tensor:
-    """One step of each, tried and judged; returns their status."""
+    """Try one step of every start, and take it or reject it; return their status."""
     diagonal = pool.A.diagonal(dim1=1, dim2=2) + pool.damping[:, None]
     L, info = torch.linalg.cholesky_ex(
         pool.A.diagonal_scatter(diagonal, dim1=1, dim2=2), check_errors=False

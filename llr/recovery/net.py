@@ -1,4 +1,4 @@
-"""Two-layer networks as plain tensors: a search handles many, and modules would take its time."""
+"""Two-layer networks as plain tensors: a search handles many of them, and modules would be slow."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Net:
         b: (k), or None
         a: (q, k)
         c: (q), or None
-        activation: its name.
+        activation: the name of the activation.
     """
 
     w: Tensor
@@ -43,7 +43,7 @@ class Net:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """In the order of the module's."""
+        """The parameters in the order of the module's."""
         return [t for t in (self.w, self.b, self.a, self.c) if t is not None]
 
     def before(self, x: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class Net:
         return Net(self.w[keep], b, self.a[:, keep], self.c, self.activation)
 
     def model(self) -> TwoLayer:
-        """As a module."""
+        """The network as a module."""
         return TwoLayer.of(
             self.w, self.b, self.a.T.contiguous(), self.c, activation=self.activation
         )

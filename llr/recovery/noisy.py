@@ -14,15 +14,15 @@ from llr.recovery.phrases import counted, there_are
 from llr.recovery.search import polished, round_of_starts
 
 LEVEL = 0.01
-"""Of the statistical test: how often a network of the right width is rejected."""
+"""The level of the statistical test: how often a network of the right width is rejected."""
 
-_NEARLY = 10.0  # times the noise: a narrower width whose residuals are smaller deserves a look
+_NEARLY = 10.0  # a narrower width is mentioned if its residuals are below so many times the noise
 
 
 def tested_widths(
     hunt: Hunt, max_width: int, noise_std: float
 ) -> dict[int, tuple[NoiseTest, Tensor]]:
-    """The best fit of every width and its test; the widths beyond the first that passes get as many rounds.
+    """The best fit of every width with its test. Wider networks than the first that passes get equal rounds.
 
     Raises:
         ValueError: fewer observations than parameters of one neuron.
@@ -54,7 +54,7 @@ def tested_widths(
 
 
 def accepted(best: dict[int, tuple[NoiseTest, Tensor]]) -> int | None:
-    """The narrowest width that passes."""
+    """The narrowest width that passes the test."""
     return next((j for j in sorted(best) if best[j][0].p_value >= LEVEL), None)
 
 
@@ -67,7 +67,7 @@ def _tested(hunt: Hunt, width: int, fits: Fits, noise_std: float) -> NoiseTest:
 
 
 def claim(test: NoiseTest) -> str:
-    """What the test of the narrowest width that passes says."""
+    """The result of the test of the narrowest width that passes, as a sentence."""
     narrower = ", all narrower ones are rejected" if test.width > 1 else ""
     return (
         f"width {test.width} is not rejected: chi-squared {test.statistic:.4g} with "
@@ -77,14 +77,14 @@ def claim(test: NoiseTest) -> str:
 
 
 def advice(best: dict[int, tuple[NoiseTest, Tensor]], width: int, noise_std: float) -> str:
-    """What makes the result doubtful; empty if nothing does."""
+    """Advice if the result is doubtful; empty if it is not."""
     doubts = []
     for j in sorted(best):
         test = best[j][0]
         times = math.sqrt(test.statistic / test.dof)
         if j < width and times <= _NEARLY:
             doubts.append(
-                f"a better noise_std, since width {j} leaves residuals of only {times:.2g} times "
+                f"a better noise_std, since width {j} has residuals of only {times:.2g} times "
                 f"{noise_std:g}"
             )
             break
@@ -92,7 +92,7 @@ def advice(best: dict[int, tuple[NoiseTest, Tensor]], width: int, noise_std: flo
     if width == min(best) or test.p_value > 1 - LEVEL:
         times = math.sqrt(test.statistic / test.dof)
         doubts.append(
-            f"a smaller noise_std if {noise_std:g} may be too large, since width {width} leaves residuals of "
+            f"a smaller noise_std if {noise_std:g} may be too large, since width {width} has residuals of "
             f"{times:.2g} times that" + (" and is the narrowest" if width == min(best) else "")
         )
     if width == max(best):

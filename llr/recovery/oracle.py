@@ -1,4 +1,4 @@
-"""Fresh points of a function that can be asked, and what they prove without assumptions about it.
+"""Tests of a network at fresh points of the function, and what they prove without assumptions about it.
 
 Source: C. J. Clopper, E. S. Pearson, "The use of confidence or fiducial limits illustrated in the case of the
 binomial", Biometrika 26 (1934).
@@ -21,7 +21,7 @@ from llr.recovery.outcome import Checked
 
 CONFIDENCE = 0.95
 FRESH = 1000
-"""Points that a function is asked at."""
+"""How many points a function is evaluated at."""
 
 Function = Callable[[Tensor], Tensor]
 
@@ -29,10 +29,11 @@ _OF_DTYPES = re.compile(r"dtype|scalar type|type \(.*should be the same")
 
 
 def largest_share(beyond: int, points: int, confidence: float = CONFIDENCE) -> float:
-    """At most this share of inputs is like the `beyond` of `points` drawn independently of the network.
+    """An upper bound of the share of inputs that differ, if `beyond` of `points` random ones do.
 
-    The Clopper-Pearson bound: whatever the distribution and the function are, a larger share would have shown
-    more of them with at least the given probability. For none beyond it is 1 - (1 - confidence)^(1 / points).
+    The points have to be drawn independently of the network. This is the Clopper-Pearson bound: for any
+    distribution and any function, a larger share would have given more such points with at least the given
+    probability. For ``beyond=0`` it is 1 - (1 - confidence)^(1 / points).
 
     Example:
         >>> from llr.recovery.oracle import largest_share
@@ -45,7 +46,7 @@ def largest_share(beyond: int, points: int, confidence: float = CONFIDENCE) -> f
 
 
 def _other_dtype(y: Function, dtype: torch.dtype) -> str:
-    """What to do about a function that computes in float32 and is given float64, say."""
+    """Advice for a function that computes in another dtype than that of x, for example float32."""
     own = None
     if isinstance(y, nn.Module):
         own = next((p.dtype for p in y.parameters() if p.is_floating_point()), None)
@@ -54,18 +55,19 @@ def _other_dtype(y: Function, dtype: torch.dtype) -> str:
     return (
         f"{computes}, and x is {dtype}; expected the same: make y compute in float64 (model.double()) and "
         f"give x in float64, or give x in {other} (x.to({own if own else 'torch.float32'})); then the "
-        "rounding of that is taken into account"
+        "rounding of this dtype is taken into account"
     )
 
 
 def asked(y: Function, x: Tensor, q: int | None = None) -> Tensor:
-    """The function's values at x, (m,) or (m, q), in the dtype that it gives.
+    """The function's values at x, (m,) or (m, q), in the dtype that the function returns.
 
-    It gets a copy of x, which it may write into.
+    The function gets a copy of x, which it may change.
 
     Raises:
-        TypeError: no tensor, array or list; a function that computes in another dtype than that of x.
-        ValueError: another shape; operations of torch that fail.
+        TypeError: values that are no tensor, array or list; a function that computes in another dtype than
+            that of x.
+        ValueError: values of another shape; operations of torch that fail.
     """
     with explained(x, "y"), torch.no_grad():
         try:
@@ -87,13 +89,13 @@ def asked(y: Function, x: Tensor, q: int | None = None) -> Tensor:
 def fresh(
     sampler: Callable[[int], Tensor] | None, count: int, domain: Domain, like: Tensor, seed: int
 ) -> Tensor:
-    """Points of the caller's distribution, or uniform ones of the domain, in the dtype of `like`.
+    """Points of the caller's sampler, or uniform points of the domain, in the dtype of `like`.
 
     Raises:
-        TypeError, ValueError: a sampler that gives no (count, d) numbers.
+        TypeError, ValueError: a sampler that does not return (count, d) numbers.
     """
     if sampler is None:
-        # Another seed than that of any points that the network could depend on.
+        # This seed differs from those of all points that the network could depend on.
         points = domain.points(count, corners=0, seed=seed + 2**40)
         return points.to(like.dtype if like.is_floating_point() else torch.float64)
     points = valued("sampler(m)", sampler(count))
@@ -113,12 +115,12 @@ def fresh(
 def compared(found: Judgement, data: Data64, x: Tensor, y: Tensor, where: str) -> Checked:
     """Compare a network with values that it was not fitted to.
 
-    A point is beyond if the values differ by more than twice what conditioning leaves open there, to first
-    order, and the rounding.
+    A point counts as beyond if the values differ by more than twice the first-order error by conditioning at
+    the point, plus the rounding.
 
     Args:
-        found: the network, fixed before the points were drawn.
-        data: what it was fitted to.
+        found: the network, which has to be fixed before the points are drawn.
+        data: the samples that it was fitted to.
         x: (m, d) float64.
         y: (m, q) float64.
         where: how the points were drawn.

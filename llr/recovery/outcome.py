@@ -1,4 +1,4 @@
-"""What a search for a two-layer network ends with, and what may be said of it."""
+"""The result of a search for a two-layer network, with its proofs, assumptions, evidence and tests."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ Status = Literal["recovered", "ambiguous", "approximate", "not_found", "accepted
 
 @dataclass(frozen=True)
 class NoiseTest:
-    """Whether the residuals of a fit are what noise of the given size leaves.
+    """A test of whether noise of the given size explains the residuals of a fit.
 
     Attributes:
-        width: of the network that was fitted.
-        statistic: sum of squared residuals over noise_std^2.
+        width: the width of the network that was fitted.
+        statistic: sum of squared residuals divided by noise_std^2.
         dof: degrees of freedom: observations minus parameters.
-        p_value: how often noise alone leaves residuals at least as large (chi-squared, for samples that are
-            many enough for the network to be nearly linear in its parameters within the noise).
+        p_value: how often noise alone gives residuals at least as large (chi-squared, for so many samples
+            that the network is nearly linear in its parameters within the noise).
     """
 
     width: int
@@ -52,11 +52,11 @@ class WidthFit(Record):
 
     Attributes:
         width: hidden neurons.
-        error: its squared residuals, relative to the targets' mean square.
-        roundings: root mean square of the residuals, each over what rounding leaves open in its target.
-            Rounded values of a network have at most 1 at the minimum.
+        error: its mean squared residual, relative to the targets' mean square.
+        roundings: root mean square of the residuals, each divided by the rounding error of its target.
+            For rounded values of a network this is at most 1 at the minimum.
         consistent: whether rounding explains the residuals.
-        net: the network as tensors; `model` has it as a module.
+        net: the network as tensors; `model` is the network as a module.
     """
 
     width: int
@@ -77,7 +77,7 @@ class WidthFit(Record):
         """One line: the width and its error."""
         return (
             f"width {self.width}: relative error {math.sqrt(self.error):.1e}, {self.roundings:.3g} times "
-            "what rounding leaves"
+            "the rounding"
         )
 
     @property
@@ -101,14 +101,14 @@ class WidthFit(Record):
 
 @dataclass(frozen=True)
 class Proved:
-    """What is proved in ball arithmetic, whatever the targets are.
+    """What is proved in ball arithmetic, for any targets.
 
     Attributes:
-        isolated: within a box around its parameters every network of this width that fits to rounding is
-            within `eps` of this one. Nothing is said of parameters outside of the box.
+        isolated: within a box around its parameters, every network of this width that fits to rounding is
+            within `eps` of this one. There is no statement about parameters outside of the box.
         radius: the size of the box, relative to the parameters.
         eps: relative to the targets' root mean square, on the domain; infinite if not isolated.
-        rank: of the Jacobian on the samples, in all of the box; None if not isolated.
+        rank: the rank of the Jacobian on the samples, in the whole box; None if not isolated.
     """
 
     isolated: bool = False
@@ -119,18 +119,18 @@ class Proved:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for the network without proving it.
+    """Evidence for the network, which is not a proof.
 
     Attributes:
-        decades: by a measure, the fit would otherwise be a coincidence of about 10^-decades. The starts
-            that were tried are taken off.
-        n_effective: how many independent observations the samples are; of the output with the fewest.
+        decades: if the function were another one, the fit would be a coincidence with a probability of about
+            10^-decades. This is an estimate, and takes the number of starts into account.
+        n_effective: the number of independent observations in the samples; for the output with the fewest.
         needed: the parameters of one output; `n_effective` has to be larger.
-        eps: how far rounding leaves the function open on the domain, relative to the targets' root mean
+        eps: the uncertainty of the function by rounding on the domain, relative to the targets' root mean
             square: a bound for all networks within the proved box of parameters, computed in float64;
             infinite if the network is not isolated.
         eps_doubled: the same on the box of the samples doubled about its centre.
-        rivals_tried: starts that were made to find another network that fits.
+        rivals_tried: the number of starts that were made to find another network that fits.
     """
 
     decades: float
@@ -143,14 +143,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Checked:
-    """What points that were not fitted show, whatever the function is.
+    """The result of a test at points that were not fitted, which holds for any function.
 
     Attributes:
         share: at most this share of such inputs differs by more than `tolerance`.
-        confidence: of that statement.
-        points: that were compared.
-        beyond: of these, how many differ by more.
-        tolerance: absolute: what rounding and conditioning leave open, at the point where it is largest.
+        confidence: the confidence of this statement.
+        points: how many points were compared.
+        beyond: how many of them differ by more than `tolerance`.
+        tolerance: the absolute uncertainty by rounding and conditioning, at the point where it is largest.
         where: how the points were drawn.
     """
 
@@ -171,7 +171,7 @@ class Reason:
             "rivals", "test" or "width".
         value: what was found.
         limit: what was expected.
-        text: both in words.
+        text: both as text.
         advice: what would help.
     """
 
@@ -184,30 +184,30 @@ class Reason:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Recovery(Record):
-    """What was found, and what may be said of it.
+    """The network found, and the status of the result.
 
     Attributes:
         status: "recovered", "ambiguous", "approximate", "not_found", or with `noise_std` "accepted"; see
             :func:`recover`. True in a condition if it is "recovered" or "accepted".
-        claim: what that means here, in one sentence.
+        claim: the meaning of the status for these samples, in one sentence.
         advice: what to try next; empty if nothing is needed.
-        proved: what is proved, whatever the targets are.
-        assumed: what else "recovered" rests on.
-        evidence: what speaks for the network without proving it; None unless it fits to rounding.
-        tested: what points that were not fitted say; None if there were none.
+        proved: what is proved, for any targets.
+        assumed: the further assumptions of "recovered".
+        evidence: evidence for the network; None unless it fits to rounding.
+        tested: the result of a test at points that were not fitted; None if there were none.
         reasons: the conditions that fail, each with its number.
         fits: width -> the best fit of every width that was tried.
-        model: the network found, of the least width that fits; else the best fit of all.
-        width: its hidden neurons.
-        rank: of its Jacobian on the samples: proved, or the directions that show above rounding.
+        model: the network found, of the least width that fits; otherwise the best fit of all widths.
+        width: the number of its hidden neurons.
+        rank: the rank of its Jacobian on the samples: proved, or the number of directions above rounding.
         size: O, the optimistic sample size of its function; None if it does not fit, or is not isolated.
-        train_error: its squared residuals, relative to the targets' mean square.
-        interpolants: networks of different functions that fit as well, where the data do not decide; the
-            narrowest first, `model` among them.
-        tests: with noise, the test of every width that was looked at.
+        train_error: its mean squared residual, relative to the targets' mean square.
+        interpolants: networks of different functions that fit as well, if the data do not decide; the
+            narrowest first, including `model`.
+        tests: with noise, the test of every width that was tried.
         starts: how many starts were made.
-        seconds: how long it took.
-        n: samples.
+        seconds: how long the search took.
+        n: the number of samples.
     """
 
     status: Status
@@ -237,7 +237,7 @@ class Recovery(Record):
         return self.status in ("recovered", "accepted")
 
     def __str__(self) -> str:
-        """The verdict, what to try, and the numbers; with noise, or where nothing fits, of every width."""
+        """The verdict, what to try, and the numbers; with noise, or if no network fits, for every width."""
         lines = [f"{self.status}: {self.claim}"]
         lines += [f"  try: {self.advice}"] if self.advice else []
         lines.append(
@@ -254,17 +254,17 @@ class Recovery(Record):
             for fit in self.fits.values():
                 lines.append(
                     f"  width {fit.width}: relative error {math.sqrt(fit.error):.1e}, {fit.roundings:.3g} "
-                    "times what rounding leaves"
+                    "times the rounding"
                 )
         return "\n".join(lines)
 
     def _size(self) -> str:
-        """The optimistic sample size in words."""
+        """The optimistic sample size as text."""
         if self.size is not None:
             most = "at most " if self.size.status == "bounds" else ""
             return f"optimistic sample size O = {most}{self.size.upper}"
         fits = self.status in ("recovered", "ambiguous", "accepted")
-        why = "not proved to be the only fit near it" if fits else "it does not fit"
+        why = "it is not proved to be isolated" if fits else "the network does not fit"
         return f"optimistic sample size O unknown ({why})"
 
     @property
@@ -303,7 +303,7 @@ class Recovery(Record):
         if name == "fits":
             fits = [restored(fit, WidthFit, f"{where}[{i}]") for i, fit in enumerate(value)]
             if not fits:
-                raise ValueError(f"{where} is empty; expected the fit of one width at least")
+                raise ValueError(f"{where} is empty; expected the fit of at least one width")
             return {fit.width: fit for fit in fits}
         activation = _activation(content, where)
         return tuple(_net(net, activation, f"{where}[{i}]").model() for i, net in enumerate(value))
@@ -347,7 +347,7 @@ def _activation(content: Mapping[str, Any], where: str) -> str:
 
 
 def _net(content: Any, activation: str, where: str) -> Net:
-    """The network with these numbers, by their names in ``state_dict()``."""
+    """The network with these numbers, which have their names in ``state_dict()``."""
     names = {"0.weight": 2, "0.bias": 1, "2.weight": 2, "2.bias": 1}
     if not isinstance(content, dict) or not {"0.weight", "2.weight"} <= set(content) <= set(names):
         raise ValueError(

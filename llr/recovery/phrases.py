@@ -1,4 +1,4 @@
-"""Small words of English sentences."""
+"""Parts of English sentences: plurals and articles."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Least squares in 256 bits: a fit in float64 brought to its minimum, however ill-conditioned it is."""
+"""Least squares in 256 bits: brings a fit in float64 to its minimum, even if it is very ill-conditioned."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from llr.recovery.net import Net
 from llr.recovery.precise import Form, Inputs, Point, middle
 from llr.recovery.rounding import Rounding
 
-_STEPS, _PATIENCE, _TRIES = 200, 12, 16
-_FAR = 1e6  # a sum of squares per target from which there is half the patience
-_SLOW = 0.9  # a step that leaves more than this of the sum of squares
-_SETTLED = 1e-6  # a step that would lower the sum of squares by less than this part is not taken
-_NOTHING = 1e-12  # a sum of squares, in squared roundings
+_STEPS, _MOST_SLOW, _TRIES = 200, 12, 16
+_FAR = 1e6  # above this sum of squares per target, only half as many slow steps are allowed
+_SLOW = 0.9  # a step is slow if it leaves more than this fraction of the sum of squares
+_SETTLED = 1e-6  # a step that would lower the sum of squares by a smaller fraction is not taken
+_NOTHING = 1e-12  # a sum of squares, in squared roundings, that counts as zero
 
 
 @dataclass(frozen=True, eq=False)
 class Polished:
-    """A fit at a minimum of its residuals, which are weighted by what rounding leaves open."""
+    """A fit at a minimum of its residuals, which are divided by the rounding errors of the targets."""
 
     form: Form
     theta: list[arb]
@@ -30,28 +30,28 @@ class Polished:
     point: Point
     """The network on the samples, at theta."""
     weights: list[arb]
-    """(n q), exact; 1 over the rounding, so that residuals times weights are counted in roundings."""
+    """(n q), exact; 1 / rounding, so that weighted residuals are in units of the rounding."""
     delta: Tensor
     """(n, q), the rounding of each target."""
     residuals: list[arb]
-    """(n q) balls, weighted."""
+    """(n q) balls: the weighted residuals."""
     ratio: float
     """Root mean square of the weighted residuals: at most 1 for rounded values of this network."""
     worst: float
-    """The largest of them."""
+    """The largest weighted residual."""
     net: Net
     """The network in float64."""
     rows: Tensor | None = None
-    """Which samples these are; None: all."""
+    """The samples that were used; None for all."""
     rest: float = 0.0
-    """The largest residual of the other samples, in parts of what is allowed."""
+    """The largest residual of the other samples, relative to the largest one that is allowed."""
 
     @property
     def consistent(self) -> bool:
         """Whether rounding explains the residuals.
 
-        A minimum above 1 is not that of a network whose rounded values the targets are, since the minimum is
-        at most the value at that network.
+        If the targets are rounded values of a network, the minimum is at most the value at that network,
+        which is at most 1.
         """
         return self.ratio <= 1 and self.worst <= 2 and self.rest <= 1
 
@@ -62,10 +62,10 @@ def polished(net: Net, x: Tensor, y: Tensor, rounding: Rounding) -> Polished:
     python-flint's precision must be set.
 
     Args:
-        net: where to start, in float64.
+        net: the network to start from, in float64.
         x: (n, d) samples.
         y: (n, q) targets.
-        rounding: of the targets.
+        rounding: the rounding of the targets.
     """
     form = Form.of(net)
     inputs, Y = Inputs(x, form), [arb(v) for v in y.flatten().tolist()]
@@ -74,7 +74,7 @@ def polished(net: Net, x: Tensor, y: Tensor, rounding: Rounding) -> Polished:
     rounded = form.network(theta)
     delta = rounding.delta(rounded, x, y)
     if not rounding.usable(delta, x, y):
-        # Neurons that cancel run away from each other: their own rounding would explain anything.
+        # Neurons that cancel may grow without bound; their own rounding would then explain any residual.
         theta, point, rounded, delta = start, inputs.at(start), net, rounding.delta(net, x, y)
     weights = _weights(delta)
     residuals = [(t - v) * w for t, v, w in zip(Y, point.values(), weights, strict=True)]
@@ -87,7 +87,7 @@ def polished(net: Net, x: Tensor, y: Tensor, rounding: Rounding) -> Polished:
 
 
 def _weights(delta: Tensor) -> list[arb]:
-    """1 over the roundings, rounded down: what is shown for these holds for the roundings."""
+    """1 / rounding, rounded down, so that what is proved with these weights holds for the roundings."""
     inverse = torch.nextafter(1 / delta, torch.zeros_like(delta))
     return [arb(v) for v in inverse.flatten().tolist()]
 
@@ -129,7 +129,7 @@ def _minimum(
         slow = slow + 1 if taken[3] > total * _SLOW else 0
         theta, point, r, total = taken
         damping = arb(0) if damping < arb(2) ** -60 else (damping / 1024).mid()
-        if slow > (_PATIENCE if total < rows * _FAR else _PATIENCE // 2):
+        if slow > (_MOST_SLOW if total < rows * _FAR else _MOST_SLOW // 2):
             break
     return theta, point
 
@@ -137,10 +137,10 @@ def _minimum(
 def _with_best_outer(
     point: Point, theta: list[arb], Y: list[arb], weights: list[arb]
 ) -> tuple[list[arb], Point]:
-    """The outer weights that fit best; the others as they are.
+    """Replace the outer weights by those that fit best; the other parameters stay the same.
 
-    Where a neuron is nearly linear, a large outer weight can stand for a large inner one: a bent valley,
-    along which plain steps are tiny.
+    If a neuron is nearly linear, a large outer weight has nearly the same effect as a large inner one. The
+    minimum then lies in a narrow curved valley, along which plain steps are tiny.
     """
     form, n = point.form, len(point.inputs)
     k, q = form.k, form.q
@@ -171,7 +171,7 @@ def _squares(r: list[arb]) -> arb:
 
 
 def _gain(step: list[arb], toward: arb_mat) -> arb:
-    """By how much the linearised residuals' squares would fall."""
+    """The decrease of the sum of squares of the linearised residuals."""
     return (arb_mat(1, len(step), step) * toward)[0, 0].mid()
 
 

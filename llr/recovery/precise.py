@@ -1,4 +1,4 @@
-"""Two-layer networks with parameters of 256 bits: their values and Jacobians on samples."""
+"""Two-layer networks with parameters in 256 bits: their values and Jacobians on samples."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def _sigmoid(z: arb) -> Pair:
 
 
 _BOTH = {"tanh": _tanh, "sigmoid": _sigmoid, "sin": lambda z: z.sin_cos()}
-"""Activation and slope at the price of one of them; as narrow as the slope computed alone."""
+"""Activation and slope computed together, for the cost of one of them and with equally narrow balls."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """A two-layer network but for its parameters: theta = W (k, d), b (k), A (q, k), c (q)."""
+    """A two-layer network without its parameters theta: W (k, d), b (k), A (q, k), c (q)."""
 
     k: int
     d: int
@@ -46,7 +46,7 @@ class Form:
 
     @classmethod
     def of(cls, net: Net) -> Form:
-        """That of a network."""
+        """The form of a network."""
         (k, d), q = net.w.shape, len(net.a)
         return cls(k, d, q, net.b is not None, net.c is not None, net.activation)
 
@@ -56,11 +56,11 @@ class Form:
         return self.k * (self.d + self.bias + self.q) + self.q * self.output_bias
 
     def parameters(self, net: Net) -> list[arb]:
-        """theta, exactly."""
+        """The parameters theta of a network, exactly."""
         return [arb(v) for p in net.parameters for v in p.flatten().tolist()]
 
     def network(self, theta: Sequence[arb]) -> Net:
-        """Rounded to float64."""
+        """The network with parameters theta, rounded to float64."""
         flat = torch.tensor([float(t.mid()) for t in theta], dtype=torch.float64)
         w, b, a, c = self.split(flat)
         return Net(
@@ -72,14 +72,14 @@ class Form:
         )
 
     def split(self, theta: Any) -> tuple[Any, Any, Any, Any]:
-        """W, b, A, c, each a flat list; empty where there is none."""
+        """W, b, A, c, each as a flat list, which is empty if the network has none."""
         i = self.k * self.d
         j = i + self.k * self.bias
         m = j + self.q * self.k
         return theta[:i], theta[i:j], theta[j:m], theta[m:]
 
     def one_output(self, o: int) -> list[int]:
-        """The places of the parameters that output o has."""
+        """The indices of the parameters on which output o depends."""
         first = self.k * (self.d + self.bias)
         own = [first + o * self.k + j for j in range(self.k)]
         return [*range(first), *own, *([first + self.q * self.k + o] if self.output_bias else [])]
@@ -98,7 +98,7 @@ class Inputs:
         return len(self.rows)
 
     def at(self, theta: Sequence[arb]) -> Point:
-        """What the neurons do to the samples with these parameters, which may be balls."""
+        """The network on these samples, for parameters that may be balls."""
         return Point(self, theta)
 
 
@@ -142,7 +142,7 @@ class Point:
         return F
 
     def jacobian(self, weights: Sequence[arb] | None = None) -> arb_mat:
-        """(n q, P), each row times its weight."""
+        """(n q, P), each row multiplied by its weight."""
         form, zero = self.form, arb(0)
         k, q = form.k, form.q
         h, g = self.h, self.g

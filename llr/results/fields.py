@@ -1,8 +1,9 @@
-"""Values of results as plain values for strict JSON, and back, as the annotations of dataclasses say.
+"""Values of results as plain values for strict JSON, and back. The annotations of dataclasses give the types.
 
-Infinity is written as None where the annotation has no None, and as "inf" where it has; NaN is written as
-"nan". A tensor is a nested list. What the list does not tell (a dtype other than bool, int64 and float64, the
-shape of an empty tensor) stands beside it, under the key "tensors" of the result that the tensor belongs to.
+Infinity is written as None if the annotation does not allow None, and as "inf" if it does; NaN is written as
+"nan". A tensor is written as a nested list. The list does not determine every dtype (only bool, int64 and
+float64) nor the shape of an empty tensor. The key "tensors" of the result holds dtype and shape in these
+cases.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def hints(cls: type) -> dict[str, Any]:
 
 
 def plain(value: Any, hint: Any, spectrum: bool) -> Any:
-    """A value as plain values for strict JSON; `spectrum` is handed on to results within it."""
+    """A value as plain values for strict JSON; `spectrum` is passed on to results within it."""
     if isinstance(value, Tensor):
         return _listed(value.detach().tolist())
     if isinstance(value, float):
@@ -79,7 +80,7 @@ def restored(value: Any, hint: Any, where: str, tensor: Any = None) -> Any:
         value: plain values.
         hint: the annotation.
         where: the field, for messages.
-        tensor: what "tensors" says of the field, if anything.
+        tensor: the entry of "tensors" for the field, if there is one.
 
     Raises:
         ValueError: another type; names the field.
@@ -100,7 +101,7 @@ def restored(value: Any, hint: Any, where: str, tensor: Any = None) -> Any:
 
 
 def _fits(value: Any, hint: Any, none_is_infinite: bool) -> tuple[bool, str]:
-    """Whether plain values may stand for one of this type, and what it is called."""
+    """Whether a plain value can be read as this type, and the name of the type for messages."""
     origin = get_origin(hint)
     if origin is Literal:
         options = get_args(hint)
@@ -157,7 +158,7 @@ def _as(value: Any, hint: Any, where: str) -> Any:
 
 
 def restored_fields(cls: Any, content: Mapping[str, Any], where: str) -> Any:
-    """A dataclass that has no reader of its own, from all of its fields."""
+    """A dataclass without a ``from_dict``, from all of its fields."""
     names = [field.name for field in dataclasses.fields(cls)]
     check_names(content, names, names, where)
     found = hints(cls)
@@ -181,11 +182,11 @@ def check_names(
 
 
 def untold(value: Tensor, listed: torch.dtype | None) -> dict[str, Any] | None:
-    """What a nested list of a tensor's numbers does not tell of it; None if it tells everything.
+    """The entry of "tensors" for a tensor; None if the nested list of its numbers determines it.
 
     Args:
         value: the tensor.
-        listed: the dtype that its reader will take without being told; None for what a list looks like.
+        listed: the dtype that its reader takes by default; None for the one that the numbers suggest.
     """
     looks = listed or _looks_like(value)
     if value.dtype == looks and value.dim() and (value.numel() or value.dim() == 1):
@@ -194,7 +195,7 @@ def untold(value: Tensor, listed: torch.dtype | None) -> dict[str, Any] | None:
 
 
 def told(value: Tensor) -> dict[str, Any]:
-    """What "tensors" says of a tensor."""
+    """The entry of "tensors" for a tensor: its dtype and shape."""
     return {"dtype": NAMES[value.dtype], "shape": list(value.shape)}
 
 
@@ -205,7 +206,7 @@ def _looks_like(value: Tensor) -> torch.dtype:
 
 
 def _tensor(value: Any, extra: Any, where: str) -> Tensor:
-    """The tensor that a nested list of numbers stands for."""
+    """The tensor with the numbers of a nested list."""
     flat: list[Any] = []
     shape = _shape(value, where, flat)
     floating = any(type(v) is float or v is None or isinstance(v, str) for v in flat) or not flat
@@ -247,7 +248,7 @@ def _read_told(
 
 
 def _shape(value: Any, where: str, flat: list[Any], depth: int = 0) -> tuple[int, ...]:
-    """The shape of nested lists, whose numbers go to `flat`."""
+    """The shape of nested lists. Their numbers are appended to `flat`."""
     if not isinstance(value, list):
         if type(value) in (int, float, bool) or value is None or _is_name(value):
             flat.append(value)

@@ -1,7 +1,7 @@
 """What all figures share: style, colours, sizes, files. Each folder's ``figure.py`` draws its own results.
 
-Drawn on `matplotlib.figure.Figure` objects, so that no window opens and pyplot's global state stays
-as it is. Needs matplotlib (``pip install 'llr[plot]'``).
+Figures are `matplotlib.figure.Figure` objects, so that no window opens and pyplot's global state does not
+change. Needs matplotlib (``pip install 'llr[plot]'``).
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ STYLE: Any = {
     "pdf.fonttype": 42,  # text stays text in vector files
     "svg.fonttype": "none",
 }
-# More rows than this do not fit labels beside them.
+# With more rows than this, labels of all rows would overlap.
 _LABELLED = 40
 FORMATS = (".png", ".pdf", ".svg")
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure as .png (300 dpi), .pdf or .svg, whole or not at all.
+    """Write a figure as .png (300 dpi), .pdf or .svg. A failure leaves no partial file.
 
     Raises:
         ValueError: another suffix.
@@ -79,31 +79,31 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def palette(number: int) -> list[Any]:
-    """Distinct colours; for more than the palette has, a sequence that is even in brightness."""
+    """Distinct colours; if there are more than in the palette, a sequence with even steps of brightness."""
     if number <= len(COLOURS):
         return list(COLOURS[:number])
     return [matplotlib.colormaps["viridis"](0.88 * i / (number - 1)) for i in range(number)]
 
 
 def axes_for(ax: Axes | None, rows: int) -> Axes:
-    """These axes, or those of a new figure with room for so many rows."""
+    """These axes; if None, those of a new figure that is high enough for `rows` rows."""
     return new_figure(5.6, min(1.3 + 0.2 * rows, 9.0)).add_subplot() if ax is None else ax
 
 
 def mark_parameters(ax: Axes, n_params: int) -> None:
-    """A line at P, named above the axes."""
+    """Draw a vertical line at P, with its name above the axes."""
     ax.axvline(n_params, color=GREY, ls=(0, (4, 2)), lw=1, zorder=0)
     at: Any = {"xycoords": ax.get_xaxis_transform(), "textcoords": "offset points"}
     ax.annotate(f"$P = {n_params}$", (n_params, 1), xytext=(0, 3), ha="center", color=GREY, **at)
 
 
 def label_step(rows: int) -> int:
-    """Of so many rows every how manyth is labelled."""
+    """The step between labelled rows: 1 if all of them are labelled."""
     return 1 + rows // _LABELLED
 
 
 def name_rows(ax: Axes, names: Sequence[str]) -> None:
-    """The names of the rows, from top to bottom."""
+    """Label the rows with their names, from top to bottom."""
     step = label_step(len(names))
     ax.set_ylim(len(names) - 0.4, -0.6)  # in the order of the table
     ax.set_yticks(range(0, len(names), step), names[::step])

@@ -1,6 +1,6 @@
 """Results in notebooks: a table with inline styles, and spectra as inline SVG. Everything is escaped.
 
-Text and lines take the colour of the page, so that they can be read on light and on dark ones.
+Text and lines have the text colour of the page, so that they are readable on light and dark backgrounds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ _LONGEST = 300  # characters of a value
 _MOST_ROWS = 40
 _MOST_POINTS = 400
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 440, 190, 54, 12, 12, 30
-_NARROW, _WIDE = 250, 600  # of values, beside a picture and without one
-_DECADES = 5  # labels of the axis
+_NARROW, _WIDE = 250, 600  # widths of values, beside a picture and without one
+_DECADES = 5  # most labels of the axis
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class Spectrum:
     """Values to be drawn in their order on a logarithmic axis.
 
     Attributes:
-        values: of any sign; their sizes are drawn.
-        line: what they have to exceed to count; 0 for none.
-        line_name: what that is.
+        values: of any sign; their absolute values are drawn.
+        line: the threshold above which values count; 0 for none.
+        line_name: what the threshold is.
         name: what the values are.
-        cut: so many of the first ones count; None if `line` alone tells.
+        cut: how many of the first values count; None if `line` alone decides.
     """
 
     values: Sequence[float]
@@ -47,7 +47,7 @@ class Spectrum:
 
 
 def is_short(value: object) -> bool:
-    """Whether a value can stand in a table."""
+    """Whether a value is short enough for a table."""
     if isinstance(value, str):
         return 0 < len(value) <= _LONGEST
     if isinstance(value, tuple):
@@ -56,7 +56,7 @@ def is_short(value: object) -> bool:
 
 
 def text(value: object) -> str:
-    """A value for people, escaped."""
+    """A value as human-readable text, escaped."""
     if isinstance(value, bool):
         plain = "yes" if value else "no"
     elif isinstance(value, float):
@@ -103,7 +103,7 @@ def card(
 
 
 def text_of_line(line: str) -> str:
-    """A line of text, escaped, at its whole length but for what no line is."""
+    """A line of text, escaped, cut after 2000 characters."""
     return escape(line if len(line) <= 2000 else f"{line[:1999]}…")
 
 
@@ -148,7 +148,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def svg(picture: Spectrum) -> str:
-    """The sizes of values against their index on a logarithmic axis, the line, and the cut."""
+    """Draw absolute values against their index on a logarithmic axis, with the threshold and the cut."""
     sizes = [abs(float(v)) for v in picture.values]
     line = picture.line if math.isfinite(picture.line) else 0.0
     positive = [v for v in (*sizes, line) if 0 < v < math.inf]
@@ -174,7 +174,7 @@ def svg(picture: Spectrum) -> str:
         colour = _ABOVE if counts else _BELOW
         if size > 0:
             parts.append(f'<circle cx="{x(i):.1f}" cy="{y(size):.1f}" r="2.4" fill="{colour}"/>')
-        else:  # an exact zero, at the foot of the axis
+        else:  # an exact zero, at the bottom of the axis
             left, middle = x(i) - 2.6, y(0)
             parts.append(
                 f'<path d="M{left:.1f} {middle - 4.5:.1f}h5.2l-2.6 4.5z" fill="none" stroke="{colour}"/>'
@@ -224,7 +224,7 @@ def _axes(name: str, count: int, low: int, high: int, level: Callable[[float], f
 
 
 def _some(count: int, cut: int | None) -> list[int]:
-    """Indices of a few hundred values at most: the first, the last, and those on both sides of the cut."""
+    """Indices of at most a few hundred values: the first, the last, and those on both sides of the cut."""
     if count <= _MOST_POINTS:
         return list(range(count))
     even = {round(i * (count - 1) / (_MOST_POINTS - 1)) for i in range(_MOST_POINTS)}

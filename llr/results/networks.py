@@ -1,4 +1,4 @@
-"""Networks of layers in a row as exact numbers: their weights as lists, their activations by name."""
+"""Sequential networks as exact numbers: their weights as lists, their activations by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
 def as_numbers(model: nn.Module) -> dict[str, Any]:
-    """A row of linear layers, activations and ``nn.Flatten`` as plain values for JSON.
+    """A sequence of linear layers, activations and ``nn.Flatten`` as plain values for JSON.
 
     Raises:
         ValueError: another module.
@@ -111,7 +111,7 @@ def _built(layer: Any, dtype: torch.dtype, where: str) -> nn.Module:
 def numbers(
     content: Mapping[str, Any], name: str, dims: int, dtype: torch.dtype, where: str
 ) -> Tensor:
-    """A tensor of so many dimensions, not empty, from nested lists of finite numbers.
+    """A non-empty tensor with `dims` dimensions, from nested lists of finite numbers.
 
     Raises:
         ValueError: anything else; names the part.

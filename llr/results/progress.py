@@ -1,9 +1,9 @@
-"""Progress of work that lasts: a line on a terminal, or in a notebook, that goes away when the work ends.
+"""Progress of long computations: a line on a terminal or in a notebook, removed when the computation ends.
 
-:func:`following` is put around a public function. It draws nothing in the first two seconds, starts no thread
-in them and imports nothing, so that fast calls stay fast. Nothing is ever drawn if standard error is no
-terminal and this is no notebook. Within it, :func:`step` says how far a loop is, from any depth. One function
-at a time draws: those that it calls add to its line.
+:func:`following` is put around a public function. In the first two seconds it draws nothing, starts no thread
+and imports nothing, so that fast calls stay fast. Nothing is ever drawn if standard error is not a terminal
+and the process is not a notebook. Inside a followed function, code at any depth reports the state of a loop
+by :func:`step`. Only one function at a time draws: functions that it calls report to its line.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, ParamSpec, Protocol, TypeVar, cast
 
-PATIENCE = 2.0
-"""Seconds of work before anything is drawn."""
+DELAY = 2.0
+"""Seconds of computation before anything is drawn."""
 _BETWEEN = 0.1  # seconds between two drawings in a notebook
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 clock = time.monotonic
-"""Tests put another one in its place."""
+"""The clock in seconds. Tests replace it."""
 
 
 Sink = Callable[[str, int | None, int | None], Any]
-"""Where steps go."""
+"""A function that receives steps."""
 
 
 class Screen(Protocol):
-    """What a line is drawn on."""
+    """A device on which a line can be drawn."""
 
     def draw(self, text: str, done: int | None, total: int | None) -> None:
-        """Draw a line in the place of the one before."""
+        """Draw a line in place of the previous one."""
 
     def close(self) -> None:
-        """Take the line away."""
+        """Remove the line."""
 
 
 _sink: ContextVar[Sink | None] = ContextVar("llr_progress", default=None)
@@ -46,17 +46,17 @@ _drawing = threading.Lock()  # one line on the screen at a time
 
 
 def nothing(*_: Any) -> None:
-    """Take a report and do nothing."""
+    """Ignore a report."""
 
 
 class following:  # noqa: N801 - called like a function, and a generator takes microseconds more
-    """Follow the work of a ``with`` block, as its caller's argument ``progress=`` says.
+    """Show the progress of a ``with`` block, as its caller's argument ``progress=`` says.
 
     Args:
-        progress: False for nothing; None and True for a line; or a function of the caller's, which takes the
-            line's place.
-        tell: whether the steps are told to the caller's function, as ``progress(done, total)``. If not, the
-            block calls it by itself.
+        progress: False for no progress; None and True for a line; or a function of the caller, which
+            replaces the line.
+        tell: whether the steps are passed to the caller's function, as ``progress(done, total)``. If not, the
+            block calls it itself.
     """
 
     __slots__ = ("_line", "_progress", "_tell", "_token")
@@ -87,7 +87,7 @@ class following:  # noqa: N801 - called like a function, and a generator takes m
 
 
 def followed(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Follow the calls of a function with a keyword argument ``progress``, see :func:`following`."""
+    """Show the progress of a function with a keyword argument ``progress``, see :func:`following`."""
 
     @functools.wraps(function)
     def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -98,12 +98,12 @@ def followed(function: Callable[_P, _R]) -> Callable[_P, _R]:
 
 
 def step(text: str, done: int | None = None, total: int | None = None) -> None:
-    """Say how far the work is, if anybody follows it.
+    """Report the state of a computation; without effect if its progress is not followed.
 
     Args:
-        text: what is done.
-        done: how much of it.
-        total: of how much in all; None where that is not known.
+        text: the current work.
+        done: how much of it is done.
+        total: how much there is in all; None if that is not known.
     """
     sink = _sink.get()
     if sink is not None:
@@ -112,7 +112,7 @@ def step(text: str, done: int | None = None, total: int | None = None) -> None:
 
 @contextlib.contextmanager
 def silent() -> Iterator[None]:
-    """Let nothing within be followed by default: it is a part of work that is followed elsewhere."""
+    """Show no progress of the block by default: it is a part of work whose progress is shown elsewhere."""
     token = _sink.set(nothing)
     try:
         yield
@@ -121,12 +121,12 @@ def silent() -> Iterator[None]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people, in the two largest units that matter.
+    """Seconds as human-readable text, in the two largest units.
 
     Example:
         >>> from llr.results.progress import duration
-        >>> duration(75), duration(7300)
-        ('1 min 15 s', '2 h 1 min')
+        >>> duration(75), duration(7320)
+        ('1 min 15 s', '2 h 2 min')
     """
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
@@ -146,10 +146,10 @@ def _told(progress: Callable[..., Any]) -> Sink:
 
 
 class _Line:
-    """The default: a line that is drawn once the work has lasted, where somebody can see it."""
+    """The default: a line that is drawn after `DELAY` seconds, on a terminal or in a notebook."""
 
     def __init__(self) -> None:
-        self._due = clock() + PATIENCE
+        self._due = clock() + DELAY
         self._screen: Screen | None = None
         self._hidden = False
 
@@ -177,22 +177,22 @@ class _Line:
 
 
 def screen() -> Screen | None:
-    """Where a line can be seen; None if nowhere."""
+    """The current notebook or terminal; None if there is neither."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is not None and hasattr(shell, "kernel"):
         return _Notebook()
     try:
         is_terminal = sys.stderr.isatty()
-    except (AttributeError, ValueError):  # none, or closed
+    except (AttributeError, ValueError):  # standard error is None, or closed
         return None
     return _Terminal() if is_terminal else None
 
 
 class _Terminal:
-    """A line of rich's on standard error."""
+    """A line on standard error, drawn by rich."""
 
     def __init__(self) -> None:
-        # Only here: importing it takes longer than most calls.
+        # Imported here because the import takes longer than most calls.
         from rich.console import Console  # noqa: PLC0415
         from rich.progress import (  # noqa: PLC0415
             BarColumn,
@@ -217,7 +217,7 @@ class _Terminal:
             return
         self._task = self._progress.add_task(text, completed=done or 0, total=total)
         begun = self._progress.tasks[0].start_time
-        self._progress.tasks[0].start_time = None if begun is None else begun - PATIENCE
+        self._progress.tasks[0].start_time = None if begun is None else begun - DELAY
         self._progress.start()
 
     def close(self) -> None:
@@ -225,7 +225,7 @@ class _Terminal:
 
 
 class _Notebook:
-    """A line of text below the cell; needs no widgets."""
+    """A line of text below the cell, without widgets."""
 
     def __init__(self) -> None:
         display = sys.modules["IPython"].display.display

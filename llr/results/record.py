@@ -1,4 +1,4 @@
-"""What every result can do: a line of text, HTML, dictionaries, files, copies."""
+"""The base of all results: text, HTML, dictionaries, files and copies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 FORMAT = "llr result 1"
-"""The format of files; the number grows when older readers cannot read them any more."""
+"""The format of files. The number grows when a change makes files unreadable for older versions."""
 
 
 class Shown:
@@ -43,16 +43,16 @@ class Shown:
         )
 
     def _verdict(self) -> html.Verdict | None:
-        """The verdict, and whether it is a good one; None where there is none."""
+        """The verdict, and whether it is good; None for a result without verdict."""
         return None
 
     def _facts(self) -> dict[str, object]:
-        """The values that matter, by name: by default those of the fields that are numbers or short texts."""
+        """The main values by name: by default the fields that are numbers or short texts."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
         return {name: value for name, value in values.items() if html.is_short(value)}
 
     def _table(self) -> html.Table | None:
-        """The rows of a result that is a table."""
+        """The rows of a result that is a table; None for other results."""
         return None
 
     def _pictures(self) -> Sequence[html.Spectrum]:
@@ -61,14 +61,14 @@ class Shown:
 
 
 class Record(Shown):
-    """A result that can be written as JSON, and read again. A dataclass, whose fields tell how.
+    """A result that can be written as JSON and read back: a dataclass, whose fields are written.
 
     Class attributes of a result:
 
     * ``_long``: fields with long tensors, which ``to_dict()`` leaves out by default.
-    * ``_also``: properties that stand in ``to_dict()`` for its readers; ``from_dict`` checks them.
+    * ``_also``: properties that ``to_dict()`` adds for its readers; ``from_dict`` checks them.
     * ``_keys``: field -> another name in ``to_dict()``.
-    * ``_unstored``: fields that are not written, and have their default values when read.
+    * ``_unstored``: fields that are not written, and get their default values when read.
     """
 
     _long: tuple[str, ...] = ()
@@ -84,12 +84,12 @@ class Record(Shown):
     def to_dict(self, spectrum: bool = False) -> dict[str, Any]:
         """The fields as plain values for strict JSON: ``json.dumps(..., allow_nan=False)`` works.
 
-        Tensors are nested lists, dtypes are names. Infinity is None, or "inf" where None means something
-        else; NaN is "nan".
+        Tensors are written as nested lists, dtypes as names. Infinity is None, or "inf" for fields in which
+        None has another meaning; NaN is "nan".
 
         Args:
-            spectrum: whether spectra and other long tensors are there, too. Without them their keys are
-                missing, and what :meth:`from_dict` makes of it has empty tensors in their place.
+            spectrum: whether to include spectra and other long tensors. If not, their keys are missing, and
+                the result of :meth:`from_dict` has empty tensors in their place.
         """
         found = fields.hints(type(self))
         tensors: dict[str, dict[str, Any] | None] = {}
@@ -142,7 +142,7 @@ class Record(Shown):
         return made
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the result as JSON, with its spectrum; the whole file or none.
+        """Write the result as JSON, with its spectrum. A failure leaves no partial file.
 
         Raises:
             OSError: the file cannot be written.
@@ -170,15 +170,15 @@ class Record(Shown):
             raise ValueError(f"result {os.fspath(path)}: {error}") from error
 
     def kept(self, name: str) -> bool:
-        """Whether a tensor is there; False if it was left out when the result was written."""
+        """Whether the result has this tensor; False if it was left out when the result was written."""
         value = getattr(self, name)
         return value is not None and bool(value.numel())
 
     def _require(self, name: str) -> None:
-        """Refuse to draw what was left out.
+        """Refuse to draw a tensor that was left out when the result was written.
 
         Raises:
-            ValueError: says what was not kept, and how to keep it.
+            ValueError: names the tensor, and says how to keep it.
         """
         if not self.kept(name):
             raise ValueError(
@@ -187,12 +187,12 @@ class Record(Shown):
             )
 
     def _emptied(self, name: str) -> Tensor:
-        """What stands for a long tensor that is left out: the same without its last dimension's entries."""
+        """The placeholder of a long tensor that is left out: its last dimension has size 0."""
         value: Tensor = getattr(self, name)
         return value.new_empty((*value.shape[:-1], 0))
 
     def _dtype_of(self, name: str) -> torch.dtype | None:  # noqa: ARG002 - results override it
-        """The dtype that a field's tensor has without being told; None for what its numbers look like."""
+        """The dtype that a field's tensor has by default; None for the one that its numbers suggest."""
         return None
 
     def _written(self, name: str, hint: Any, spectrum: bool) -> Any:
@@ -204,7 +204,7 @@ class Record(Shown):
         return fields.restored(value, hint, where, content.get("tensors", {}).get(name))
 
     def _check(self, content: Mapping[str, Any]) -> None:
-        """Refuse what contradicts the fields, after reading."""
+        """Refuse properties in `content` that contradict the fields that were read."""
         for name in self._also:
             if name not in content:
                 continue
@@ -217,7 +217,7 @@ class Record(Shown):
 
 
 def read_object(data: bytes) -> dict[str, Any]:
-    """A JSON object; strict, each name once.
+    """Read a JSON object strictly: each name may occur only once.
 
     Raises:
         NotJSONError: no JSON.
@@ -229,7 +229,7 @@ def read_object(data: bytes) -> dict[str, Any]:
         raise
     except RecursionError as error:
         raise ValueError("its JSON is nested too deeply") from error
-    except ValueError as error:  # what utf-8 raises is a ValueError, too
+    except ValueError as error:  # also the error of bytes that are not UTF-8
         raise NotJSONError("is not JSON text") from error
     if not isinstance(found, dict):
         raise ValueError(f"is {shown(found)}; expected a JSON object")
@@ -241,7 +241,7 @@ class NotJSONError(ValueError):
 
 
 class _NotStrict(ValueError):
-    """JSON that readers understand differently."""
+    """JSON that other readers may understand differently."""
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

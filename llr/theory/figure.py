@@ -28,10 +28,10 @@ _WORDS = {"exact": "proved", "almost everywhere": "almost all", "bounds": "at mo
 
 @matplotlib.rc_context(STYLE)
 def stratification(table: Stratification, ax: Axes | None = None) -> Axes:
-    """Draw the rank of every class of functions of an architecture, beside its number of parameters.
+    """Draw the rank of every class of functions of an architecture, and its number of parameters.
 
     Args:
-        table: what :func:`llr.theory.rank_stratification` returned.
+        table: a result of :func:`llr.theory.rank_stratification`.
         ax: where to draw; default: a new figure.
 
     Returns:
@@ -61,7 +61,7 @@ def stratification(table: Stratification, ax: Axes | None = None) -> Axes:
             textcoords="offset points",
             va="center",
             fontsize=7,
-            bbox={"fc": "white", "ec": "none", "pad": 0.5},  # over the line at P
+            bbox={"fc": "white", "ec": "none", "pad": 0.5},  # covers the line at P
         )
     mark_parameters(ax, table.n_params)
     name_rows(ax, [row.text for row in rows])

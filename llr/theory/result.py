@@ -1,4 +1,4 @@
-"""What the theory says about a dimension: bounds, where they come from, and the terms they are made of."""
+"""A dimension by theory: its bounds, their source, and the terms of which they are sums."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Status = Literal["exact", "almost everywhere", "bounds"]
 
 @dataclass(frozen=True)
 class Term:
-    """A summand of a dimension, in words."""
+    """A summand of a dimension, with its description."""
 
     dimension: int
     text: str
@@ -26,11 +26,11 @@ class Dimension(Record):
 
     Attributes:
         what: the quantity, such as "dim T" or "model rank".
-        lower: it is at least this.
-        upper: it is at most this.
-        status: "exact" if the bounds are proved and equal; "almost everywhere" if they are equal for almost
-            all parameters, this point not being known to be among them (``lower`` is then what is proved);
-            "bounds" otherwise.
+        lower: a lower bound.
+        upper: an upper bound.
+        status: "exact" if the bounds are proved and equal; "almost everywhere" if the upper bound is the
+            value for almost all parameters, but perhaps not for these (``lower`` is then the proved lower
+            bound); "bounds" otherwise.
         terms: the summands of ``upper``, and remarks of dimension 0.
         statement: where docs/theory.md states it, such as "Theorem 2.2".
         n_params: P, the number of parameters.
@@ -67,7 +67,7 @@ class Dimension(Record):
         return self.upper
 
     def __str__(self) -> str:
-        """The value and, on a line each, its terms."""
+        """The value and its terms, one per line."""
         proved, statement = f"{self.lower} to {self.upper}", self.statement
         if self.exact:
             proved = str(self.upper)

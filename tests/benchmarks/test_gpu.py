@@ -1,4 +1,4 @@
-"""What the benchmarks do on a GPU, as far as it shows without one: with stand-ins for it and its events."""
+"""The benchmarks on a GPU, tested without one: with stand-ins for the GPU and its events."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def modules():
 
 
 class Stream:
-    """A GPU's time, in seconds, and what happened in which order."""
+    """A simulated GPU clock in seconds, and a log of operations in order."""
 
     def __init__(self):
         self.now, self.log = 0.0, []
@@ -66,7 +66,7 @@ class Event:
 
 
 class HostEvent(Event):
-    """For work on the host in the GPU's place."""
+    """An event that measures work on the host in place of the GPU."""
 
     def __init__(self, enable_timing):
         super().__init__(SimpleNamespace(log=[]))
@@ -104,7 +104,7 @@ def test_every_device_has_its_clock(modules):
 
 @pytest.fixture
 def card(modules, monkeypatch):
-    """A GPU as far as the benchmarks can see, with the CPU's operators; what nvidia-smi was asked."""
+    """A simulated GPU with the CPU's operators. Gives the calls of nvidia-smi."""
     asked = []
 
     def smi(command, **_):
@@ -276,7 +276,7 @@ def test_the_whole_run_on_a_gpu(modules, monkeypatch, tmp_path, capsys):
     assert "driver 580.65.06, CUDA " in text
     assert "1755 of 1980 MHz at the start" in text
     assert "| of copy | expected | limited by | MHz |" in text
-    assert "this run is another" in text, "what is promised for the CPU says nothing of a GPU"
+    assert "this run has other settings" in text, "promises for the CPU do not apply to a GPU"
 
 
 @pytest.mark.usefixtures("card")

@@ -1,4 +1,4 @@
-"""The benchmark runs, its results are complete, and its verdicts follow from them. No time is judged."""
+"""The benchmark runs, its results are complete, and its verdicts are right. Times are not checked."""
 
 import json
 import math
@@ -193,7 +193,7 @@ def test_peak_memory_holds_the_result():
     done = run("--quick", "--peak", "E", "torch.func + cat")
     assert done.returncode == 0, done.stderr
     result = 2 * 10 * 79510 * 8
-    # The pieces and the concatenation: twice the result, and no whole copy of the process.
+    # The pieces and the concatenation take twice the result; there is no complete copy of the process.
     assert 1.5 * result < int(done.stdout) < 10 * result
 
 

@@ -1,4 +1,4 @@
-"""The machine code of the CUDA kernels is what was meant; seen without a GPU, by nvcc and a disassembler."""
+"""The machine code of the CUDA kernels is as intended; checked without a GPU, by nvcc and a disassembler."""
 
 import importlib
 import json
@@ -24,7 +24,7 @@ def machine_code():
 
 @pytest.fixture(scope="module")
 def here(machine_code):
-    """The module, on a machine that has the programs it calls."""
+    """The module; skipped if the programs that it calls are not installed."""
     try:
         for name in ("nvcc", "cuobjdump", "nvdisasm"):
             machine_code.tool(name)
@@ -35,12 +35,12 @@ def here(machine_code):
 
 @pytest.fixture(scope="module")
 def fresh(here):
-    """All kernels, for the oldest, the commonest and the newest target: compiled without a warning."""
+    """All kernels, compiled without warnings for the oldest, the most common and the newest target."""
     return here.look_at_all()
 
 
 def each(result, *sources):
-    """(kernel and target, what was found there); of these files, or of all."""
+    """(kernel and target, what was found), for these files or for all."""
     for source, kernels in result["kernels"].items():
         for kernel, targets in kernels.items():
             for target, found in targets.items():
@@ -94,7 +94,7 @@ def test_kept_table(here, fresh):
     assert (here.RESULTS / f"{here.NAME}.md").read_text() == here.report(kept), again
 
 
-# The gate sees what it has to see
+# The checks detect what they should
 
 
 PLANTED = """
@@ -159,7 +159,7 @@ def test_a_warning_is_an_error(line, here, tmp_path):
         here.compiled(tmp_path / "warned.cu", ["sm_80"], tmp_path)
 
 
-# From CUDA's own calculator, cuda_occupancy.h.
+# Computed with CUDA's cuda_occupancy.h.
 @pytest.mark.parametrize(
     ("target", "threads", "registers", "shared", "blocks"),
     [

@@ -1,4 +1,4 @@
-"""The rank benchmark runs, its results are complete, and its verdicts follow from them. No time is judged."""
+"""The rank benchmark runs, its results are complete, and its verdicts are right. Times are not checked."""
 
 import json
 import math
@@ -149,7 +149,7 @@ def test_markdown_shows_what_the_json_holds(quick, modules):
 
 
 def made_up(rank, factor):
-    """Cases whose numbers are `factor` times better than promised, at their median."""
+    """Cases whose medians are `factor` times better than promised."""
     cases = {}
     for name, what, sign, bound in rank.PROMISES:
         case = cases.setdefault(name, {})
@@ -317,7 +317,7 @@ def test_failures_are_named(modules):
 def test_memory_and_scaling_are_reported(modules, monkeypatch, tmp_path, capsys):
     pytest.importorskip("matplotlib")
     before, measure = kept_results(), modules.rank_scaling.measure
-    # Ten fresh processes would spend their time on importing torch; others here start real ones.
+    # Ten new processes would mostly import torch; other tests here start real ones.
     monkeypatch.setattr(modules.rank, "fresh", lambda point, _: measure(point))
     arguments = ["--quick", "--cases", "rank-256", "--memory", "--scaling", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["rank.py", *arguments])

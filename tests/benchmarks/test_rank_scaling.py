@@ -1,4 +1,4 @@
-"""Each point of the rank benchmark's scaling is measured in a process of its own, and drawn."""
+"""Each point of the rank benchmark's scaling is measured in a separate process, and drawn."""
 
 import sys
 from types import SimpleNamespace
@@ -22,7 +22,7 @@ def modules():
 
 
 def measured(point, longest):
-    """A made-up machine: quadratic in n, linear in P; certificates soon take too long."""
+    """A simulated machine: time quadratic in n and linear in P; certificates soon take too long."""
     P = 12 * point.case.widths[1] ** 2
     seconds = 1e-9 * point.case.n**2 * P
     if point.contender == "llr certified" and seconds > 1e-3:
@@ -87,7 +87,7 @@ def test_a_process_of_its_own_measures_time_and_memory(modules):
     found = scaling.fresh(scaling.Point(case, "torch.func + matrix_rank", "cpu", 1), 120)
     assert found["rank"] == 64
     assert found["seconds"] > 0
-    # The pieces, the concatenation and LAPACK's copy; no whole copy of the process.
+    # The pieces, the concatenation and LAPACK's copy; there is no complete copy of the process.
     assert 2 * scaling.jacobian_bytes(case) < found["growth_bytes"]
     assert found["growth_bytes"] < found["peak_bytes"] < found["growth_bytes"] + 3e9
 

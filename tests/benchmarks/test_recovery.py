@@ -1,4 +1,4 @@
-"""The benchmark of recovery runs, and its verdicts follow from what it measured. No time is judged."""
+"""The benchmark of recovery runs, and its verdicts follow from the measurements. Times are not checked."""
 
 import json
 import subprocess
@@ -83,7 +83,7 @@ def test_markdown_shows_what_the_json_holds(quick, modules):
 
 
 def found(slow_fitted, fast_fitted, ratio):
-    """A case as it is measured."""
+    """The measurements of a case, with given numbers."""
     a, b = "torch ops, fast", "llr, fast"
     return {
         "ratios": {f"{a} / {b}": {"of_medians": ratio}},
@@ -115,7 +115,7 @@ def test_a_false_claim_ends_the_run(modules):
     shares = them.judge("true", problems, true)
     assert 0 < shares.recovered <= shares.fitted
     claimed = true._replace(theta=true.theta + 1e-8)
-    with pytest.raises(SystemExit, match=r"liar says that \d+ starts have converged"):
+    with pytest.raises(SystemExit, match=r"liar reports \d+ starts as converged"):
         them.judge("liar", problems, claimed)
     silent = claimed._replace(converged=torch.zeros_like(true.converged))
     assert them.judge("silent", problems, silent) == (0.0, 0.0)
@@ -146,7 +146,7 @@ def test_the_rule_that_stops_scipy(modules):
     x, y, theta = problems.x[0].numpy(), problems.y[0].numpy(), problems.starts[0].numpy()
     rule = DAMPING["fast"]
     watch = them._Watch(x, y, rule, 0)
-    for _ in range(rule.stall):  # the first lowers infinity, the others nothing
+    for _ in range(rule.stall):  # only the first one lowers the loss (from infinity)
         watch.residuals(theta)
     with pytest.raises(them._Stopped):
         watch.residuals(theta)

@@ -1,4 +1,4 @@
-"""The roofline on paper: docs/cuda.md shows what the model says, and the model follows the kernels."""
+"""The roofline model: docs/cuda.md shows its numbers, and the model agrees with the kernels."""
 
 import itertools
 import json
@@ -89,7 +89,7 @@ def test_the_way_a_net_takes(modules, emulated, widths, n):
 
 @pytest.mark.emulated
 def test_sweeps_are_what_jacobi_takes(modules, emulated):
-    """With fewer sweeps LAPACK takes over, to other bits."""
+    """With fewer sweeps LAPACK computes the values, with other bits."""
     library = modules.rank_contenders
     for name, sweeps in modules.gpu_model.JACOBI_SWEEPS.items():
         case = modules.rank.SVD_CASES[name]
@@ -160,8 +160,8 @@ def test_loops_are_read_from_machine_code(modules):
     found = [(loop.first, loop.last) for loop in inner_loops.loops(code)]
     assert found == [(0x50, 0xB0), (0x20, 0xC0), (0x10, 0xD0)]
     assert inner_loops.innermost(code) == {"instructions": 7, "LDG": 1, "STG": 2, "DFMA": 1}
-    # The branch at 0x60 leaves out the narrow store, and with it the branch around the wide one; that at 0x30
-    # the call. The one at 0x20 only ends its loop.
+    # The branch at 0x60 skips the narrow store, and with it the branch around the wide store. The branch at
+    # 0x30 skips the call. The branch at 0x20 only ends its loop.
     usual = {"instructions": 5, "LDG": 1, "STG": 1, "DFMA": 1}
     assert inner_loops.writer(code) == {"vector": usual, "lookup": 3, "start": 2}
 

@@ -1,4 +1,4 @@
-"""The training benchmark runs, its contenders take the same steps, its tables follow. No time is judged."""
+"""The training benchmark runs, its contenders take the same steps, its tables agree. Times are not tested."""
 
 import json
 import os

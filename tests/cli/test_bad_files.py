@@ -27,7 +27,7 @@ MODEL = "mlp:2-2-1"
 SUFFIXES = (".csv", ".tsv", ".txt", ".npy", ".npz", ".pt", ".safetensors", ".json", "")
 INPUTS = (".csv", ".tsv", ".txt", ".dat", ".npy", ".npz", ".pt", ".safetensors")
 
-# What reads a file (BAD), by what it is expected to be.
+# Commands that read a file (BAD), by the kind of file that they expect.
 READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rank": (("rank", MODEL, "--inputs", "BAD"), INPUTS),
     "certify": (("certify", MODEL, "--inputs", "BAD", "--out", "o.json"), (".csv", ".npy")),
@@ -101,7 +101,7 @@ def listening(path: Path) -> None:
 
 def huge(path: Path) -> None:
     with path.open("wb") as file:
-        file.truncate(1 << 42)  # it takes no space
+        file.truncate(1 << 42)  # sparse: takes no disk space
 
 
 def unreadable(path: Path) -> None:
@@ -137,7 +137,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def said_properly(text: str) -> None:
-    """No class of somebody else's, no number of an error, no name of a temporary file, no codec."""
+    """The text names no foreign class, error number, temporary file or codec."""
     assert not re.search(
         r"Errno|Error|codec|\.tmp|Traceback|--debug|torch\.load|unpickl(?!es)", text
     ), text
@@ -155,7 +155,7 @@ def test_reading(reader: str, make: Callable[[Path], None]) -> None:
         make(path)
         before = {p.name for p in Path().iterdir()}
         text = refusal(*(a.replace("BAD", path.name) for a in arguments))
-        if "importing it raised" not in text:  # Python source has errors of Python's
+        if "importing it raised" not in text:  # errors in Python source are reported by Python
             said_properly(text)
         assert "bad" in text
         assert {p.name for p in Path().iterdir()} <= before | {"bad.sqlite.lock"}
@@ -195,7 +195,7 @@ SUFFIX = {
 
 @pytest.mark.parametrize("writer", WRITERS)
 def test_writing_is_refused_before_the_work(writer: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Nothing is there to be read, and no work could be done: the output comes first.
+    # The input does not exist either: the output is checked first, before any work.
     os.remove("x.npy")
     monkeypatch.setattr(torch.linalg, "svdvals", None)
     suffix = SUFFIX[writer.split()[-1]]
@@ -382,7 +382,7 @@ def test_networks_that_cannot_be_meant(arguments: tuple[str, ...], message: str)
 
 
 def test_copies_count() -> None:
-    """What reading a network holds beside its parameters is counted, before they are made."""
+    """The memory for reading a network beside its parameters is counted before these are created."""
     with llr.set_memory_budget("200 MB"):
         message = refusal("rank", "mlp:2-999999-1", "--inputs", "x.npy")
     assert "3,999,997 parameters take 32 MB in float64, and 416 MB with the copies" in message

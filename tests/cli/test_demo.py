@@ -1,4 +1,4 @@
-"""The demo: its data, its training, its counts of neurons, and that the ranks it shows hold."""
+"""The demo: its data, its training, its counts of neurons, and whether the ranks it shows are right."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TestRun:
         _, rows, _ = quick
         for row in rows:
             assert row["converged"]
-            # Copies that training leaves differ in their last bits: counted, the rank is clear and no more.
+            # Copies after training differ in their last bits: a counted rank is clear, but not proved.
             assert row["clear"]
             assert row["ambiguous"] == (row["rank"] < row["P"])
             assert row["rank"] == 12 * row["distinct"][0] + 1 == row["merged_P"]
@@ -184,7 +184,7 @@ class TestTrain:
         assert fit.steps == 3
 
     def test_leaves_a_saddle(self) -> None:
-        # All parameters zero is a critical point of every tanh network, but no minimum of this one.
+        # All parameters zero is a critical point of every tanh network, but not a minimum of this one.
         model = load_model("mlp:1-1-1")
         x = torch.linspace(-1, 1, 9, dtype=torch.float64)[:, None]
         with torch.no_grad():

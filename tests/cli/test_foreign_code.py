@@ -1,4 +1,4 @@
-"""Models whose code prints, exits or parses arguments: standard output and the exit code stay ours."""
+"""Models whose code prints, exits or parses arguments do not change our standard output and exit code."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_what_it_raises_has_its_place() -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a process on Windows")
 def test_ctrl_c_while_the_command_is_imported() -> None:
-    """The command begins with seconds of imports."""
+    """The command spends its first seconds with imports."""
     environment = {**os.environ, "PYTHONPATH": str(Path(llr.__file__).parents[1])}
     code = "import sys, llr_command; print('here', flush=True); sys.exit(llr_command.main())"
     command = [sys.executable, "-c", code, "info"]

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: output, files, exit codes, one-line errors."""
+"""The command line as users see it: output, files, exit codes, one-line errors."""
 
 from __future__ import annotations
 
@@ -267,7 +267,7 @@ def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_info() -> None:
-    with llr.set_memory_budget("2 GB"):  # else it changes with the machine's free memory
+    with llr.set_memory_budget("2 GB"):  # otherwise it depends on the machine's free memory
         assert run("info").stdout == f"{llr.info()}\n"
 
 

@@ -153,7 +153,7 @@ class TestCertify:
 
 
 class TestOpenRanks:
-    """What scripts go by: exit code 3 where a rank is found but not known."""
+    """Scripts depend on exit code 3, which means that the rank is not certain."""
 
     MODEL = ("mlp:1-16-1", "--inputs", "x.npy", "--weights", "w.pt")
 
@@ -186,7 +186,7 @@ class TestOpenRanks:
 
     def test_clear_only(self, here: Path) -> None:
         x = np.random.default_rng(0).standard_normal((200, 10))
-        np.save(here / "x.npy", np.concatenate((x, x + 1e-14)))  # not the same samples, by a little
+        np.save(here / "x.npy", np.concatenate((x, x + 1e-14)))  # samples that are almost equal
         source = ("mlp:10-40-1", "--inputs", "x.npy", "--no-resolve")
         assert "; AMBIGUOUS (clear gap): the rank is at least" in run("rank", *source).stdout
         run("rank", *source, "--strict", code=3)

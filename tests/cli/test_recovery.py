@@ -28,7 +28,7 @@ FOREVER = ("--max-width", 3, "--starts", 10**9)
 
 @pytest.fixture(autouse=True)
 def noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no network fits."""
+    """Data that no network fits."""
     monkeypatch.chdir(tmp_path)
     np.save("data.npy", np.random.default_rng(0).standard_normal((60, 3)))
 
@@ -120,12 +120,12 @@ def test_a_sweep_says_that_it_goes_on(command: str, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("llr.recovery.reproduce", interrupted)
         result = run("reproduce", "linear", code=130)
     assert result.stderr == (
-        "what is finished is kept; the same command goes on from there\ninterrupted\n"
+        "finished cells are kept; the same command continues from there\ninterrupted\n"
     )
 
 
 def test_data_that_do_not_decide(tmp_path: Path) -> None:
-    """Fewer samples than parameters: exit code 3, no definite answer."""
+    """With fewer samples than parameters, there is no definite answer: exit code 3."""
     x = np.linspace(-1, 1, 3)[:, None]
     np.save(tmp_path / "few.npy", np.hstack((x, np.tanh(2 * x + 1))))
     arguments = ("--max-width", 2, "--starts", 200, "--json", tmp_path / "r.json")

@@ -1,4 +1,4 @@
-"""What the commands do where standard output, or a file of results, cannot be written."""
+"""What the commands do if standard output, or a file of results, cannot be written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = [
 ]
 
 SOURCE = ("mlp:2-3-1", "--inputs", "x.npy")
-FULL = "error: standard output cannot be written (No space left on device); make room there"
+FULL = "error: standard output cannot be written (No space left on device); free some space there"
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def process(*arguments: str, stdout: int, unbuffered: bool = False) -> tuple[int, str]:
-    """The exit code, and what is on standard error."""
+    """The exit code, and the text on standard error."""
     code = "import sys; from llr_command import main; sys.exit(main())"
     environment = {**os.environ, "PYTHONUNBUFFERED": "1" if unbuffered else ""}
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
@@ -58,7 +58,7 @@ class TestStandardOutput:
     )
     @pytest.mark.parametrize("unbuffered", [False, True])
     def test_a_closed_pipe(self, arguments: tuple[str, ...], unbuffered: bool) -> None:
-        """As in ``llr verify ... | head -1``: nothing is said, and no exit code of an answer."""
+        """As in ``llr verify ... | head -1``: no message, and not the exit code of an answer."""
         run("certify", *SOURCE, "--out", "proof.json")
         reader, writer = os.pipe()
         os.close(reader)
@@ -103,7 +103,7 @@ class TestFiles:
         result = run(*arguments, code=2)
         assert printed in result.stdout
         assert result.stderr.endswith("error: /dev/full: No space left on device\n")
-        for name in ("s.png", "w.safetensors"):  # what can be written is written
+        for name in ("s.png", "w.safetensors"):  # files that can be written are written
             assert Path(name).exists() == (name in arguments)
 
     @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ class TestFiles:
         ],
     )
     def test_standard_output_is_for_text(self, arguments: tuple[str, ...], here: Path) -> None:
-        assert "is '-', standard output, which is for text" in refusal(*arguments)
+        assert "is '-', standard output, which takes text only" in refusal(*arguments)
         assert [path.name for path in here.iterdir()] == ["x.npy"]
 
     def test_a_certificate_on_standard_output(self, here: Path) -> None:
@@ -131,7 +131,7 @@ class TestFiles:
 
 
 class TestWords:
-    """Arguments of llr's functions are named as the options of the command."""
+    """Messages name arguments of llr's functions by the command's options."""
 
     @pytest.mark.parametrize(
         ("arguments", "message"),

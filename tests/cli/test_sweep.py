@@ -1,4 +1,4 @@
-"""``llr sweep`` as a user meets it: files, lines, exit codes, one-line errors."""
+"""``llr sweep`` as users see it: files, lines, exit codes, one-line errors."""
 
 from __future__ import annotations
 
@@ -136,8 +136,9 @@ class TestRun:
             connection.execute("PRAGMA user_version = 2")
         connection.close()
         for arguments in (("spec.toml",), ("status", "spec.sqlite")):
-            assert "has format 2; this llr reads format 1: use the llr" in refusal(
-                "sweep", *arguments
+            assert (
+                "has format 2, but this version of llr reads format 1: use the version"
+                in refusal("sweep", *arguments)
             )
 
     def test_help(self) -> None:
@@ -203,8 +204,11 @@ class TestLooking:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            (("status", "absent"), "absent: there is no such file; a sweep's is made by `run`"),
-            (("status", "plain"), "plain is not an SQLite file; it was left alone"),
+            (
+                ("status", "absent"),
+                "absent: there is no such file; `run` creates the file of a sweep",
+            ),
+            (("status", "plain"), "plain is not an SQLite file; it was not changed"),
             (("export", "spec.sqlite", "t.xls"), "expected a name ending in .csv, .parquet"),
             (("plot", "spec.sqlite", "f.gif"), "expected a name ending in .png"),
             (("plot", "spec.sqlite", "f.png", "--where", "n=7"), "n is one of 5, 6"),
@@ -252,7 +256,7 @@ class TestProgress:
         assert report is not None
         for second in range(0, 101, 5):
             report(Tally(40, second // 5, 0, second // 5, float(second)))
-        report(Tally(40, 40, 0, 40, 500.0))  # the end has a line of its own
+        report(Tally(40, 40, 0, 40, 500.0))  # the end is a separate line
         out, err = capsys.readouterr()
         assert out == ""
         assert err.splitlines() == [

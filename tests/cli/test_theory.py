@@ -59,7 +59,7 @@ class TestTheory:
     def test_two_layer_of_other_kinds(self, options: tuple[object, ...], expected: int) -> None:
         size = as_json("theory", "two-layer", "--d", 3, "--k", 3, "--width", 4, *options)
         assert size["optimistic_sample_size"]["upper"] == expected
-        # One output: samples are observations. Several: half as many samples, here.
+        # With one output, each sample is one observation. Here, several outputs need half as many samples.
         assert size.get("points", {}).get("lower") == (9 if "--q" in options else None)
 
     def test_cnn(self) -> None:
@@ -220,7 +220,7 @@ class TestEmbedAndReduce:
         arguments = ("embed", "mlp:2-2-1", "--to")
         assert ".safetensors" in refusal(*arguments, "2-3-1", "--out", "w.pt")
         message = refusal(*arguments, "2-1-1", "--out", "w.safetensors")
-        assert "ask for 1 neurons in layer 0, but the model has 2" in message
+        assert "widths has 1 neurons in layer 0, but the model has 2" in message
         assert not Path("w.safetensors").exists()
         assert "ending in .png" in refusal(*arguments, "2-3-1", "--plot", "s.gif")
         assert "no such file" in refusal(*arguments, "2-3-1", "--check", "--inputs", "x.npy")

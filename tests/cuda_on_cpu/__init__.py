@@ -1,1 +1,1 @@
-"""The CUDA kernels, run on the CPU. emulation.h says how."""
+"""The CUDA kernels, run on the CPU. See emulation.h."""

@@ -1,8 +1,8 @@
-"""Compiles the CUDA kernels for the emulation: a library with torch, programs without.
+"""Compiles the CUDA kernels for the emulation: a library that uses torch, and programs without torch.
 
     python tests/cuda_on_cpu/build.py plain|asan|tsan [COMMAND ...]
 
-builds the library, prints where it is, and runs the command with the sanitizer's runtime in the process.
+builds the library, prints its path, and runs the command with the sanitizer's runtime in the process.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SANITIZERS = {
     "asan": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
     "tsan": ["-fsanitize=thread"],
 }
-# Like the device, which rounds every operation as it is written; fused ones are written fma().
+# As on the device, every operation is rounded as written; fused operations are written fma().
 FLAGS = [
     *("-O1", "-g1", "-fPIC", "-fno-omit-frame-pointer", "-fvisibility=hidden", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Wno-unknown-pragmas", "-DLLR_EMULATE", f"-I{HERE}", f"-I{CSRC}"),
@@ -37,18 +37,18 @@ def compiler() -> list[str]:
 
 
 def available(variant: str) -> bool:
-    """Whether there is a compiler with the sanitizer's library, and what it makes can be run here."""
+    """Whether there is a compiler with the sanitizer's library, and its programs can run here."""
     if sys.platform != "linux" or shutil.which(compiler()[0]) is None:
         return False
     if variant == "tsan" and shutil.which("setarch") is None:
         return False
-    # Some containers forbid what setarch does.
+    # Some containers do not allow setarch.
     tried = subprocess.run(sanitized(variant, "true"), capture_output=True, check=False)
     return tried.returncode == 0 and all(Path(path).is_absolute() for path in runtimes(variant))
 
 
 def runtimes(variant: str) -> list[str]:
-    """What must be in a process before anything else, if the program itself is not instrumented."""
+    """Libraries that must be loaded first, if the program itself is not instrumented."""
     # libstdc++: asan looks for `throw` when it starts
     names = {"asan": ("libasan.so", "libubsan.so", "libstdc++.so"), "tsan": ("libtsan.so",)}
     return [
@@ -60,13 +60,13 @@ def runtimes(variant: str) -> list[str]:
 def compile_all(
     target: Path, sources: list[Path], variant: str, flags: list[str], link: list[str]
 ) -> Path:
-    """Brings `target` up to date with what it is made from; recompiles only what has changed.
+    """Bring `target` up to date with its sources; recompile only those that have changed.
 
-    Sources are compiled as C++ whatever their name says. The flags are those of compiling.
+    All sources are compiled as C++, regardless of their names. `flags` are for the compiler.
     """
     folder = target.parent
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:  # another run of the tests may be building the same
+    with (folder / "lock").open("w") as lock:  # another test run may be building the same target
         fcntl.flock(lock, fcntl.LOCK_EX)
         run_ninja(target, sources, variant, flags, link)
     return target
@@ -103,12 +103,12 @@ def run_ninja(
 
 
 def quoted(command: list[str]) -> str:
-    """For the shell, in a ninja file."""
+    """Quoted for the shell, in a ninja file."""
     return shlex.join(command).replace("$", "$$")
 
 
 def build(variant: str) -> Path:
-    """The library that registers torch.ops.llr_emulated: every operator that has CUDA kernels."""
+    """Build the library that registers torch.ops.llr_emulated: all operators with CUDA kernels."""
     import torch  # noqa: PLC0415 (programs are built without it)
 
     torch_folder = Path(torch.__file__).parent
@@ -119,21 +119,21 @@ def build(variant: str) -> Path:
     link = ["-shared", f"-L{lib}", f"-Wl,-rpath,{lib}", "-lc10", "-ltorch_cpu"]
     sources = [*EMULATION, HERE / "module.cpp", HERE / "svdvals.cpp"]
     sources += [*sorted(CSRC.glob("*/cuda/*.cu")), *sorted(CSRC.glob("*/cuda/*.cpp"))]
-    # The checks of arguments that they share with the CPU; autograd is registered for the library alone.
+    # The checks of arguments, which the CPU uses too. Autograd is registered only for torch.ops.llr.
     sources += [path for path in sorted(CSRC.glob("*/*.cpp")) if path.name != "autograd.cpp"]
     folder = ROOT / "build/cuda_on_cpu" / f"{variant}-torch-{torch.__version__}"
     return compile_all(folder / "libllr_emulated.so", sources, variant, flags, link)
 
 
 def build_program(name: str, variant: str, *flags: str) -> Path:
-    """A program without torch, from its source in this folder and the emulation."""
+    """Build a program without torch, from its source in this folder and the emulation."""
     folder = ROOT / "build/cuda_on_cpu" / "-".join([name, variant, *flags])
     sources = [*EMULATION, HERE / f"{name}.cpp"]
     return compile_all(folder / name, sources, variant, ["-std=c++17", *flags], [])
 
 
-# An interpreter that ends leaves much behind, none of it ours. Python and torch are not instrumented: what
-# they order, by locks of their own, would look like a race.
+# At exit, the interpreter leaves much memory allocated that is not ours. Python and torch are not
+# instrumented: accesses that they order by their own locks would look like races.
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0",
     "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -142,11 +142,11 @@ OPTIONS = {
 
 
 def sanitized(variant: str, *command: str | Path, preload: bool = False) -> list[str]:
-    """The command that runs this one as its sanitizer needs it."""
+    """The command that runs this command as the sanitizer requires."""
     settings = [f"{name}={value}:{os.environ.get(name, '')}" for name, value in OPTIONS.items()]
     if preload:
         settings.append(f"LD_PRELOAD={' '.join(runtimes(variant))}")
-    # ThreadSanitizer has its own idea of where things lie in memory.
+    # ThreadSanitizer does not work with every layout of the address space.
     start = ["setarch", "-R"] if variant == "tsan" else []
     return [*start, "env", *settings, *map(str, command)]
 

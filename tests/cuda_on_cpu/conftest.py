@@ -10,9 +10,10 @@ import pytest
 from helpers import targets
 
 ORDERS = {"forward": (0, 0), "reverse": (1, 0), "random": (2, 1)}
-SHARED_LIMIT, MULTIPROCESSORS = 163 * 1024, 108  # those of sm_80
+SHARED_LIMIT, MULTIPROCESSORS = 163 * 1024, 108  # as for sm_80
 
-# Sanitizers see the same whatever the order; some races between blocks they see at random only.
+# Sanitizers report the same errors in every order, except for some races between blocks, which need random
+# orders.
 PLAIN = os.environ.get("LLR_EMULATION", "plain") == "plain"
 
 

@@ -1,5 +1,5 @@
-// What csrc/common/cuda/device.h gives to the host side of an operator, for the emulation: "CUDA" tensors lie on the
-// CPU, and the operators are torch.ops.llr_emulated's.
+// Replaces csrc/common/cuda/device.h for the emulation: "CUDA" tensors are on the CPU, and the operators
+// belong to torch.ops.llr_emulated.
 #pragma once
 
 #include <ATen/ops/empty.h>
@@ -27,19 +27,19 @@ class OnDevice {
   static inline thread_local int alive = 0;
 };
 
-// Asked for before the device is current, it would be a stream of another one: launches refuse this.
+// If this is called before the device is current, it returns another device's stream, which launches refuse.
 inline cudaStream_t current_stream() { return OnDevice::alive > 0 ? emulation::stream() : nullptr; }
 
-// The largest tensor that there is memory for; tests set it.
+// The size of the largest tensor that can be allocated; tests set it.
 inline int64_t& most_bytes() {
   static int64_t bytes = std::numeric_limits<int64_t>::max();
   return bytes;
 }
 
-// NaN, so that whatever is read before it is written shows.
+// Filled with NaN, so that reads of uninitialised memory are detected.
 inline at::Tensor empty_on(const at::Tensor& like, at::IntArrayRef sizes, at::ScalarType dtype) {
   const auto options = like.options().dtype(dtype).memory_format(at::MemoryFormat::Contiguous);
-  double bytes = static_cast<double>(c10::elementSize(dtype));  // torch itself refuses what no int64 counts
+  double bytes = static_cast<double>(c10::elementSize(dtype));  // torch refuses sizes that do not fit int64
   for (const int64_t size : sizes) bytes *= static_cast<double>(size);
   TORCH_CHECK_WITH(
       OutOfMemoryError, !(bytes > static_cast<double>(most_bytes())), "emulated CUDA: out of memory: ", bytes, " bytes");

@@ -17,14 +17,14 @@ namespace {
 constexpr int max_threads = 1024;
 constexpr int max_parts = 64;
 constexpr int64_t red_zone = 64;
-constexpr int64_t most_shared = 227 * 1024;  // of any device there is
+constexpr int64_t most_shared = 227 * 1024;  // the maximum of all devices
 #if defined(__SANITIZE_THREAD__)
 constexpr int teams = 2;
 #else
 constexpr int teams = 1;
 #endif
 
-// ---- the state of the block that runs
+// ---- the state of the running block
 
 enum class State : char { running, at_block_barrier, at_warp_operation, finished };
 
@@ -38,17 +38,18 @@ struct Thread {
   uint64_t result;  // and got
 };
 
-// The threads of a block. Two teams take turns under ThreadSanitizer: what orders memory within one must not
-// order it with the other, hence barriers and shared memory of its own.
+// The threads of a block. Under ThreadSanitizer two teams run blocks in turn. Operations that order memory
+// within one team must not order it with the other, so each team has its own barriers and shared memory.
 struct Team {
   Thread threads[max_threads];
-  int made;                  // so many of them have a fiber
+  int made;                  // how many of them have a fiber
   unsigned arrived[32];      // per warp: lanes that wait at a warp operation
-  unsigned warp_passed[32];  // per warp: warp operations that are over
-  unsigned passed;           // barriers that are over
-  unsigned blocks;           // that have begun
-  // Addresses that stand for a barrier, to ThreadSanitizer. Two in turn: a thread that has passed a barrier
-  // may come to the next before others have left the first, and these must not learn what it did in between.
+  unsigned warp_passed[32];  // per warp: finished warp operations
+  unsigned passed;           // finished barriers
+  unsigned blocks;           // started blocks
+  // Addresses that represent barriers to ThreadSanitizer, two in turn. A thread that has passed a barrier may
+  // reach the next one before others have left the first; what it did in between must not appear ordered
+  // before them.
   char warp_order[32][2], block_order[2], end_order[2];
   alignas(128) char shared[most_shared + (max_parts + 1) * red_zone];
 };
@@ -59,10 +60,10 @@ struct Part {
 };
 
 struct Block {
-  const Launch* launch;  // null when nothing runs
+  const Launch* launch;  // null if nothing runs
   Team* team;
   int64_t index;
-  int thread;  // which runs
+  int thread;  // the running thread
   int finished;
   int waiting, first;  // at the barrier of the block: how many, and who came first
   Votes votes, result;
@@ -97,7 +98,7 @@ LLR_UNSEEN void acquire([[maybe_unused]] char* order) {
 
 // ---- reports
 
-// A kernel is compiled at once: the same place has the same strings.
+// A kernel is compiled in one unit, so the same place has the same string addresses.
 LLR_UNSEEN bool same(const Site& a, const Site& b) {
   return a.line == b.line && a.file == b.file && a.what == b.what;
 }
@@ -137,9 +138,9 @@ LLR_UNSEEN void report_threads(int first, int last) {
   violation(nullptr, "a barrier or warp operation that not all of its threads reach");
 }
 
-// ---- whose turn it is
+// ---- scheduling
 
-// A ring of the threads that can run; each is in it once at most.
+// A ring of the threads that can run; each is in it at most once.
 int16_t ring[max_threads];
 unsigned ring_begin, ring_size;
 
@@ -163,7 +164,8 @@ LLR_UNSEEN void enqueue(int first, int count, unsigned mask) {
   }
 }
 
-// Leaves the fiber that runs for the next one, if that is another; the host's when the block is done.
+// Switches from the running fiber to the next one, if that is different; to the host's fiber if the block is
+// done.
 LLR_UNSEEN void next(Fiber& self) {
   Fiber* to = &host;
   if (ring_size > 0) {
@@ -184,7 +186,7 @@ LLR_UNSEEN void next(Fiber& self) {
   if (to != &self) self.go_to(*to);
 }
 
-// What a fiber runs, for ever: one thread after the other.
+// The endless body of a fiber: runs one thread after the other.
 LLR_UNSEEN void live() {
   Team* const team = now.team;
   Thread& self = team->threads[now.thread];
@@ -202,7 +204,7 @@ LLR_UNSEEN void live() {
 
 // ---- a block
 
-// Volatile: as memset it would be seen.
+// Volatile, because the sanitizers would see a call of memset.
 LLR_UNSEEN void fill_shared(Team& team, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 8) *reinterpret_cast<volatile int64_t*>(team.shared + i) = -1;
 #if defined(__SANITIZE_ADDRESS__)
@@ -229,7 +231,7 @@ LLR_UNSEEN void run_block(const Launch& launch, int64_t index, Team& team) {
 
 // ---- warps
 
-// Waits until all lanes of the mask are in this operation; the last to come serves them all.
+// Waits until all lanes of the mask are in this operation; the last lane to arrive does it for all.
 LLR_UNSEEN void warp_operation(Site site, unsigned mask, unsigned source, uint64_t value) {
   Thread* const warp = now.team->threads + now.thread / 32 * 32;
   const unsigned lane = now.thread % 32;

@@ -1,25 +1,25 @@
-// CUDA on the host, as far as the kernels of csrc use it: the real kernels and launchers run on a
-// machine without a GPU, and under the sanitizers. kernel.cuh includes this where LLR_EMULATE is defined.
+// The part of CUDA that the kernels of csrc use, on the host: the real kernels and launchers run on a machine
+// without a GPU, and under the sanitizers. kernel.cuh includes this file if LLR_EMULATE is defined.
 //
-// Every CUDA thread is a fiber, which runs until it waits. Blocks come one after the other. Checked always,
-// with a report and abort():
-//   - a barrier not reached by the whole block, or at different lines; other deadlocks: who waits where;
+// Every CUDA thread is a fiber, which runs until it waits. Blocks run one after the other. These errors are
+// always detected, with a report and abort():
+//   - a barrier not reached by the whole block, or at different lines; other deadlocks, with where threads wait;
 //   - a lane missing from a mask, lanes of a mask at different lines, a shuffle from a lane outside the mask;
 //   - a grid that is empty or above 2^31 - 1, a block that is not 32, 64, ..., 1024 threads, a wrong stream;
 //   - dynamic shared memory above 48 KB without the attribute, or above what the device has;
 //   - parts of the shared memory beyond what was launched with, or not the same in all threads;
 //   - store_vector to an address that is not a multiple of 16 bytes.
-// Shared memory starts as NaN. Threads and blocks go in one of several orders (Settings, below).
+// Shared memory starts as NaN. Threads and blocks run in one of several orders (Settings, below).
 //
-// Under AddressSanitizer the parts of the shared memory have red zones around them. To ThreadSanitizer every
-// CUDA thread is a thread. Only __syncthreads*, __syncwarp, and the beginning and end of a launch order its
-// memory with that of others: shuffles and atomics hide no race, nor does the order in which the fibers
-// happen to run. Neighbouring blocks run on different fibers, so that their races show; blocks further apart
-// are neighbours in another order.
+// Under AddressSanitizer the parts of the shared memory have red zones around them. For ThreadSanitizer every
+// CUDA thread is a thread. Its memory accesses are ordered with those of others only by __syncthreads*,
+// __syncwarp, and the beginning and end of a launch: shuffles and atomics hide no race, nor does the order in
+// which the fibers run. Neighbouring blocks run on different fibers, so that their races are detected; blocks
+// further apart are neighbours in another order.
 //
-// What this cannot show: anything about time, registers or occupancy; what the device's compiler does to the
-// code (it contracts a*b + c, g++ does not here) and its own functions (tanh, exp); memory seen in another
-// order by threads that race on purpose, with fences and flags, which our kernels do not.
+// The emulation cannot show: time, registers or occupancy; what the device's compiler does to the code (it
+// contracts a*b + c, g++ does not here) and the device's own functions (tanh, exp); memory seen in another
+// order by threads that race on purpose, with fences and flags, which our kernels do not do.
 #pragma once
 
 #include <math.h>
@@ -88,14 +88,14 @@ struct Statistics {
 Statistics statistics();  // since the last reset
 void reset_statistics();
 
-// From now on barriers at this line of a file (the end of its name) are not there, for tests that must
-// notice; line 0 ends that. How often one was passed since is counted.
+// Removes the barriers at this line of a file (given by the end of its name), for tests that must detect
+// that; line 0 restores them. Counts how often a removed barrier is passed.
 void remove_barriers(const char* file, int line);
 int64_t removed_barriers();
 
 cudaStream_t stream();  // the only one that launches may go to
 
-// ---- behind the names that kernels use
+// ---- implementation of the names that kernels use
 
 struct Site {  // of a barrier or a warp operation
   const char* what;
@@ -103,11 +103,11 @@ struct Site {  // of a barrier or a warp operation
   int line;
 };
 
-// Says what is wrong, and in which thread, and ends the process.
+// Reports the error and its thread, and ends the process.
 [[noreturn]] __attribute__((format(printf, 2, 3))) void violation(const Site* site, const char* format, ...);
 
-// Never inlined: what they read changes under the sanitizer's eyes without being ordered by anything. The
-// same value throughout a thread's life, though: `const` saves calls.
+// Never inlined: they read variables that change without any order that the sanitizer knows. But the value is
+// constant for a thread, so `const` saves calls.
 struct Index {
   unsigned x;
 };
@@ -187,7 +187,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, LLR_CALLER) {
   llr::emulation::warp_barrier({__func__, file, line}, mask);
 }
 
-// `width` lanes form a group; a lane beyond the end of its group gives its own value.
+// `width` lanes form a group; a lane that would read beyond its group gets its own value.
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, LLR_CALLER) {
   const unsigned lane = threadIdx.x % 32, group = lane / width * width;

@@ -1,4 +1,5 @@
-// Fibers: stacks that one OS thread switches between, and tells the sanitizers so. For emulation.cpp alone.
+// Fibers: stacks that one OS thread switches between. The sanitizers are told of each switch. Only for
+// emulation.cpp.
 #pragma once
 
 #include <sys/mman.h>
@@ -20,13 +21,13 @@
 #include <ucontext.h>
 #endif
 
-// What all fibers read and write is ordered by the scheduler, not by anything that the emulated device has:
-// the sanitizers must not see it. Such functions use no templates of the standard library, which they would
-// see.
+// For functions that access the scheduler's data. The scheduler orders these accesses, but nothing on the
+// emulated device does, so the sanitizers must not see them. Such functions use no templates of the standard
+// library, which would be instrumented.
 #define LLR_UNSEEN __attribute__((no_sanitize("address", "thread"), noinline))
 
 #if !defined(LLR_UCONTEXT)
-// The registers that a function must keep go onto the stack that is left, and come from the other.
+// Saves the registers that a function must preserve on the current stack, and restores them from the other.
 extern "C" __attribute__((visibility("hidden"))) void llr_switch_stack(void** save, void* take);
 asm(R"(
   .text
@@ -60,14 +61,14 @@ constexpr size_t stack_bytes = 64 * page;  // sanitizers write their reports on 
 
 class Fiber {
  public:
-  // That of the OS thread, which has a stack.
+  // The fiber of the OS thread, which has a stack already.
   void adopt() {
 #if defined(__SANITIZE_THREAD__)
     identity_ = __tsan_get_current_fiber();
 #endif
   }
 
-  // One that will run `body`, which never returns, on a new stack.
+  // A fiber that will run `body`, which never returns, on a new stack.
   void make(void (*body)(), int index) {
     const size_t bytes = stack_bytes + page;
     void* const memory =
@@ -76,9 +77,9 @@ class Fiber {
       perror("emulated CUDA: a stack");
       abort();
     }
-    mprotect(memory, page, PROT_NONE);  // what overflows the stack faults
+    mprotect(memory, page, PROT_NONE);  // a stack overflow causes a fault
     stack_ = static_cast<char*>(memory) + page;
-    // Stacks that all began at the same distance from a page would share few lines of the cache.
+    // Stacks that all begin at the same offset in a page would compete for few cache lines.
     size_ = stack_bytes - index % 64 * 64;
 #if defined(LLR_UCONTEXT)
     getcontext(&context_);
@@ -97,7 +98,7 @@ class Fiber {
 #endif
   }
 
-  // Leaves this fiber, which runs, for another. Comes back when another does the same to this one.
+  // Switches from this fiber, which is running, to another. Returns when another fiber switches back.
   LLR_UNSEEN void go_to(Fiber& to) {
     before_ = this;
 #if defined(__SANITIZE_ADDRESS__)
@@ -114,10 +115,10 @@ class Fiber {
     arrived();
   }
 
-  // What a body does first.
+  // To be called first in a body.
   LLR_UNSEEN void arrived() {
 #if defined(__SANITIZE_ADDRESS__)
-    const void* stack;  // of the fiber that ran before: the host's is learnt here
+    const void* stack;  // of the fiber that ran before; this is how the host's stack becomes known
     __sanitizer_finish_switch_fiber(fake_stack_, &stack, &before_->size_);
     before_->stack_ = static_cast<char*>(const_cast<void*>(stack));
 #endif

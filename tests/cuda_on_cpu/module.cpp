@@ -1,4 +1,4 @@
-// The operators' schemas once more, as torch.ops.llr_emulated, and the emulation's switches.
+// Registers the operators' schemas as torch.ops.llr_emulated, and functions for the emulation's settings.
 #include "schemas.h"
 
 #include "emulated_device.h"

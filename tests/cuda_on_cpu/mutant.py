@@ -1,7 +1,7 @@
-"""Runs the operators of one kernel file with one of its barriers removed; test_mutants.py says why.
+"""Runs the operators of one kernel file with one of its barriers removed; test_mutants.py explains why.
 
-python -m cuda_on_cpu.mutant FILE LINE, as build.py runs commands. Line 0 removes none. Ends with 0 and
-"right" if every result is; with 3 if the barrier is never reached.
+python -m cuda_on_cpu.mutant FILE LINE, run by build.py. Line 0 removes no barrier. The program prints "right"
+and ends with 0 if every result is right. It ends with 3 if the barrier is never reached.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ def random(*shape: int) -> Tensor:
 
 
 def jacobian(op: Any) -> None:
-    # As a whole, one group of samples to a block.
+    # Computed completely in shared memory, with one group of samples per block.
     tensors = draw(Net((3, 5, 4, 2), 9, points=2))
     assert_matches(op.mlp_jacobian(*tensors, "tanh"), loop_jacobian(*tensors, "tanh"))
-    # Several groups to a block; to be quick, of the columns only those that the block reads its inputs for.
+    # Several groups per block. To be fast, only the columns for which the block reads its inputs.
     tensors = draw(Net((1, 20, 30), 200))
     J = formula.mlp_jacobian(*tensors, "tanh")
     assert_matches(op.mlp_jacobian(*tensors, "tanh", [0, -1, -1, -1]), J[..., :20])

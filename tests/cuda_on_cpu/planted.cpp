@@ -1,8 +1,9 @@
-// A correct kernel with bugs to switch on, one at a time: test_planted.py says what must catch which.
+// A correct kernel with bugs that can be enabled one at a time; test_planted.py lists how each must be
+// detected.
 //
 //   planted BUG ORDER   runs it (BUG may be none; ORDER is 0 forward, 1 reverse, 2 random) and prints whether
-//                       the results are right; exit status 0 if so
-//   planted             names the bugs
+//                       the results are right; the exit status is 0 if they are
+//   planted             lists the bugs
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
@@ -156,7 +157,7 @@ int main(int argc, char** argv) {
     const auto attribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
     if (cudaFuncSetAttribute(planted, attribute, bytes) != cudaSuccess) return 3;
     if (cudaFuncSetAttribute(planted, attribute, bytes + 1) != cudaErrorInvalidValue) return 4;
-    settings.shared_limit = bytes - 1;  // as if another device had been asked
+    settings.shared_limit = bytes - 1;  // as on a device with less shared memory
     llr::emulation::emulate(settings);
   }
   const cudaStream_t stream = bug == wrong_stream ? nullptr : llr::emulation::stream();

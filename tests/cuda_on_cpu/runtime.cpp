@@ -1,4 +1,4 @@
-// The CUDA runtime, as a launcher meets it.
+// The functions of the CUDA runtime that launchers use.
 #include <map>
 
 #include "emulation.h"

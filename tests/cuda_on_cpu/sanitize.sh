@@ -1,23 +1,23 @@
 #!/usr/bin/env bash
 # Runs the tests of the emulated kernels under AddressSanitizer and UndefinedBehaviorSanitizer (asan), or
-# under ThreadSanitizer (tsan). test_planted.py shows that these catch what they should.
+# under ThreadSanitizer (tsan). test_planted.py checks that these detect planted bugs.
 #
 #   tests/cuda_on_cpu/sanitize.sh asan|tsan PYTHON [pytest options]
 #
-# As in tests/operators/sanitize.sh, Python itself is not instrumented, so the sanitizer's runtime has to be in the
-# process before anything else; and a report would be lost in a file that pytest captures.
+# As in tests/operators/sanitize.sh, Python itself is not instrumented, so the sanitizer's runtime must be loaded
+# into the process first; and a report would be lost if pytest captured the file descriptor.
 #
-# A frame without a line: addr2line -Cfie LIBRARY OFFSET knows it.
+# For a frame without a line number: addr2line -Cfie LIBRARY OFFSET finds it.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 variant=$1
 python=$2
 shift 2
 
-# In reverse: Gram matrices have the largest blocks, after which ThreadSanitizer has more to do at barriers.
+# In reverse order: Gram matrices have the largest blocks, after which ThreadSanitizer is slower at barriers.
 mapfile -t tests < <(ls -r tests/cuda_on_cpu/test_*.py | grep -v -e planted -e mutants)
 few=()
-# Half a million threads: minutes there, and nothing that fewer do not show.
+# A test with half a million threads would take minutes under tsan, and show no more than smaller ones.
 [ "$variant" != tsan ] || few=(-k "not larger_than_the_scratch")
 
 export LLR_EMULATION=$variant

@@ -1,5 +1,5 @@
-// torch.linalg's part of svdvals on the emulated device: one LAPACK routine stands for all of cuSOLVER's
-// drivers, and each of them can be made to fail.
+// torch.linalg's part of svdvals on the emulated device: one LAPACK routine replaces all of cuSOLVER's
+// drivers, and each driver can be made to fail.
 #include <ATen/ops/linalg_svdvals.h>
 #include <torch/library.h>
 
@@ -19,7 +19,7 @@ namespace llr::cuda {
 
 at::Tensor svdvals_of_torch(const at::Tensor& A, std::optional<std::string_view> driver) {
   asked.emplace_back(driver.value_or("cpu"));
-  TORCH_CHECK(A.scalar_type() == at::kDouble && A.dim() == 2 && A.size(0) >= A.size(1), "not as promised");
+  TORCH_CHECK(A.scalar_type() == at::kDouble && A.dim() == 2 && A.size(0) >= A.size(1), "expected float64 (m, n) with m >= n");
   const auto listed = [&](const std::vector<std::string>& names) {
     return std::find(names.begin(), names.end(), asked.back()) != names.end();
   };

@@ -1,6 +1,6 @@
-"""The kernel of Gram matrices: in every order of threads, in both kinds of arithmetic, at every remainder.
+"""The kernel of Gram matrices: in every order of threads, in both arithmetics, for all remainders of sizes.
 
-tests/operators/test_gram.py runs all of the operators' tests on the emulation too.
+tests/operators/test_gram.py also runs all of the operators' tests on the emulation.
 """
 
 from __future__ import annotations

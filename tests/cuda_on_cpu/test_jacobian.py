@@ -1,7 +1,7 @@
-"""The kernels that write a Jacobian: in every order of threads, on both their paths, and what they store how.
+"""The kernels that write a Jacobian: in every order of threads, on both paths, and how they store numbers.
 
-tests/operators/test_jacobian.py runs all of the operator's tests on the emulation too; here is what only an
-emulation can show.
+tests/operators/test_jacobian.py also runs all of the operator's tests on the emulation. The tests here need
+an emulation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from llr.operators import formula
 F64, F32 = torch.float64, torch.float32
 both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
 
-# Computed as a whole in shared memory: one launch.
+# Computed completely in shared memory: one launch.
 WHOLE = [
     Net((5, 3), 7),
     Net((1, 1, 1), 300),
@@ -40,7 +40,7 @@ IN_PIECES = [
 
 
 def sizes(net: Net) -> list[int]:
-    """Of the tensors that are columns, in their order."""
+    """The sizes of the tensors that have columns, in order of the columns."""
     found = []
     for (into, out), has in zip(itertools.pairwise(net.widths), net.has_bias, strict=True):
         found += [into * out, *([out] if has else [])]
@@ -91,9 +91,9 @@ def test_angles_of_every_size(power, emulated):
     x, weights, biases = draw(Net((1, 9, 1), 20))
     tensors = (x * 2.0**power, weights, biases)
     result, expected = emulated.mlp_jacobian(*tensors, "sin"), loop_jacobian(*tensors, "sin")
-    # One rounding of the angle moves its sine by as much as the angle is long.
+    # One rounding of the angle changes its sine by an amount proportional to the angle.
     allowed = 1e-13 if power < 19 else None
-    if allowed is None:  # so only with exact angles: one product of powers of two, no bias
+    if allowed is None:  # only with exact angles: one product of powers of two, no bias
         weights = [2.0 ** torch.randint(-3, 4, (9, 1)).double(), weights[1]]
         tensors = (x * 2.0**power, weights, [None, biases[1]])
         result, expected = emulated.mlp_jacobian(*tensors, "sin"), loop_jacobian(*tensors, "sin")
@@ -138,7 +138,7 @@ def test_groups_of_tensors_are_written_by_launches_of_their_own(emulated):
 
 @pytest.mark.parametrize("points", [None, 4])
 def test_signals_larger_than_the_scratch(points, emulated):
-    # The scratch holds those of 26 samples; of the columns only a few, so that the result is small.
+    # The scratch holds the signals of 26 samples. Only a few columns, so that the result is small.
     net = Net((1, 4096, 2, 300), 30 if points is None else 7, points=points)
     x, (w0, w1, w2), (b0, b1, b2) = draw(net)
     result = emulated.mlp_jacobian(x, [w0, w1, w2], [b0, b1, b2], "tanh", [-1, -1, -1, 300, -1, 0])

@@ -1,8 +1,8 @@
-"""Every barrier of the kernels is needed, and the emulation shows where one is missing.
+"""Every barrier of the kernels is needed, and the emulation reports where one is missing.
 
-A barrier that nobody misses would cost time for nothing, or guard against something that these tests do not
-show. So each is removed in turn, in a process of its own. Wrong results are not enough: a race has to be
-reported, whatever the order of the threads made of it.
+An unneeded barrier would cost time, or guard against an error that these tests do not detect. So each
+barrier is removed in turn, in a separate process. A wrong result is not enough: the race must be reported
+for any order of the threads.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 
 def barriers() -> list[tuple[str, int]]:
-    """Where there is one: file and line."""
+    """All barriers, as file and line."""
     found = []
     for path in sorted(build.CSRC.glob("*/cuda/*.cu*")):
         for line, text in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
@@ -56,7 +56,7 @@ Outcome = Callable[[str, int], subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def outcome() -> Iterator[Outcome]:
-    """What came of a run; all of them are begun at once, two at a time."""
+    """The outcome of a run. All runs are queued at once, and two run at a time."""
     if not build.available("tsan"):
         pytest.skip("needs Linux and a C++ compiler with ThreadSanitizer")
     build.build("tsan")

@@ -1,4 +1,4 @@
-"""What operators leave behind where memory for a result or for scratch is not to be had."""
+"""State of the operators' arguments after memory for a result or for scratch could not be allocated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WIDE = Net((40, 150, 2), 20)  # in pieces: its signals take 20 x 640 doubles
 
 @pytest.fixture
 def short(emulated: Any) -> Iterator[Any]:
-    """Operators on a device where no tensor beyond 64 KiB can be made."""
+    """Operators on a device that cannot allocate tensors above 64 KiB."""
     emulated.limit_memory(64 << 10)
     yield emulated
     emulated.limit_memory(2**63 - 1)
@@ -28,7 +28,7 @@ def test_out_is_untouched(short):
         short.mlp_jacobian.out(*tensors, "tanh", out=out)
     assert short.statistics()[2] == 0
     assert (out == 12345.0).all()
-    # A strided one goes through a result of its own, which is what fails.
+    # For a strided `out`, a separate result is allocated, and this fails.
     memory = torch.full((20, 2, 2 * WIDE.parameters), 12345.0, dtype=F64)
     with pytest.raises(torch.OutOfMemoryError):
         short.mlp_jacobian.out(*tensors, "tanh", out=memory[..., ::2])

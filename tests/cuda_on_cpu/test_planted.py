@@ -1,4 +1,4 @@
-"""The emulation notices what it is there to notice: bugs planted in a correct kernel, one per process."""
+"""The emulation detects bugs that are planted in a correct kernel, one per process."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ POISON = "AddressSanitizer: use-after-poison"
 HEAP = "AddressSanitizer: heap-buffer-overflow"
 BARRIER = "in __syncthreads at .*planted.cpp"
 
-# What must be caught, by which variant, with which report. The plain variant's own checks are in all.
+# Bugs that must be caught, by which variant, with which report. All variants have the plain one's checks.
 CATCHES = {
-    # What barriers order, and nothing else does.
+    # Accesses that only barriers order.
     "missing_block_barrier": ("tsan", RACE),
     "missing_second_block_barrier": ("tsan", RACE),
     "missing_warp_barrier": ("tsan", RACE),
@@ -31,7 +31,7 @@ CATCHES = {
     "atomic_for_barrier": ("tsan", RACE),
     "block_reads_next": ("tsan", RACE),
     "blocks_write_same": ("tsan", RACE),
-    # Memory that is not the kernel's.
+    # Memory that does not belong to the kernel.
     "shared_read_past": ("asan", POISON),
     "shared_write_past": ("asan", POISON),
     "shared_write_before": ("asan", POISON),
@@ -39,10 +39,10 @@ CATCHES = {
     "global_write_past": ("asan", HEAP),
     "global_write_before": ("asan", HEAP),
     "endless_recursion": ("asan", "AddressSanitizer: stack-overflow"),
-    # What the language forbids.
+    # Undefined behaviour of C++.
     "misaligned_scalar": ("asan", "runtime error: load of misaligned address"),
     "integer_overflow": ("asan", "runtime error: signed integer overflow"),
-    # Barriers and warp operations that not all reach.
+    # Barriers and warp operations that not all threads reach.
     "barriers_at_two_lines": ("plain", f"thread .* waits {BARRIER}.*\n.*{BARRIER}"),
     "barrier_in_half_the_block": ("plain", f"waits {BARRIER}.*\n.*{BARRIER}"),
     "return_before_barrier": ("plain", "deadlock(.*\n)*  thread 40 finished"),
@@ -69,7 +69,7 @@ CATCHES = {
     "huge_block": ("plain", "threads of a block, in whole warps: 1056"),
     "wrong_stream": ("plain", "not to the current stream"),
 }
-# Blocks that are no neighbours where blocks go in order.
+# Blocks that are not neighbours if blocks run in order.
 CATCHES_IN_RANDOM_ORDER = {"block_reads_next_but_one": ("tsan", RACE)}
 
 
@@ -116,7 +116,7 @@ def assert_caught(variant: str, bug: str, order: int, report: str) -> None:
     output = done.stdout + done.stderr
     assert done.returncode != 0, f"{bug} went unnoticed: {output}"
     assert re.search(report, output), output
-    # Reports name the line of the kernel; refused launches have none.
+    # Reports name the line of the kernel, except for refused launches.
     assert "planted" in output or output == "wrong\n"
 
 

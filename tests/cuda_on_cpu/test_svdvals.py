@@ -1,6 +1,6 @@
-"""The kernels of singular values: every way to lay matrices out in shared memory, in every order of threads.
+"""The kernels of singular values: every layout of matrices in shared memory, in every order of threads.
 
-tests/operators/test_svdvals.py runs all of the operator's tests on the emulation too.
+tests/operators/test_svdvals.py also runs all of the operator's tests on the emulation.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ DRIVERS = ["gesvdj", "gesvd", "cpu"]  # in the order in which they are tried
 
 @pytest.fixture
 def every_order(emulated: Any) -> Any:
-    """The operators, all drivers of torch.linalg working, and none of them asked."""
+    """The operators in every order of threads, where all drivers of torch.linalg work and none is called."""
     emulated.fail_drivers([], [])
     return emulated
 
 
 @pytest.fixture
 def one_order() -> Iterator[Any]:
-    """The same in a random order of threads, where results in every order would show no more."""
+    """The same in one random order of threads, for tests that gain nothing from more orders."""
     op = targets.target("emulated").op
     op.emulate(*ORDERS["random"], SHARED_LIMIT, MULTIPROCESSORS)
     op.reset_statistics()
@@ -59,7 +59,7 @@ def scaled(A: Tensor, power: int) -> Tensor:
 
 
 def rounds(m: int, n: int) -> int:
-    """How often pieces of the rows are replaced by their R."""
+    """How many times pieces of the rows are replaced by their R."""
     piece, count = 256 if n < 64 else 4 * n, 0
     while m > piece:
         m, count = -(-m // piece) * n, count + 1
@@ -71,7 +71,7 @@ WIDTHS = [*range(1, 11), 15, 16, 17, 31, 32, 33, 63, 64, 65] + [100, 128, 129] *
 
 @pytest.mark.parametrize("n", WIDTHS)
 def test_every_layout(n, every_order):
-    """A team of 4 to 256 threads per matrix, 16 to 1 matrices per block, rows in one go and in many."""
+    """A team of 4 to 256 threads per matrix, 16 to 1 matrices per block, rows in one pass and in many."""
     lengths = {n, n + 1, 8 * n // 5 + 1, 256, 257} if n < 17 else {n, n + n // 4 + 9}
     for m, count in itertools.product(
         sorted(m for m in lengths if m >= n), (1, 17) if n < 17 else (2,)
@@ -120,7 +120,7 @@ def test_batches_in_several_launches(count, launches, one_order):
     assert torch.equal(one_order.svdvals(A), alone)
     vectors, scalars, launched = one_order.statistics()
     assert launched == 3 * launches
-    # A peak, two triangles, the values and whether they were found, once each.
+    # One allocation each: peaks, two triangles, the values, and whether they were found.
     assert (vectors, scalars) == (0, count * (1 + 2 * 10 * 10 + 10 + 1))
 
 

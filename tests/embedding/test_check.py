@@ -1,4 +1,4 @@
-"""What `check` says of embeddings: the table of moves, mistakes planted in the moves, and strangers."""
+"""Results of `check` for embeddings: the table of moves, mistakes planted in moves, unrelated networks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Move = Callable[[nn.Module], Any]
 
 
 def samples(wide: nn.Module, d: int, seed: int = 1) -> torch.Tensor:
-    """A few more than the wide network has parameters."""
+    """A few more samples than the wide network has parameters."""
     return normal_samples(len(theta(wide)) + 6, d, seed)
 
 
@@ -77,14 +77,14 @@ TABLE: list[tuple[Move, Callable[[int, int], int], str]] = [
 
 
 class TestTable:
-    """The moves and what they do to dim T, as docs/theory.md has them."""
+    """The moves and their effect on dim T, as listed in docs/theory.md."""
 
     @pytest.mark.parametrize("widths", [(1, 2, 2, 1), (2, 2, 3, 2), (1, 2, 1), (1, 2, 2, 2, 1)])
     @pytest.mark.parametrize(("move", "more", "reason"), TABLE)
     def test_moves(
         self, widths: tuple[int, ...], move: Move, more: Callable[[int, int], int], reason: str
     ) -> None:
-        narrow, d = network(*widths).float().double(), widths[0]  # products have room
+        narrow, d = network(*widths).float().double(), widths[0]  # so that products are exact
         wide, _ = move(narrow)
         found, grown = checked(narrow, wide, d), more(d, widths[2])
         assert found.same_function
@@ -102,14 +102,14 @@ class TestTable:
 
     @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "gelu"])
     def test_constants_in_single_precision(self, activation: str) -> None:
-        # s(b) is rounded to 24 bits in the next biases, which no number of them equals.
+        # s(b) is not a float32 number, so it is rounded in the next biases.
         narrow = network(2, 2, 2, 1, activation=activation).float()
         wide, _ = null(narrow, 0, bias=0.5, outgoing=[1.0, -0.75])
         found = checked(narrow, wide, 2)
         assert found.same_function
         assert not found.proved_same
         assert found.verdict == "larger by 2"
-        # Off by more than rounding it is another function, with errors of its own.
+        # If the error is larger than rounding, the network is another function.
         with torch.no_grad():
             wide[2].bias[0] += 1e-3
         other = check(narrow, wide, normal_samples(50, 2))
@@ -158,7 +158,7 @@ class TestTable:
                 assert found.critical is not False, str(embedding)
 
     def test_reductions(self) -> None:
-        # Backwards: the reduction is the narrow network.
+        # In the opposite direction: the reduction is the narrow network.
         narrow = network(2, 2, 3, 1)
         wide = null(widen(narrow, [2, 4, 4, 1], generator())[0], 1, incoming=[1.0] * 4)[0]
         found = checked(reduce(wide).model, wide, 2)
@@ -170,7 +170,7 @@ Mutant = Callable[[dict[tuple[str, int], Spread]], None]
 
 
 def factor(key: tuple[str, int], change: Callable[[torch.Tensor], torch.Tensor]) -> Mutant:
-    """Another factor of narrow parameters."""
+    """A mutant with another factor of the narrow parameters."""
 
     def mutate(spreads: dict[tuple[str, int], Spread]) -> None:
         if key in spreads:
@@ -180,7 +180,7 @@ def factor(key: tuple[str, int], change: Callable[[torch.Tensor], torch.Tensor])
 
 
 def shift(key: tuple[str, int], change: Callable[[torch.Tensor], torch.Tensor]) -> Mutant:
-    """Another constant beside them."""
+    """A mutant with another constant."""
 
     def mutate(spreads: dict[tuple[str, int], Spread]) -> None:
         if key in spreads:
@@ -198,7 +198,7 @@ def at(index: Any, value: float) -> Callable[[torch.Tensor], torch.Tensor]:
 
 
 def one_row_split_elsewhere(t: torch.Tensor) -> torch.Tensor:
-    """Half of the first share goes back, in the first row: the sum stays."""
+    """Move half of the last share to the first, in the first row only: the sum stays the same."""
     if t.shape[1] > 2:
         t[0, 0], t[0, -1] = t[0, 0] + t[0, -1] / 2, t[0, -1] / 2
     return t
@@ -269,12 +269,12 @@ CHANNEL_MUTANTS: dict[str, tuple[Move, Mutant, str]] = {
 
 
 class TestPlantedMistakes:
-    """A mistake in a move is one that `check` finds."""
+    """`check` finds planted mistakes in moves."""
 
     def found(
         self, narrow: nn.Module, move: Move, mutate: Mutant | None, d: int
     ) -> tuple[Check, bool]:
-        """The verdict, and whether the mistake has had an effect."""
+        """The verdict, and whether the mistake had an effect."""
         moves = import_module("llr.embedding.moves")
         embed = moves.embed
         right = move(narrow)[0]
@@ -300,7 +300,7 @@ class TestPlantedMistakes:
         assert not found
         assert found.same_function is (what != "function")
         assert found.tangent != "equal"
-        if move is not HEARD:  # whose tangent space is larger by right
+        if move is not HEARD:  # its tangent space is larger even without a mistake
             assert self.found(narrow, move, None, 1)[0]
 
     @pytest.mark.parametrize("name", CHANNEL_MUTANTS)
@@ -333,7 +333,7 @@ class TestPlantedMistakes:
             assert not checked(narrow, wide(block), 1).same_function
 
     def test_errors_of_copies(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # Shifts that keep signals, and forget the shares: two downstream neurons feel different errors.
+        # Shifts that keep signals but ignore the shares: two downstream neurons get different errors.
         narrow = network(1, 2, 2, 1).float().double()
         module = import_module("llr.embedding.compatible")
         draw = module._random_shift
@@ -358,23 +358,23 @@ class TestPlantedMistakes:
 
 
 class TestReport:
-    """What a check says, and what it refuses."""
+    """The report of a check, and the arguments that it refuses."""
 
     def test_targets(self) -> None:
-        # With targets of one's own the residual is that of the narrow network, made critical.
+        # With the caller's targets, the residual is the narrow network's, changed so that it is critical.
         narrow = network(1, 2, 1)
         wide = null(narrow, 0, incoming=[0.5])[0]
         x = samples(wide, 1)
         found = check(narrow, wide, x, x.sin())
         assert found.critical is False
-        # A perfect fit is critical everywhere, and says nothing.
+        # With a perfect fit, all networks are critical, so there is no information.
         assert check(narrow, wide, x, narrow(x).detach()).critical is None
 
     def test_too_few_samples(self) -> None:
         narrow = network(1, 2, 2, 1)
         wide = widen(narrow, [1, 3, 3, 1], generator())[0]
         found = check(narrow, wide, normal_samples(5, 1))
-        # In symbols the spaces are equal whatever the samples; their dimension is not settled.
+        # In symbols the spaces are equal for all samples; their dimension is not determined.
         assert found.tangent == "equal"
         assert str(found.narrow) == "5 to 13"
         assert found.critical is None
@@ -429,7 +429,7 @@ class TestReport:
             check(narrow, wide, x)
 
     def test_samples_on_a_kink(self) -> None:
-        # Away from 0 the slopes of both add to the output bias, H(x) + H(-x) = 1.
+        # For x != 0, the slopes of both neurons add up to the output bias's derivative: H(x) + H(-x) = 1.
         narrow = TwoLayer.of(
             torch.tensor([[1.0], [-1.0]], dtype=F64),
             torch.zeros(2, dtype=F64),

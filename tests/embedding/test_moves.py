@@ -53,7 +53,7 @@ def without_bias_after(widths: tuple[int, ...], layer: int) -> nn.Sequential:
 
 @pytest.mark.parametrize(("widths", "layer"), NARROW)
 class TestOneNeuron:
-    """What one more neuron does to dim T; every number is certified without closed forms."""
+    """The effect of one more neuron on dim T; every number is certified without closed forms."""
 
     def check(
         self, narrow: nn.Module, found: tuple[nn.Module, Any], more: int, absorbed: bool = False
@@ -66,7 +66,7 @@ class TestOneNeuron:
         if not more:
             assert mistake(narrow, wide, embedding) == ""
         symbols = Symbols()
-        if not absorbed:  # tanh(b) has been rounded there
+        if not absorbed:  # else tanh(b) is rounded in a bias
             assert formal(narrow, symbols).outputs == formal(wide, symbols).outputs
         x = normal_samples(9, d)
         torch.testing.assert_close(narrow(x), wide(x), rtol=1e-12, atol=1e-12)
@@ -79,7 +79,7 @@ class TestOneNeuron:
     def test_splits_change_nothing(
         self, widths: tuple[int, ...], layer: int, share: float, sign: int
     ) -> None:
-        narrow = network(*widths).float().double()  # so that products have room
+        narrow = network(*widths).float().double()  # so that products are exact
         self.check(narrow, split(narrow, layer, 1, share, sign), 0)
 
     def test_null_neurons(self, widths: tuple[int, ...], layer: int) -> None:
@@ -111,7 +111,7 @@ class TestOneNeuron:
 
 
 class TestCompositions:
-    """Random compositions, and copies that are none."""
+    """Random compositions of moves, and copies that do not keep the function."""
 
     @pytest.mark.parametrize("seed", range(6))
     def test_known_rank(self, seed: int) -> None:
@@ -155,7 +155,7 @@ class TestCompositions:
         assert certified(null(narrow, 0)[0], 5) == 6
         assert certified(null(narrow, 0, incoming=[1.0, 2.0, 3.0])[0], 5) == 9
         assert certified(null(narrow, 0, outgoing=[1.0, 0.0, 0.0])[0], 5) == 9
-        # Without sharing every position has its own neuron, which the others do not hear.
+        # Without sharing, every position has its own neuron, independent of the others.
         local = convolution(5, 3, 1, shared=False)
         wide, embedding = split(local, 0, 0, [0.5, -1.0, 2.0])
         assert certified(wide, 5) == certified(local, 5) == 12
@@ -184,7 +184,7 @@ class TestCompositions:
             assert not torch.equal(first, third)
 
     def test_constants_are_no_new_signals(self) -> None:
-        # s(0) != 0 and no biases after it: a null neuron would bring a constant.
+        # s(0) != 0 and the next layer has no biases: a null neuron would add a constant.
         for activation in SIGMOIDS:
             narrow = network(2, 2, 1, activation=activation, output_bias=False)
             assert certified(null(narrow, 0)[0], 2) == certified(narrow, 2) + 1
@@ -197,7 +197,7 @@ class TestCompositions:
 def section_8(
     al: float, lam: float, t: float, s: float, r: float | None, width: int = 2, u: float = 1.5
 ) -> tuple[nn.Module, nn.Module]:
-    """Neuron 0 of both layers of 1-n-n-1 twice; copies of the second read the first with (u - t, t)."""
+    """Split neuron 0 of both layers of 1-n-n-1; copies in the second layer read the first with (u - t, t)."""
     narrow = network(1, width, width, 1, seed=3)
     with torch.no_grad():  # numbers whose sums are exact
         for p in narrow.parameters():
@@ -217,7 +217,7 @@ def section_8(
 
 
 class TestCompatible:
-    """Copies with weights of their own; the table of docs/theory.md's family, certified."""
+    """Copies with different weights; the table of the family in docs/theory.md, certified."""
 
     @pytest.mark.parametrize(
         ("al", "lam", "t", "s"),
@@ -300,5 +300,5 @@ class TestCompatible:
         for arguments, options, message in wrong:
             with pytest.raises(ValueError, match=message):
                 compatible(narrow, *arguments, **options)
-        with pytest.raises(ValueError, match="sigmoid not being odd"):
+        with pytest.raises(ValueError, match="since sigmoid is not odd"):
             compatible(network(1, 1, 1, activation="sigmoid"), [[0]], [[1.0]], signs=[[-1]])

@@ -1,4 +1,4 @@
-"""The record of an embedding, and what embeddings refuse."""
+"""The record of an embedding, and the arguments that embeddings refuse."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native libr
 
 
 class Backwards(nn.Module):
-    """An MLP that is written out, its parameters in another order than they are used in."""
+    """An MLP with its own forward; parameters are registered in another order than they are used."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -78,7 +78,7 @@ class TestRecord:
         torch.testing.assert_close(both.inverse(theta(wider)), theta(narrow))
         assert torch.linalg.matrix_rank(both.matrix) == both.n_narrow
         off = theta(wider)
-        off[-2] += 3.0  # of which least squares takes a part back
+        off[-2] += 3.0  # least squares corrects only a part of this
         nearest = torch.linalg.lstsq(both.matrix, (off - both.constant)[:, None]).solution[:, 0]
         distance = float((both.matrix @ nearest + both.constant - off).norm())
         with pytest.raises(ValueError, match=f"theta is {distance:.3g} away"):
@@ -111,7 +111,7 @@ class TestRecord:
 
 
 class TestBadInput:
-    """What the moves refuse."""
+    """Arguments that the moves refuse."""
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -158,7 +158,7 @@ class TestBadInput:
         narrow = network(1, 2, 2, 1)
         for embed in (widen, random_compatible):
             with pytest.raises(
-                ValueError, match="ask for 1 neurons in layer 1, but the model has 2"
+                ValueError, match="widths has 1 neurons in layer 1, but the model has 2"
             ):
                 embed(narrow, [1, 3, 1, 1])
             with pytest.raises(ValueError, match=r"expected 4 numbers, .* \[1, 2, 2, 1\]"):

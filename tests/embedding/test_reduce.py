@@ -1,4 +1,4 @@
-"""Reductions of networks: back from random wide networks, and from degenerate ones of every kind."""
+"""Reductions of networks: of random wide networks, and of degenerate networks of every kind."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def same(one: nn.Module, other: nn.Module, d: int, tolerance: float = 1e-12) -> 
 
 
 class TestBack:
-    """From a wide network back to the narrow one."""
+    """A wide network is reduced to the narrow one."""
 
     def test_widened(self) -> None:
         wrong = []
@@ -84,7 +84,7 @@ class TestBack:
             assert not_reduced(narrow, null(narrow, layer, incoming=[0.5] * n_in)[0]) == ""
 
     def test_absorbed_constants(self) -> None:
-        # tanh(b) is no number of float64, so that this is to rounding.
+        # tanh(b) is not a float64 number, so the reduction is rounded.
         narrow = network(2, 2, 3, 1)
         wide, _ = null(narrow, 0, bias=0.7, outgoing=[1.0, 2.0, 3.0])
         found = reduce(wide)
@@ -140,14 +140,14 @@ class TestDegenerate:
                 assert found.widths[1] == effective_neurons(wide)
 
     def test_the_model_rank(self) -> None:
-        # The narrowest network has the smallest tangent space there is: Theorem 2.3.
+        # The narrowest network has the smallest possible tangent space: Theorem 2.3.
         checked = 0
         for seed in range(60):
             wide = random_two_layer("tanh", seed)
             d, q = wide[0].in_features, wide[2].out_features
             beta, bias = int(wide[0].bias is not None), wide[2].bias is not None
             k, constant = groups_of(wide)
-            if k == 0:  # a null neuron has no tangent functions, but for a constant q + d
+            if k == 0:  # a null neuron has no tangent functions, a constant one q + d
                 continue
             expected = k * (q + d + beta) + (q if bias else (q + d) * constant)
             assert certified(reduce(wide).model, d) == expected
@@ -176,7 +176,7 @@ class TestDegenerate:
 
 
 def groups_of(model: TwoLayer) -> tuple[int, bool]:
-    """Neurons of tanh that occur in the function, and whether there is a constant; by hand."""
+    """The number of tanh neurons in the function, and whether it has a constant; computed independently."""
     w, a = model[0].weight.tolist(), model[2].weight.T.tolist()
     b = model[0].bias.tolist() if model[0].bias is not None else [0.0] * len(w)
     sums: dict[tuple[float, ...], list[Fraction]] = defaultdict(lambda: [Fraction(0)] * len(a[0]))
@@ -201,7 +201,7 @@ def effective_neurons(model: TwoLayer) -> int:
 
 
 class TestRelations:
-    """What each activation adds to equality."""
+    """Relations between neurons, beside equality, for each activation."""
 
     @pytest.mark.parametrize("activation", ["sigmoid", "softplus", "gelu", "silu", "relu", "sin"])
     def test_equal_neurons(self, activation: str) -> None:
@@ -217,7 +217,7 @@ class TestRelations:
         assert found.model[2].weight.item() == 2 - 3
         assert found.model[2].bias.item() == 3.25
         assert found.steps == ("layer 0: neuron 1 = -neuron 0 + 1: merged",)
-        # Without output bias 1 = s(z) + s(-z) has to be there in another way.
+        # Without output bias, the constant 1 = s(z) + s(-z) must be provided by other neurons.
         assert reduce(two_layer("sigmoid", pair)).widths == (1, 2, 1)
         constant = (0.0, 0.0, 1.0)
         found = reduce(two_layer("sigmoid", [*pair, constant]))
@@ -232,14 +232,14 @@ class TestRelations:
         assert found.model(torch.zeros(1, 1).double()).item() == pytest.approx(
             value.item(), rel=1e-15
         )
-        # tanh(-1) = -tanh(1), whatever that is.
+        # tanh(-1) = -tanh(1) holds exactly, although tanh(1) is rounded.
         assert reduce(two_layer("tanh", [(0, 1, 2), (1, 0, 1), (0, -1, 1)])).proved
 
     def test_relu(self) -> None:
         found = reduce(
             two_layer("relu", [(1, 2, 3), (0.5, 1, 4), (-1, -2, 1), (0, -1, 9), (0, 2, 1)], 0.0)
         )
-        assert found.widths == (1, 2, 1)  # (-1, -2) is no multiple
+        assert found.widths == (1, 2, 1)  # (-1, -2) is not a positive multiple
         assert found.proved
         assert found.model[2].weight.flatten().tolist() == [5.0, 1.0]
         assert found.model[2].bias.item() == 2.0
@@ -258,7 +258,7 @@ class TestRelations:
         assert found.widths == (1, 2, 1)
         assert same(wide, found.model, 1, 1e-14)
         assert not found.proved
-        # With two outputs a phase each, and a third one is a combination of the two.
+        # With two outputs there are two phases, and a third one is a combination of these.
         wide = normal(TwoLayer(1, 4, 2, activation="sin"), 0)
         with torch.no_grad():
             wide[0].weight.copy_(torch.tensor([[1.0], [1.0], [-1.0], [1.0]]))
@@ -293,7 +293,7 @@ class TestRelations:
 
 
 def degenerate(activation: str, seed: int) -> nn.Sequential:
-    """A deep network of small integers, in which neurons repeat, reflect, cancel and are constant."""
+    """A deep network of small integers with repeated, reflected, cancelling and constant neurons."""
     chance = random.Random(seed)
     widths = [chance.randint(1, 2), *(chance.randint(2, 4) for _ in range(2)), chance.randint(1, 2)]
     model = mlp(widths, activation, chance.random() < 0.7, chance.random() < 0.7).double()
@@ -305,7 +305,7 @@ def degenerate(activation: str, seed: int) -> nn.Sequential:
 
 
 class TestDeep:
-    """What happens in one layer shows in another."""
+    """Reductions in one layer make reductions in another possible."""
 
     def test_bottom_up(self) -> None:
         # The neurons of the second layer are equal once those of the first are merged.
@@ -320,7 +320,7 @@ class TestDeep:
         assert found.proved
 
     def test_top_down(self) -> None:
-        # What nothing reads is deleted, and then what only that has read.
+        # Neurons without outgoing weights are deleted, then neurons that only those have read.
         wide = network(1, 3, 3, 1)
         with torch.no_grad():
             wide[4].weight[0, :2] = 0.0
@@ -329,7 +329,7 @@ class TestDeep:
 
     @pytest.mark.parametrize("activation", ACTIVATIONS)
     def test_degenerate(self, activation: str) -> None:
-        # At least as narrow as what the theory's rules, which know of fewer relations, lead to.
+        # At least as narrow as the result of the theory's rules, which cover fewer relations.
         merged = 0
         for seed in range(random_cases(10)):
             wide = degenerate(activation, seed)
@@ -373,7 +373,7 @@ class TestDeep:
 
 
 class TestKernels:
-    """Channels whose neurons are those of others."""
+    """Channels whose neurons also occur in other channels."""
 
     def test_shifted_kernels(self) -> None:
         # (1, 0) at t + 1 is (0, 1) at t.
@@ -383,8 +383,8 @@ class TestKernels:
         assert found.widths == (4, 1, 1)
         assert found.model.out.tolist() == [[1.0, 6.0, 8.0]]
         assert found.proved
-        out[1, 2] = 1.0  # x_3 is heard by the second kernel alone
-        out[0, 0] = 1.0  # and x_0 by the first
+        out[1, 2] = 1.0  # only the second kernel reads x_3
+        out[0, 0] = 1.0  # and only the first reads x_0
         assert reduce(Conv1dTwoLayer.of(kernels, out, d=4)).widths == (4, 2, 1)
 
     def test_without_sharing_positions_count(self) -> None:
@@ -410,7 +410,7 @@ class TestKernels:
 
 
 class TestReport:
-    """What a reduction says, and what it refuses."""
+    """The report of a reduction, and the arguments that it refuses."""
 
     def test_text_and_json(self) -> None:
         found = reduce(two_layer("tanh", [(1, 0.5, 1), (-1, -0.5, 2)]))

@@ -1,4 +1,4 @@
-"""Which modules exact arithmetic can read, and what it says of the others."""
+"""Which modules exact arithmetic can read, and the messages for others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exact Jacobians against other arithmetics: mpmath to 60 digits, fractions, and llr.jacobian in float64."""
+"""Exact Jacobians against mpmath with 60 digits, fractions, and llr.jacobian in float64."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ SIGMA: dict[str, Callable[[Any], Any]] = {
 
 
 def network(activation: str, net: Net, scale: float = 1.0) -> tuple[nn.Sequential, Tensor]:
-    """An nn.Sequential with the tensors that `draw` makes."""
+    """An nn.Sequential with parameters from `draw`."""
     x, weights, biases = draw(net)
     layers: list[nn.Module] = []
     for w, b in zip(weights, biases, strict=True):
@@ -55,7 +55,7 @@ def network(activation: str, net: Net, scale: float = 1.0) -> tuple[nn.Sequentia
 
 
 def mp_jacobian(model: nn.Sequential, x: Tensor, activation: str) -> list[list[Any]]:
-    """Rows from the chain rule in mpmath; the slopes by numerical differentiation of many digits."""
+    """Rows by the chain rule in mpmath, with slopes by numerical differentiation in high precision."""
     sigma = SIGMA[activation]
     exact_ = lambda t: [mp.mpf(v) for v in t.tolist()]  # noqa: E731
     layers = [m for m in model if isinstance(m, nn.Linear)]
@@ -71,7 +71,7 @@ def mp_jacobian(model: nn.Sequential, x: Tensor, activation: str) -> list[list[A
 
 
 def assert_contains(J: flint.arb_mat, expected: list[list[Any]], digits: int) -> None:
-    """Every ball contains the expected number, which is good to 50 digits, and has so many digits itself."""
+    """Assert that every ball contains the expected number, which has 50 right digits, and is as accurate."""
     assert (J.nrows(), J.ncols()) == (len(expected), len(expected[0]))
     with precision(300):
         for ball, number in zip(J.entries(), (v for row in expected for v in row), strict=True):

@@ -1,4 +1,4 @@
-"""The files of benchmarks/ as modules (they are no package), and the tables that they write."""
+"""Imports files of benchmarks/, which is not a package, and reads the tables that they write."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 @contextmanager
 def imported(names: Sequence[str]) -> Iterator[SimpleNamespace]:
-    """These modules, by their names; gone again afterwards."""
+    """Import these modules; they are removed from ``sys.modules`` afterwards."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        for name in names:  # folders of tests have such names, too
+        for name in names:  # some folders of tests have the same names
             patch.delitem(sys.modules, name, raising=False)
         yield SimpleNamespace(**{name: importlib.import_module(name) for name in names})
         for name in names:

@@ -22,7 +22,7 @@ Move = Callable[[nn.Module], tuple[nn.Module, Embedding]]
 
 
 def network(*widths: int, seed: int = 0, **options: object) -> nn.Sequential:
-    """An MLP with normal parameters of 53 bits."""
+    """An MLP with normally distributed float64 parameters."""
     return normal(mlp(widths, **options), seed)  # type: ignore[arg-type]
 
 
@@ -53,7 +53,7 @@ def moved(model: nn.Module, vector: Tensor) -> nn.Module:
 
 
 def certified(model: nn.Module, d: int, seed: int = 0) -> int:
-    """The rank on more samples than parameters, found without closed forms."""
+    """The certified rank on more samples than parameters, found without closed forms."""
     P = sum(p.numel() for p in model.parameters())
     return certify(model, normal_samples(P + 6, d, seed), params="*").rank
 
@@ -70,7 +70,7 @@ def narrow_mlp(seed: int) -> nn.Sequential:
         ]
         bias, output_bias = chance.random() < 0.7, chance.random() < 0.7
         activation = chance.choice(ACTIVATIONS)
-        # One input and no biases: all ReLUs are multiples of two, and so they are above a single neuron.
+        # Without biases, all ReLUs above a layer of width 1 are multiples of only two functions.
         if not (activation == "relu" and not bias and min(widths[:-1]) == 1):
             model = mlp(widths, activation, bias, output_bias)
             return normal(model, seed)
@@ -88,7 +88,7 @@ def wider(model: nn.Module, seed: int) -> list[int]:
 
 
 def mistake(narrow: nn.Module, wide: nn.Module, embedding: Embedding) -> str:
-    """What is wrong with an embedding that is to keep function and tangent space; empty if nothing is."""
+    """The error of an embedding that should keep function and tangent space, as text; empty if correct."""
     d = embedding.narrow[0]
     if not torch.equal(embedding(theta(narrow)), theta(wide)):
         return "the record does not lead to the model"
@@ -113,7 +113,7 @@ def mistake(narrow: nn.Module, wide: nn.Module, embedding: Embedding) -> str:
 
 
 def not_reduced(narrow: nn.Module, wide: nn.Module) -> str:
-    """What is wrong with the reduction of a wide network to the width of the narrow one."""
+    """The error of the reduction of a wide network to the narrow one's widths, as text; empty if correct."""
     found = reduce(wide)
     if list(found.widths) != widths_of(narrow):
         return f"widths {found.widths}"

@@ -1,7 +1,7 @@
-"""Tensors in the CPU's memory that say they are on a GPU, so that llr's Python runs as it does there.
+"""Tensors in CPU memory that claim to be on a GPU, so that llr's Python code runs as on a GPU.
 
-What such a tensor is mixed with has to be on the GPU as well, as CUDA demands it. torch computes with it on
-the CPU; so do the operators of torch.ops.llr, or others that are given for their CUDA kernels.
+Operations that mix such tensors with CPU tensors fail, as with CUDA. torch computes on the CPU; so do the
+operators of torch.ops.llr, or other operators that are given in place of the CUDA kernels.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ GPU = torch.device("cuda", 0)
 NAME = "Stand-in GPU"
 HOST = torch.device("cpu")
 
-# What the CPU has to wait for the GPU for.
+# Functions that make the CPU wait for the GPU.
 _WAITS = {
     *(Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.nonzero),
     *(Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__),
@@ -34,7 +34,7 @@ _CROSSING = {Tensor.to, Tensor.cpu, Tensor.copy_, Tensor.__getitem__, Tensor.__s
 
 
 class OnGPU(Tensor):
-    """A tensor that says so."""
+    """A tensor that claims to be on the GPU."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     device = property(lambda _: GPU)  # type: ignore[assignment]
@@ -46,13 +46,13 @@ class OnGPU(Tensor):
 
 
 class Calls(TorchFunctionMode):
-    """Sees every call of torch, and computes where the tensors say that they are."""
+    """Intercepts every call of torch, checks the devices, and gives results the right device."""
 
     def __init__(self, operators: Any) -> None:
         super().__init__()
         self.operators = operators
         self.operators_called: list[str] = []
-        """Of llr, on the GPU."""
+        """Names of llr's operators that were called on the GPU."""
         self.waits = 0
 
     def __torch_function__(
@@ -84,7 +84,7 @@ class Calls(TorchFunctionMode):
 
 
 def _check_one_device(func: Callable[..., Any], tensors: Sequence[Tensor]) -> None:
-    # Inside a transform a tensor does not tell what it wraps, and single numbers may lie anywhere.
+    # Inside a transform, the wrapped tensor is hidden. Tensors without dimensions may be on any device.
     if any(map(torch._C._functorch.is_functorch_wrapped_tensor, tensors)):
         return
     if any(not isinstance(t, OnGPU) and t.dim() > 0 for t in tensors):
@@ -97,7 +97,7 @@ def _check_one_device(func: Callable[..., Any], tensors: Sequence[Tensor]) -> No
 def _target(
     func: Callable[..., Any], args: Sequence[Any], leaves: Sequence[Any], here: bool
 ) -> torch.device:
-    """Where the result lies."""
+    """The device of the result."""
     if func in (Tensor.copy_, Tensor.__setitem__):
         return args[0].device
     if func is Tensor.cpu:
@@ -119,7 +119,7 @@ def _for_host(value: Any) -> Any:
 
 
 def on_gpu(value: Any) -> Any:
-    """A tensor, or a copy of a module, on the stand-in."""
+    """Move a tensor, or a copy of a module, to the stand-in."""
     if isinstance(value, nn.Module):
         module = copy.deepcopy(value)
         for part in module.modules():
@@ -142,12 +142,12 @@ def stand_in(
     capability: tuple[int, int] = (9, 0),
     cuda_reason: str = "",
 ) -> Iterator[Calls]:
-    """One GPU, as far as llr can see, and a library with CUDA kernels for these architectures.
+    """Make llr see one GPU, and a library with CUDA kernels for these architectures.
 
     Args:
-        operators: what is called for the CUDA kernels; default: torch.ops.llr.
-        archs: of the library.
-        capability: of the GPU.
+        operators: called in place of the CUDA kernels; default: torch.ops.llr.
+        archs: architectures of the library.
+        capability: capability of the GPU.
         cuda_reason: why the library has no CUDA kernels, if it has none.
     """
     build = {**(_ops.build_info() or {}), "cuda_archs": "" if cuda_reason else archs}
@@ -162,7 +162,7 @@ def stand_in(
         (torch.cuda, "mem_get_info", lambda _=None: (psutil.virtual_memory().available, 2**60)),
         (torch.cuda, "get_rng_state", lambda _=None: state),
         (torch.cuda, "set_rng_state", lambda *_: None),
-        # The tensors and the mode only pretend: what is computed is what torch computes.
+        # The tensors and the mode only simulate devices; torch computes the values.
         (gate, "_TENSORS", (*gate._TENSORS, OnGPU)),
         (gate, "_OURS", (*gate._OURS, __name__.split(".")[0])),
     ]:
@@ -176,6 +176,6 @@ def stand_in(
 
 
 def forget() -> None:
-    """What llr has found out about devices, and said."""
+    """Clear llr's caches about devices and given warnings."""
     _ops._why_not_on_gpu.cache_clear()
     warned._warn_once.cache_clear()

@@ -1,4 +1,4 @@
-"""Models of every kind that the tests of llr.jacobian go through, each with samples."""
+"""Models of every kind for the tests of llr.jacobian, each with samples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Model(nn.Module):
 
 
 def outputs(forward: Callable[[Tensor], object]) -> Callable[[], nn.Module]:
-    """A model whose output is this function of a layer's four outputs."""
+    """A model that applies this function to the four outputs of a layer."""
     return lambda: Model(lambda m, x: forward(m.a(x).cos()), a=nn.Linear(3, 4))
 
 

@@ -1,7 +1,7 @@
-"""Imported before torch: threads that wait for work are not to spin.
+"""Imported before torch: makes idle OpenMP threads sleep instead of spin.
 
-Several processes run tests side by side, each with as many threads as there are cores. Threads of OpenMP keep
-a core busy while they wait, which made some files take ten times as long.
+Several processes run tests in parallel, each with as many threads as there are cores. Spinning threads keep
+cores busy, which made some test files ten times slower.
 """
 
 import os

@@ -25,7 +25,7 @@ from llr.jacobians import reference
 
 TESTS = Path(__file__).parents[1]
 
-# Torch's own functions under torch's own differentiation: nothing of llr is in them.
+# Functions of torch, differentiated by torch: independent of llr.
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "identity": lambda z: z,
     "tanh": torch.tanh,
@@ -47,7 +47,7 @@ MODULES: dict[str, Callable[[], nn.Module]] = {
 }
 
 RELATIVE = {torch.float64: 1e-13, torch.float32: 1e-5}
-"""What the issue allows: largest error over largest entry."""
+"""Allowed ratio of the largest error to the largest entry."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Net:
     biases: tuple[bool, ...] | bool = True
     points: int | None = None
     own_x: bool = False
-    """Whether every parameter point has samples of its own."""
+    """Whether every parameter point has its own samples."""
 
     @property
     def parameters(self) -> int:
@@ -68,7 +68,7 @@ class Net:
 
     @property
     def numbers(self) -> int:
-        """Of the Jacobian, over all parameter points."""
+        """Size of the Jacobian, over all parameter points."""
         points = 1 if self.points is None else self.points
         return points * self.n * self.widths[-1] * self.parameters
 
@@ -98,7 +98,7 @@ class Tensors(NamedTuple):
 def draw(
     net: Net, dtype: torch.dtype = torch.float64, device: str = "cpu", seed: int = 0
 ) -> Tensors:
-    """Random samples and parameters; the same for a net and seed in every process and dtype."""
+    """Random samples and parameters; they depend only on the net and the seed, not on the dtype."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -126,7 +126,7 @@ def on_grid(J: Tensor, bits: int = 60) -> Tensor:
 
 
 def as_integers(t: Tensor, bits: int) -> np.ndarray:
-    """The doubles times 2^bits, as Python's integers; refuses what that does not make whole."""
+    """The doubles times 2^bits, as Python integers; an error if one of these is not an integer."""
     scaled = [Fraction(v) * 2**bits for v in t.flatten().tolist()]
     assert all(v.denominator == 1 for v in scaled)
     return np.array([int(v) for v in scaled], dtype=object).reshape(t.shape)
@@ -178,7 +178,7 @@ def exact_rows(
     sigma: Callable[[Any], Any],
     slope: Callable[[Any], Any],
 ) -> list[list[Any]]:
-    """One sample's rows (q, P) in the arithmetic of its arguments, whatever numbers they are."""
+    """One sample's rows (q, P), for arguments of any type of number."""
     inputs, slopes = [list(x)], []
     for w, b in zip(weights[:-1], biases[:-1], strict=True):
         z = [sum(wij * a for wij, a in zip(row, inputs[-1], strict=True)) for row in w]
@@ -229,7 +229,7 @@ def error(result: Tensor, expected: Tensor) -> float:
 
 
 def assert_matches(result: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
-    """Same shape, and equal within what the issue allows for the result's dtype."""
+    """Assert the same shape, and equality within the allowed error of the result's dtype."""
     allowed = RELATIVE[result.dtype] if tolerance is None else tolerance
     found = error(result, expected)
     assert found <= allowed, f"relative error {found:.3g}, allowed {allowed:.3g}"
@@ -241,7 +241,7 @@ def run_python(
     """Run code in a fresh interpreter that can import the helpers."""
     return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code],
-        cwd=TESTS,  # not the checkout's root: the llr to test is the installed one
+        cwd=TESTS,  # not the root of the checkout, so that the installed llr is tested
         env=os.environ | environment,
         input=stdin,
         capture_output=True,

@@ -32,14 +32,14 @@ TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "
 
 
 def counted(values: Mapping[str, Value]) -> dict[str, Value | None]:
-    """Numbers of the cell and of generators that nobody seeded here; each call leaves a line in $CALLS."""
+    """Numbers from the cell, and from generators not seeded here. Each call writes a line to $CALLS."""
     if "CALLS" in os.environ:
         line = json.dumps([os.getpid(), *values.values()]) + "\n"
         descriptor = os.open(os.environ["CALLS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        os.write(descriptor, line.encode())  # at once, whatever happens to this process next
+        os.write(descriptor, line.encode())  # one write: the process may be killed
         os.close(descriptor)
     time.sleep(float(os.environ.get("SLEEP", "0")))
-    A = torch.randn(40, 40)  # of the cell alone, although from a global generator
+    A = torch.randn(40, 40)  # depends only on the cell, although from a global generator
     return {
         "loss": float(torch.linalg.svdvals(A @ A)[5]),
         "recovered": int(values["n"]) > 5,
@@ -71,7 +71,7 @@ particular = Particular()
 
 
 def deadly(values: Mapping[str, Value]) -> dict[str, Value]:
-    """Kills its process for one of the cells, as native code may."""
+    """Kills its process at one of the cells, as faulty native code might."""
     if values["seed"] == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     return {"recovered": True}
@@ -82,13 +82,13 @@ def grid(cells: int, **more: Any) -> Spec:
 
 
 def toml(cells: int) -> str:
-    """The file of `grid(cells)`."""
+    """The TOML file for `grid(cells)`."""
     shared = "".join(f'{name} = "{value}"\n' for name, value in SHARED.items())
     return f"{shared}n = [5, 6]\nseed = {{ from = 0, to = {cells // 2 - 1} }}\n"
 
 
 def undisturbed(spec: Spec, folder: Path) -> dict[str, list[Any]]:
-    """The table of one process that nobody kills."""
+    """The table of a sweep that runs in one process without being killed."""
     run(spec, folder / "undisturbed.sqlite", runner="helpers.sweep_cases:counted")
     return columns(folder / "undisturbed.sqlite")
 
@@ -99,7 +99,7 @@ def columns(path: Path) -> dict[str, list[Any]]:
 
 
 def settled(path: Path) -> set[str]:
-    """The keys of the cells that a file has results of; none while it is not made yet."""
+    """The keys of the cells with results in a file; none if the file is not complete yet."""
     if not path.is_file():
         return set()
     try:
@@ -108,7 +108,7 @@ def settled(path: Path) -> set[str]:
     except StoreError as err:
         if "is empty: its sweep has not begun" not in str(err):
             raise
-        return set()  # it was killed while making the file
+        return set()  # the process was killed while it made the file
 
 
 def finished(path: Path) -> int:
@@ -121,7 +121,7 @@ def start(*arguments: object, launcher: Sequence[str] = (sys.executable,), **mor
 
 
 def ranks(number: int, sleep: float) -> list[dict[str, str]]:
-    """The environments of processes that a launcher without agents starts together."""
+    """The environments of the processes of a launcher that does not restart them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Where the operators are tested: on the CPU, on a GPU, and with the GPU's kernels emulated on the CPU."""
+"""Targets of the operators' tests: the CPU, a GPU, and the CUDA kernels emulated on the CPU."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from llr.operators import _ops, _transforms
 from .oracles import Net
 
 EMULATED_NUMBERS = 300_000
-"""Of a result, for the emulation to take a fraction of a second."""
+"""Size of a result that the emulation computes in a fraction of a second."""
 EMULATED_OPERATIONS = 2_000_000
-"""Of a decomposition, counted as long side times short side squared."""
+"""The same for a decomposition, as long side times short side squared."""
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Target:
     device: str
 
     def sized(self, net: Net) -> Net:
-        """The net, with fewer samples where the emulation would take long."""
+        """The net, with fewer samples if the emulation would be slow."""
         if self.name != "emulated" or net.numbers <= EMULATED_NUMBERS:
             return net
         return replace(net, n=max(2, net.n * EMULATED_NUMBERS // net.numbers))
 
     def spare(self, operations: int) -> None:
-        """Skip a test of singular values that takes the emulation long."""
+        """Skip a test of singular values if the emulation would be slow."""
         if self.name == "emulated" and operations > EMULATED_OPERATIONS:
-            pytest.skip(f"{operations} operations take the emulation long")
+            pytest.skip(f"{operations} operations are slow with the emulation")
 
 
 CPU = Target("cpu", torch.ops.llr, "cpu")
@@ -69,7 +69,7 @@ def emulated() -> Any:
 
 
 def require_gpus(count: int = 1) -> None:
-    """Skip the test where there are fewer."""
+    """Skip the test if there are fewer GPUs."""
     if _ops.CUDA_REASON:
         pytest.skip(f"no CUDA kernels: {_ops.CUDA_REASON}")
     if torch.cuda.device_count() < count:

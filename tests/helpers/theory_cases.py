@@ -1,4 +1,4 @@
-"""Two-layer networks at random parameters that are degenerate more often than not."""
+"""Two-layer networks at random parameters, most of which are degenerate."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ NAMES = (*ANALYTIC, *POLYNOMIALS)
 
 
 def random_cases(default: int) -> int:
-    """How many random cases a test looks at."""
+    """The number of random cases of a test."""
     return int(os.environ.get("LLR_RANDOM_CASES", default))
 
 
@@ -96,7 +96,7 @@ def _vector(chance: random.Random, size: int) -> list[float]:
 
 
 def generic_samples(n: int, d: int, seed: int = 0) -> Tensor:
-    """Points at which nothing special happens, multiples of 2^-30."""
+    """Random points that are generic: multiples of 2^-30."""
     g = torch.Generator().manual_seed(seed)
     return torch.floor((torch.rand(n, d, dtype=F64, generator=g) * 4 - 2) * 2**30) / 2**30
 
@@ -108,9 +108,9 @@ def structure(model: nn.Module) -> TwoLayerNet:
 
 
 def certified(model: nn.Module, seed: int = 0) -> int:
-    """The rank on so many random points that the guarantee holds on almost all such samples."""
+    """The certified rank on enough random points that the guarantee holds for almost all such samples."""
     net = structure(model)
-    if net.activation == "relu":  # every cell between the kinks needs points, near and far
+    if net.activation == "relu":  # every region between the kinks needs points, near and far
         points = generic_samples(500, net.d, seed)
         points[::3] *= 16
         return certify(model, points).rank

@@ -1,4 +1,4 @@
-"""Models for the tests of what the public functions take, and what must hold of them."""
+"""Models for the tests of what the public functions accept, and the check that results agree."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tied(nn.Module):
 
 
 def agree(model: Any, plain: nn.Module, x: Any, dense: Tensor) -> None:
-    """All that evaluates a model gives for it and x what it gives for the plain ones."""
+    """Assert that all functions that evaluate a model give the same for it and x as for the plain ones."""
     expected = reference.jacobian(plain, dense)
     torch.testing.assert_close(llr.jacobian(model, x), expected)
     exact = copy.deepcopy(plain).double()

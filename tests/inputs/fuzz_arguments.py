@@ -1,4 +1,4 @@
-"""Random arguments for the public functions, most of which fit the others that were drawn."""
+"""Random arguments for the public functions; most of them fit the other arguments of the call."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Draw = Callable[[random.Random, dict[str, Any]], Any]
 
 
 def tame(r: random.Random, context: dict[str, Any]) -> bool:
-    """Whether an argument is one that fits the others: in half of the calls most of them do."""
+    """Whether to draw an argument that fits the others: in half of the calls, most arguments fit."""
     return r.random() < context.setdefault("tame", r.choice([0.4, 0.93]))
 
 
@@ -36,7 +36,7 @@ def model(r: random.Random, context: dict[str, Any]) -> Any:
 
 
 def wider(r: random.Random, context: dict[str, Any]) -> Any:
-    """A network that computes what the one drawn before computes, if that is possible."""
+    """A wider network with the same function as the network drawn before, if possible."""
     narrow = context.get("model")
     if not (isinstance(narrow, nn.Module) and tame(r, context)):
         return model(r, context)
@@ -131,7 +131,7 @@ def targets(r: random.Random, context: dict[str, Any]) -> Any:
 
 
 def one_of(*values: Any) -> Draw:
-    """One of these; of the first two where it is to fit."""
+    """Draws one of these values; one of the first two if the argument should fit."""
     return lambda r, context: r.choice(values[:2] if tame(r, context) else values)
 
 

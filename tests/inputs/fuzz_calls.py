@@ -1,4 +1,4 @@
-"""Random calls of the public functions: which there are, and what each is called with."""
+"""Random calls of the public functions: the functions, and the arguments of each."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from .fuzz_arguments import (
 )
 
 FUNCTIONS: dict[str, tuple[Callable[..., Any], dict[str, Draw], dict[str, Draw]]] = {
-    # name: the function, what it needs, what it may be given
+    # name: the function, required arguments, optional arguments
     "jacobian": (
         llr.jacobian,
         {"model": model, "x": tensor},

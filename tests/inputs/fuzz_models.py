@@ -1,4 +1,4 @@
-"""Models of every kind that the random calls of test_fuzz.py are made with, by name."""
+"""Models of every kind for the random calls of test_fuzz.py, by name."""
 
 from __future__ import annotations
 

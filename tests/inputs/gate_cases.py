@@ -1,4 +1,4 @@
-"""Models, and mutations after which they compute something else than their classes say."""
+"""Models, and mutations after which they compute something different from what their classes define."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from llr.models import (
 )
 
 Mutation = Callable[[nn.Module, random.Random], Any]
-"""Changes a model for good, or as a context manager something that must be put back."""
+"""Changes a model permanently; or is a context manager that changes something and restores it."""
 
 
 class Written(nn.Module):
-    """An MLP with a forward of its own, which is traced."""
+    """An MLP with its own forward, which llr traces."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def _with_parameters(model: nn.Module, rng: random.Random) -> nn.Module:
 
 
 def _twisted(function: Callable[..., Any], rng: random.Random) -> Callable[..., Any]:
-    """The function, and something after it."""
+    """The function with its result changed."""
     twist = rng.choice([lambda y: 2 * y, torch.sin, lambda y: y * 0, lambda y: y + y**2])
 
     @functools.wraps(function)
@@ -116,7 +116,7 @@ def compiled_call(model: nn.Module, rng: random.Random) -> None:
 
 
 def subclass(model: nn.Module, rng: random.Random) -> None:
-    """Another class for a part, which changes one of the methods between a call and its result."""
+    """Gives a part another class, with a changed method that runs in a call."""
     part = _part(model, rng)
     kind = type(part)
     name = rng.choice(["__call__", "_call_impl", "forward", "__getattr__"])
@@ -137,7 +137,7 @@ def subclass(model: nn.Module, rng: random.Random) -> None:
 
 
 def weight_of_another_shape(model: nn.Module, rng: random.Random) -> None:
-    """Surgery that leaves a model that runs."""
+    """Gives a parameter another shape with which the model still runs."""
     part = _with_parameters(model, rng)
     if isinstance(part, nn.Linear):
         if rng.random() < 0.5 and part.bias is not None:
@@ -150,7 +150,7 @@ def weight_of_another_shape(model: nn.Module, rng: random.Random) -> None:
 
 
 def plain_tensor(model: nn.Module, rng: random.Random) -> None:
-    """A parameter that became an ordinary tensor, or is hidden by one."""
+    """Replaces a parameter by a plain tensor, or hides it behind one."""
     part = _with_parameters(model, rng)
     name = rng.choice([n for n, _ in part.named_parameters(recurse=False)])
     value = torch.randn_like(getattr(part, name))
@@ -162,7 +162,7 @@ def plain_tensor(model: nn.Module, rng: random.Random) -> None:
 
 
 class Doubled(Tensor):
-    """A tensor that is twice what it says."""
+    """A tensor that computes with twice its stored value."""
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -217,7 +217,7 @@ def parametrized(model: nn.Module, rng: random.Random) -> None:
 
 @contextlib.contextmanager
 def class_patch(model: nn.Module, rng: random.Random) -> Iterator[None]:
-    """A method replaced on a class, as libraries and notebooks do it."""
+    """Replaces a method of a class, as some libraries and notebooks do."""
     kind = type(_part(model, rng))
     if rng.random() < 0.2:
         kind = nn.Module
@@ -237,7 +237,7 @@ def class_patch(model: nn.Module, rng: random.Random) -> Iterator[None]:
 
 @contextlib.contextmanager
 def class_attribute(_: nn.Module, rng: random.Random) -> Iterator[None]:
-    """A property that takes a parameter's place."""
+    """Replaces a parameter by a property of the class."""
     kind = rng.choice([nn.Linear, nn.Conv1d])
     kind.weight = property(lambda self: torch.sin(self._parameters["weight"]))  # type: ignore[assignment]
     try:
@@ -255,7 +255,7 @@ _PATCHES = [
 
 @contextlib.contextmanager
 def function_patch(_: nn.Module, rng: random.Random) -> Iterator[None]:
-    """A function that forwards call, replaced where they find it."""
+    """Replaces a function that forwards call, in its module."""
     space, name = rng.choice(_PATCHES)
     own, inherited = getattr(space, name), name not in vars(space)
     if rng.random() < 0.3 and space is torch and name in ("tanh", "sigmoid", "erf"):
@@ -273,7 +273,7 @@ def function_patch(_: nn.Module, rng: random.Random) -> Iterator[None]:
 
 
 def attribute(model: nn.Module, rng: random.Random) -> None:
-    """An attribute changed after construction: some decide what runs, others are only for printing."""
+    """Changes an attribute after construction; some affect the result, others only the printed form."""
     part = _part(model, rng)
     choices: dict[type, list[tuple[str, Any]]] = {
         nn.Linear: [("in_features", 7), ("out_features", 7)],
@@ -310,7 +310,7 @@ def attribute(model: nn.Module, rng: random.Random) -> None:
 
 
 def another_part(model: nn.Module, rng: random.Random) -> None:
-    """A layer exchanged, tied or repeated."""
+    """Exchanges, ties or repeats a layer."""
     if not isinstance(model, nn.Sequential) or len(model._modules) < 3:
         return
     key = rng.choice(list(model._modules))
@@ -326,7 +326,7 @@ def reweighted(model: nn.Module, rng: random.Random) -> None:
 
 
 def dtype(model: nn.Module, rng: random.Random) -> None:
-    """A part that computes in float32 inside."""
+    """Makes a part compute in float32 inside."""
     part = _part(model, rng)
     forward = part.forward
 

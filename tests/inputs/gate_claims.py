@@ -1,4 +1,4 @@
-"""What is said of a mutated model: whatever reads it gives the numbers of what runs, or refuses it."""
+"""Checks of a mutated model: functions that read it must agree with the model that runs, or refuse it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ F64 = torch.float64
 
 
 def truth(model: nn.Module, x: Tensor) -> Tensor | None:
-    """The Jacobian of what runs, one gradient at a time; None if it does not run."""
+    """The Jacobian of the model that runs, one gradient at a time; None if it does not run."""
     parameters = list(model.parameters())
     try:
         rows = []
@@ -49,9 +49,9 @@ _ONE_STEP = Damping(iterations=2)
 
 
 def wrong(model: nn.Module, x: Tensor, J: Tensor, *, raised: bool = False) -> list[str]:
-    """What was said of another function than the one that runs; the entry points that refuse say nothing.
+    """The functions whose results do not belong to the model that runs. A refusal is not an error.
 
-    With `raised`, the model computes in float32 inside, which what computes in float64 raises.
+    With `raised`, the model computes in float32 inside; some functions compute it in float64.
     """
     rounding = 1e-5 if raised else 1e-9
     found = []
@@ -126,7 +126,7 @@ def wrong(model: nn.Module, x: Tensor, J: Tensor, *, raised: bool = False) -> li
     except Exception as error:
         refused("levenberg_marquardt", error)
         return found
-    # The loss that is reported is that of the module at the parameters that are reported.
+    # The reported loss must be the module's loss at the reported parameters.
     kept = [p.data for p in parameters]
     at = 0
     for p in parameters:

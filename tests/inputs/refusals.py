@@ -1,4 +1,4 @@
-"""What counts as a refusal of llr: a documented exception that its own code raises, in one line."""
+"""Checks that an exception is a refusal of llr: documented, raised by llr's code, with one line of text."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _RAISES = {dis.opmap["RAISE_VARARGS"], dis.opmap["RERAISE"]}
 
 
 def complaint(error: BaseException, also: tuple[type[Exception], ...] = ()) -> str | None:
-    """What is wrong with an exception that a public function ended with; None if llr raised it itself.
+    """Why an exception of a public function is not a proper refusal; None if it is.
 
-    With `also`, exceptions that this function documents beside the usual ones.
+    `also` are exceptions that this function documents beside the usual ones.
     """
     if not isinstance(error, (*OURS, *also)):
         return f"{type(error).__name__} is no refusal"

@@ -1,4 +1,4 @@
-"""What the public functions take as models: the number, or one line."""
+"""Models that the public functions accept: each gives the right number, or an error of one line."""
 
 from __future__ import annotations
 
@@ -250,7 +250,7 @@ def test_sparse_gradients(model: nn.Sequential) -> None:
     assert model[0].sparse
     torch.testing.assert_close(llr.jacobian(model, x, backend="loop"), reference.jacobian(plain, x))
     y = torch.randn(4, 2)
-    if isinstance(model[0], nn.EmbeddingBag):  # torch has no second derivatives of it
+    if isinstance(model[0], nn.EmbeddingBag):  # torch does not implement its second derivatives
         with pytest.raises(ValueError, match="derivatives of the model cannot be evaluated on"):
             landscape.hessian_spectrum(model, x, y)
         return
@@ -261,7 +261,7 @@ def test_sparse_gradients(model: nn.Sequential) -> None:
 
 
 class Phases(nn.Module):
-    """A real output of complex arithmetic."""
+    """Computes a real output with complex arithmetic."""
 
     def __init__(self, learned: bool = False, raw: bool = False) -> None:
         super().__init__()
@@ -279,7 +279,7 @@ def test_complex_numbers_inside() -> None:
     J = reference.jacobian(model, x)
     torch.testing.assert_close(llr.jacobian(model, x), J)
     exact = Phases().double()
-    exact.load_state_dict(model.state_dict())  # exact in twice the precision
+    exact.load_state_dict(model.state_dict())  # converting to double is exact
     exact.turn, exact.factor.data = model.turn.cdouble(), model.factor.data.cdouble()
     J = reference.jacobian(exact, x.double()).flatten(0, 1)
     found = llr.rank(model, x)

@@ -1,4 +1,4 @@
-"""What the public functions take as samples and matrices: the number, or one line."""
+"""Samples and matrices that the public functions accept: the right number, or an error of one line."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_samples_as_people_have_them(spelling: str, make: Callable[[], nn.Module
 
 
 class Frame:
-    """What llr uses of a table of pandas."""
+    """The parts of a pandas table that llr uses."""
 
     def __init__(self, columns: dict[str, Any]) -> None:
         self._data = {name: np.asarray(values) for name, values in columns.items()}
@@ -115,7 +115,7 @@ def test_tokens_stay_integers() -> None:
         (lambda x: torch.nested.nested_tensor(list(x)), "x is a nested tensor"),
         (
             lambda x: torch.masked.masked_tensor(x, x > 0),
-            "x is a MaskedTensor: what is masked has no",
+            "x is a MaskedTensor: masked entries have no",
         ),
         (
             lambda x: np.ma.masked_greater(x.numpy(), 0.0),

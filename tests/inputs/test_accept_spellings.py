@@ -1,4 +1,4 @@
-"""Spellings of numbers, dtypes and params= that the public functions take."""
+"""Ways to write numbers, dtypes and params= that the public functions accept."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_state_dicts_as_values() -> None:
     assert torch.equal(llr.jacobian(model, x, params=other.state_dict()), llr.jacobian(other, x))
     other[1].running_mean.add_(1)
     with pytest.raises(
-        ValueError, match=r"the buffer '1[.]running_mean' with values that the model's"
+        ValueError, match=r"the buffer '1[.]running_mean' with other values than the model's"
     ):
         llr.jacobian(model, x, params=other.state_dict())
 

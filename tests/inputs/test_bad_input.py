@@ -1,4 +1,4 @@
-"""What llr.jacobian refuses, each with what was given, what was expected and what to do."""
+"""Arguments that llr.jacobian refuses. Messages name the value, what was expected, and what to do."""
 
 from __future__ import annotations
 
@@ -264,7 +264,7 @@ def test_plan_prints():
 
 
 def _complex(call: Callable[[Tensor, Tensor], object], what: str = "y") -> None:
-    """A complex x or y is refused, and not told to become real by dropping its imaginary part."""
+    """A complex x or y is refused, and the message does not advise to drop the imaginary part."""
     x = samples(9, 2)
     y = x.sum(1, keepdim=True)
     given = (x.cdouble(), y) if what == "x" else (x, y.cdouble())

@@ -1,4 +1,4 @@
-"""Arguments that are checked whether they are needed or not, and those that exclude each other."""
+"""Arguments that are checked even if they are not needed, and arguments that exclude each other."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ BAD: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "atol of a proof": (
         lambda: llr.rank(NET, X, method="certified", atol=0.1),
         ValueError,
-        "leave one of them away",
+        "omit one of them",
     ),
     "resolve": (lambda: llr.rank(NET, X, resolve="yes"), ValueError, "resolve is 'yes'"),
     "no bits": (lambda: llr.rank(NET, X, max_bits=0), ValueError, "max_bits is 0; expected an"),

@@ -1,4 +1,4 @@
-"""Checkpoints that load_state_dict of torch takes, and what is said of those that fit in part."""
+"""Checkpoints that torch's load_state_dict accepts, and messages for checkpoints that fit only in part."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llr.models.load import load_model
 
 
 class Net(nn.Module):
-    """With batch statistics, a scalar, and a state of its own."""
+    """A module with batch statistics, a scalar parameter, and extra state."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Versioned(Net):
 
 
 class Renamed(Net):
-    """Translates the names of an older version, as modules may."""
+    """Translates the parameter names of an older version when it loads, as some modules do."""
 
     def _load_from_state_dict(self, values, prefix, *args):  # type: ignore[no-untyped-def]
         for name in [n for n in values if n.startswith(f"{prefix}old_")]:
@@ -49,7 +49,7 @@ class Renamed(Net):
 
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., nn.Module]:
-    """Load what is given from a file into a model; a notice is expected as `says`."""
+    """Save a state, and load it from the file into a model. `says` is the expected notice."""
     own = types.ModuleType("own_nets")
     own.Net, own.Versioned, own.Renamed = Net, Versioned, Renamed  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "own_nets", own)
@@ -83,7 +83,7 @@ class TestCheckpointsThatTorchTakes:
     def test_without_the_count_of_batches(self, kept: Callable[..., nn.Module]) -> None:
         values = {name: v for name, v in state().items() if "num_batches" not in name}
         assert same(kept(values), values)
-        with_metadata = Net().state_dict()  # which says that the count belongs to it
+        with_metadata = Net().state_dict()  # its metadata says that the count belongs to it
         del with_metadata["b.num_batches_tracked"]
         assert same(kept(with_metadata), with_metadata)
 

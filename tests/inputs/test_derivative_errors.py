@@ -1,4 +1,4 @@
-"""Models that run but cannot be differentiated: what torch raises then becomes one line of llr's own."""
+"""Models that run but cannot be differentiated: torch's error becomes one line by llr."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CALLS: dict[str, Callable[[nn.Module, Tensor, Tensor], object]] = {
 
 
 class InPlace(nn.Module):
-    """Overwrites what the derivative of the sigmoid needs."""
+    """Overwrites the value that the derivative of the sigmoid needs."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Samples from files, and whole files or none; what is refused, and how it is said."""
+"""Samples from files, writing of complete files or none, refusals and their messages."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ class TestSafetensors:
 
 
 class TestCsv:
-    """What text means is in test_tables."""
+    """CSV files; test_tables.py tests how their text is read."""
 
     def test_read(self, tmp_path: Path) -> None:
         (tmp_path / "x.csv").write_text("a;b\n1,5;2\n")
@@ -343,7 +343,7 @@ class TestAnyInputs:
 
     def test_larger_than_memory(self, tmp_path: Path) -> None:
         with (tmp_path / "x.csv").open("wb") as file:
-            file.truncate(1 << 42)  # sparse: it takes no space
+            file.truncate(1 << 42)  # sparse: takes no disk space
         with pytest.raises(ValueError, match=r"has 4.4 TB, more than the memory budget"):
             load_inputs(tmp_path / "x.csv")
         header = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What is said of a forward that torch refuses: the tensor or the index that is wrong, in llr's words."""
+"""Errors of torch in a forward: llr's message names the tensor or the index that is wrong."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def net() -> nn.Sequential:
 
 
 def patched(forward: Callable[[nn.Sequential, Tensor], Tensor]) -> nn.Module:
-    """A module whose instance has another forward, which reaches what `forward` names."""
+    """A module whose instance has another forward, a closure over the names in `forward`."""
     model = net()
     model.forward = lambda x: forward(model, x)  # type: ignore[method-assign, assignment]
     return model
 
 
 class Locked:
-    """What cannot be copied."""
+    """An object that cannot be copied."""
 
     __slots__ = ("w",)
 
@@ -92,7 +92,7 @@ def test_the_module_s_own_tensors_past_the_copy() -> None:
 
 
 def test_a_closure_is_made_double_with_the_rest() -> None:
-    """It stays float32 only where nobody asked for float64; then the dtypes are said."""
+    """A closure stays float32 only if float64 was not asked for; then the message names the dtypes."""
     w, x = WEIGHT.clone(), torch.randn(9, 2)
     model = patched(lambda m, x: m[2](torch.tanh(x @ w)))
     same = Reaching(lambda x: x @ w.double()).double()

@@ -1,4 +1,4 @@
-"""Random calls of the public functions: each returns, or refuses in a line of llr's own.
+"""Random calls of the public functions: each returns, or raises a refusal of llr with one line of text.
 
 ``LLR_RANDOM_CASES=20000 pytest tests/inputs/test_fuzz.py`` draws more.
 """
@@ -23,10 +23,10 @@ from .refusals import complaint
 CASES = int(os.environ.get("LLR_RANDOM_CASES", "120"))
 FIRST = int(os.environ.get("LLR_RANDOM_SEED", "0"))
 SECONDS = 60
-"""After which a call counts as one that hangs; those here take milliseconds."""
+"""Seconds after which a call counts as hanging; normal calls take milliseconds."""
 
 ALSO: dict[str, tuple[type[Exception], ...]] = {"flow": (RuntimeError,)}
-"""What some functions document beside the usual refusals."""
+"""Exceptions that some functions document beside the usual ones."""
 
 
 @contextmanager

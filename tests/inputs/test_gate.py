@@ -1,4 +1,4 @@
-"""Modules that are read by class compute what their class says, or are not read."""
+"""Modules that llr reads by their class compute what the class defines; others are not read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def drawn(seed: int) -> tuple[nn.Module, Tensor, list[str]]:
 
 
 def judged(seed: int) -> tuple[list[str], list[str], bool]:
-    """What was said wrongly, of which case, and whether the mutated model runs at all."""
+    """The wrong results, the name of the case, and whether the mutated model runs."""
     model, x, names = drawn(seed)
     rng = random.Random(-seed)
     with contextlib.ExitStack() as stack:

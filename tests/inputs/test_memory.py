@@ -1,4 +1,4 @@
-"""The byte budget, what it refuses, and how much memory a Jacobian really takes."""
+"""The memory budget, the calls that it refuses, and the measured memory of a Jacobian."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_larger_than_the_budget(backend):
         with pytest.raises(ValueError, match=message):
             llr.jacobian(model, x, backend=backend)
         assert llr.plan(model, x, backend=backend).nbytes == nbytes
-        # Memory that is there already needs no permission.
+        # Memory that is already allocated does not count.
         out = torch.empty(5, 2, 26, dtype=F64)
         assert llr.jacobian(model, x, backend=backend, out=out) is out
     with llr.set_memory_budget(nbytes):
@@ -158,7 +158,7 @@ def test_parameter_points_count():
 
 @pytest.mark.parametrize("n", [10**6, 10**13])
 def test_far_larger_than_memory(n):
-    # The samples are one row over and over: nothing here takes more than a few bytes until it is copied.
+    # The samples are one expanded row: they take only a few bytes until they are copied.
     model = mlp(10, 256, 4096, 1, dtype=torch.float32)
     columns = sum(p.numel() for p in model.parameters())
     x = torch.zeros(1, 10).expand(n, 10)
@@ -181,7 +181,7 @@ def test_far_larger_than_memory_through_torch():
 # --- what a Jacobian takes ---------------------------------------------------------------------------
 
 MB = 2**20
-# name -> (widths, n, dtype, beside the result: MB that may be used)
+# name -> (widths, n, dtype, MB that may be used beside the result)
 PEAKS = {
     "wide": ([10, 256, 256, 1], 512, "float64", 32),
     "wide float32": ([10, 256, 256, 1], 1024, "float32", 32),

@@ -1,4 +1,4 @@
-"""Which modules are recognised as MLPs, which are not, and that both come out right."""
+"""Which modules are recognised as MLPs and which are not; the results are right for both."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ torch_itself = pytest.mark.filterwarnings("ignore:There is a performance drop:Us
 
 
 class Swapped(nn.Module):
-    """Registers its layers in another order than it calls them, and a weight of its own between."""
+    """Registers its layers in another order than it calls them, with another parameter in between."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ RECOGNISED: dict[str, Callable[[], nn.Module]] = {
 
 
 def without_unused(model: nn.Module) -> nn.Module:
-    """Freezes what the forward does not use: the operator has no columns of zeros for it."""
+    """Freezes parameters that the forward does not use, as the operator has no zero columns for them."""
     used = reference.jacobian(model, torch.randn(2, 3)).abs().amax((0, 1))
     for name, columns in llr.layout(model).items():
         if not used[columns].any():
@@ -240,7 +240,7 @@ def test_global_hooks_are_seen():
 
 
 def test_softplus_beyond_its_threshold():
-    # nn.Softplus is the identity from 20 on, where the slope of ln(1 + e^z) is off by 2e-9.
+    # nn.Softplus is the identity from 20 on, where the slope of ln(1 + e^z) differs from 1 by 2e-9.
     model = mlp(3, 4, 2, activation=nn.Softplus)
     with torch.no_grad():
         model[0].weight.zero_()
@@ -313,7 +313,7 @@ def test_a_copy_is_its_own_model():
 
 
 def unchanged(model: nn.Module) -> Callable[[], None]:
-    """Call the result to compare everything about the model, and the random state, with now."""
+    """Return a function that asserts that the model and the random state have not changed since."""
 
     def facts() -> tuple[object, ...]:
         modules = dict(model.named_modules())

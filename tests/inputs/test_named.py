@@ -1,4 +1,4 @@
-"""Objects by their names: found, refused, and nothing left behind in the search path."""
+"""Objects by their names: they are found or refused, and the search path is restored."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ BACKENDS = ["auto", "torch", "loop"]
 
 
 class Shared(nn.Module):
-    """One weight in two places, and a scale of its own."""
+    """One weight in two places, and another parameter as a scale."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Shared(nn.Module):
 
 
 def normed() -> nn.Module:
-    """A model that the operator cannot compute, with parameters named as mlp's."""
+    """A model that the operator cannot compute, with the same parameter names as mlp."""
     return nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)).double()
 
 
@@ -137,7 +137,7 @@ def test_values_by_name(kind, backend):
     expected = reference.jacobian(model, x, changed)
     backwards = dict(reversed(changed.items()))
     assert_matches(llr.jacobian(model, x, params=backwards, backend=backend), expected)
-    # Some of them: the others stay as they are, and are no columns.
+    # Only some parameters: the others keep their values, and are not columns.
     name, value = list(changed.items())[1]
     J = llr.jacobian(model, x, params={name: value}, backend=backend)
     assert_matches(J, reference.jacobian(model, x, {name: value}))
@@ -206,7 +206,7 @@ BAD: dict[str, tuple[object, type[Exception], str]] = {
     "unknown name": (
         {"0.weigth": torch.ones(4, 3, dtype=F64)},
         ValueError,
-        "params has '0.weigth', which the model has not; expected names among 0.weight, 0.bias",
+        "params has '0.weigth', which the model does not have; expected names among 0.weight, 0.bias",
     ),
     "shape": (
         {"0.bias": torch.ones(5, dtype=F64)},

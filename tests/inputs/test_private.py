@@ -1,4 +1,4 @@
-"""Models run on private copies: whatever refers to the module from inside refers to the copy."""
+"""Models run as private copies: all references to the module from inside it refer to the copy."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 import llr
 from llr.inputs.evaluation.private import Private
 
-# Building such models warns: they are old, and still there.
+# Building such models gives deprecation warnings, but users still have them.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 
 
@@ -33,7 +33,7 @@ class Base(nn.Module):
         pass
 
     def end(self, h: Tensor) -> Tensor:
-        return self.b(h).cumsum(-1)  # no MLP
+        return self.b(h).cumsum(-1)  # so it is not an MLP
 
     def forward(self, x: Tensor) -> Tensor:
         return self.end(torch.tanh(self.a(x)))
@@ -236,7 +236,7 @@ def test_a_copy_has_the_values_that_it_is_given(case):
 
 
 def state(model: nn.Module) -> list[object]:
-    """Everything that a forward might change, by identity where it is an object, by bits where a tensor."""
+    """Everything that a forward might change: objects by identity, tensors by their bits."""
     found: list[object] = []
     for path, module in model.named_modules():
         if isinstance(module, torch.jit.ScriptModule):
@@ -286,7 +286,7 @@ def test_the_module_is_left_as_it_was(case):
 
 
 class Interrupting(Base):
-    """Fails in the middle of a later evaluation, with its attributes written and its buffer in use."""
+    """Fails in the middle of a later evaluation, after it has changed attributes and a buffer."""
 
     def prepare(self):
         self.register_buffer("shift", torch.zeros(4))

@@ -39,7 +39,7 @@ def replacing(m: Model, x: Tensor) -> Tensor:
     return m.linear(x).cos() * m.count
 
 
-# name -> (model, what the message must hold)
+# name -> (model, text that the message must contain)
 LAYERS = {
     "BatchNorm": (
         with_layer(nn.BatchNorm1d(4)),

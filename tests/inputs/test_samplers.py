@@ -1,4 +1,4 @@
-"""Where samples come from: named, boxes, finite domains, callables; and what is refused."""
+"""Sources of samples: names, boxes, finite domains, callables; and refusals."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class TestSamplers:
         ]
         found = model_rank(model)
         # f = M (e_i, e_j) + c: the images of the embedding under M_1 and M_2 (2 x 3, of rank 2)
-        # and M itself, which moves by X E + M Y: exactly what the whole domain gives.
+        # and M itself, whose tangent space is X E + M Y: exactly what the whole domain gives.
         J = llr.jacobian(model, few.first(49)).flatten(0, 1)
         assert found.rank == torch.linalg.matrix_rank(J)
         assert found.upper_from == "parameters"

@@ -1,4 +1,4 @@
-"""The process around a call does not change its answer, and is left as it was."""
+"""Settings of the process do not change a call's result, and are left as they were."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ SURROUNDINGS: dict[str, Callable[[], contextlib.AbstractContextManager[object]]]
 
 
 def makes(m: Model, x: Tensor) -> Tensor:
-    """A forward that makes numbers without saying in which dtype and where."""
+    """A forward that creates tensors without naming a dtype and a device."""
     h = torch.tanh(m.a(x)) * torch.linspace(0.1, 1, 4) + torch.arange(4) / 3
     return m.b(h + torch.tensor([0.1, 0.2, 0.3, 0.4]) + torch.full((4,), 0.7)).cumsum(1)
 
@@ -169,7 +169,7 @@ def switches() -> list[str]:
 
 
 def test_overlapping_calls_put_the_process_back():
-    """The first to enter leaves first: what the last one puts back is what the first one found."""
+    """The first call to enter leaves first: the last call restores the state that the first one found."""
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:
         before, filters = switches(), list(warnings.filters)
@@ -233,7 +233,7 @@ def test_vmap_does_not_warn_of_slow_operations_for_llr():
             return (self.scale * x).cummax(1).values.square().sum(1, keepdim=True)
 
     model, x = Bags(), torch.randint(9, (40, 3), generator=torch.Generator().manual_seed(0))
-    assert vmap_warns()  # what is looked for is there
+    assert vmap_warns()  # torch does warn
     with warnings.catch_warnings(record=True) as heard:
         warnings.simplefilter("always")
         llr.rank(model, x)
@@ -245,7 +245,7 @@ def test_vmap_does_not_warn_of_slow_operations_for_llr():
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(lambda _: llr.rank(model, x).rank, range(8)))
     assert not [str(w.message) for w in heard if "performance drop" in str(w.message)]
-    assert vmap_warns()  # for others it is as it was
+    assert vmap_warns()  # other callers still get the warning
 
 
 def test_warnings_stay_errors_elsewhere():
@@ -270,7 +270,7 @@ def rms(m: Model, x: Tensor) -> Tensor:
     return m.b(wide.to(h.dtype))
 
 
-# A forward in two spellings: as it is, and with lower precision inside.
+# Two variants of a forward: plain, and with lower precision inside.
 SPELLINGS: dict[
     str, tuple[Callable[[Model, Tensor], Tensor], Callable[[Model, Tensor], Tensor]]
 ] = {

@@ -1,4 +1,4 @@
-"""Tables as text: what other programs write is read right, or refused with the option that decides."""
+"""Tables as text: files of other programs are read correctly, or refused with the option that decides."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class TestRead:
         ("text", "expected"),
         [
             ("1,2.5\n3,4\n", [[1, 2.5], [3, 4]]),
-            ("1,2,3\n5,5,4\n1,9,9\n", None),  # counts upwards as no other row does
+            ("1,2,3\n5,5,4\n1,9,9\n", None),  # counts upwards, unlike the other rows
             ("7,2,3\n5,5,4\n1,9,9\n", [[7, 2, 3], [5, 5, 4], [1, 9, 9]]),
             ("a,b\n1,2\n", [[1, 2]]),
             ("t,x\n0,1\n", [[0, 1]]),
             ("RI,Na,Mg\n1.5,13.6,4.5\n", [[1.5, 13.6, 4.5]]),
             ("1stFlrSF,area\n856,7\n", [[856, 7]]),
-            ("mean (m/s),x_1,%\n1,2,3\n", None),  # a percent sign alone is hardly a name
+            ("mean (m/s),x_1,%\n1,2,3\n", None),  # a percent sign alone may be a name
             ('"age","sex at birth"\n1,2', [[1, 2]]),
             ('x\n"1"\n"2.5"\n', [[1], [2.5]]),
             ("\ufeffa,b\r\n1,2\r\n", [[1, 2]]),
@@ -156,7 +156,7 @@ class TestRefused:
             ('a,b\n"1\n2""5\n3,4\n', "line 2: the quote that opens there is not closed"),
             ('a,b\n1,"2\n' + "3,4\n" * 40_000, "line 2: the quote that opens there is not closed"),
             ("a,b\n1," + "2" * 200_000, "line 2: a cell is too long"),
-            ('a,b\n"1"2,3\n', "line 2: there is text behind a closing quote"),
+            ('a,b\n"1"2,3\n', "line 2: there is text after a closing quote"),
             ("a,b,c\n1,2,\n3,4,\n", "line 2, column 3 is empty"),
             ("1,2,\n3,4,5\n", "line 1, column 3 is empty"),
             (
@@ -288,7 +288,7 @@ class TestOptions:
 
 
 def written(rng: random.Random) -> tuple[str, str, list[list[float]], bool]:
-    """A table as some program writes it, its suffix, its numbers, and whether they must be read."""
+    """A table as a program might write it, its suffix, its numbers, and whether it must be accepted."""
     n, d = rng.randint(1, 6), rng.randint(1, 4)
     kind = rng.choice(["integers", "floats", "digits", "mixed"])
 

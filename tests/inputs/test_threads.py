@@ -1,4 +1,4 @@
-"""Every public function from eight threads at once, on shared models: the same results as from one thread."""
+"""All public functions from eight threads at once, on shared models: the same results as from one thread."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from llr.theory.spans import neurons
 from . import test_private
 
 ROUNDS = int(os.environ.get("LLR_RANDOM_CASES", "1"))
-"""So many times all calls are made in a random order, shared out among the threads, each call twice."""
+"""Number of rounds. In a round all calls are made twice, in a random order, distributed over the threads."""
 
 F64 = torch.float64
 THREADS = 8
@@ -44,7 +44,7 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Calls:
-    """Calls of public functions on models that all threads share."""
+    """Calls of public functions, on models that all threads share."""
 
     def __init__(self) -> None:
         self.models: list[nn.Module] = []
@@ -80,13 +80,13 @@ class Calls:
     def add(
         self, function: Callable[..., Any], *args: Any, seeded: bool = False, **options: Any
     ) -> None:
-        """Add a call; with `seeded`, a generator of its own is its last argument."""
+        """Add a call; with `seeded`, its last argument is a new generator."""
         self.functions.add(function)
         self.text.append(f"{function.__name__}#{len(self.text)}")
         self.calls.append(lambda: function(*args, *[generator()] * seeded, **options))
 
     def seen(self, function: Callable[..., Any], call: Call) -> None:
-        """Add a call of which something is looked at."""
+        """Add a call, with a function that reads the result."""
         self.add(call)
         self.functions.add(function)
         self.text[-1] = f"{function.__name__}#{len(self.text) - 1}"
@@ -214,7 +214,7 @@ class Calls:
 
 
 def facts(found: Any) -> object:
-    """What a result says, to the bit; seconds and addresses apart."""
+    """The contents of a result with all bits, without times and addresses."""
     if isinstance(found, Tensor):
         return found.dtype, tuple(found.shape), found.detach().numpy().tobytes()
     if isinstance(found, nn.Module):
@@ -243,7 +243,7 @@ def calls() -> Calls:
     return Calls()
 
 
-# Runs sweeps in processes of its own: recovery/sweep/test_run.py, test_kill.py.
+# Sweeps run in separate processes: see recovery/sweep/test_run.py and test_kill.py.
 APART = [recovery.reproduce]
 
 

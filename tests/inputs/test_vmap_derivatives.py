@@ -1,7 +1,7 @@
 """Derivatives under vmap, compared with plain autograd one sample and one output at a time.
 
-Models of torch whose rules for vmap are wrong, or wrong without gradient mode; forwards that register hooks;
-derivatives that do not exist.
+Modules of torch with wrong rules for vmap, or rules that are wrong without gradient mode; forwards that
+register hooks; derivatives that do not exist.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def test_lu_under_vmap(name: str) -> None:
 
 
 def test_transformed_by_the_caller() -> None:
-    """Inside of somebody's transform there are no numbers to compare."""
+    """Inside a caller's transform there are no numbers to compare."""
     model, x, truth = make("cdist, p=2")
     function = ALL["cdist, p=2"]
     seen: list[Tensor] = []
@@ -226,7 +226,7 @@ HOOKS: dict[str, Callable[[Tensor], object]] = {
 
 @pytest.mark.parametrize("kind", HOOKS)
 def test_hooks_on_what_forward_computes(kind: str) -> None:
-    """The derivative is what autograd gives, with the hooks that change gradients."""
+    """The derivative is autograd's, including hooks that change gradients."""
     torch.manual_seed(0)
     model, x = WithHook(HOOKS[kind]).double(), torch.randn(9, 3).double()
     truth = autograd(model, x)
@@ -384,7 +384,7 @@ def test_interacting_otherwise(training: bool) -> None:
 
 
 def test_fast_where_it_is_right() -> None:
-    """A model that vmap differentiates rightly is not looped over."""
+    """A model that vmap differentiates correctly does not use the loop."""
     model = nn.Sequential(nn.Conv1d(1, 2, 2), nn.GELU(), nn.LayerNorm(4), nn.Flatten())
     x = torch.randn(9, 1, 5)
     assert llr.plan(model, x).backend == "torch"

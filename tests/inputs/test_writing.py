@@ -1,4 +1,4 @@
-"""Files are written whole or not at all, and refused before the work begins."""
+"""Files are written completely or not at all, and refused before the work begins."""
 
 from __future__ import annotations
 

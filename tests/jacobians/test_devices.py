@@ -1,6 +1,6 @@
-"""llr on a GPU: which code computes, what is said where there is none for it, the same results as on the CPU.
+"""llr on a GPU: which code computes, the messages if there is none, the same results as on the CPU.
 
-Where there is no GPU a stand-in takes its place: with the CPU's operators, and with the GPU's own, emulated.
+Without a GPU, a stand-in replaces it: with the CPU's operators, and with the emulated CUDA kernels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Move = Callable[[Any], Any]
     ]
 )
 def move(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Move]:
-    """What copies a model or a tensor to a GPU."""
+    """A function that copies a model or a tensor to a GPU."""
     if request.param == "cuda":
         targets.require_gpus()
         yield lambda value: copy.deepcopy(value).to("cuda")
@@ -91,7 +91,7 @@ def test_parameter_points(move):
 
 
 def symmetric() -> nn.Sequential:
-    """Every neuron twice: pairs share their five directions."""
+    """A model with every neuron twice: the two have the same five directions."""
     model = mlp(3, 10, 1)
     with torch.no_grad():
         model[0].weight[5:], model[0].bias[5:] = model[0].weight[:5], model[0].bias[:5]
@@ -194,7 +194,7 @@ def test_which_operators_are_called(monkeypatch):
 
 
 def test_a_jacobian_waits_for_the_gpu_once(monkeypatch):
-    """For the search for NaN in x and all parameters, of which there are six."""
+    """One wait, for the search for NaN in x and all six parameters."""
     with stand_in(monkeypatch) as calls:
         model, x = on_gpu(mlp(3, 4, 4, 2)), on_gpu(samples())
         llr.jacobian(model, x)
@@ -210,7 +210,7 @@ def test_the_gpus_own_memory_counts(monkeypatch):
         with pytest.raises(ValueError, match=r"25 MB .* more than the memory budget of 20 MB"):
             llr.jacobian(there, x_there)
         assert llr.jacobian(model, torch.cat((x, x))).nbytes > 20_000_000
-        # What torch keeps for itself and does not use at the moment is there to be used.
+        # Memory that torch has reserved but does not use counts as free.
         monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _=None: 30_000_000)
         monkeypatch.setattr(torch.cuda, "memory_allocated", lambda _=None: 10_000_000)
         assert llr.memory_budget("cuda") == 30_000_000
@@ -221,7 +221,7 @@ def test_the_gpus_own_memory_counts(monkeypatch):
 
 
 def everything(model: nn.Module, x: Tensor) -> tuple[Tensor, str]:
-    """Calls of every kind that use kernels where there are any."""
+    """Calls of every kind that use kernels if there are any."""
     J, path = evaluate(model, x)
     llr.plan(model, x)
     llr.gram(model, x)

@@ -22,12 +22,12 @@ BACKENDS = ["auto", "torch", "loop"]
 
 
 def functional(J: Tensor) -> Tensor:
-    """A number that weighs all entries differently, and is not linear in them."""
+    """A nonlinear function of the entries, with a different weight for each."""
     return (J.sin() * torch.arange(1, J.numel() + 1, dtype=J.dtype).view(J.shape)).sum()
 
 
 def gradients(value: Tensor, leaves: dict[Any, Tensor]) -> list[Tensor]:
-    """Of a number, with zeros for what it does not depend on (such as the last layer's bias)."""
+    """Gradients of a number, zero for tensors that it does not depend on (such as the last layer's bias)."""
     return list(
         torch.autograd.grad(value, list(leaves.values()), allow_unused=True, materialize_grads=True)
     )

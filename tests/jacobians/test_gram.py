@@ -1,4 +1,4 @@
-"""llr.gram and the triangular factor: every model and backend against J J', digits against exact numbers."""
+"""llr.gram and the triangular factor: every model and backend against J J', and against exact numbers."""
 
 from __future__ import annotations
 
@@ -251,7 +251,7 @@ def test_singular_values_as_accurate_as_those_of_the_jacobian(backend):
         torch.linalg.svdvals(triangle(model, x)).tolist(), expected, strict=True
     ):
         assert abs(value - true) <= allowed
-    # A float64 K has lost the lower half of them.
+    # A float64 K has lost the lower half of the digits.
     eigenvalues = torch.linalg.eigvalsh(llr.gram(model, x, backend=backend).reshape(30, 30))
     coarse = eigenvalues.clamp(min=0).sqrt().flip(0)[: len(expected)]
     wrong = [abs(float(v) - t) > allowed for v, t in zip(coarse, expected, strict=True)]
@@ -335,7 +335,7 @@ def test_bad_arguments():
             llr.gram(model, x, chunk_size=chunk_size)
     with pytest.raises(ValueError, match="backend='native' cannot compute this model: LayerNorm"):
         llr.gram(*make("layer norm"), backend="native")
-    with pytest.raises(ValueError, match="backend='layers' looks into modules"):
+    with pytest.raises(ValueError, match="backend='layers' reads the layers"):
         llr.gram(affine, x, params=affine_params(), backend="layers")
     with pytest.raises(ValueError, match="nan at index"):
         llr.gram(model, x * torch.nan)

@@ -1,4 +1,4 @@
-"""llr.jacobian: every path, every kind of model and output, and what it refuses."""
+"""llr.jacobian: every path, every kind of model and output, and refusals."""
 
 from __future__ import annotations
 
@@ -268,7 +268,7 @@ def test_linear_in_the_last_layer(backend):
     a, b = torch.randn(2, 2, 4, dtype=F64)
     assert_matches(at(2 * a - 3 * b), 2 * at(a) - 3 * at(b))
     J = llr.jacobian(model, x, backend=backend)
-    # The columns of the last layer are its inputs, whatever its weights are.
+    # The columns of the last layer are its inputs, for any weights.
     hidden = model[:4](x).detach()
     expected = torch.einsum("ij,nk->nijk", torch.eye(2, dtype=F64), hidden).flatten(2)
     assert_matches(J[..., llr.layout(model)[name]], expected)

@@ -1,4 +1,4 @@
-"""Models taken apart into layers: every kind of layer, and every use of a parameter that hooks do not see."""
+"""Models as sequences of layers: every kind of layer, and every use of a parameter that hooks do not see."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def own_forward() -> nn.Module:
 
 
 class Squared(nn.Linear):
-    """Not a linear layer, whatever it says."""
+    """A subclass of Linear that is not linear."""
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight**2, self.bias)
@@ -244,14 +244,14 @@ def case_of(case: str) -> tuple[nn.Module, Tensor]:
 
 
 def problem_of(model: nn.Module, x: Tensor) -> Problem:
-    """As a module of layers, even if it is an MLP."""
+    """The problem of a model that is treated as layers, even if it is an MLP."""
     problem = read_problem(model, x, None, F64)
     problem.mlp, problem.why_not_mlp = None, "the test takes it for a module"
     return problem
 
 
 def gram_of(parts: Iterable[Factor | Tensor]) -> Tensor:
-    """By a third way: no part's own formula for its Gram matrix."""
+    """The Gram matrix by a third method, without a layer's own formula."""
     total = torch.zeros(())
     for part in parts:
         for block in part.blocks(10**6) if isinstance(part, Factor) else [part]:
@@ -331,8 +331,8 @@ def test_callables_have_no_layers():
     assert layers.known == []
     assert layers.others == ["w", "b", "scale"]
     J = reference.jacobian(affine, x, params).flatten(0, 1)
-    for room in (8, 200, 10**6):
-        assert_matches(gram_of(stream(layers, room)), J @ J.T)
+    for budget in (8, 200, 10**6):
+        assert_matches(gram_of(stream(layers, budget)), J @ J.T)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, None])
@@ -345,15 +345,15 @@ def test_a_use_that_shows_at_some_samples_only(chunk_size, caplog):
     K, q = expected_gram(model, x)
     layers = read_layers(problem_of(model, x), q)
     assert layers.others == []
-    for room in (200, 10**6):
+    for budget in (200, 10**6):
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="llr"):
-            assert_matches(gram_of(stream(layers, room, chunk_size)), K)
+            assert_matches(gram_of(stream(layers, budget, chunk_size)), K)
         assert caplog.text.count("'a'") == 1
 
 
 def test_planted_errors_are_found(monkeypatch):
-    # The comparison with autograd is what the rest relies on: without it the result is wrong.
+    # The comparison with autograd is needed: without it the result is wrong.
     model, x = case_of("used outside of its module")
     K, q = expected_gram(model, x)
     monkeypatch.setattr("llr.jacobians.signals._agrees", lambda *_: True)

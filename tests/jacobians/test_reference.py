@@ -1,4 +1,4 @@
-"""The reference itself: against finite differences, torch.func, and sums that one can do by hand."""
+"""The reference Jacobian, against finite differences, torch.func, and numbers computed by hand."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ F64 = torch.float64
 
 
 def by_differences(model: nn.Module, x: Tensor, step: float = 1e-5) -> Tensor:
-    """Central differences of the outputs, one parameter at a time: an error of about step^2."""
+    """Central differences of the outputs, one parameter at a time, with an error of about step^2."""
     columns = []
     for p in model.parameters():
         for k in range(p.numel()):

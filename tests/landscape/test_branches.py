@@ -1,4 +1,4 @@
-"""Branches of global minima: their dimensions against parametrisations, their dim T against proofs."""
+"""Branches of global minima: dimensions compared with parametrisations, dim T with certified ranks."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def network(
     constant: bool = False,
     activation: str = "tanh",
 ) -> TwoLayer:
-    """A function of k neurons, beside one of no effect; `constant` has it make a constant."""
+    """A network of k neurons and one more, which has no effect, or adds a constant if `constant`."""
     torch.manual_seed(d + 10 * q + 100 * k)
     model = TwoLayer(d, k + 1, q, activation=activation, bias=bias, output_bias=output_bias)
     with torch.no_grad():
@@ -50,7 +50,7 @@ def network(
 
 
 def rows() -> Iterator[tuple[TwoLayer, Branch]]:
-    """Branches of functions of every kind, each at least once, at most CASES in all."""
+    """Targets of every kind and their branches: each kind at least once, at most CASES in total."""
     every = []
     for d, q, bias, output_bias, k in SETTINGS:
         for constant in (False, True) if bias else (False,):
@@ -66,7 +66,7 @@ def rows() -> Iterator[tuple[TwoLayer, Branch]]:
 
 
 class TestDimensions:
-    """The numbers of a row."""
+    """The numbers of a branch."""
 
     def test_tangent_dimensions_are_those_of_random_points(self) -> None:
         for number, (target, branch) in enumerate(rows()):
@@ -102,7 +102,8 @@ class TestDimensions:
             assert free_directions(point) == branch.dimension, branch
 
     def test_linearly_stable_branches(self) -> None:
-        # The zeros of the Hessian are the directions along the branch, and there are more on the others.
+        # On stable branches, the Hessian's null space consists of the directions along the branch. On other
+        # branches it is larger.
         for number, (target, branch) in enumerate(rows()):
             if number % 4 or branch.n_params > 20 or target[0].in_features == 1:
                 continue  # with one input the smallest eigenvalues are lost in rounding
@@ -136,9 +137,9 @@ class TestDimensions:
 def free_directions(point: TwoLayer) -> int:
     """The dimension of the set of parameters with the same groups and the same function, by ranks.
 
-    A group's neurons move together, if the group is none of the function's, and their outgoing weights
-    keep their sum. Neurons with w = 0 move in their biases and outgoing weights, with the output bias, such
-    that their sum stays.
+    Outgoing weights within a group change such that their sum stays the same. If a group does not belong to
+    the function, its neurons' incoming weights change together. The biases and outgoing weights of neurons
+    with w = 0 change together with the output bias, such that the sum stays the same.
     """
     net = read_structure(point)
     assert isinstance(net, TwoLayerNet)
@@ -173,7 +174,7 @@ def free_directions(point: TwoLayer) -> int:
 
 
 class TestTable:
-    """All branches, and how many of each."""
+    """All branches, and the number of assignments of each."""
 
     def test_the_smallest(self) -> None:
         found = branches(TwoLayer(2, 1), 2)
@@ -211,7 +212,7 @@ class TestTable:
         assert counted == {(b.copies, b.phantoms, b.constants): b.assignments for b in found}
 
     def test_orientations(self) -> None:
-        # Every neuron on the target may be reflected; a phantom group as a whole may not: it is where it is.
+        # Every neuron of the target's groups may be reflected. In a phantom group only all but one may be.
         for branch in branches(network(1, 1, True, False, 2), 5):
             free = sum(branch.copies) + sum(s - 1 for s in branch.phantoms)
             assert branch.orientations == 2**free
@@ -222,7 +223,7 @@ class TestTable:
         assert {b.role for b in shifted} == {"free"}
         plain = branches(network(1, 2, True, False, 1), 4)
         roles = {b.constants: {r.role for r in plain if r.constants == b.constants} for b in plain}
-        # Three outgoing weights in the plane are dependent: no room for a set of their own at bias 0.
+        # Three outgoing weights in the plane are dependent, so no separate set at bias 0 exists.
         assert roles == {0: {""}, 1: {"centred"}, 2: {"centred", "balanced"}, 3: {"balanced"}}
 
     def test_redundant_targets_are_reduced(self) -> None:
@@ -253,7 +254,7 @@ class TestTable:
 
 
 class TestPoints:
-    """Random points are on their branch, exactly."""
+    """Random points are exactly on their branch."""
 
     @pytest.mark.parametrize("activation", ["tanh", "erf"])
     def test_outgoing_weights_add_up(self, activation: str) -> None:
@@ -297,7 +298,7 @@ class TestPoints:
 
 
 class TestBadInput:
-    """Refused with what was expected."""
+    """Refusals name what was expected."""
 
     @pytest.mark.parametrize(
         ("target", "width", "message"),

@@ -1,4 +1,4 @@
-"""Gradients of losses and their scale, against normal equations and Jacobians."""
+"""Gradients of losses and their scale, compared with normal equations and Jacobians."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def randn(*shape: int, seed: int = 0) -> Tensor:
 
 
 def flat_error(outputs: Tensor, y: Tensor, loss: str) -> Tensor:
-    """The derivative of the loss with respect to the outputs, written out."""
+    """The derivative of the loss with respect to the outputs, by an explicit formula."""
     if loss == "mse":
         return ((outputs - y) / len(y)).flatten()
     return ((outputs.softmax(-1) - F.one_hot(y, outputs.shape[-1])) / len(y)).flatten()
 
 
 class TestNumbers:
-    """Loss, gradient and scale are what they are called."""
+    """Loss, gradient and scale have the right values."""
 
     @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
     def test_against_the_jacobian(self, loss: str) -> None:
@@ -93,7 +93,7 @@ class TestRounding:
 
     @pytest.mark.parametrize("dtype", [torch.float32, F64])
     def test_least_squares(self, dtype: torch.dtype) -> None:
-        # Planted: the solution of the normal equations, in the precision of the model.
+        # The exact critical point: the solution of the normal equations, in the precision of the model.
         x, y = randn(30, 4), randn(30, 2, seed=1)
         best = torch.linalg.lstsq(x, y).solution.T
         model = nn.Linear(4, 2, bias=False, dtype=dtype)
@@ -119,7 +119,7 @@ class TestRounding:
         rounded = y * (1 + (randn(20, 3, seed=1)).sign() * 2.0**-52)
         found = criticality(model, x, rounded)
         assert found.residual > 0
-        assert found.relative > 1e-3  # the direction of what is left is that of noise
+        assert found.relative > 1e-3  # what is left of the gradient is noise, in a random direction
         assert found
         assert not criticality(model, x, y + 1e-9)
 
@@ -180,7 +180,7 @@ def minimised(model: nn.Sequential, x: Tensor, y: Tensor, steps: int = 200) -> n
 
 
 class TestReport:
-    """What a result says."""
+    """The report of a result."""
 
     def test_text_and_json(self) -> None:
         model, x = mlp([1, 2, 1]).double(), randn(5, 1)
@@ -201,7 +201,7 @@ class TestReport:
 
 
 class TestBadInput:
-    """Refused before any work, with what was expected."""
+    """Refused before any work; messages name what was expected."""
 
     @pytest.mark.parametrize(
         ("change", "error", "message"),

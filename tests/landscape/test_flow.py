@@ -1,4 +1,4 @@
-"""Rates of gradient flow against solutions in closed form, and the flow against its rate."""
+"""Rates of gradient flow compared with closed forms, and the flow compared with its rate."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class TestRate:
         model, x = mlp([1, 3, 1]).double(), randn(4, 1)
         with pytest.raises(ValueError, match="at least one sample"):
             rate(model, x[:0])
-        with pytest.raises(ValueError, match="gradient flow stands still"):
+        with pytest.raises(ValueError, match="gradient flow changes nothing"):
             rate(nn.Linear(1, 1, bias=False, dtype=F64), 0 * x)
         batch = {n: torch.stack([p.detach()] * 3) for n, p in model.named_parameters()}
         with pytest.raises(ValueError, match="one parameter point"):
@@ -105,7 +105,7 @@ class TestFlow:
 
     @pytest.mark.parametrize(
         ("widths", "n"),
-        # Fewer observations than parameters; as many samples as pin the function down; several outputs; deep.
+        # Fewer observations than parameters; enough samples to determine the function; several outputs; deep.
         [([1, 5, 1], 3), ([2, 1, 1], 12), ([2, 3, 2], 4), ([2, 3, 3, 1], 6)],
     )
     def test_measured_rate(self, widths: list[int], n: int) -> None:
@@ -119,14 +119,14 @@ class TestFlow:
         found = flow(model, x, y, times, rtol=1e-9)
         nn.utils.vector_to_parameters(found.parameters[-1], model.parameters())
         assert found.decay == pytest.approx(rate(model, x).rate, rel=0.02)
-        # Planted: the next eigenvalue would be told apart.
+        # The test would notice if the rate were that of the next eigenvalue.
         J = llr.jacobian(model, x).reshape(-1, start.n_params)
         next_slowest = float(llr.svdvals(J)[start.rank - 2]) ** 2 / n
         assert found.decay != pytest.approx(next_slowest, rel=0.02)
 
     def test_branches(self) -> None:
-        # On linearly stable branches residuals die at the rate. Near others J gains rank, and some residuals
-        # fall more slowly than any eigenvalue at the minimum says, on as many samples as one likes.
+        # On linearly stable branches residuals decay at the rate. Near others the rank of J is larger,
+        # and some residuals decay more slowly than all eigenvalues at the minimum, for any number of samples.
         target = TwoLayer(1, 1, activation="tanh").double()
         with torch.no_grad():
             for p, v in zip(target.parameters(), (1.5, 0.3, 1.0), strict=True):
@@ -158,7 +158,7 @@ class TestFlow:
         assert "falling like exp(-" in str(found)
         plain = json.loads(json.dumps(found.to_dict(spectrum=True), allow_nan=False))
         assert [len(point) for point in plain["parameters"]] == [10] * 6
-        # At the minimum there is nothing but noise to fit.
+        # At the minimum the residuals are only noise.
         still = flow(model, x, model(x).detach(), [0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
         assert still.decay is None
         assert "falling" not in str(still)

@@ -1,4 +1,4 @@
-"""Eigenvalues of Hessians against closed forms and other ways to compute them."""
+"""Eigenvalues of Hessians compared with closed forms and other methods."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native libr
 
 
 class TestEigenvalues:
-    """The numbers themselves."""
+    """The values of the eigenvalues."""
 
     def test_least_squares(self) -> None:
         x, y = randn(9, 4), randn(9, 1, seed=1)
@@ -84,7 +84,7 @@ class TestEigenvalues:
         torch.testing.assert_close(
             found.eigenvalues, torch.linalg.eigvalsh(G), atol=1e-13, rtol=1e-9
         )
-        # Adding to all logits changes nothing: 2 of 3 directions per sample are seen.
+        # Adding a constant to all logits changes nothing: the loss depends on 2 of 3 directions per sample.
         assert found.nullity is not None
         assert found.nullity >= found.n_params - 18
         assert found.index == 0
@@ -98,7 +98,7 @@ class TestEigenvalues:
         assert found.index > 0
 
     def test_small_singular_values_are_not_drowned(self) -> None:
-        # Planted: J has singular values 1 and 1e-10, so that J'J has 1e-20, below what eigvalsh resolves.
+        # J has singular values 1 and 1e-10, so that J'J has an eigenvalue 1e-20, too small for eigvalsh.
         x = torch.tensor([[1.0, 1.0], [0.0, 1e-10], [0.0, 0.0]], dtype=F64)
         model, y = nn.Linear(2, 1, bias=False, dtype=F64), torch.zeros(3, 1, dtype=F64)
         found = hessian_spectrum(model, x, y, kind="gauss-newton")
@@ -129,7 +129,7 @@ class TestNullity:
 
 
 class TestLanczos:
-    """The ends of the spectrum without the matrix."""
+    """The ends of the spectrum, computed without the matrix."""
 
     @pytest.mark.parametrize("kind", ["full", "gauss-newton"])
     @pytest.mark.parametrize("loss", ["mse", "cross_entropy"])
@@ -179,7 +179,7 @@ class TestLanczos:
 
 
 def split_by_hand(narrow: nn.Sequential, t: float) -> tuple[nn.Sequential, Tensor]:
-    """The first neuron of a d-m-q network twice, with shares 1 - t and t; and the matrix of that map."""
+    """Split the first neuron of a d-m-q network, with shares 1 - t and t; and the matrix of this map."""
     m, q = narrow[0].out_features, narrow[2].out_features
     d = narrow[0].in_features
     E = torch.cat((torch.eye(m, dtype=F64), torch.eye(m, dtype=F64)[:1]))
@@ -222,7 +222,7 @@ class TestEmbedded:
         narrow = mlp([2, 2, 2], output_bias=False).double()
         wide, A = split_by_hand(narrow, t)
         found = embedded_spectrum(narrow, wide, A, x, y)
-        # Least squares on A, eigenvector by eigenvector, from another Hessian: that of autograd.
+        # Independent: least squares with A for each eigenvector, with autograd's Hessian.
         theta = parameters_to_vector(wide.parameters()).detach()
         params = dict(wide.named_parameters())
 
@@ -272,7 +272,7 @@ class TestEmbedded:
         x, y = randn(9, 2), randn(9, 2, seed=1)
         narrow = mlp([2, 2, 2], output_bias=False).double()
         wide, A = split_by_hand(narrow, 0.5)
-        # Planted: a matrix that is not the derivative of the embedding.
+        # A wrong matrix, which is not the derivative of the embedding.
         wrong = A.clone()
         wrong[0, 0] = 2.0
         assert embedded_spectrum(narrow, wide, wrong, x, y).mismatch > 1e-3
@@ -297,7 +297,7 @@ class TestEmbedded:
 
 
 class TestReport:
-    """What a spectrum says."""
+    """The report of a spectrum."""
 
     def test_text_and_json(self) -> None:
         x = torch.eye(3, dtype=F64)[:2]

@@ -1,4 +1,4 @@
-"""Networks of small dyadic numbers, and wide ones of the same function, written out by hand."""
+"""Networks of small dyadic numbers, and wider networks with the same function, built by hand."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def linears(net: nn.Sequential) -> list[nn.Linear]:
 def built(
     net: nn.Sequential, tables: list[tuple[list[list[float]], list[float] | None]]
 ) -> nn.Sequential:
-    """A network of these weights and biases, with the activation of another."""
+    """A network with these weights and biases, and the activation of another network."""
     layers: list[nn.Module] = []
     for W, b in tables:
         layer = nn.Linear(len(W[0]), len(W), bias=b is not None, dtype=F64)
@@ -60,7 +60,7 @@ def tables(net: nn.Sequential) -> list[tuple[list[list[float]], list[float] | No
 def with_neuron(
     net: nn.Sequential, layer: int, row: Sequence[float], bias: float, column: Sequence[float]
 ) -> nn.Sequential:
-    """One more neuron in a hidden layer, with these incoming and outgoing weights."""
+    """Add a neuron to a hidden layer, with these incoming and outgoing weights."""
     parts = tables(net)
     W, b = parts[layer]
     W.append(list(row))
@@ -74,7 +74,7 @@ def with_neuron(
 def split(
     net: nn.Sequential, layer: int, shares: Sequence[float], neuron: int = 0, sign: int = 1
 ) -> nn.Sequential:
-    """A neuron twice, the copy reflected for sign = -1, with a share for each neuron that reads it."""
+    """Split a neuron: the copy is reflected for sign = -1, and has a share for each neuron that reads it."""
     W, b = tables(net)[layer]
     out = [row[neuron] for row in tables(net)[layer + 1][0]]
     row, bias = [sign * v for v in W[neuron]], 0.0 if b is None else sign * b[neuron]
@@ -97,7 +97,7 @@ def member(
     first: int = 0,
     second: int = 0,
 ) -> nn.Sequential:
-    """A member of the family of lifted networks, entry by entry."""
+    """A member of the family of lifted networks, built entry by entry."""
     parts = tables(net)
     (W, b), (V, c), (A, _) = parts[layer : layer + 3]
     W.append(list(W[first]))
@@ -119,20 +119,20 @@ def member(
 def reading(
     net: nn.Sequential, layer: int = 0, first: int = 0, second: int = 0
 ) -> tuple[float, list[float]]:
-    """u and v: what neuron `second` of the next layer, and the others there, read from neuron `first`."""
+    """u and v: the weights from neuron `first` to neuron `second` of the next layer, and to others there."""
     column = linears(net)[layer + 1].weight[:, first].tolist()
     return column[second], column[:second] + column[second + 1 :]
 
 
 def quarters(chance: random.Random, *, zero: bool = False) -> float:
-    """A multiple of 1/4 up to 2."""
+    """A multiple of 1/4 from -2 to 2."""
     return chance.choice([k / 4 for k in range(-8, 9) if k or zero])
 
 
 def holds(
     u: float, v: Sequence[float], alpha: float, t: float, s: float, r: Sequence[float]
 ) -> bool:
-    """Whether there is a lambda, by the minors of two rows of numbers."""
+    """Whether a lambda exists, by the minors of a matrix with two rows."""
     narrow = [Fraction(u), *map(Fraction, v)]
     wide = [(1 - Fraction(alpha)) * Fraction(t) + Fraction(alpha) * Fraction(s), *map(Fraction, r)]
     pairs = itertools.combinations(range(len(narrow)), 2)

@@ -1,4 +1,4 @@
-"""What `lift_status` refuses."""
+"""Arguments that `lift_status` refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The family of lifted networks: its condition against certified ranks, and its record."""
+"""The family of lifted networks: its condition, compared with certified ranks, and its record."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ SHAPES = [
 
 
 def random_member(seed: int) -> tuple[nn.Sequential, dict[str, Any]]:
-    """A narrow network, and arguments: half of the time by lambda, otherwise free ones."""
+    """A narrow network, and arguments: in half of the cases given by lambda, otherwise free."""
     chance = random.Random(seed)
     widths = SHAPES[seed % len(SHAPES)]
     layer = chance.randrange(len(widths) - 3)
@@ -57,7 +57,7 @@ def random_member(seed: int) -> tuple[nn.Sequential, dict[str, Any]]:
     if chance.random() < 0.1:
         linears(narrow)[layer + 1].weight.data[second, first] = 0
     place = {"layer": layer, "first": first, "second": second}
-    # Divisions by alpha stay within float64.
+    # So that divisions by alpha are exact in float64.
     alpha = chance.choice([0.0, 0.25, 0.5, -1.0, 1.0, 2.0, -0.25])
     if chance.random() < 0.5:
         free = {"t" if alpha else "s": quarters(chance)}
@@ -70,7 +70,7 @@ def random_member(seed: int) -> tuple[nn.Sequential, dict[str, Any]]:
 
 
 def agrees(seed: int) -> bool:
-    """Whether the record is right about a random member, by its definition and by proof."""
+    """Whether the record of a random member is right, by the definition and by certified ranks."""
     narrow, arguments = random_member(seed)
     wide, lift = lifted_family(narrow, **arguments)
     u, v = reading(narrow, lift.layer, lift.first, lift.second)
@@ -102,7 +102,7 @@ class TestCondition:
         found = [lifted_family(net, **kw)[1].contained for net, kw in map(random_member, range(56))]
         assert 20 <= sum(found) <= 40
 
-    # What follows from lambda, wrongly: s + 1, r not times lambda, t + 1, the shares the wrong way round.
+    # Wrong formulas for members by lambda: s + 1, r not times lambda, t + 1, shares exchanged.
     @pytest.mark.parametrize(
         "wrong",
         [
@@ -125,7 +125,7 @@ class TestCondition:
         monkeypatch.setattr(family, "_by_lambda", by_lambda)
         assert not all(agrees(seed) for seed in range(56))
 
-    # A lambda that is always there, never for 0, or looks at the first row only.
+    # Wrong searches for lambda: one that always exists, never for 0, or depends on the first row only.
     @pytest.mark.parametrize(
         "wrong",
         [
@@ -269,7 +269,7 @@ class TestRecord:
         assert isinstance(lift, Lift)
         text = str(lift)
         assert text.startswith(
-            "neuron 0 of hidden layer 0 and neuron 0 of the next twice, alpha = 1/4"
+            "neuron 0 of hidden layer 0 and neuron 0 of the next layer duplicated, alpha = 1/4"
         )
         assert text.endswith("lambda = 1/4")
 
@@ -336,14 +336,18 @@ ONE = dyadic(1, 1, 1, 1)
         (
             lambda: lifted_family(NET, alpha=1, t=1, s=1, lam=1),
             ValueError,
-            "lam is given beside s, which follows from it; expected lam and t for alpha != 0",
+            "lam is given with s, which follows from lam; expected lam and t for alpha != 0",
         ),
-        (lambda: lifted_family(NET, alpha=1, t=1, r=[1], lam=1), ValueError, "beside r, which"),
-        (lambda: lifted_family(NET, alpha=1, lam=1), ValueError, "t not given; expected it beside"),
+        (lambda: lifted_family(NET, alpha=1, t=1, r=[1], lam=1), ValueError, "with r, which"),
+        (
+            lambda: lifted_family(NET, alpha=1, lam=1),
+            ValueError,
+            "t not given; expected it with lam",
+        ),
         (
             lambda: lifted_family(NET, alpha=0, t=1, lam=1),
             ValueError,
-            "beside t, which follows from it; expected lam and s for alpha = 0",
+            "with t, which follows from lam; expected lam and s for alpha = 0",
         ),
         (lambda: lifted_family(NET, alpha=0, lam=1), ValueError, "s not given"),
         (

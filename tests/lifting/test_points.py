@@ -1,4 +1,4 @@
-"""Critical points that owe it to the sample: gradients, Hessians, other samples, and proofs."""
+"""Critical points that exist only for the given samples: gradients, Hessians, other samples, and proofs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def case(
 
 
 def hessian(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Of half the mean square, by autograd twice."""
+    """The Hessian of half the mean square, by double autograd."""
     values = dict(net.named_parameters())
     names = list(values)
 
@@ -95,7 +95,7 @@ class TestPoints:
         index, nullity = index_and_nullity(narrow, x, y)
         assert (found.narrow.index, found.narrow.nullity) == (index, nullity)
         for point in found:
-            # The function is the narrow one's, whose errors the new neuron does not see.
+            # The function is the narrow network's, and its errors are orthogonal to the new neuron.
             torch.testing.assert_close(point.model(x), narrow(x), rtol=1e-13, atol=1e-13)
             assert point.critical
             assert gradient(point.model, x, y) < 1e-12
@@ -103,7 +103,7 @@ class TestPoints:
                 narrow, layer, [w + 0.25 for w in point.weight], point.bias or 0.0, [0.0] * n_out
             )
             assert gradient(moved, x, y) > 1e-10
-            # n_out more negative eigenvalues, the rest of the new numbers without curvature.
+            # n_out more negative eigenvalues; zero curvature for the other new parameters.
             assert point.coupling == n_out
             assert point.dimension == found.dimension
             assert index_and_nullity(point.model, x, y) == (
@@ -169,7 +169,7 @@ class TestPoints:
 
 class TestSearch:
     def test_copies_and_constants_are_left_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        # As many equations as numbers: the neurons that are there are isolated solutions, and are found.
+        # As many equations as unknowns: existing neurons are isolated solutions, which the search finds.
         narrow, x, y = case(1, 2, 2, n=30, seed=3)
         found = lifted_critical_points(narrow, x, y, starts=40)
         first = linears(narrow)[0]
@@ -209,7 +209,7 @@ class TestSearch:
                 (found._cosines, found._cosines_derivative),
             ):
                 torch.testing.assert_close(torch.func.jacrev(function)(v), derivative(v))
-            # The errors span what the gradients by the next layer's biases do, sample by sample.
+            # The errors span the same space as the per-sample gradients by the next layer's biases.
             E = self.errors(narrow, x, y, layer)
             torch.testing.assert_close(found.errors @ (found.errors.mT @ E), E)
             assert found.errors.shape == E.shape
@@ -286,7 +286,7 @@ class TestLosses:
             assert point.critical.relative < 1e-5
 
     def test_a_trained_network(self) -> None:
-        # A minimum that was come near to, of targets that the network does not fit.
+        # Near a minimum, for targets that the network does not fit.
         narrow, x = dyadic(2, 2, 1), normal(40, 2)
         y = (x[:, :1] * x[:, 1:]).sin() + 0.3 * normal(40, 1, 1)
         steps = torch.optim.LBFGS(
@@ -330,7 +330,7 @@ class TestTargets:
         gradients = torch.autograd.grad((model(x) - found).square().sum(), model.parameters())
         assert max(float(g.abs().max()) for g in gradients) < 1e-12
         assert float((found - model(x).detach()).abs().max()) > 0.1
-        if given:  # what was changed lies in the range of J, so that nothing else is as near
+        if given:  # the change is in the range of J, so these are the nearest targets
             J = torch.autograd.functional.jacobian(
                 lambda *p: torch.func.functional_call(
                     model, dict(zip(dict(model.named_parameters()), p, strict=True)), (x,)
@@ -435,7 +435,7 @@ NET, X, Y = case(2, 2, 1)
         (
             lambda: lifted_critical_points(nn.Linear(2, 1), X, Y),
             ValueError,
-            "at least 1 hidden layer: one of them gets a neuron",
+            "at least 1 hidden layer: a neuron is added to one of them",
         ),
         (lambda: lifted_critical_points(mlp, X, Y), TypeError, "expected an nn.Module"),
     ],

@@ -1,4 +1,4 @@
-"""Containment of tangent spaces: the cases of the theory, with certified ranks, and what they mean."""
+"""Containment of tangent spaces: the cases of the theory, with certified ranks, and their consequences."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native libr
 def check(
     narrow: nn.Module, wide: nn.Module, ranks: tuple[int, int, int] | None, contained: bool
 ) -> LiftStatus:
-    """The verdict is proved, the ranks are these, and C is what it is called."""
+    """Assert that the verdict is proved, the ranks are these, and C maps J_narrow to J_wide."""
     found = lift_status(narrow, wide)
     assert (found.contained, found.proved, bool(found)) == (contained, True, contained)
     bounds = (found.narrow, found.wide, found.joint)
@@ -57,7 +57,7 @@ def check(
 
 
 def means_critical(narrow: nn.Module, wide: nn.Module, contained: bool) -> None:
-    """On samples on which the narrow network is critical the wide one is, or is not."""
+    """Assert that the wide network is critical, or not, on samples on which the narrow one is critical."""
     d = linears(narrow)[0].in_features
     for seed in range(2):
         x = normal(60, d, seed)
@@ -68,7 +68,7 @@ def means_critical(narrow: nn.Module, wide: nn.Module, contained: bool) -> None:
 
 
 class TestTable:
-    """Rows of the theory's table: alpha, t, s and r from u, v and lambda = 1/4."""
+    """Rows of the theory's table: alpha, t, s and r, given u, v and lambda = 1/4."""
 
     @pytest.mark.parametrize(
         ("alpha", "t", "s"),
@@ -139,7 +139,7 @@ NARROW = [(1, 2, 2, 1), (2, 2, 3, 1), (1, 2, 2, 2)]
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("widths", NARROW)
 class TestMoves:
-    """One more neuron in a hidden layer: which moves keep T, and by how much the others enlarge it."""
+    """One more neuron in a hidden layer: which moves keep T, and how much the others enlarge it."""
 
     @pytest.mark.parametrize(("share", "sign"), [(0.25, 1), (0, 1), (1, -1), (-1.5, -1)])
     def test_splits(self, widths: tuple[int, ...], layer: int, share: float, sign: int) -> None:
@@ -161,7 +161,7 @@ class TestMoves:
         P = sum(p.numel() for p in narrow.parameters())
         idle = with_neuron(narrow, layer, [0.6875] * n_in, 0.5, [0.0] * n_out)
         check(narrow, idle, (P, P + n_out, P + n_out), False)
-        # A constant of 0: nothing has to be moved to the next bias, so that the functions are equal exactly.
+        # With a constant of 0 the next bias stays the same, so that the functions are exactly equal.
         constant = with_neuron(narrow, layer, [0.0] * n_in, 0.0, [0.8125] * n_out)
         check(narrow, constant, (P, P + n_in, P + n_in), False)
         if n_out >= 2:
@@ -192,7 +192,7 @@ class TestKinds:
         found = lift_status(narrow, split(narrow, 0, [0.25, 0.25]))
         assert found
         assert found.proved
-        if activation == "relu":  # dim T of a deep ReLU network is not known, but bounded
+        if activation == "relu":  # for a deep ReLU network, only bounds of dim T are known
             assert found.narrow.upper == P - 4
         else:
             assert (found.narrow.lower, found.joint.lower) == (P, P)
@@ -231,7 +231,7 @@ class TestKinds:
         assert (found.narrow.lower, found.narrow.upper) == (3, 3)
 
     def test_sines_by_closed_form(self) -> None:
-        # Two phases of one direction span what any third one does, which symbols do not see.
+        # Any third phase of a direction is in the span of two, but symbols do not show this.
         def net(b: list[float], a: list[float]) -> TwoLayer:
             w = torch.ones(len(b), 1)
             return TwoLayer.of(
@@ -287,7 +287,7 @@ def with_neuron_linear(net: nn.Sequential) -> nn.Sequential:
 
 
 class TestUndecided:
-    """What is not known is not claimed."""
+    """Cases without a proof are reported as undecided or not proved."""
 
     def test_one_function_of_two_activations(self) -> None:
         # tanh(z) = 2 sigmoid(2 z) - 1: as many dimensions together as alone, but no C is found.
@@ -316,7 +316,7 @@ class TestUndecided:
         assert 0 < found.difference < 1e-14
 
     def test_clearly_apart_though_to_rounding(self) -> None:
-        # tanh(1/2) moved to the next bias is rounded; the new directions are none of rounding.
+        # tanh(1/2) is rounded in the next bias, but the new directions are too large to be rounding.
         narrow = dyadic(1, 2, 2, 1)
         wide = with_neuron(narrow, 0, [0.0], 0.5, [0.75, 0.5])
         with torch.no_grad():
@@ -328,7 +328,7 @@ class TestUndecided:
 
 
 class TestMistakes:
-    """What is false is refused or found out."""
+    """Mistakes are refused or detected."""
 
     def test_another_function(self) -> None:
         narrow = dyadic(1, 2, 2, 1)
@@ -387,7 +387,7 @@ class TestResult:
         assert found.n_samples == 13 + 17 + 16
         other = lift_status(narrow, split(narrow, 0, [0.25, 0.5]))
         assert json.loads(json.dumps(other.to_dict()))["matrix"] is None
-        assert str(other).startswith("not contained: critical by way of the sample only (proved)")
+        assert str(other).startswith("not contained: critical for special samples only (proved)")
         assert "13 / 15 / 15" in str(other)
 
     def test_samples(self) -> None:

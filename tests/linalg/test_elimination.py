@@ -1,4 +1,4 @@
-"""Pivots, their proofs and exact ranks of matrices that are built to have a rank."""
+"""Pivots, their proofs and exact ranks, for matrices built with a known rank."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from llr.ranks.certificates.verification import _nonsingular
 
 
 def integers(m: int, n: int, r: int, seed: int, size: int = 9) -> fmpz_mat:
-    """A product of (m, r) and (r, n) with small integers in it."""
+    """A product of (m, r) and (r, n) matrices of small integers."""
     state = seed + 1
 
     def draw() -> int:
@@ -32,7 +32,7 @@ SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12), st.integers(0, 8), st.
 
 @pytest.fixture(params=["whole", "in blocks"])
 def pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    """How large blocks of matrices are that are treated in one call."""
+    """Runs the test with different sizes of the blocks that one call processes."""
     if request.param == "in blocks":
         monkeypatch.setattr("llr.linalg.elimination.largest_piece", lambda _: 2)
         return 2
@@ -92,7 +92,7 @@ class TestBalls:
         assert prove(Scaled(wide, 64), [(0, 0), (1, 1)])[0] == 1
 
     def test_graded_far_beyond_float64(self) -> None:
-        # Row and column scaling makes this the matrix [[1, 1], [1, 2]] with a block of its own.
+        # After scaling of rows and columns, this is the matrix [[1, 1], [1, 2]] and another block.
         with precision(64):
             A = arb_mat(
                 3, 3, [arb((1, -6000)), 1, 0, arb((1, 1)), arb((1, 6002)), 0, 0, 0, arb((3, -9000))]

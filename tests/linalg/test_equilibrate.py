@@ -1,4 +1,4 @@
-"""Rows and columns multiplied by powers of two: exact, and enough for units not to decide."""
+"""Rows and columns multiplied by powers of two: exact, and results do not depend on units."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class TestScaling:
         assert ((B == 0) == (C == 0)).all()
 
     def test_columns_in_units_where_some_samples_are_zero(self) -> None:
-        # Neither rows first nor columns first are right for both sides.
+        # Scaling rows first is wrong for one side, columns first for the other.
         A = normal(20, 4)
         A[::2, 0] = 0
         B = A * torch.tensor([1e120, 1.0, 1e-90, 1.0], dtype=F64) * units(20, 3)[:, None]
@@ -192,7 +192,7 @@ class TestUnitsDoNotDecide:
         assert not result.exact
 
     def test_noise_is_not_scaled_up_where_errors_are_not_known(self) -> None:
-        # A softmax does not see what is added to all keys: these gradients are rounding, and no rank.
+        # A softmax does not depend on a constant added to all keys: these gradients are rounding, not rank.
         class Attention(nn.Module):
             def __init__(self) -> None:
                 super().__init__()

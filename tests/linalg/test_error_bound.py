@@ -1,4 +1,4 @@
-"""Bounds of the errors of Jacobians, by the operators and by the formula in torch: against balls."""
+"""Bounds of the errors of Jacobians, by the operators and by the formula in torch, compared with balls."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def formula(model: nn.Module, x: Tensor, *, autograd: bool = False) -> Tensor:
 
 
 def true_errors(model: nn.Module, x: Tensor, J: Tensor) -> list[arb]:
-    """For each row the norm of the difference from the exact Jacobian, in balls."""
+    """For each row, the norm of its difference from the exact Jacobian, computed in balls."""
     exact = read_network(model, x).jacobian(700)
     rows = []
     for i, row in enumerate(J.flatten(0, -2).double().tolist()):
@@ -76,9 +76,9 @@ def true_errors(model: nn.Module, x: Tensor, J: Tensor) -> list[arb]:
 
 
 def assert_bounds(bounds: Tensor, errors: list[arb], what: str) -> float:
-    """No error is above its bound; the largest ratio of the two.
+    """Assert that no error is above its bound, and return the largest ratio of the two.
 
-    Balls that came out infinite (of the exponential of a number near 1e300) show nothing.
+    Infinite balls (from the exponential of a number near 1e300) are skipped.
     """
     most = 0.0
     for bound, error in zip(bounds.flatten().tolist(), errors, strict=True):
@@ -114,7 +114,7 @@ def test_random_networks(activation: str) -> None:
             assert torch.equal(again, J)
             assert_bounds(bounds, errors, f"operator {case}")
             assert torch.equal(_ops.mlp_gram_with_error(*arguments(model, x))[1], bounds)
-    assert most > 1e-4  # a bound that is never near is none
+    assert most > 1e-4  # a bound that is always far too large would be useless
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_what_is_not_known_is_infinite() -> None:
 
 @native
 def test_kinks() -> None:
-    # At x = 0 a sum of zeros is zero, without a doubt on which side of the kink it is; near it there is one.
+    # At x = 0 a sum of zeros is exactly zero, so its side of the kink is certain; near 0 it is uncertain.
     model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 1)).double()
     model[0].weight.copy_(torch.tensor([[1.0, 3.0], [1.0, 2.0]]))
     bounds = _ops.mlp_jacobian_with_error(
@@ -270,7 +270,7 @@ def test_bad_arguments() -> None:
 
 @pytest.mark.parametrize("dtype", [F64, F32])
 def test_singular_values_of_known_matrices(dtype: torch.dtype) -> None:
-    # Of exactly deficient matrices the values that are zero come out below their error.
+    # For exactly rank-deficient matrices, the computed values of exact zeros are below their error bound.
     generator = torch.Generator().manual_seed(0)
     for case in range(CASES):
         m, n, r = 4 + case % 9, 3 + case % 13, 1 + case % 3

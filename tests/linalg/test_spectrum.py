@@ -1,4 +1,4 @@
-"""Singular values, and tolerances against exact arithmetic and known matrices."""
+"""Singular values and tolerances, compared with exact arithmetic and known matrices."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DTYPES = [torch.float32, torch.float64]
 
 
 def low_rank(m: int, n: int, r: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
-    """An integer matrix of rank r exactly; the first r rows of its left factor are the identity."""
+    """An integer matrix with exact rank r; the first r rows of its left factor are the identity."""
     g = torch.Generator().manual_seed(seed)
     left = torch.randint(-3, 4, (m, r), generator=g).to(dtype)
     left[:r] = torch.eye(r, dtype=dtype)
@@ -136,7 +136,7 @@ class TestSvdvals:
 
 
 class TestNoConvergence:
-    """What the first method cannot do is done by another, and said."""
+    """If the first method fails, another one is used, and the result says so."""
 
     @staticmethod
     def agrees(A: Tensor, caplog: pytest.LogCaptureFixture) -> None:
@@ -202,7 +202,7 @@ class TestBadMatrices:
             llr.svdvals(torch.ones(2, 2, dtype=dtype))
 
     def test_the_real_form_of_a_complex_matrix(self) -> None:
-        """What the message says, by NumPy, which takes complex matrices: twice each singular value."""
+        """The message's advice, checked with NumPy for complex matrices: each singular value twice."""
         g = torch.Generator().manual_seed(0)
         left, right = (
             torch.randn(*s, dtype=torch.complex128, generator=g) for s in ((5, 3), (3, 7))

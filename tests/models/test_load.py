@@ -1,4 +1,4 @@
-"""Models from specs and weights files; what is refused, and how it is said."""
+"""Models from specs and weights files; refusals and their messages."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ ZOO = """
 
 @pytest.fixture
 def zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A module of models in the current directory."""
+    """A Python module with models, in the current directory."""
     (tmp_path / "zoo_of_models.py").write_text(textwrap.dedent(ZOO))
     (tmp_path / "imports_missing.py").write_text("import a_module_that_is_not_there\n")
     (tmp_path / "broken_syntax.py").write_text("def f(:\n")

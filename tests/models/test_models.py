@@ -1,4 +1,4 @@
-"""The models of the theory: their functions, derivatives, exact arithmetic, and ranks known from theorems."""
+"""The models of the theory: functions, derivatives, exact arithmetic, and ranks known from theorems."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def case(name: str, n: int = 5) -> tuple[nn.Module, Tensor]:
 
 
 def whole(*shape: int, seed: int = 0, most: int = 9) -> Tensor:
-    """Integers as floating-point numbers, which exact arithmetic is fast with."""
+    """Random integers as floating-point numbers, for which exact arithmetic is fast."""
     return torch.randint(-most, most + 1, shape, generator=generator(seed)).double()
 
 

@@ -1,4 +1,4 @@
-"""Polynomial activations: names that tell coefficients, rational derivatives, generic ranks."""
+"""Polynomial activations: names with coefficients, rational derivatives, generic ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models that would not fit the memory are refused before they are built."""
+"""Models that would not fit in memory are refused before they are built."""
 
 from __future__ import annotations
 

@@ -1,19 +1,20 @@
-"""Random calls of torch.ops.llr, most of them wrong; test_fuzz.py runs them in processes of their own.
+"""Random calls of torch.ops.llr, most of them wrong; test_fuzz.py runs them in separate processes.
 
     cd tests && python -m operators.fuzz FIRST LAST
 
-runs the cases of these numbers. Of each it writes the number to standard output before it begins, and what
-is wrong with it to standard error. A call that takes more than ten seconds of the processor, or five
+runs the cases with these numbers. The number of each case is written to standard output before it begins, and
+complaints about it to standard error. A call that takes more than ten seconds of processor time, or five
 minutes, ends the process.
 
-What a call may do: return, with the type and shape that its fake kernel foretells, or raise an error of ours,
-which begins with the name of the operator. Errors of torch are accepted where its own parser refuses an
-argument before it has come to us: a value that is of no type of the schema, a missing or unknown argument.
-So are two answers that torch gives for every custom operator: functorch's "functionalize" takes none that
-writes into an argument, and fake tensors cannot have sizes that depend on numbers
-(DynamicOutputShapeException) unless they are traced. So is autograd's, that parameters are not written into.
-So is what a context cannot do to any operator's
-tensors. Errors before the operator is reached are the context's.
+A call may return, with the type and shape that its fake kernel predicts, or raise an error of llr, which
+begins with the name of the operator. These errors of torch are accepted too:
+
+* torch's parser refuses an argument before the operator is called: a value of a wrong type, a missing or
+  unknown argument.
+* functorch's "functionalize" accepts no custom operator that writes into an argument.
+* Fake tensors that are not traced cannot have sizes that depend on numbers (DynamicOutputShapeException).
+* Autograd does not allow writing into parameters.
+* A context cannot handle some kinds of tensors for any operator, or fails before the operator is called.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .fuzz_calls import OPERATORS, draw
 
 
 def over_first(transform: Callable[..., Any]) -> Callable[..., Any]:
-    """The transform over the call's first tensor."""
+    """Applies the transform to a call as a function of its first tensor."""
 
     def run(op: Any, arguments: list[Any], options: dict[str, Any]) -> Any:
         k = next((i for i, a in enumerate(arguments) if isinstance(a, Tensor)), None)
@@ -62,7 +63,7 @@ def inside(context: Callable[[], Any]) -> Callable[..., Any]:
 
 
 def some_output(f: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
-    """Transforms take functions that return a tensor."""
+    """The function with a tensor as its result, as transforms need it."""
 
     def output(t: Tensor) -> Tensor:
         out = f(t)
@@ -90,7 +91,7 @@ PARSER = (
     r"llr::{op}\(\) |.* for operator 'llr::{op}|.* Schema: llr::{op}[.(]|"
     r".*INTERNAL ASSERT FAILED at \".*function_schema.cpp"
 )
-"""How torch begins, or ends, when its parser refuses an argument."""
+"""Messages of torch when its parser refuses an argument."""
 OF_CONTEXT = {
     "under functionalize": (
         r"(?s)Found a custom \(non-ATen\) operator whose output has alias|.*DefaultCPUAllocator"
@@ -101,13 +102,13 @@ WRAPPERS = (
     r"Internal error: NestedTensorImpl doesn't support|Sparse CSR tensors do not have strides|"
     r"Could not run 'aten::\w+' with arguments from the 'MkldnnCPU'"
 )
-"""Of the transforms, around tensors that they do not know."""
+"""Messages of the transforms for tensors that they do not support."""
 
 
 def complaint(name: str, context: str, error: BaseException) -> str | None:
-    """What is wrong with this error, if anything."""
+    """The text of an error that is not accepted; None if it is."""
     text, op = str(error), name.split(".")[0]
-    # The formula is mlp_jacobian under autograd, and speaks in its name.
+    # The formula is used for mlp_jacobian under autograd, and its messages begin with that name.
     if text.startswith(f"{op.removeprefix('_').removesuffix('_formula')}: "):
         return None
     if re.match(PARSER.format(op=op), text):
@@ -125,7 +126,7 @@ def complaint(name: str, context: str, error: BaseException) -> str | None:
 
 
 def check_foretold(op: Any, arguments: list[Any], options: dict[str, Any], result: Any) -> None:
-    """The fake kernel must take what the kernel has taken, and say what came out."""
+    """Check that the fake kernel accepts the same arguments and predicts the result's types and shapes."""
     to_meta = lambda a: a.detach().to("meta") if isinstance(a, Tensor) else a  # noqa: E731
     given = torch.utils._pytree.tree_map(to_meta, (arguments, options))
     foretold = op(*given[0], **given[1])
@@ -136,14 +137,14 @@ def check_foretold(op: Any, arguments: list[Any], options: dict[str, Any], resul
 
 
 def run_case(number: int) -> str | None:
-    """What is wrong in this case, if anything."""
+    """The complaint about this case; None if there is none."""
     r = random.Random(number)
     name = r.choice(sorted(OPERATORS))
     overload, build = OPERATORS[name]
     arguments, options = draw(r, name, build)
     context = r.choice(["plainly"] * 8 + sorted(CONTEXTS))
     if name == "_mlp_jacobian_formula" and "under" in context:
-        return None  # it is mlp_jacobian that is called there
+        return None  # here mlp_jacobian is called instead
     reached = False
 
     def op(*arguments: Any, **options: Any) -> Any:
@@ -159,7 +160,7 @@ def run_case(number: int) -> str | None:
             "gram_factor",
         ):
             check_foretold(overload, arguments, options, result)
-    except Exception as error:  # complaint() looks at it
+    except Exception as error:  # complaint() decides
         wrong = complaint(name, context, error) if reached else None
         return wrong and f"{name} {context}: {wrong}"
     return None
@@ -170,7 +171,7 @@ def main() -> None:
     for number in range(int(sys.argv[1]), int(sys.argv[2])):
         print(number, flush=True)
         signal.setitimer(signal.ITIMER_PROF, 10)
-        signal.setitimer(signal.ITIMER_REAL, 300)  # of a machine that has other things to do
+        signal.setitimer(signal.ITIMER_REAL, 300)  # long, as the machine may be busy
         wrong = run_case(number)
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)

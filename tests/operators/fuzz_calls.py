@@ -1,4 +1,4 @@
-"""What fuzz.py calls: right calls of every operator, and what can be made wrong in them."""
+"""The calls of fuzz.py: correct calls of every operator, and ways to make them wrong."""
 
 from __future__ import annotations
 
@@ -208,9 +208,7 @@ def other_tensor(r: random.Random, t: Tensor) -> Any:
         lambda: r.choice(OTHERS),
     ]
     d = r.randrange(max(t.dim(), 1))
-    return (
-        r.choice(kinds)() if t.numel() < 10**6 else t
-    )  # a copy of a large one takes torch its time
+    return r.choice(kinds)() if t.numel() < 10**6 else t  # torch copies large ones slowly
 
 
 def replaced(shape: Any, d: int, value: int) -> list[int]:
@@ -218,9 +216,7 @@ def replaced(shape: Any, d: int, value: int) -> list[int]:
 
 
 def unaligned(t: Tensor) -> Tensor:
-    t = (
-        t if t.dtype in (torch.float64, torch.float32) else t.double()
-    )  # torch itself falls over others
+    t = t if t.dtype in (torch.float64, torch.float32) else t.double()  # torch fails for others
     memory = bytearray(t.numel() * t.element_size() + 8)
     view = torch.frombuffer(memory, dtype=t.dtype, count=t.numel(), offset=3).view(t.shape)
     return view.copy_(t)
@@ -298,7 +294,7 @@ UNMADE = (
     TypeError,
     ValueError,
 )
-"""Of torch, that cannot make such a tensor."""
+"""Errors of torch if it cannot make such a tensor."""
 
 
 def draw(r: random.Random, name: str, build: Callable[[random.Random], Call]) -> Call:
@@ -309,6 +305,6 @@ def draw(r: random.Random, name: str, build: Callable[[random.Random], Call]) ->
     for _ in range(r.choice([0, 1, 1, 1, 2, 3])):
         with contextlib.suppress(*UNMADE):
             spoil(r, call)
-    if isinstance(call[1].get("iterations"), int):  # what is asked for takes as long as it takes
+    if isinstance(call[1].get("iterations"), int):  # more iterations would only take longer
         call[1]["iterations"] = min(call[1]["iterations"], 200)
     return call

@@ -1,4 +1,4 @@
-"""Models, data and calls of the operator that its tests share."""
+"""Models, data and calls for the tests of the operator for least squares."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Function = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Model:
-    """What the operator is told of a model, and how many samples it is given here."""
+    """The operator's description of a model, and the number of samples in these tests."""
 
     kind: str
     sizes: tuple[int, ...]
@@ -40,7 +40,7 @@ class Model:
 
     @property
     def shapes(self) -> list[tuple[int, ...]]:
-        """Of the parameters, in the operator's order."""
+        """Shapes of the parameters, in the operator's order."""
         if self.kind == "mlp":
             pairs = zip(itertools.pairwise(self.sizes), self.biases, strict=True)
             return [s for (i, o), b in pairs for s in ([(o, i), (o,)] if b else [(o, i)])]
@@ -65,7 +65,7 @@ class Model:
         return normal(sets, self.n, self.sizes[0], seed=seed)
 
     def __call__(self, theta: Tensor, x: Tensor) -> Tensor:
-        """The outputs (n, q) at parameters (P), by torch's own functions."""
+        """The outputs (n, q) at parameters (P), computed with torch."""
         sigma = ACTIVATIONS[self.activation]
         sizes = [math.prod(shape) for shape in self.shapes]
         parts = [t.view(s) for t, s in zip(theta.split(sizes), self.shapes, strict=True)]
@@ -125,7 +125,7 @@ MODELS: dict[str, Model] = {
 
 
 class Options(NamedTuple):
-    """The operator's, by default as in the schema."""
+    """The operator's options, with the schema's defaults."""
 
     damping: float = 1.0
     down: float = 0.2
@@ -149,7 +149,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 class Data(NamedTuple):
-    """Starts and data sets; the targets are those of other parameters, and noise."""
+    """Starts and data sets; the targets are outputs at other parameters, plus noise."""
 
     theta: Tensor
     x: Tensor

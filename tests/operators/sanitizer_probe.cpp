@@ -1,4 +1,4 @@
-// Bugs on purpose: sanitize.sh calls them to see that the sanitizers are awake.
+// Intentional bugs: sanitize.sh calls them to check that the sanitizers work.
 #include <limits>
 #include <vector>
 

@@ -1,7 +1,7 @@
 """The activation table against 60 digits: mpmath's and, with proved error bounds, python-flint's.
 
-Values and slopes are read off the operator: for the net z -> sigma(z), the derivative with respect to the
-last weight is sigma(z), and with respect to the first bias sigma'(z).
+Values and slopes come from the operator: for the net z -> sigma(z), the derivative with respect to the last
+weight is sigma(z), and with respect to the first bias sigma'(z).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ MPMATH: dict[str, tuple[Function, Function]] = {
     "tanh": (mp.tanh, lambda z: mp.sech(z) ** 2),
     "sigmoid": (mp_logistic, lambda z: mp_logistic(z) * mp_logistic(-z)),
     "relu": (lambda z: z if z > 0 else mp.mpf(0), lambda z: mp.mpf(z > 0)),
-    # As torch.nn.Softplus: the identity beyond 20.
+    # Like torch.nn.Softplus: the identity beyond 20.
     "softplus": (
         lambda z: z if z > 20 else mp.log1p(mp.exp(z)),
         lambda z: mp.mpf(1) if z > 20 else mp_logistic(z),
@@ -98,7 +98,7 @@ ARB: dict[str, tuple[Function, Function]] = {
 
 # --- what is allowed ---------------------------------------------------------------------------------
 
-# Units of 2^-52 of the exact result, for the value and for the slope.
+# Allowed errors of the value and of the slope, in units of 2^-52 of the exact result.
 UNITS = {
     "identity": (0, 0),
     "tanh": (2, 3),
@@ -113,11 +113,11 @@ UNITS = {
 
 
 def allowed(activation: str, z: float, value: float, slope: float) -> tuple[float, float]:
-    """Largest error of sigma(z) and sigma'(z).
+    """Largest allowed error of sigma(z) and sigma'(z).
 
-    Beside the units above: an exponential below 1e-307 is returned as 0, and e^(-z^2) inherits the rounding
-    of z^2. Where a slope is a difference of two terms (gelu, silu near their minimum), the units are
-    of the terms.
+    In addition to the units above: an exponential below 1e-307 is returned as 0, and e^(-z^2) has the error
+    from rounding z^2. If a slope is a difference of two terms (gelu, silu near their minimum), the units are
+    those of the terms.
     """
     units, slope_units = UNITS[activation]
     lost = 0.0 if activation in ("identity", "relu", "sin") else 4e-307 * max(1.0, abs(z))
@@ -199,7 +199,7 @@ def scattered(count: int) -> list[float]:
 
 
 def read_table(activation: str, points: list[float], along: str) -> tuple[list[float], list[float]]:
-    """sigma and sigma' at these points, computed side by side as samples or as neurons."""
+    """sigma and sigma' at these points, computed together as samples or as neurons."""
     z = torch.tensor(points, dtype=torch.float64)
     count = len(points)
     one = torch.ones(1, 1, dtype=torch.float64)
@@ -218,7 +218,7 @@ def read_table(activation: str, points: list[float], along: str) -> tuple[list[f
 
 
 class Library(NamedTuple):
-    """High-precision numbers, the table in them, and an upper bound of a number as a float."""
+    """High-precision arithmetic: its numbers, the activations, and upper bounds of numbers as floats."""
 
     number: Function
     table: dict[str, tuple[Function, Function]]
@@ -232,7 +232,7 @@ LIBRARIES = {
 
 
 def faults(activation: str, points: list[float], along: str, library: Library) -> list[str]:
-    """Every point where the table is further off than allowed."""
+    """All points where the table's error is larger than allowed."""
     found = []
     values, slopes = read_table(activation, points, along)
     for z, computed in zip(points, zip(values, slopes, strict=True), strict=True):
@@ -273,7 +273,7 @@ def test_odd(activation):
 
 @pytest.mark.parametrize("activation", ["tanh", "sigmoid", "erf"])
 def test_slopes_do_not_vanish_early(activation):
-    # 1 - tanh(z)^2 is 0 from z = 19.1 on, and a rank with it.
+    # Computed as 1 - tanh(z)^2, the slope would be 0 from z = 19.1 on, and the rank too small.
     _, slopes = read_table(activation, [19.5, 20.0, 22.0, 25.0, 26.0], "samples")
     assert all(s > 0 for s in slopes)
 

@@ -1,4 +1,4 @@
-"""What the operators refuse, and the search for what is not finite."""
+"""Arguments that the operators refuse, and the search for numbers that are not finite."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "floa
 
 
 def bad_arguments(device: str) -> dict[str, tuple[tuple[object, ...], str]]:
-    """What is refused, and the message, on this device."""
+    """Calls that are refused, and the messages, on this device."""
     x, (w0, w1), (b0, b1) = draw(Net((3, 4, 2)), F64, device)
     here = str(x.device)
     far = torch.empty(1, dtype=F64, device=device)
@@ -223,7 +223,7 @@ def test_first_nonfinite_at_the_edges_of_the_range(dtype, device):
     limits = torch.finfo(dtype)
     for value in (limits.max, -limits.max, limits.tiny, limits.smallest_normal / 8, -0.0, 0.0):
         assert _ops.first_nonfinite([torch.full((33,), value, dtype=dtype, device=device)]) == -1
-    # An infinity and its opposite, which a sum would cancel or make NaN of.
+    # Infinities of opposite sign, whose sum is NaN.
     both = torch.tensor([float("inf"), -float("inf")], dtype=dtype, device=device)
     assert _ops.first_nonfinite([both]) == 0
 
@@ -252,7 +252,7 @@ def test_first_nonfinite_of_nothing():
 
 
 def repeated(*shape: int, dtype: torch.dtype = F64) -> Tensor:
-    """One number in memory, in every place of the shape."""
+    """An expanded tensor of this shape, with one number in memory."""
     return torch.ones(1, dtype=dtype).expand(shape)
 
 
@@ -263,7 +263,7 @@ FITTED = ("mlp", [2, 1], "tanh", [False])
 TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
     "svdvals: rows": (
         lambda: torch.ops.llr.svdvals(repeated(MANY, 30)),
-        r"A of shape \[4398046511104, 30\], which repeats its numbers, takes 960.0 TiB, more than",
+        r"A of shape \[4398046511104, 30\], whose repeated numbers have to be copied, takes 960.0 TiB",
     ),
     "svdvals: columns": (
         lambda: torch.ops.llr.svdvals(repeated(3, MANY, dtype=F32)),
@@ -275,7 +275,7 @@ TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
         lambda: torch.ops.llr.gram_add_(
             torch.zeros(3, 3, dtype=F64), repeated(3, MANY, 2), repeated(3, MANY, 1), True, True
         ),
-        r"delta of shape \[3, 4398046511104, 2\], which repeats",
+        r"delta of shape \[3, 4398046511104, 2\], whose repeated numbers",
     ),
     "mlp_jacobian: result": (
         lambda: torch.ops.llr.mlp_jacobian(
@@ -285,7 +285,7 @@ TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "mlp_jacobian: x": (
         lambda: torch.ops.llr.mlp_jacobian(repeated(MANY, 2), [repeated(1, 2)], NO_BIAS, "tanh"),
-        r"x of shape \[4398046511104, 2\], which repeats",
+        r"x of shape \[4398046511104, 2\], whose repeated numbers",
     ),
     "mlp_jacobian: weights": (
         lambda: torch.ops.llr.mlp_jacobian(
@@ -307,7 +307,7 @@ TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
             torch.zeros(1).long().expand(MANY),
             *FITTED,
         ),
-        r"theta of shape \[4398046511104, 2\], which repeats",
+        r"theta of shape \[4398046511104, 2\], whose repeated numbers",
     ),
     "lm_solve: Jacobians": (  # 2^18 residuals and 2^18 parameters, 2 MiB each
         lambda: torch.ops.llr.lm_solve(
@@ -317,13 +317,13 @@ TOO_LARGE: dict[str, tuple[Callable[[], object], str]] = {
             torch.zeros(1).long(),
             *("mlp", [1, 2**17, 1], "tanh", [False, False]),
         ),
-        "the Jacobians of [48] starts side by side, of 262144 residuals and 262144 parameters",
+        "the Jacobians of [48] simultaneous starts, of 262144 residuals and 262144 parameters",
     ),
     "first_nonfinite: windows": (
         lambda: torch.ops.llr.first_nonfinite(
             [torch.ones(2**22, dtype=F64).as_strided((2**21, 2**21), (1, 1))]
         ),
-        r"tensors\[0\] of shape \[2097152, 2097152\], which repeats its numbers, takes 32.0 TiB",
+        r"tensors\[0\] of shape \[2097152, 2097152\], whose repeated numbers have to be copied, takes 32",
     ),
 }
 

@@ -1,5 +1,5 @@
-"""What the operators owe a GPU: the CPU's results, the current stream and device, no waiting, and memory left
-as it was when there is not enough. Needs torch, numpy and pytest only."""
+"""The operators on a GPU: the CPU's results, the current stream and device, no waiting for the device, and
+memory unchanged if there is not enough. Needs torch, numpy and pytest only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 OP = torch.ops.llr
 F64, F32 = torch.float64, torch.float32
 both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
-# One that a block computes as a whole, one that goes through matrix products, and points of both.
+# One that a block computes completely, one that uses matrix products, and parameter points of both.
 NETS = [
     Net((5, 40, 3), 33),
     Net((300, 200, 150, 2), 9, biases=(True, False, True)),
@@ -38,13 +38,13 @@ NETS = [
     ],
 )
 def gpu(request: pytest.FixtureRequest) -> Target:
-    """The kernels for GPUs, on one or emulated."""
+    """The CUDA kernels, on a GPU or emulated."""
     return targets.target(request.param)
 
 
 @pytest.fixture
 def cuda() -> Iterator[str]:
-    """A real GPU, free of what other tests have left."""
+    """A real GPU, with the memory of other tests freed."""
     targets.require_gpus()
     gc.collect()
     torch.cuda.empty_cache()
@@ -143,9 +143,7 @@ def test_capture_in_a_graph(net, dtype, cuda):
 
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(
-        side
-    ):  # libraries set themselves up on first use, which cannot be captured
+    with torch.cuda.stream(side):  # libraries initialise at the first use, which cannot be captured
         compute()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
@@ -184,7 +182,7 @@ def test_nothing_waits_for_the_gpu(net, cuda):
 @on_a_gpu
 @pytest.mark.parametrize("net", NETS, ids=name)
 def test_the_current_stream(net, cuda):
-    """Which has yet to bring the samples: on any other stream the operators would be too early."""
+    """The stream still has to copy the samples: on another stream, the operators would run too early."""
     tensors = draw(net, F64, cuda)
     A = torch.randn(20, 60, 30, dtype=F64, device=cuda)
     computations: list[Callable[[Tensor, Tensor], Tensor]] = [
@@ -252,7 +250,7 @@ def test_arguments_on_two_devices(cuda):
 
 @on_a_gpu
 def test_out_of_memory_leaves_everything_as_it_was(cuda):
-    # Only the last bias: 8 kB of results, and as many signals as are made at once.
+    # Only the last bias: 8 kB of results, and the signals of one round.
     tensors = draw(Net((10, 4096, 4096, 1), 1024), F64, cuda)
     columns = [-1, -1, -1, -1, -1, 0]
     out = torch.full((1024, 1, 1), 12345.0, dtype=F64, device=cuda)

@@ -1,4 +1,4 @@
-"""Double-double arithmetic: exact where it claims to be, and 106 bits where not; native and in torch."""
+"""Double-double arithmetic, native and in torch: exact if documented so, otherwise accurate to 106 bits."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_arithmetic_to_104_bits(a, b, c, d):
 
 
 def cancelling(*shape: int) -> Tensor:
-    """Entries over 40 binary orders of magnitude, half of them almost their neighbours' negatives."""
+    """Entries over 40 binary orders of magnitude; half of them almost cancel their neighbours."""
     t = torch.randn(shape, dtype=F64) * 2.0 ** torch.randint(-20, 21, shape)
     t[..., 1::2] = -t[..., : 2 * (shape[-1] // 2) : 2] * (1 + 1e-14 * torch.randn(1, dtype=F64))
     return t
@@ -67,7 +67,7 @@ def cancelling(*shape: int) -> Tensor:
 def exact_gram(
     delta: Tensor, a: Tensor, bias: bool, weight: bool
 ) -> list[tuple[Fraction, Fraction]]:
-    """Every entry, and the sum of the absolute values of its terms."""
+    """Every exact entry, and the sum of the absolute values of its terms."""
     N, T = delta.shape[:2]
     d = [[[Fraction(v) for v in row] for row in sample] for sample in delta.tolist()]
     x = [[[Fraction(v) for v in row] for row in sample] for sample in a.tolist()]
@@ -138,7 +138,7 @@ def to_60_digits(A: Tensor) -> list[mpmath.mpf]:
 
 
 def low_rank() -> Tensor:
-    """Rank 5 exactly: products of small integers."""
+    """A matrix with exact rank 5: a product of small integers."""
     left, right = torch.randint(-99, 100, (12, 5)), torch.randint(-99, 100, (5, 14))
     return (left @ right).to(F64)
 
@@ -223,7 +223,7 @@ def test_native_and_torch_agree(case):
     L, M = double_double.gram_factor(K), _ops.gram_factor(K)
     common = min(
         L.shape[1], M.shape[1]
-    )  # a pivot at the noise may count for one and not for the other
+    )  # a pivot near the noise may count for one and not for the other
     scale = float(L.abs().max()) if L.numel() else 0.0
     assert L.shape[1] - common + M.shape[1] - common <= 1
     assert (L[:, :common] - M[:, :common]).abs().max() <= 1e-14 * scale if common else True

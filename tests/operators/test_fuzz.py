@@ -1,4 +1,4 @@
-"""Random calls of the operators: none ends the process, none hangs, every error is ours.
+"""Random calls of the operators: none ends the process, none hangs, every error is llr's.
 
 LLR_RANDOM_CASES sets their number.
 """
@@ -21,9 +21,9 @@ IN_A_PROCESS = 5000
 
 
 def run(first: int, last: int) -> tuple[int, list[str]]:
-    """The number of the case after the last one that ended, and complaints."""
+    """The number of the first case that has not ended, and complaints."""
     command = [sys.executable, "-W", "ignore", "-m", "operators.fuzz", str(first), str(last)]
-    # Where memory is short an allocator says so, under AddressSanitizer too (sanitize.sh).
+    # If memory is short, allocators must return an error, also under AddressSanitizer (sanitize.sh).
     sanitizer = f"allocator_may_return_null=1:{os.environ.get('ASAN_OPTIONS', '')}"
     settings = {"OMP_NUM_THREADS": "2", "ASAN_OPTIONS": sanitizer}
     ended = subprocess.run(

@@ -74,7 +74,7 @@ def test_tiles(n, q, target):
     assert target.op.mlp_gram(*tensors, "tanh", None, True).shape == (2, n, q, n, q)
 
 
-# Wider than the pieces that signals are computed in, and that sums are cut into.
+# Wider than the pieces in which signals are computed and sums are divided.
 WIDE = [Net((300, 4, 2), 9), Net((4, 300, 2), 9), Net((5, 513, 257, 1), 6), Net((2, 3, 300), 1)]
 FLAGS = list(itertools.product([False, True], repeat=3))
 
@@ -123,7 +123,7 @@ def test_arguments_of_any_layout(target):
 @both_dtypes
 @pytest.mark.parametrize("activation", ["identity", "relu"])
 def test_integers_beyond_a_double(activation, dtype, target):
-    """Signals of integers are exact, so that the Gram matrix can be known to the last of its digits."""
+    """Integer signals are exact, so all digits of the Gram matrix are known."""
     sizes = [(12, 7), (300, 7), (5, 300), (3, 5), (300,), (3,)]
     drawn = (torch.randint(-512, 512, size) for size in sizes)
     x, w0, w1, w2, b0, b2 = (t.to(target.device, dtype) for t in drawn)
@@ -147,7 +147,7 @@ def worst_error(K: Tensor, exact: np.ndarray, bits: int, scale: Tensor) -> float
 
 
 def exact_layer(delta: Tensor, a: Tensor, bias: bool, weight: bool) -> tuple[np.ndarray, Tensor]:
-    """The layer's Gram matrix times 2^(4 BITS), and the sums of the terms' absolute values."""
+    """The layer's exact Gram matrix times 2^(4 BITS), and the sums of the terms' absolute values."""
     d, s = as_integers(delta, BITS), as_integers(a, BITS)
     positions = range(delta.shape[1])
     size = torch.zeros(len(delta), len(delta), dtype=F64)
@@ -169,7 +169,7 @@ def layer(shape: tuple[int, int, int, int], kind: str) -> tuple[Tensor, Tensor]:
     if kind == "graded":
         delta *= 2.0 ** torch.linspace(-8, 8, h).round()
         a *= 2.0 ** torch.linspace(20, -20, w).round()
-    if kind == "cancelling":  # all but the last digits of every sum go
+    if kind == "cancelling":  # only the last digits of every sum remain
         a = torch.cat([a, -a + a * 2.0**-40], -1)
         a[1:, :, w:] = a[1:, :, :w]
     return (delta * 2.0**50).round() / 2.0**50, (a * 2.0**80).round() / 2.0**80
@@ -190,7 +190,7 @@ def test_layers_in_rational_arithmetic(shape, kind, flags, target):
     assert worst_error(plain, exact, 4 * BITS, size) <= 1e-13
     assert torch.equal(K, K.mT)
     assert torch.equal(plain, plain.mT)
-    # Once more, and another layer on top.
+    # Again, with another layer added.
     more = layer((n, 2, 3, 2), "graded")
     target.op.gram_add_(K, delta, a, *flags)
     target.op.gram_add_(K, *(t.to(target.device) for t in more), True, True)
@@ -206,7 +206,7 @@ def test_a_plain_block_of_columns(target):
         target.op.gram_add_(result, ones, columns, False, True)
     whole, size = as_integers(J, 60), J.abs() @ J.abs().T
     assert worst_error(both, whole @ whole.T, 120, size) <= 2.0**-100
-    assert 1e-18 < worst_error(K, whole @ whole.T, 120, size) < 1e-15  # what one double can do
+    assert 1e-18 < worst_error(K, whole @ whole.T, 120, size) < 1e-15  # the precision of one double
 
 
 @pytest.mark.parametrize("parts", [1, 2])
@@ -259,7 +259,7 @@ def test_bits_do_not_depend_on_threads():
 
 
 def bad_layers(device: str) -> list[tuple[Tensor, Tensor, Tensor, str]]:
-    """What is refused, and the message, on this device."""
+    """Layers that are refused, and the messages, on this device."""
     K, ones = torch.zeros(3, 3, dtype=F64, device=device), ONES.to(device)
     d, a, here = ones.expand(3, 2, 4), ones.expand(3, 2, 5), str(K.device)
     return [

@@ -54,7 +54,7 @@ def test_factor_keeps_small_singular_values(n, columns):
     allowed = 10 * n * EPS * exact[0]
     assert (torch.linalg.svdvals(L) - exact).abs().max() <= allowed
     assert_matches(L @ L.T, K[0], 1e-14)
-    if n > 1:  # in one double, nothing is left of the smallest
+    if n > 1:  # in one double, the smallest value is lost
         plain = torch.linalg.eigvalsh(K[0]).abs().sqrt().min()
         assert (plain - exact[-1]).abs() > 100 * allowed
 
@@ -88,7 +88,7 @@ def test_factors_of_a_batch():
 
 
 def test_what_is_not_finite_is_no_low_rank():
-    """Refused, or an L that shows it: not a clean factor of fewer columns."""
+    """The result is a refusal or an L that is not finite, not a finite factor with fewer columns."""
     for entry, bad in itertools.product([(0, 0), (1, 1), (2, 0)], [math.nan, math.inf]):
         K = torch.stack([torch.eye(3, dtype=F64), torch.zeros(3, 3, dtype=F64)])
         K[0][entry] = K[0][entry[::-1]] = bad

@@ -1,7 +1,7 @@
 """The operators' numbers with every level of vector instructions that this processor has.
 
-Levels are chosen when the library is loaded, so each has a process of its own. What this very run uses is
-tested in the files themselves.
+The level is chosen when the library is loaded, so each level has a separate process. The level of this
+process is tested by the test files themselves.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ pytestmark = [
     pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON),
 ]
 
-# Higher levels first: what a processor has, it has with all lower levels.
+# Higher levels first: a processor that has a level has all lower ones.
 LEVELS = {"AVX512": ("baseline", "avx2", "avx512"), "AVX2": ("baseline", "avx2")}
 
-# Tests of numbers, as for -k, without those that do not reach the kernels.
+# An expression for -k: tests of numbers, without those that do not reach the kernels.
 CHOSEN = {
     "operators/test_activation.py": "",
     "linalg/test_error_bound.py": "random_networks or norms or kinks or infinite",

@@ -1,4 +1,4 @@
-"""Operators that are interrupted: by a handler that raises, by one that does not, off the main thread."""
+"""Interrupted operators: by a handler that raises, by one that does not, and outside the main thread."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from llr.operators import _ops
 
 pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 
-# Each call would take from ten seconds to days, the small one of the same operator an instant.
+# Each call would take from ten seconds to days; the small call of the same operator takes milliseconds.
 CALLS = """
 import signal, threading, time
 import torch
@@ -186,8 +186,8 @@ def test_ctrl_c_is_a_keyboard_interrupt_and_ends_the_program():
     assert run.stderr.rstrip().endswith("KeyboardInterrupt")
 
 
-# The handler uses torch as if nothing were running: autograd, our operators, products. It sets the timer
-# anew when it is done: a timer that repeats would interrupt a slow handler (under a sanitizer) without end.
+# The handler uses autograd, our operators and matrix products. It restarts the timer when it is done: a
+# repeating timer would interrupt a slow handler (under a sanitizer) endlessly.
 GOES_ON = """
 count, running = 0, False
 

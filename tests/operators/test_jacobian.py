@@ -135,10 +135,11 @@ def in_float64(tensors: Tensors) -> Tensors:
     )
 
 
-# Above 2 MB results lie on huge pages, above 4 MB they are written past the caches; weights of more than
-# 2^15 numbers are written in strips; signals of more than 8 MB are computed in rounds.
+# Results above 2 MB use huge pages; from 32 MB on they are written with stores that bypass the caches.
+# Weights of more than 2^15 numbers are written in strips; signals of more than 8 MB are computed in rounds.
 LARGE = [
     Net((5, 64, 1), 700),
+    Net((5, 64, 1), 20_001),
     Net((5, 64, 1), 1500, biases=False),
     Net((10, 256, 256, 1), 9, biases=(True, False, True)),
     Net((784, 20, 10), 9),
@@ -204,7 +205,7 @@ def test_layouts(layout, points, dtype, target):
     assert_matches(result, loop_jacobian(x, weights, biases, "tanh"))
 
 
-# A lazy minus sign is a flag on the tensor that only some operations look at.
+# A lazy negation is a flag on the tensor that only some operations check.
 @pytest.mark.parametrize("which", ["x", "weight", "bias"])
 def test_lazily_negated_arguments(which, target):
     x, weights, biases = draw(Net((3, 1, 2), 4), F64, target.device)
@@ -223,7 +224,7 @@ def test_lazily_negated_arguments(which, target):
 
 
 def placed(full: Tensor, net: Net, order: Sequence[int]) -> tuple[list[int], Tensor]:
-    """`columns` for the tensors (0: first weight, 1: first bias, ...) in this order, and what they mean."""
+    """`columns` for tensors (0: first weight, 1: first bias, ...) in this order, and the column numbers."""
     sizes = []
     for into, out in itertools.pairwise(net.widths):
         sizes += [into * out, out]

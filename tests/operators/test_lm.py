@@ -1,7 +1,7 @@
 """The operator for least squares. Needs torch, numpy and pytest only.
 
-What it computes is compared with one problem at a time by hand: derivatives by torch.func, each step by a
-QR of the Jacobian with the damping below it, which is neither of the two normal matrices of the operator.
+Its results are compared with a slow solver for one problem at a time: derivatives by torch.func, each step by
+a QR of the Jacobian with the damping below it, so without the two normal matrices of the operator.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def by_hand(
     options: Options,
     jacobian: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, float, int, int]:
-    """One problem from its start to its end."""
+    """Solve one problem, from one start, with the slow solver."""
     J_of = jacobian or jacrev(f)
     squares = float(y.square().sum())
     goal = options.tol * (squares if squares > 0 else y.numel())
@@ -83,7 +83,7 @@ def compare(
     allowed: float = 1e-9,
     **options: Any,
 ) -> Result:
-    """Fail unless the operator ends where the steps by hand do."""
+    """Assert that the operator and the slow solver give the same results."""
     found = native(model, data, **options)
     for s, (start, which) in enumerate(zip(data.theta, data.which.tolist(), strict=True)):
         expected = by_hand(model, start, data.x[which], data.y[which], Options(**options), jacobian)
@@ -100,7 +100,7 @@ def compare(
 def test_step_for_step(name):
     model = MODELS[name]
     data = draw(model)
-    for iterations in (0, 1, 2, 6):  # beyond that roundings grow
+    for iterations in (0, 1, 2, 6):  # with more iterations, roundings grow
         # Where a linear model has arrived, rounding decides which steps are taken.
         allowed = 1e-9 if len(model.sizes) > 2 else 1e-7
         found = compare(model, data, allowed=allowed, iterations=iterations)
@@ -113,7 +113,7 @@ def test_step_for_step(name):
 def test_every_size_of_a_tile(n, q):
     for model in (
         mlp(2, n, q, n=n),
-        mlp(n, 20, q, n=n, biases=False),  # J J' is the smaller one, and made of factors
+        mlp(n, 20, q, n=n, biases=False),  # J J' is smaller, and computed from factors
         mlp(1, n, 3, q, n=40),
         Model("conv1d", (n + 1, 2, q), n),
         Model("local1d", (n + 1, n, q), 3 * n + 1),
@@ -123,7 +123,7 @@ def test_every_size_of_a_tile(n, q):
 
 
 def random_model(choose: random.Random) -> Model:
-    """Of any kind, at sizes on both sides of every tile and vector."""
+    """A model of any kind, with sizes below and above those of tiles and vectors."""
 
     def size(most: int) -> int:
         return choose.randint(1, most)
@@ -157,7 +157,7 @@ def test_random_models(seed):
 
 
 def test_the_smaller_normal_matrix_is_large():
-    """Sums in pieces that the cache holds: thousands of samples, or of parameters."""
+    """Sums over thousands of samples or parameters, which are computed in pieces that fit the cache."""
     for model in (mlp(3, 5, 1, n=3000), mlp(40, 20, 1, n=9), Model("conv1d", (40, 3, 20), 7)):
         compare(model, draw(model, starts=1, sets=1), iterations=2)
 
@@ -206,10 +206,10 @@ def test_no_gradient_is_left_where_nothing_improves(name):
     data = draw(model, noise=0.05)
     teachers = normal(3, model.parameters, seed=4)[data.which]
     close = data._replace(theta=teachers + 0.05 * data.theta)
-    # So many rejected steps that lambda, however small, becomes large: what stalls then is at rest.
+    # Enough rejected steps that even a small lambda becomes large: starts that stall then are at a minimum.
     found = native(model, close, iterations=10_000, stall=100)
     ended = (found.status == STALLED) | (found.status == CONVERGED)
-    ended &= found.theta.abs().amax(1) < 1e3  # some have their infimum at infinity
+    ended &= found.theta.abs().amax(1) < 1e3  # for some starts, the infimum is at infinity
     assert ended.any()
     for s in ended.nonzero()[:, 0].tolist():
         x, y = data.x[data.which[s]], data.y[data.which[s]]
@@ -240,7 +240,7 @@ def test_how_starts_end():
     assert (found.loss[:2] <= 1e-20 * y.square().mean()).all()
     assert native(model, data, iterations=2, tol=0.0).status[3:].tolist() == [LIMIT] * 3
     assert (native(model, data, iterations=999, tol=0.0).status[:2] == STALLED).all()  # vanishing
-    # A tolerance that any start meets; zero targets, for which it is one per number.
+    # A tolerance that every start satisfies; zero targets, for which it is relative to 1 per number.
     assert (native(model, data, tol=1e6).status[[0, 1, 3]] == CONVERGED).all()
     zero = data._replace(y=torch.zeros_like(y))
     at = native(model, zero, iterations=0)
@@ -258,7 +258,7 @@ def test_progress_counts_from_a_fraction_on():
 
 
 def test_damping_stays_within_its_bounds():
-    """Factors that would take lambda to 0 or to infinity in a few steps."""
+    """With factors that would make lambda 0 or infinite in a few steps."""
     model = MODELS["linear"]
     found = native(model, draw(model), down=1e-60, up=1e90, iterations=40)
     assert (found.status == STALLED).all()
@@ -273,7 +273,7 @@ SAME_BITS = ["tanh", "sin", "deep", "wide", "conv1d, two channels", "factorizati
 
 
 def digest() -> str:
-    """Of results on every path, with more starts than a thread has lanes."""
+    """A digest of results on every path, with more starts than a thread has lanes."""
     bits = hashlib.sha256()
     for name, first in itertools.product(SAME_BITS, (False, True)):
         model = MODELS[name]
@@ -289,7 +289,7 @@ def test_bits_do_not_depend_on_threads():
     expected = digest()
     for count in (2, 3, 7):
         torch.set_num_threads(count)
-        for _ in range(2):  # who works on what is a matter of chance
+        for _ in range(2):  # the distribution over threads is random
             assert digest() == expected, f"{count} threads"
     code = "from operators.test_lm import digest; print(digest())"
     run = run_python(code, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
@@ -313,7 +313,7 @@ def test_bits_do_not_depend_on_company(name):
         torch.zeros(19, dtype=torch.int64),
     ):
         assert same(native(model, chosen(rows), iterations=60), expected, rows), rows
-    # Data sets elsewhere, and each start with its own.
+    # Data sets in another order, and a separate one for each start.
     moved = data._replace(x=data.x.flip(0), y=data.y.flip(0), which=2 - data.which)
     assert same(native(model, moved, iterations=60), expected)
     own = Data(data.theta, data.x[data.which], data.y[data.which], torch.arange(41))
@@ -352,7 +352,7 @@ def test_first_skips_what_comes_behind(threads_used):
     model = mlp(2, 2, 1, n=9, biases=False)
     data = draw(model, starts=200, sets=5, noise=0.0)
     hopeless = data.y.clone()
-    hopeless[3] += normal(9, 1, seed=8)  # nothing fits
+    hopeless[3] += normal(9, 1, seed=8)  # noise, which no model fits
     data = data._replace(y=hopeless)
     everything = native(model, data)
     found = native(model, data, first=True)
@@ -377,7 +377,7 @@ def test_first_with_one_start_and_none():
 
 
 def test_large_numbers_end_in_a_status():
-    """Overflow on the way is no error and no endless loop."""
+    """Overflow in intermediate results is not an error and causes no endless loop."""
     scales: Sequence[float] = (1e-300, 1e-150, 1e3, 1e80, 1e150, 1e160, 1e300)
     for name in ("tanh", "relu", "deep", "wide", "identity", "conv1d", "factorization"):
         model = MODELS[name]

@@ -1,4 +1,4 @@
-"""What ``lm_solve`` is called with: layouts, shapes, and arguments that it refuses."""
+"""Arguments of ``lm_solve``: layouts, shapes, and refusals."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ GOOD = mlp(3, 4, 1, n=5)
 
 
 def changed(model: Model = GOOD, **changes: Any) -> Callable[[], Result]:
-    """A call with some arguments replaced, by values or by functions of what was there."""
+    """A call with some arguments replaced, by values or by functions of the old values."""
 
     def call() -> Result:
         data, options, other = draw(GOOD)._asdict(), {}, model
@@ -180,11 +180,11 @@ BAD: dict[str, tuple[Callable[[], Result], str]] = {
         changed(FACTORS, activation="tanh"),
         "activation is 'tanh'; expected identity, as a factorization has none",
     ),
-    "row": (observed(3, 0), "x holds the row 3; expected an integer from 0 to 2"),
-    "column": (observed(0, 4), "x holds the column 4; expected an integer from 0 to 3"),
-    "negative column": (observed(0, -1), "x holds the column -1; expected an integer"),
-    "half a row": (observed(0.5, 0), "x holds the row 0.5; expected an integer"),
-    "huge row": (observed(1e300, 0), r"x holds the row 1e\+300; expected an integer"),
+    "row": (observed(3, 0), "x contains the row 3; expected an integer from 0 to 2"),
+    "column": (observed(0, 4), "x contains the column 4; expected an integer from 0 to 3"),
+    "negative column": (observed(0, -1), "x contains the column -1; expected an integer"),
+    "half a row": (observed(0.5, 0), "x contains the row 0.5; expected an integer"),
+    "huge row": (observed(1e300, 0), r"x contains the row 1e\+300; expected an integer"),
     "theta dtype": (changed(theta=Tensor.float), "theta is Float; expected Double"),
     "x dtype": (changed(x=Tensor.float), "x is Float; expected Double"),
     "y dtype": (changed(y=Tensor.cfloat), "y is ComplexFloat; expected Double"),

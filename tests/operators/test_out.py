@@ -1,4 +1,4 @@
-"""mlp_jacobian with out=: all of the result, and nothing beside it. Needs torch, numpy and pytest only."""
+"""mlp_jacobian with out=: writes the whole result and nothing else. Needs torch, numpy and pytest only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GUARD = 64
 def guarded(
     shape: Sequence[int], misalignment: int, dtype: torch.dtype, device: str
 ) -> tuple[Tensor, Tensor]:
-    """A view of this shape so many numbers past an aligned address, and all the memory around it."""
+    """A view of this shape, `misalignment` numbers after an aligned address, and the memory around it."""
     count = torch.Size(shape).numel()
     memory = torch.full((count + 2 * GUARD + 16,), 12345.0, dtype=dtype, device=device)
     aligned = -(memory.data_ptr() // memory.element_size()) % 16
@@ -68,7 +68,7 @@ def test_out_that_is_not_contiguous(net, dtype, target):
 
 
 def test_out_between_two_numbers():
-    # Memory from elsewhere (a file, another library) need not lie at a multiple of 8 bytes.
+    # Memory from a file or another library may not be aligned to 8 bytes.
     run = run_python(
         """
 import torch

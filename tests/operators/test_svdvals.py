@@ -1,5 +1,5 @@
-"""The operator for singular values. Needs torch, numpy, pytest and hypothesis only; what compares with
-exact values needs python-flint too, and is skipped where that is missing."""
+"""The operator for singular values. Needs torch, numpy, pytest and hypothesis only; tests that compare with
+exact values also need python-flint, and are skipped without it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ F64, F32 = torch.float64, torch.float32
 EPS = 2.0**-52
 SVDVals = Callable[..., Tensor]
 both_dtypes = pytest.mark.parametrize("dtype", [F64, F32], ids=["float64", "float32"])
-# LAPACK's dbdsqr leaves off-diagonal entries up to this many eps away; the operator's own iteration does not.
+# LAPACK's dbdsqr drops off-diagonal entries of up to this many eps; the operator's own iteration does not.
 LAPACK_ITSELF = 100
 
 
@@ -36,7 +36,7 @@ on_cpu = torch.ops.llr.svdvals if _ops.NATIVE else None
 
 @pytest.fixture(scope="session")
 def svdvals(target: Target) -> SVDVals:
-    """The operator on some device, for matrices and values that lie on the CPU."""
+    """The operator on a device, for matrices and values on the CPU."""
 
     def compute(A: Tensor, **options: int) -> Tensor:
         values = target.op.svdvals(A.to(target.device), **options)
@@ -47,12 +47,12 @@ def svdvals(target: Target) -> SVDVals:
 
 
 def among_copies(svdvals: SVDVals, A: Tensor) -> Tensor:
-    """The values of one matrix of several: up to 128 columns no LAPACK is involved then."""
+    """The values of a matrix in a batch of copies: up to 128 columns are computed without LAPACK."""
     return svdvals(torch.stack([A, A, A]))[1]
 
 
 def exact_values(A: Tensor, bits: int = 300) -> Tensor:
-    """Square roots of the eigenvalues of A'A, computed with so many bits and rounded."""
+    """Square roots of the eigenvalues of A'A, computed with this many bits and rounded."""
     flint = pytest.importorskip("flint")
     before, flint.ctx.prec = flint.ctx.prec, bits
     M = flint.arb_mat((A if A.shape[0] >= A.shape[1] else A.T).double().tolist())
@@ -118,7 +118,7 @@ def awkward(n: int) -> Iterator[tuple[str, Tensor]]:
 def test_values_to_a_few_roundings(n, svdvals):
     for name, A in awkward(n):
         values = among_copies(svdvals, A)
-        # At most 1.6 sqrt(n) was seen, on 2000 random matrices and these; 10 n is what is promised.
+        # On 2000 random matrices and these, the error was at most 1.6 sqrt(n); 10 n is promised.
         assert distance(values, exact_values(A)) <= 4 * n**0.5, name
         assert torch.equal(values, values.abs().sort(descending=True).values), name
 
@@ -126,14 +126,14 @@ def test_values_to_a_few_roundings(n, svdvals):
 @pytest.mark.parametrize(("m", "n"), [(4096, 3), (20_001, 5), (700, 30), (100_000, 1)])
 def test_values_of_long_matrices(m, n, svdvals):
     rank = (n + 1) // 2
-    A = integers(m, rank) @ integers(rank, n, seed=1)  # a low rank shows what the length costs
+    A = integers(m, rank) @ integers(rank, n, seed=1)  # a low rank shows the errors from long sums
     exact = exact_values(A)
     for view in (A, A.T):
         assert distance(among_copies(svdvals, view), exact) <= 4 * n**0.5
         assert distance(svdvals(view), exact) <= 4 * n**0.5 + (LAPACK_ITSELF if n > 24 else 0)
     assert int((among_copies(svdvals, A) > EPS * n * exact[0]).sum()) == rank
     rounded = svdvals(A.float())
-    assert torch.equal(rounded, svdvals(A).float())  # the arithmetic is that of float64
+    assert torch.equal(rounded, svdvals(A).float())  # computed in float64
     assert distance(rounded, exact) <= 0.5 * 2.0**29
 
 
@@ -182,7 +182,7 @@ def test_no_matrix_resists(n, count, svdvals):
 
 
 def clusters(n: int) -> Iterator[tuple[str, Tensor]]:
-    """Singular values that differ in their last digits only, where shifts go wrong by rounding."""
+    """Singular values that differ only in their last digits, for which rounding makes shifts fail."""
     off, one = 10 ** uniform(200, n - 1, low=-16, high=-13), torch.ones(200, n, dtype=F64)
     yield "ones", bidiagonal(one, off)
     yield "one number", bidiagonal(one, off[:, :1].expand(-1, n - 1))
@@ -197,7 +197,7 @@ def test_clusters_need_no_fallback(n):
     for name, A in clusters(n):
         values, exact = on_cpu(A), torch.stack([exact_values(a, 200) for a in A[:40]])
         errors[name] = distance(values[:40], exact)
-        # The same bits, unless 30 sweeps per value are not enough and LAPACK has to take over.
+        # The same bits, unless 30 sweeps per value are too few and LAPACK computes the values.
         slow[name] = int((values != on_cpu(A, sweeps=1000)).any(-1).sum())
     assert max(errors.values()) <= 10 * n, errors
     assert max(slow.values()) == 0, slow
@@ -211,7 +211,7 @@ def test_every_shape(n, dtype, svdvals, target):
     for m in sorted({m for m in borders if m > n} | {n, 8 * n // 5 + 1}):
         for count in (1, 3) if n > 24 else (5,):
             if target.name == "emulated" and count * m > n and count * m * n * n > 1_000_000:
-                continue  # takes it seconds
+                continue  # would take seconds
             A = normal(count, m, n).to(dtype)
             values = svdvals(A)
             assert values.dtype == dtype
@@ -337,7 +337,7 @@ def test_integers(A, svdvals):
     values, exact = svdvals(torch.from_numpy(A).double()), flint.fmpz_mat(A.tolist())
     square = int((A * A).sum())
     assert math.isclose(float((values**2).sum()), square, rel_tol=1e-13)
-    # The product of the nonzero values is at least 1, so that none is below 1 / (product of the others).
+    # The product of the nonzero values is at least 1, so none is below 1 / (product of the others).
     rank = int((values > 1e-13 * max(square, 1) ** 0.5).sum())
     assert rank <= exact.rank()
     if square ** min(m, n) < 1e20:
@@ -371,7 +371,7 @@ def test_bits_do_not_depend_on_threads():
 
 
 def test_wide_matrices_first_of_all():
-    """The first work of new threads, in a process whose number of threads was set."""
+    """Wide matrices as the first work of new threads, in a process that has set its number of threads."""
     code = """
 import torch
 from operators import test_svdvals as tests
@@ -379,7 +379,7 @@ torch.set_num_threads(2)
 for shape in [(9, 2000, 130), (3, 5000, 130), (3, 200, 129)]:
     tests.on_cpu(tests.normal(*shape))
 """
-    run = run_python(code, timeout=60)  # a second, unless threads wait for each other for ever
+    run = run_python(code, timeout=60)  # takes a second, unless there is a deadlock
     assert run.returncode == 0, run.stderr
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not _ops.NATIVE, reason=_ops.REASON)
 
 OP = torch.ops.llr
 F64, F32 = torch.float64, torch.float32
-# What torch warns of when its own parts use each other.
+# Warnings caused by torch itself.
 torch_itself = pytest.mark.filterwarnings(
     "ignore:.*torch.jit:FutureWarning",
     "ignore:.*torch.jit:DeprecationWarning",
@@ -107,8 +107,8 @@ def test_opcheck_out(device):
 
 
 def test_opcheck_first_nonfinite():
-    # Its result is a number that hangs on the data, which a fake tensor has not: the two tests with fake
-    # tensors cannot apply.
+    # The result is a number that depends on the data, which fake tensors do not have. So the two tests with
+    # fake tensors are left out.
     utilities = ("test_schema", "test_autograd_registration")
     opcheck(OP.first_nonfinite.default, ([torch.ones(3)],), test_utils=utilities)
 
@@ -246,7 +246,7 @@ def test_vmap_with_gradients(device):
 def first_weight(
     device: str,
 ) -> tuple[Tensor, Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """A weight, and the result's sum of squares as a function of it: natively and in torch operations."""
+    """A weight, and functions of it: the result's sum of squares, natively and in torch operations."""
     x, (weight, last), biases = draw(Net((3, 6, 2)), F64, device)
     return (
         weight,
@@ -266,7 +266,7 @@ TRANSFORMS: dict[str, Callable[..., Callable[[Tensor], Tensor]]] = {
 
 
 def unless_refused(compute: Callable[[], Tensor]) -> Tensor | None:
-    """The result, or None where the operator refuses under its own name: both are fine, silence is not."""
+    """The result, or None if the operator refuses with its name. Any other error fails the test."""
     try:
         return compute()
     except RuntimeError as refusal:

@@ -34,7 +34,7 @@ def env(tmp_path: Path) -> Environment:
 
 @pytest.fixture(scope="session")
 def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
-    """One environment per torch for all that is compiled there, so that it is compiled once."""
+    """One environment per torch, shared by all builds, so that each file is compiled once."""
     made: dict[Host, Environment] = {}
 
     def environment(host: Host) -> Environment:
@@ -47,7 +47,7 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> Builder:
 
 @pytest.fixture(scope="session")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A source distribution, packed where nothing native could be built."""
+    """A source distribution, made in an environment that cannot build the native library."""
     folder = tmp_path_factory.mktemp("sdist")
     junk = [".*", "build", "dist", "runs", "*.egg-info", "*.so", "_build.json", "__pycache__"]
     shutil.copytree(ROOT, folder / "checkout", ignore=shutil.ignore_patterns(*junk))
@@ -60,7 +60,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sources(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The unpacked source distribution. Every test builds from it, which shows that it is complete."""
+    """The unpacked source distribution. All tests build from it, so they also check that it is complete."""
     folder = tmp_path_factory.mktemp("sources")
     with tarfile.open(sdist) as tar:
         tar.extractall(folder, filter="data")
@@ -70,7 +70,7 @@ def sources(sdist: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel_for(builder: Builder, sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Wheels:
-    """Builds, once per torch, a wheel without isolation."""
+    """A function that builds a wheel without isolation, once per torch."""
     built: dict[Host, Path] = {}
 
     def wheel(host: Host) -> Path:

@@ -1,4 +1,4 @@
-"""Environments made for the tests of the installation, with and without torch, and what is installed there.
+"""Environments for the tests of the installation, with and without torch, and checks of what is installed.
 
 LLR_TEST_PYTHONS names interpreters, separated by spaces, whose environments have torch and llr's other
 requirements (default: the one running); `make packaging` names every environment of this checkout.
@@ -26,13 +26,13 @@ ROOT = Path(__file__).resolve().parents[2]
 )
 PYTHONS = os.environ.get("LLR_TEST_PYTHONS", sys.executable).split()
 LEFT_OUT = re.compile(r"LLR_|PYTHON|(CXX|CC|VIRTUAL_ENV)$")
-ARCHS = "9.0"  # what CUDA kernels are compiled for here: one architecture takes the least time
+ARCHS = "9.0"  # the architecture for CUDA kernels in these tests: a single one takes the least time
 
 
 def run(*command: str | Path, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
-    """The command's outcome, in this process's environment without what steers a build."""
+    """Run a command with this process's environment, without variables that affect a build."""
     env = {k: v for k, v in os.environ.items() if not LEFT_OUT.match(k)}
-    # Images are built where no GPU is visible: so are these.
+    # No GPU is visible, as when container images are built.
     env |= {"CUDA_VISIBLE_DEVICES": "", "TORCH_CUDA_ARCH_LIST": ARCHS}
     env |= {"PIP_DISABLE_PIP_VERSION_CHECK": "1", **variables}
     return subprocess.run(
@@ -53,7 +53,7 @@ def succeed(outcome: subprocess.CompletedProcess[str]) -> str:
 
 @dataclass(frozen=True)
 class Host:
-    """An interpreter that has torch, and what the tests need to know of it."""
+    """An interpreter with torch, and the facts about it that the tests need."""
 
     python: Path
     torch: str
@@ -67,7 +67,7 @@ class Host:
 
     @property
     def archs(self) -> str:
-        """What the CUDA part is built for with this torch, on this machine; empty where it is not built."""
+        """The architectures that the CUDA part is built for with this torch; empty if it is not built."""
         return ARCHS if self.cuda and NVCC else ""
 
 
@@ -87,12 +87,12 @@ PLACES = ["/usr/local/cuda/bin", os.environ["PATH"], os.environ.get("CUDA_HOME",
 NVCC = shutil.which("nvcc", path=os.pathsep.join(reversed(PLACES)))
 HOSTS = [look_at(python) for python in PYTHONS]
 each_torch = pytest.mark.parametrize("host", HOSTS, ids=[host.torch for host in HOSTS])
-HOST = HOSTS[-1]  # where any torch will do
+HOST = HOSTS[-1]  # for tests that work with any torch
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A new environment, and the host whose pip works on it."""
+    """A new environment, and the host whose pip installs into it."""
 
     host: Host
     folder: Path
@@ -120,7 +120,7 @@ class Environment:
         return dict(json.loads((self.site / "llr" / "_build.json").read_text()))
 
     def use(self) -> dict[str, Any]:
-        """Computes two Jacobians in a new process; what it saw."""
+        """Compute two Jacobians in a new process, and return its output."""
         code = (
             "import json, pathlib, warnings\n"
             "import torch, llr\n"
@@ -145,7 +145,7 @@ class Environment:
         return seen
 
     def falls_back(self, *reasons: str) -> None:
-        """Llr works here without its library, and says why: in REASON, and in one warning."""
+        """Assert that llr works here without its library; the reason is in REASON and in one warning."""
         seen = self.use()
         assert not seen["native"]
         assert all(reason in seen["reason"] for reason in reasons), seen["reason"]
@@ -153,7 +153,7 @@ class Environment:
         assert seen["reason"] in warning
 
     def is_native(self, archs: str | None = None) -> None:
-        """The library works here, with CUDA kernels for these architectures, or those of the host."""
+        """Assert that the library works here, with CUDA kernels for these architectures, or the host's."""
         archs = self.host.archs if archs is None else archs
         facts, seen = self.facts(), self.use()
         assert facts["native"], facts
@@ -163,10 +163,8 @@ class Environment:
         assert seen["warnings"] == []
         assert (facts["cuda"], facts["cuda_archs"]) == (bool(archs), archs), facts["cuda_reason"]
         assert seen["kernels"] == (archs or f"none: {facts['cuda_reason']}")
-        assert len(seen["cuda"]) == bool(
-            self.host.cuda
-        )  # torch's runtime, and no second one beside it
-        if sys.platform == "linux":  # torch's own OpenMP runtime, and no second one beside it
+        assert len(seen["cuda"]) == bool(self.host.cuda)  # only torch's runtime
+        if sys.platform == "linux":  # only torch's OpenMP runtime, not a second one
             [runtime] = seen["openmp"]
             assert "/torch/lib/" in runtime
 

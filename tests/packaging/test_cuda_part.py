@@ -1,4 +1,4 @@
-"""The CUDA part of the installation: built where nvcc and torch fit together, else left out with a reason.
+"""The CUDA part of the installation: built if nvcc and torch fit together, otherwise left out with a reason.
 
 Most tests let setup.py decide and compile nothing. No GPU is visible to any of them.
 """
@@ -51,7 +51,7 @@ esac
 
 
 def pretend(home: Path, release: str) -> Path:
-    """A toolkit whose nvcc says to be of that release, and compiles nothing."""
+    """A toolkit whose nvcc reports this release, and fails to compile."""
     script = home / "bin" / "nvcc"
     script.parent.mkdir(parents=True)
     script.write_text(NVCC_SCRIPT.format(release=release, nvcc=NVCC or "false"))
@@ -60,7 +60,7 @@ def pretend(home: Path, release: str) -> Path:
 
 
 class Decider:
-    """Lets setup.py decide what to build, for one environment."""
+    """Runs setup.py's decision about what to build, for one environment."""
 
     def __init__(self, env: Environment, sources: Path) -> None:
         self.env, self.sources = env, sources
@@ -71,7 +71,7 @@ class Decider:
         return run(self.env.python, *command, cwd=self.sources, **variables)
 
     def facts(self, **variables: str) -> dict[str, Any]:
-        """As they reach llr/_build.json; where there is no CUDA part, the reason was also printed."""
+        """The facts as in llr/_build.json. Without a CUDA part, asserts that the reason was also printed."""
         printed = succeed(self.run(**variables))
         facts = json.loads((self.env.folder / "lib-built" / "llr" / "_build.json").read_text())
         assert facts["native"]
@@ -194,7 +194,8 @@ def test_nvcc_that_cannot_compile(
     assert outcome.returncode != 0
     assert "planted failure" in outcome.stdout
     assert (
-        f"If nvcc {MAJOR}.0 is at fault, LLR_CUDA=0 leaves out the CUDA kernels" in outcome.stdout
+        f"If nvcc {MAJOR}.0 is the cause, set LLR_CUDA=0 to leave out only the CUDA kernels"
+        in outcome.stdout
     )
 
 

@@ -1,4 +1,4 @@
-"""The installation itself, in environments made for it: with and without torch, a compiler, isolation."""
+"""The installation, in new environments: with and without torch, a compiler, isolation."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from environments import (
 
 pytestmark = pytest.mark.slow
 
-# What is in the distributions
+# Contents of the distributions
 
 
 def test_sdist_has_all_sources_and_nothing_built(sdist: Path) -> None:
@@ -78,7 +78,7 @@ def test_the_oldest_torch_is_the_same_everywhere() -> None:
     assert dependency[1] == f"{bound[1]}.{bound[2]}" == default[1]
 
 
-# Where everything is there: native, against the CPU build and the CUDA build of torch, no GPU visible
+# Everything is present: native builds for torch with and without CUDA, no GPU visible
 
 
 @each_torch
@@ -105,7 +105,7 @@ def test_editable(builder: Builder, sources: Path) -> None:
     assert Path(seen["where"]).parent == sources / "llr"
 
 
-# Where something is missing: pure Python, and the reason is kept
+# Something is missing: pure Python, and the reason is recorded
 
 
 def test_without_torch_then_with(bare: Environment, sources: Path) -> None:
@@ -132,14 +132,14 @@ def test_switched_off(env: Environment, sources: Path) -> None:
 
 
 def test_torch_too_old(bare: Environment, sources: Path) -> None:
-    # 2.9 comes after 2.11 as text, before it as a version.
+    # "2.9" is larger than "2.11" as text, but older as a version.
     real = Path(next(site for site in HOST.site if Path(site, "torch").exists()), "torch")
     old = bare.site / "torch"
     shutil.copytree(real / "_vendor", old / "_vendor")
     shutil.copy(real / "torch_version.py", old)
     (old / "version.py").write_text("__version__ = '2.9.1'\n")
     (old / "__init__.py").write_text("from torch.torch_version import __version__\n")
-    bare.lend_torch()  # the packages that a build needs; the torch above comes before the host's
+    bare.lend_torch()  # the packages that a build needs; the torch made above is found before the host's
     succeed(bare.install("--no-build-isolation", sources))
     facts = bare.facts()
     assert not facts["native"]
@@ -155,7 +155,7 @@ def test_library_of_another_torch(tmp_path: Path, wheel_for: Wheels) -> None:
     env.falls_back(built.torch, running.torch)
 
 
-# Where something is there and fails: an error that says what to do
+# Something is present but fails: an error that says what to do
 
 
 @pytest.mark.parametrize("compiler", ["false", "no-such-compiler"])

@@ -1,4 +1,4 @@
-"""The folders of the package import one way, and ``llr`` shows what a user calls and nothing else."""
+"""The folders of the package import in one direction only, and ``llr`` exports only public names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 import llr
 
-# Each may import what stands below it. "llr" is llr/__init__.py.
+# Each may import those below it. "llr" is llr/__init__.py.
 ORDER = (
     "cli",
     "recovery",
@@ -59,7 +59,7 @@ def box(module: str) -> str:
 
 
 def edges(graph: grimp.ImportGraph) -> set[tuple[str, str]]:
-    """Which boxes import which. ``python -m llr.recovery.sweep`` is a command, and imported by nothing."""
+    """Imports between boxes, without ``llr.recovery.sweep.__main__``, a command that nothing imports."""
     found = {
         (box(module), box(imported))
         for module in graph.modules
@@ -84,7 +84,7 @@ def levels(graph: grimp.ImportGraph) -> int:
 
 @pytest.fixture
 def graph() -> grimp.ImportGraph:
-    # What is imported for annotations alone never runs.
+    # Imports only for annotations are never executed.
     return grimp.build_graph("llr", exclude_type_checking_imports=True, cache_dir=None)
 
 
@@ -112,7 +112,7 @@ def test_an_import_against_the_order_is_found(
 
 
 def circle_in(graph: grimp.ImportGraph, folder: str) -> list[str]:
-    """Files and sub-folders of one folder that import each other; empty where there are none."""
+    """Files and sub-folders of one folder that import each other in a circle; empty if there are none."""
     below: dict[str, set[str]] = {}
     for module in graph.find_descendants(folder):
         child = ".".join(module.split(".")[: folder.count(".") + 2])

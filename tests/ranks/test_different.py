@@ -1,4 +1,4 @@
-"""Upper bounds of ranks from samples that are the same and parameters that nothing depends on."""
+"""Upper bounds of ranks from equal samples and from parameters without effect."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class TestSamples:
         assert bounds(network(2, 3, 1), x)["different samples"] == 4
 
         class Signed(nn.Module):
-            """What a function of one's own makes of -0 is not known."""
+            """A custom function may distinguish -0 from 0."""
 
             def __init__(self) -> None:
                 super().__init__()
@@ -80,8 +80,8 @@ class TestSamples:
         result = llr.rank(Words(), x)
         assert (result.rank, result.upper, result.upper_from) == (2, 2, "different samples")
         assert not result.exact
-        # The errors of this model are only estimated: that the rank is not smaller is no proof, though the
-        # upper bound is one.
+        # The upper bound is proved. But the errors of this model are only estimated, so nothing proves that
+        # the rank is not smaller.
         assert result.ambiguous
 
     @pytest.mark.parametrize("activation", ["tanh", "erf", "sin", "identity"])

@@ -1,4 +1,4 @@
-"""Figures: what they show, and that they leave no trace in matplotlib's global state."""
+"""Figures: their contents, and that matplotlib's global state does not change."""
 
 from __future__ import annotations
 

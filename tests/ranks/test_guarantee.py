@@ -1,4 +1,4 @@
-"""Which samples attain a model's rank: the guarantee, and the shortest beginning that has it."""
+"""Which samples attain a model's rank: the guarantee, and the shortest prefix that has it."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ class TestSampleSizes:
         model = two_layer(TWO)
         x = samples(40, 2)
         x[:, 1] = 1.0
-        # On the line the second weight acts as the bias does.
+        # On the line, the second weight acts like the bias.
         assert has_llr_guarantee(model, x).rank == 6
         assert llr_sample_size(model, x) is None
 

@@ -1,4 +1,4 @@
-"""llr.info and llr.selftest: they say what is there, and what is wrong."""
+"""llr.info and llr.selftest: they report what is installed, and what is wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llr.ranks.info import Check
 
 @pytest.fixture
 def only_tanh(monkeypatch):
-    """Self-tests of one activation, which are faster."""
+    """Restricts self-tests to one activation, which is faster."""
     monkeypatch.setattr(formula, "ACTIVATIONS", {"tanh": formula.ACTIVATIONS["tanh"]})
 
 
@@ -115,7 +115,7 @@ def test_a_wrong_jacobian_is_found(fault, monkeypatch):
     assert not result.ok
     assert "WRONG" in str(result)
     assert "all agree" not in str(result)
-    # The other operators were looked at all the same.
+    # The other operators were still tested.
     assert {check.name.split()[0] for check in result.checks if not check.ok} == {"mlp_jacobian"}
 
 

@@ -1,4 +1,4 @@
-"""The four methods of llr.rank: that they agree, what they hold, which one is taken, what is proved."""
+"""The four methods of llr.rank: they agree, their memory, the automatic choice, and what is proved."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class TestAgreement:
 
     @pytest.mark.parametrize("method", FLOAT_METHODS)
     def test_small_singular_values(self, method: str) -> None:
-        # Falling to 1e-13 of the first: a float64 Gram matrix sees nothing below 1e-8.
+        # Singular values fall to 1e-13 of the first; a float64 Gram matrix loses those below 1e-8.
         model, x = two_layer([([1.0 + 0.3 * i], 0.1 * i, [1.0]) for i in range(8)]), samples(48, 1)
         J = llr.jacobian(model, x)[:, 0]
         exact = torch.linalg.svdvals(J)
@@ -117,7 +117,7 @@ class TestChoice:
             with pytest.raises(ValueError, match="more than the memory budget"):
                 llr.jacobian(model, x)
         assert result.method in ("tsqr", "gram")
-        assert result.rank == 5 * 19  # LayerNorm takes the mean out of every sample
+        assert result.rank == 5 * 19  # LayerNorm subtracts the mean of every sample
         assert result.actual_bytes <= result.predicted_bytes <= whole // 4
 
     @pytest.mark.parametrize("method", FLOAT_METHODS)
@@ -160,7 +160,7 @@ class TestChoice:
     @pytest.mark.slow
     @pytest.mark.parametrize("method", FLOAT_METHODS)
     def test_peak_is_as_predicted(self, method: str) -> None:
-        # In a process of its own: how far it grows beyond what loading and a first call take.
+        # In a separate process: the growth beyond the memory of loading and a first call.
         code = f"""
 import torch, llr
 from pathlib import Path
@@ -246,10 +246,10 @@ class TestCertified:
 
 
 class TestWhatIsKnown:
-    """exact, ambiguous, clear, and where the bounds come from."""
+    """The fields exact, ambiguous and clear, and the sources of bounds."""
 
     def test_random_networks(self) -> None:
-        # None that is not ambiguous is wrong, and no count is above what is proved.
+        # No rank that is not ambiguous is wrong, and no lower bound is above the proved rank.
         told = 0
         for seed in range(12):
             torch.manual_seed(seed)
@@ -302,7 +302,7 @@ class TestWhatIsKnown:
         assert result.rank < result.lower < 37
         assert not result.exact
         tol = float(result.spectrum[3])
-        assert llr.rank(model, x, atol=tol).ambiguous  # a value on the line
+        assert llr.rank(model, x, atol=tol).ambiguous  # one value equals the tolerance
 
     def test_other_layers_are_estimated(self) -> None:
         torch.manual_seed(0)

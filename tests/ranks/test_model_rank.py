@@ -1,4 +1,4 @@
-"""Ranks of models, not of samples, against closed forms; and which samples attain them."""
+"""Ranks of models, independent of samples, compared with closed forms; and which samples attain them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Entries(nn.Module):
 
 
 def integers(*shape: int, seed: int = 0) -> Tensor:
-    """Small integers, of which products are exact."""
+    """Small integers, whose products are exact."""
     g = torch.Generator().manual_seed(seed)
     return torch.randint(-9, 10, shape, generator=g).double()
 
@@ -75,7 +75,7 @@ class TestClosedForms:
         model = two_layer(neurons, act=act, **options)
         found = model_rank(model)
         dim = expected[ACTIVATIONS.index(act)]
-        # torch's softplus is no analytic function, so that the closed form bounds no sample whatever.
+        # torch's softplus is not analytic, so the closed form does not bound the rank on samples.
         upper = found.n_params if act == "softplus" else dim
         assert (found.rank, found.lower, found.upper) == (dim, dim, upper)
         assert found.exact == (dim == upper)
@@ -84,7 +84,7 @@ class TestClosedForms:
         assert found.result.certificate is not None
         assert verify(found.result.certificate, model, found.samples)
         assert int(llr.rank(model, found.samples).rank) == dim
-        # With the bound that theory has the search ends there.
+        # The search ends at the theory's upper bound.
         assert model_rank(model, upper=dim).exact
 
     @pytest.mark.parametrize("biases", ["all", "hidden", "none"])
@@ -187,14 +187,14 @@ class TestClosedForms:
         assert found.rank == found.lower == expected
 
     def test_rectified(self) -> None:
-        # Positive scaling of a neuron costs one dimension each: k (q + d + beta - 1) = 12 of 15.
+        # Positive scaling of a neuron reduces the rank by one per neuron: k (q + d + beta - 1) = 12 of 15.
         model = mlp(3, 3, 1, activation=nn.ReLU)
         model[2].bias = None
         found = model_rank(model)
         assert (found.rank, found.lower, found.upper) == (12, 12, 15)
 
     def test_without_rules_for_the_model(self) -> None:
-        # A shared kernel, d = 5, s = 3: k (d + 1) = 12; only singular values are to be had.
+        # A shared kernel, d = 5, s = 3: k (d + 1) = 12; only singular values are available.
         class Convolution(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
@@ -291,7 +291,7 @@ class TestSearch:
         assert (counted.rank, counted.lower, counted.saturated) == (8, 0, True)
         assert model_rank(model, certify=True).exact
         assert model_rank(model, method="certified").exact
-        # Enough for a proof on the sample found, not for those of the search.
+        # The time allows a proof on the sample found, but not on those of the search.
         monkeypatch.setattr("llr.ranks.saturation._WORK", 8 * 8 * 208.0)
         assert model_rank(model).exact
 

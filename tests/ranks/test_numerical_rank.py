@@ -1,4 +1,4 @@
-"""Numerical ranks against known ones, exact elimination and fractions; what counts as a gap."""
+"""Numerical ranks compared with known ranks, exact elimination and fractions; what counts as a gap."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class TestNumericalRank:
     def test_known_rank(self, m: int, n: int, r: int, dtype: torch.dtype) -> None:
         result = llr.numerical_rank(low_rank(m, n, r, dtype=dtype))
         assert result.rank == r
-        # Whether there is more below the error, only exact arithmetic tells, which is for small matrices.
+        # Only exact arithmetic shows whether values below the error are zero; it is for small matrices.
         small = m * n <= 1024
         assert (result.clear, result.ambiguous, result.lower) == (True, not small, r)
         assert result.upper == r if small else r < result.upper <= min(m, n)
@@ -124,7 +124,7 @@ class TestNumericalRank:
         assert not result.ambiguous.any()
 
     def test_a_batch_is_a_loop_with_bounds(self) -> None:
-        """Each matrix of a batch gets the bounds that it gets alone."""
+        """Each matrix of a batch gets the same bounds as alone."""
         repeated = low_rank(20, 30, 9)
         repeated[10:] = repeated[3]
         zeros = low_rank(20, 30, 9)
@@ -150,7 +150,7 @@ class TestNumericalRank:
 
 
 class TestElimination:
-    """Exact elimination settles a count, and does not take its place."""
+    """Exact elimination confirms an uncertain count, but does not replace it."""
 
     @settings(max_examples=100, deadline=None)
     @given(st.data())
@@ -180,7 +180,7 @@ class TestElimination:
             assert (result.lower_from, result.ambiguous) == ("error bound", False)
 
     def test_entries_of_all_sizes(self) -> None:
-        """The scaling of zeros beside the smallest and the largest numbers is in range too."""
+        """Scale factors are in range, also for zeros beside the smallest and the largest numbers."""
         sizes = [0.0, 1.0, 5e-324, 1e-310, 1e-160, 1e160, 1e300, 1.7e307]
         g = torch.Generator().manual_seed(0)
         for _ in range(300):
@@ -214,7 +214,7 @@ class TestGap:
 
     def test_what_drowns_counts_as_its_error(self) -> None:
         A = torch.ones(3, 3).double() + torch.diag(torch.tensor([4.0, 1.0, 0.0]).double())
-        A[2] = A[0] - 3 * A[1]  # rank 2, and no row or column tells
+        A[2] = A[0] - 3 * A[1]  # rank 2, which no single row or column shows
         A = torch.block_diag(*[A] * 6)  # too large for exact elimination
         result = llr.numerical_rank(A)
         assert (result.rank, result.clear, result.ambiguous) == (12, True, True)

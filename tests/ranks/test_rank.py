@@ -1,4 +1,4 @@
-"""Ranks of models against closed forms: every expected number here is a theorem, none a measurement."""
+"""Ranks of models compared with closed forms: every expected number is a theorem, not a measurement."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ class TestClosedForms:
 
         result = llr.rank(Convolution(), samples(40, d))
         assert result.rank == k * (d + 1)
-        assert result.clear  # but no rule bounds the error of such a model
+        assert result.clear  # but no rule gives an error bound for such a model
         assert result.ambiguous
 
     @pytest.mark.parametrize(("m", "n", "p", "r"), [(4, 5, 5, 1), (4, 5, 5, 2), (5, 5, 8, 3)])
@@ -159,7 +159,7 @@ class TestClosedForms:
         assert (result.rank, result.n_params) == (r * (m + n - r), m * p + p * n)
 
     def test_linear_model(self) -> None:
-        some = (8 * samples(6, 3)).round()  # whose sums are exact
+        some = (8 * samples(6, 3)).round()  # so that sums are exact
         x = torch.cat((some, some @ torch.ones(3, 2, dtype=F64)), 1)
         assert llr.rank(nn.Linear(5, 1, bias=False), x).rank == 3
         assert llr.rank(nn.Linear(5, 4, bias=False), x).rank == 12
@@ -180,7 +180,7 @@ def random_network(g: torch.Generator, d: int, hidden: list[int], q: int) -> nn.
 def change_layer(
     model: nn.Module, layer: int, rows: Tensor, signs: Tensor, shares: Tensor
 ) -> nn.Sequential:
-    """The network whose hidden neurons in `layer` are copies of `rows`, sign-flipped and shared out."""
+    """The network whose hidden neurons in `layer` are copies of `rows`, reflected and with shares."""
     linears = [m for m in model if isinstance(m, nn.Linear)]
     parts = []
     for i, linear in enumerate(linears):
@@ -234,7 +234,7 @@ class TestSymmetries:
             change_layer(model, layer, rows, flipped, shares),
         ):
             torch.testing.assert_close(variant(x), model(x), rtol=1e-12, atol=1e-12)
-            # Shares are rounded: a proof sees that copies send out what is not quite parallel.
+            # Shares are rounded: a proof would find that outgoing weights of copies are not quite parallel.
             assert llr.rank(variant, x, resolve=False).rank == expected
 
     def test_adding_a_neuron_without_copying_adds_rank(self) -> None:

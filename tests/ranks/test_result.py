@@ -1,4 +1,4 @@
-"""What a RankResult says of itself, in a line and as JSON."""
+"""A RankResult as a line of text and as JSON."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class TestRankResult:
         assert "tolerance/sigma_1" in str(llr.numerical_rank(torch.eye(2), atol=3.0))
 
     def test_line_of_what_has_no_ratio(self) -> None:
-        """No "error/sigma_1 = inf": what is there is said."""
+        """The line does not say "error/sigma_1 = inf"; it has the numbers that exist."""
         zeros, empty = llr.numerical_rank(torch.zeros(2, 2)), llr.numerical_rank(torch.zeros(0, 3))
         assert str(zeros).endswith("by different rows): all singular values are 0 (svd, float32)")
         assert str(empty).endswith("by shape): no entries (svd, float32)")

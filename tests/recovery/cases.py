@@ -47,7 +47,7 @@ FIFTY = {
     "sigmoid": (_logistic, lambda z: _logistic(z) * _logistic(-z)),
     "gelu": (lambda z: z * mpmath.ncdf(z), lambda z: mpmath.ncdf(z) + z * mpmath.npdf(z)),
     "silu": (lambda z: z * _logistic(z), lambda z: _logistic(z) * (1 + z * _logistic(-z))),
-    "softplus": (  # the identity beyond 20, as torch.nn.Softplus
+    "softplus": (  # the identity beyond 20, like torch.nn.Softplus
         lambda z: mpmath.log1p(mpmath.exp(z)) if z <= 20 else z,
         lambda z: _logistic(z) if z <= 20 else mpmath.mpf(1),
     ),

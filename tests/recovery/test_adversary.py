@@ -35,13 +35,13 @@ def claims() -> Iterator[SimpleNamespace]:
 
 
 class Adversary:
-    """Sets of the kinds of benchmarks/claims_sets.py."""
+    """Data sets of the kinds in benchmarks/claims_sets.py."""
 
     def __init__(self, modules: SimpleNamespace) -> None:
         self.modules = modules
 
     def is_false(self, name: str, seed: int) -> bool:
-        """Whether a claim about this set is made, and wrong on the box doubled or about no network at all."""
+        """Whether a claim is made that is wrong on the doubled box, or whose function is not a network."""
         made = self.modules.claims_sets.data_set(name, seed)
         try:
             found = recover(made.x, made.targets, budget=STARTS, **made.options)
@@ -68,7 +68,7 @@ class TestNoClaimIsFalse:
         assert not false
 
     def test_bumps_that_no_sample_sees_are_claimed(self, adversary: Adversary) -> None:
-        """Nothing can tell them from the samples, and the sentence says "at most one neuron"."""
+        """No procedure can find them from the samples; the claim states that it assumes one neuron."""
         made = adversary.modules.claims_sets.data_set("bump between the samples", 3)
         found = recover(made.x, made.targets, budget=STARTS, **made.options)
         assert found.status == "recovered"
@@ -85,7 +85,7 @@ class TestNoClaimIsFalse:
 
 
 class TestEveryConditionIsNeeded:
-    """Without it some of these sets are claimed, and wrongly; with it none is."""
+    """Without the condition there are false claims about some of these sets; with it there are none."""
 
     @pytest.mark.parametrize(
         ("without", "kind", "seeds"),
@@ -121,7 +121,7 @@ class TestEveryConditionIsNeeded:
     def test_agreement_to_rounding(
         self, adversary: Adversary, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """Agreement to 1e-11 is met by functions that are no network of the class."""
+        """Some functions that are not networks of the class agree with one to 1e-11."""
         sets = [("weak neurons beside", seed) for seed in range(4)]
         assert not any(adversary.is_false(*s) for s in sets)
         loose = property(lambda fit: fit.ratio <= 1e8)

@@ -1,4 +1,4 @@
-"""How far a recovered function is open: a bound that steep neurons and large domains keep to."""
+"""The bound of a recovered function's error holds for steep neurons and large domains."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def claims() -> Iterator[SimpleNamespace]:
 
 class TestClaimsKeepTheirEps:
     def test_one_steep_neuron(self) -> None:
-        """Its transition is a hundredth of the box; the error there is up to 25 times that elsewhere."""
+        """The transition takes a hundredth of the box; the error there is up to 25 times larger."""
         claimed = 0
         for seed in range(4 * SEEDS):
             x = torch.rand(60, 1, generator=torch.Generator().manual_seed(seed), dtype=F64)
@@ -61,7 +61,7 @@ class TestClaimsKeepTheirEps:
         assert not any(claims.claims.beyond_eps(m, found) for m, found in claimed)
 
     def test_a_domain_on_which_nothing_is_known_to_four_digits(self) -> None:
-        """Weights known to 1e-8 move a transition by 0.01 at 1e6: no claim of 2e-6 there."""
+        """An error of 1e-8 in weights moves a transition by 0.01 at 1e6, so eps cannot be 2e-6 there."""
         W = torch.tensor([[1.0, 2.0], [-1.0, 0.7]], dtype=F64)
         x = normal(0, 60, 2)
         y = torch.tanh(x @ W.T + torch.tensor([0.5, 0.0])) @ torch.tensor([[1.5], [-1.0]]).double()
@@ -77,7 +77,7 @@ class TestBounds:
     def test_above_what_errors_of_the_targets_do_and_not_far(
         self, activation: str, scale: float
     ) -> None:
-        """The first order is exact at a point; on a box the bound is above it everywhere."""
+        """The first-order error is exact at a point; the bound for a box is above it everywhere."""
         tight = []
         for seed in range(3):
             net = Net(
@@ -103,7 +103,7 @@ class TestBounds:
                     assert first <= bound
                     tight.append(bound / first)
         assert tight or scale > 1
-        # What softplus leaves out beyond its switch, 2e-9, is part of the bound.
+        # The bound includes softplus's error of 2e-9 beyond its threshold.
         assert activation == "softplus" or all(t < 300 for t in tight)
 
     def test_two_outputs_and_constants(self) -> None:
@@ -121,7 +121,7 @@ class TestBounds:
 
 
 def at_transitions(net: Net, low: torch.Tensor, high: torch.Tensor, factor: float) -> torch.Tensor:
-    """Points of the box times the factor, half of them where a neuron is not saturated."""
+    """Points of the box scaled by the factor, half of them where some neuron is not saturated."""
     centre, half = (low + high) / 2, factor * (high - low) / 2
     g = torch.Generator().manual_seed(7)
     points = [centre + half * (2 * torch.rand(200, 2, generator=g, dtype=F64) - 1)]

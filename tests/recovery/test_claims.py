@@ -1,4 +1,4 @@
-"""What recover() says of what it claims: words, short numbers, options, asked functions."""
+"""Reports of recover(): claims, advice, rounded numbers, options, and functions given as callables."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class TestWhatIsSaid:
         assert document["evidence"] is None
 
     def test_why_it_stopped(self) -> None:
-        """A budget that is not used is not to be raised."""
+        """If the budget was not used up, the advice does not ask for a larger one."""
         x = normal(0, 30, 1)
         y = x.abs() + 0.3 * (3 * x).sin()
         relu = recover(x, y, max_width=2, activation="relu", budget=100_000)
@@ -96,7 +96,7 @@ class TestWhatIsSaid:
         assert "larger budget" in spent.advice
 
     def test_accepted_says_what_is_doubtful(self) -> None:
-        """Rounded inputs are noise as well: twice what is told, and width 2 is the truth."""
+        """Rounded inputs add noise: twice the given noise_std; the true width is 2."""
         x, w = normal(1, 30, 3), normal(2, 2, 3)
         y = torch.tanh(x @ w.T + torch.tensor([0.3, -0.4])) @ torch.tensor([1.0, -2.0], dtype=F64)
         x, y = (x * 1e6).round() / 1e6, (y * 1e6).round() / 1e6
@@ -142,7 +142,7 @@ class TestShortNumbers:
         assert right >= 3
 
     def test_the_default_of_torch(self) -> None:
-        """A float32 module, 100 samples: a second, not 100,000 starts."""
+        """A float32 module and 100 samples take a second, not 100,000 starts."""
         for seed in (0, 1):
             torch.manual_seed(seed)
             net = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1))
@@ -156,14 +156,14 @@ class TestShortNumbers:
                 assert float(error.norm() / net(fresh).norm()) < 1e-4
 
     def test_a_table_with_six_digits(self) -> None:
-        """Inputs and targets rounded: width 2, where four neurons would fit the rounding."""
+        """With rounded inputs and targets the width is 2, although four neurons would fit the rounding."""
         x, w = normal(3, 40, 3), normal(4, 2, 3)
         y = torch.tanh(x @ w.T + torch.tensor([0.3, -0.4])) @ torch.tensor([1.0, -2.0], dtype=F64)
         rounded = (x * 1e6).round() / 1e6
         found = recover(rounded, (y * 1e6).round() / 1e6, max_width=8)
         assert (found.width, found.fits[2].consistent) == (2, True)
         assert any("x to 6 decimals" in said for said in found.assumed)
-        # Targets that are exact, of inputs that are not: the option is named, and it helps.
+        # With exact targets of unrounded inputs, the advice names the option, and the option helps.
         exact = recover(rounded, y, max_width=2, budget=500)
         assert (exact.status, exact.width) == ("approximate", 2)
         assert "x_error=5e-07" in exact.advice
@@ -191,7 +191,7 @@ class TestShortNumbers:
 
 class TestOptions:
     def test_max_frequency(self) -> None:
-        """A grid of step 0.1 cannot tell 2 from 2 + 20 pi, unless frequencies are known to be small."""
+        """On a grid of step 0.1, frequencies 2 and 2 + 20 pi agree, unless they are known to be small."""
         x = 0.1 * torch.randperm(40, generator=torch.Generator().manual_seed(0))[:12, None].double()
         truth = torch.sin(2 * x + 0.3)
         options = {"max_width": 2, "activation": "sin"}
@@ -309,7 +309,7 @@ def asked_function(points: Tensor) -> Tensor:
 
 class TestFunctions:
     def test_that_write_into_their_argument(self) -> None:
-        """They get copies: neither the samples nor the fresh points change."""
+        """Functions get copies: neither the samples nor the fresh points change."""
         x = normal(0, 30, 2)
         before = x.clone()
 
@@ -338,7 +338,7 @@ class TestFunctions:
         assert (found.status, found.width) == ("recovered", 1)
 
     def test_of_another_dtype(self) -> None:
-        """What to do is said, in no words of torch."""
+        """The message says what to do, and is not torch's."""
         model = nn.Sequential(nn.Linear(2, 1), nn.Tanh())
         for function, words in [
             (model, "y computes in torch.float32, and x is torch.float64"),
@@ -352,7 +352,7 @@ class TestFunctions:
             recover(normal(0, 30, 2), lambda x: x @ torch.ones(3, dtype=F64), max_width=2)
 
     def test_of_one_input(self) -> None:
-        """x may be (n,), as y may; so may what a sampler gives."""
+        """x may have shape (n,), like y; so may the result of a sampler."""
         x = normal(0, 20, 1)[:, 0]
         for found in (
             recover(x, torch.tanh(2 * x + 1), max_width=2),
@@ -381,7 +381,7 @@ class TestUnits:
     @pytest.mark.parametrize("x_unit", [1e-119, 1.0, 1e119])
     @pytest.mark.parametrize("y_unit", [1e-119, 1e119])
     def test_that_work(self, x_unit: float, y_unit: float) -> None:
-        """The same claims and the same relative numbers, whatever happens to squares."""
+        """The same claims and the same relative numbers, even where squares over- or underflow."""
         x = normal(0, 20, 2)
         y = asked_function(x)
         plain = recover(x, y, max_width=2, budget=200)
@@ -424,12 +424,12 @@ class TestWords:
 
 
 def with_verdict(values: Mapping[str, Value]) -> dict[str, Value]:
-    """A cell as a runner of one's own may have stored it, with the words of before."""
+    """A cell as a user's runner may have stored it, with the terms of an older version."""
     return {"recovered": True, "verdict": "certified" if values["n"] == 5 else "ambiguous"}
 
 
 def test_sweeps_with_the_words_of_before_can_be_read(tmp_path: Path) -> None:
-    """Sweeps of llr store no status; those of other runners stay what they are."""
+    """Sweeps of llr store no status; results of other runners do not change."""
     run(grid(4), tmp_path / "old.sqlite", runner="recovery.test_claims:with_verdict")
     found = columns(tmp_path / "old.sqlite")
     assert sorted(set(found["verdict"])) == ["ambiguous", "certified"]
@@ -438,7 +438,7 @@ def test_sweeps_with_the_words_of_before_can_be_read(tmp_path: Path) -> None:
 
 
 def test_threads_get_what_they_get_alone() -> None:
-    """The precision of ball arithmetic is one number for the whole process."""
+    """The precision of ball arithmetic is global to the process; results must not depend on other threads."""
 
     def found(seed: int) -> dict[str, object]:
         target = Target.separated(TwoLayer(2, 2, bias=False), seed=seed)

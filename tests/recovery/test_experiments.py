@@ -31,7 +31,7 @@ CNN = {"cnn-shared": 6, "cnn-local": 12, "cnn-full": 18}
 class TestCells:
     @pytest.mark.parametrize(("architecture", "size"), CNN.items())
     def test_a_kernel_in_three_architectures(self, architecture: str, size: int) -> None:
-        """Never below the predicted size, always above it."""
+        """No recovery below the predicted size, always recovery above it."""
         recovered = {-1: 0, 1: 0}
         for seed in range(20, 30):
             for beyond in recovered:
@@ -43,7 +43,7 @@ class TestCells:
         assert recovered == {-1: 0, 1: 10}
 
     def test_recovered_is_measured_where_there_are_no_samples(self) -> None:
-        """Fewer samples than it takes can be fitted, and say nothing of the rest."""
+        """Fewer samples than necessary can be fitted, but do not determine the function elsewhere."""
         cells = [run_cell({"d": 2, "k": 2, "n": 4, "seed": s, "starts": 200}) for s in range(5)]
         assert all(cell["fitted"] for cell in cells)
         assert not any(cell["recovered"] for cell in cells)
@@ -270,7 +270,7 @@ class TestCommands:
     @pytest.mark.usefixtures("table")
     def test_reproduce(self) -> None:
         out = run("reproduce", "linear", "--quick", "--svg", "--out", "here")
-        assert "expected of the full grid  6, one more than of a linear function" in out.stdout
+        assert "expected for the full grid  6, one more than of a linear function" in out.stdout
         assert "4 of 4 cells done, 0 failed" in out.stdout
         assert sorted(p.name for p in Path("here").iterdir()) == [
             "linear-quick.csv",

@@ -1,4 +1,4 @@
-"""What is computed and proved near a fit in 256 bits, against fifty digits of mpmath."""
+"""Computations and proofs near a fit in 256 bits, compared with mpmath with fifty digits."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class TestPrecise:
         assert target.error(fit.net) < 1e-26  # type: ignore[arg-type]
 
     def test_nearly_linear_neurons(self) -> None:
-        """Outer weights are solved for: a valley along which plain steps are a millionth of what is left."""
+        """Outer weights are solved for: along this valley, plain steps cover a millionth of the way."""
         w, a = torch.tensor([[0.002], [0.3]], dtype=F64), torch.tensor([[-0.28, 2.1]], dtype=F64)
         net, x = Net(w, None, a, None, "tanh"), normal(8, 6, 1)
         moved = Net(
@@ -68,7 +68,7 @@ class TestPrecise:
             assert not examined(net, noisy).consistent
 
     def test_large_sets(self) -> None:
-        """Only some of the samples are polished; one wrong value among the others shows."""
+        """Only some of the samples are polished; one wrong value among the others is detected."""
         _, data, net = planted(2, 2, 2, extra=3000)
         fit = examined(net, data)
         assert fit.rows is not None
@@ -117,7 +117,7 @@ class TestIsolation:
             assert worst <= found.eps + 1e-14
 
     def test_kappa_in_exact_arithmetic(self) -> None:
-        """The bound of E is above that at random corners of the box, computed with 50 digits."""
+        """The bound of E is above the values at random corners of the box, computed with 50 digits."""
         _, data, net = planted(1, 1, 2, extra=2)
         fit = examined(net, data)
         with precision(BITS):
@@ -150,7 +150,7 @@ class TestIsolation:
         assert (found.radius, found.eps) == (0.0, math.inf)
 
     def test_softplus_must_not_meet_its_switch(self) -> None:
-        """torch's softplus jumps by 2e-9 at 20: no mean value theorem across it."""
+        """torch's softplus jumps by 2e-9 at 20, so the mean value theorem does not hold across the jump."""
         w, b = torch.tensor([[1.0]], dtype=F64), torch.tensor([0.5], dtype=F64)
         net = Net(w, b, torch.ones(1, 1, dtype=F64), None, "softplus")
         x = torch.linspace(-3, 3, 9, dtype=F64)[:, None]

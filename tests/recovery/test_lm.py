@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt as users call it: native, in torch operations, and against scipy."""
+"""Levenberg-Marquardt as users call it: native, in torch operations, and compared with scipy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
 
 
 def placed(model: nn.Module, theta: Tensor) -> nn.Module:
-    """The model in float64 with these parameters, those that are trainable."""
+    """The model in float64 with these values of its trainable parameters."""
     vector_to_parameters(theta, [p for p in model.double().parameters() if p.requires_grad])
     return model
 
@@ -159,7 +159,7 @@ def test_without_the_library_the_same_steps(case, monkeypatch):
             without_library(patch)
             there = levenberg_marquardt(model, theta, x, y, **options)
         assert (here.method, there.method) == ("native", "torch: it was left out")
-        linear = case == "linear"  # at once in the minimum, where rounding decides
+        linear = case == "linear"  # reaches the minimum at once, where rounding decides
         agree(here, there, 1e-7 if linear else 1e-9)
         for i in range(5):
             outputs = here.model(i)(x[which[i]]).reshape(y[0].shape)
@@ -193,7 +193,7 @@ def test_a_frozen_parameter_stays():
 
 
 def test_a_wrong_jacobian_is_noticed(monkeypatch):
-    """A planted bug: the sign of the first layer's part."""
+    """A planted bug: the wrong sign of the first layer's derivatives."""
     model, theta, x, y = problem("two-layer")
     options = {"damping": Damping(iterations=6)}
     here = levenberg_marquardt(model, theta, x[0], y[0], **options)
@@ -226,7 +226,7 @@ def test_the_torch_path_refills_its_pool(batch, first):
     target = placed(TwoLayer(2, 2, bias=False), normal(6, seed=5))
     x = normal(3, 9, 2, seed=6)
     y = torch.stack([target(each) for each in x]).detach()
-    y[1] += normal(9, 1, seed=7)  # nothing fits
+    y[1] += normal(9, 1, seed=7)  # noise, which no model fits
     starts = initial(model, 40, scale=0.5, generator=torch.Generator().manual_seed(1))
     functions = lm_reference.of_mlp((2, 2, 1), (False, False), "tanh")
     which = torch.arange(40) % 3
@@ -253,7 +253,7 @@ def test_the_torch_path_refills_its_pool(batch, first):
 PATIENT = Damping(0.01, 0.3, 2.0, stall=60, iterations=2000, progress=0.0)
 
 
-# Not in the flat valleys where scipy is still on its way after hundreds of evaluations.
+# Not in flat valleys, where scipy has not converged after hundreds of evaluations.
 @pytest.mark.parametrize("case", [case for case in CASES if case not in ("deep", "traced")])
 def test_where_scipy_ends(case):
     """From starts near a minimum all methods find it."""
@@ -394,7 +394,7 @@ def test_without_the_library_it_says_so(monkeypatch):
     assert warned[0].filename == __file__
     assert fits.method == "torch: it was left out"
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # with the library it would be the same
+        warnings.simplefilter("error")  # as with the native library
         levenberg_marquardt(*problem("tied", sets=1)[:2], *(t[0] for t in problem("tied")[2:]))
 
 

@@ -1,4 +1,4 @@
-"""What `levenberg_marquardt` and `Damping` refuse, with and without the native library."""
+"""Arguments that `levenberg_marquardt` and `Damping` refuse, with and without the native library."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native:Runt
 
 
 def fit(case: str = "two-layer", **changes: Any) -> Callable[[], Fits]:
-    """A call with some arguments replaced, by values or by functions of what was there."""
+    """A call with some arguments replaced, by values or by functions of the old values."""
 
     def call() -> Fits:
         model, theta, x, y = problem(case, sets=1)

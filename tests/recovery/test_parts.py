@@ -1,4 +1,4 @@
-"""What samples are worth: their rounding, evidence, aliases, shares of fresh points."""
+"""The information in samples: rounding, evidence, aliases, fractions of fresh points."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ class TestShares:
     def test_against_scipy(self, beyond: int, points: int) -> None:
         share = largest_share(beyond, points)
         assert share == pytest.approx(beta.ppf(0.95, beyond + 1, points - beyond))
-        # With a larger share so few would be seen less often than one time in twenty.
+        # With a larger fraction, so few would be seen in less than one case in twenty.
         assert binom.cdf(beyond, points, share * (1 + 1e-9)) == pytest.approx(0.05, rel=1e-4)
 
     def test_ends(self) -> None:

@@ -1,4 +1,4 @@
-"""recover(): targets found again, what is claimed of them, and what is not."""
+"""recover(): recovered targets, and which claims are made."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ CASES = int(os.environ.get("LLR_RANDOM_CASES", "10"))
 
 
 class TestAtOnePointMoreThanTheRank:
-    """n = O + 1. What is called recovered must be right, without exception."""
+    """n = O + 1. Every result that is called recovered must be right."""
 
     @pytest.mark.parametrize("kind", DRAW)
     @pytest.mark.parametrize(("d", "k"), OF_THE_PROTOTYPE)
@@ -49,7 +49,7 @@ class TestAtOnePointMoreThanTheRank:
             found = found_again(target, k * (d + 1) + 1, seed, max_width=k + 2, bias=False)
             assert is_right(target, found) or not found, (seed, str(found))
             right += bool(found)
-        # A neuron that is linear to 1e-6 is nothing that three samples could tell from others.
+        # Three samples cannot distinguish a neuron that is linear to 1e-6 from others.
         assert right >= CASES - 1 - CASES // 40
 
     @pytest.mark.parametrize(("d", "k"), OF_THE_PROTOTYPE)
@@ -108,7 +108,7 @@ class TestAtOnePointMoreThanTheRank:
 
 class TestWhatIsNotRecovered:
     def test_at_the_rank_itself_exact_fits_may_be_wrong(self) -> None:
-        """Why O + 1: were n = O enough, wrong functions would be called recovered."""
+        """Why O + 1 samples are needed: with n = O, wrong functions would be called recovered."""
         wrong = right = 0
         for seed in range(30):
             target = Target.separated(TwoLayer(2, 2, bias=False), seed=seed)
@@ -162,7 +162,7 @@ class TestWhatIsNotRecovered:
         assert found.status == "not_found"
 
     def test_inputs_in_a_subspace(self) -> None:
-        """Exact on all of them, and blind to the rest of the space."""
+        """The fit is exact on all samples, but undetermined in the rest of the space."""
         target = Target.separated(TwoLayer(2, 1, bias=False), seed=0)
         x = torch.randn(10, 1, dtype=torch.float64) @ torch.tensor(
             [[1.0, 2.0]], dtype=torch.float64
@@ -187,7 +187,7 @@ class TestWhatIsNotRecovered:
         assert target.error(found.model) < RECOVERED
 
     def test_neurons_that_are_not_needed_are_taken_out(self) -> None:
-        """A width that fits by chance before the least one does not end up in the result."""
+        """A larger width that happens to fit before the least one is not the result."""
         for seed in range(10):
             target = Target.separated(TwoLayer(2, 1, bias=False), seed=seed)
             found = found_again(target, 12, seed, max_width=3, bias=False)
@@ -221,7 +221,7 @@ class TestNoise:
         runs = 20
         found = [self.of(seed, std=0.01) for seed in range(runs)]
         not_rejected = sum(bool(result) and result.width <= 2 for result in found)
-        # One in a hundred is rejected by chance; that three of twenty are has a chance of 1e-3.
+        # One in a hundred is rejected by chance; the probability of three in twenty is 1e-3.
         assert runs - not_rejected <= binom.ppf(1 - 1e-3, runs, 0.01)
         assert sum(result.width == 2 for result in found) >= runs // 2
 

@@ -1,4 +1,4 @@
-"""Random functions of two layers and architectures for them: reflections make the affine part, or do not."""
+"""Random functions of two layers and architectures for them. Reflections may give the affine part, or not."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def random_setting(seed: int) -> Setting:
         pool = [(1, 0, 0), (1, 1, 1), (0, 1, -1)] if bias else [(1, 0, 0), (1, 1, 0), (0, 1, 0)]
     elif not bias:
         pool = [(1, 0), (2, 0), (3, 0)]
-        if act == "relu":  # scales are no matter: one hyperplane
+        if act == "relu":  # all scales give the same hyperplane
             pool, k = pool[:1], min(k, 1)
     planes = chance.sample(pool, min(len(pool), k + 1))
     outgoing = [(1, 0), (1, 1), (2, 1), (0, 1), (-1, 2)] if q == 2 else [(1,), (2,), (-1,)]
@@ -54,7 +54,7 @@ def random_setting(seed: int) -> Setting:
                 [v + u * z for v, z in zip(row, plane, strict=True)]
                 for row, u in zip(affine, chance.choices((0, 1, -1, -3), k=q), strict=True)
             ]
-    if hinge:  # a pair on the hyperplane where the affine part is 0 makes all of it
+    if hinge:  # a pair of neurons on the hyperplane where the affine part is 0 gives all of it
         zeros = [tuple(map(int, (*row[:-1], row[-1] * bias))) for row in affine if any(row[:-1])]
         planes += [p for p in zeros if not any(_parallel(p, old) for old in planes)][:1]
     return Setting(act, tuple(planes), alpha, tuple(map(tuple, affine)), m, bias, output_bias)
@@ -66,13 +66,13 @@ def _parallel(one: Sequence[int], other: Sequence[int]) -> bool:
 
 
 def optimum(setting: Setting) -> Dimension | None:
-    """What the theory says of the function in the architecture; None if it does not fit."""
+    """The theory's result for the function in the architecture; None if the function does not fit."""
     d, q = setting.d, setting.q
     neurons: list[Neuron] = [
         (plane[:-1], plane[-1], a)
         for plane, a in zip(
             setting.planes, setting.alpha, strict=False
-        )  # the further ones are spare
+        )  # the other planes are not used by the function
     ]
     for i in range(d):  # s(x_i) - s(-x_i) = x_i, for hinges
         column = [row[i] for row in setting.affine]

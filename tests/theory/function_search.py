@@ -1,7 +1,7 @@
-"""Model ranks by search: every representation of a function on a grid, ranked without a closed form.
+"""Model ranks by search: all representations of a function on a grid, ranked without a closed form.
 
-Nothing of ``llr.theory`` is used. Neurons are written in formal functions that are linearly independent (the
-values and slopes of distinct hyperplanes, the coordinates and 1), with the reflection of the activation; the
+Nothing of ``llr.theory`` is used. Neurons are combinations of linearly independent formal functions (the
+values and slopes of distinct hyperplanes, the coordinates and 1), using the reflection of the activation. The
 representations of a function are the solutions of a linear system in the outgoing weights.
 """
 
@@ -35,9 +35,9 @@ class Setting:
 
     activation: str
     planes: tuple[tuple[int, ...], ...]
-    """(w_g, b_g): those of the function, then others that neurons may have."""
+    """(w_g, b_g): the planes of the function, then others that neurons may have."""
     alpha: tuple[tuple[int, ...], ...]
-    """One for each plane of the function."""
+    """Outgoing weights for each plane of the function."""
     affine: tuple[tuple[Fraction, ...], ...]
     """(q, d + 1)"""
     m: int
@@ -64,7 +64,7 @@ class _Shape:
 
 
 def smallest(setting: Setting) -> tuple[int, int, int]:
-    """The smallest and the largest dim T that were met, and how many representations."""
+    """The smallest and the largest dim T of the representations, and the number of representations."""
     dimensions = [dimension(setting, *found) for found in representations(setting)]
     return min(dimensions, default=-1), max(dimensions, default=-1), len(dimensions)
 
@@ -106,7 +106,7 @@ def _value(setting: Setting, shape: _Shape) -> Vector:
     groups, size = len(setting.planes), setting.d + 1
     v = [ZERO] * (groups + size)
     if shape.plane < 0:
-        v[-1] = Fraction(shape.value)  # a number, and outgoing weights are taken relative to it
+        v[-1] = Fraction(shape.value)  # a constant; outgoing weights are relative to it
         return v
     reflection = REFLECTIONS[setting.activation]
     v[shape.plane] = Fraction(shape.side if reflection in ("odd", "sigmoid") else 1)
@@ -122,7 +122,7 @@ def _value(setting: Setting, shape: _Shape) -> Vector:
 def _solutions(
     setting: Setting, shapes: Sequence[_Shape], options: Sequence[Vector]
 ) -> Iterator[list[Vector]]:
-    """Outgoing weights with which these neurons have the function, the free ones from a grid."""
+    """Outgoing weights for which these neurons represent the function; free weights are taken from a grid."""
     m, q, groups = len(shapes), setting.q, len(setting.planes)
     columns = [_value(setting, shape) for shape in shapes]
     goal = [[ZERO] * q for _ in range(groups + setting.d + 1)]
@@ -187,8 +187,8 @@ def dimension(setting: Setting, shapes: Sequence[_Shape], a: Sequence[Vector]) -
     if setting.output_bias:
         for j in range(q):
             put([*[ZERO] * (each - 1), Fraction(1)], [Fraction(i == j) for i in range(q)])
-    # Modulo a prime of 61 bits no minor of these numbers vanishes that does not vanish altogether, but by an
-    # accident that a closed form would have to share.
+    # Modulo a prime of 61 bits, a nonzero minor of these numbers could vanish only by an unlikely accident,
+    # and the closed form would have to make the same error.
     whole = [_modular(v) if v else 0 for row in rows for v in row]
     return int(nmod_mat(len(rows), each * q, whole, PRIME).rank()) if rows else 0
 

@@ -1,4 +1,4 @@
-"""Figures of the theory show the numbers of their tables."""
+"""Figures of the theory show the numbers in their tables."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class TestEmbedded:
         assert right.get_title("left").endswith(
             f"{found.wide.index} negative, {found.wide.nullity} zero"
         )
-        # From red (new) to blue (of the narrow network).
+        # From red (new eigenvalues) to blue (those of the narrow network).
         colours = right.collections[0].get_facecolors()
         bluer = (colours[:, 2] - colours[:, 0]).tolist()
         shares = found.explained.flip(0).tolist()

@@ -1,4 +1,4 @@
-"""Formal tangent spaces against certified ranks: embeddings of deep networks, and degenerate ones."""
+"""Formal tangent spaces compared with certified ranks: embeddings of deep networks, degenerate networks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def random_mlp(
 def widened(
     net: nn.Sequential, layer: int, row: Tensor, bias: float, column: Tensor
 ) -> nn.Sequential:
-    """The network with one more neuron in a hidden layer, with these incoming and outgoing weights."""
+    """The network with an additional neuron in a hidden layer, with these incoming and outgoing weights."""
     linears = [m for m in net if isinstance(m, nn.Linear)]
     layers: list[nn.Module] = []
     for k, old in enumerate(linears):
@@ -58,7 +58,7 @@ def widened(
 
 
 def split(net: nn.Sequential, layer: int, shares: Tensor, sign: int = 1) -> nn.Sequential:
-    """Neuron 0 twice, the copy reflected for sign = -1, with these shares of the outgoing weights."""
+    """Split neuron 0: the copy is reflected for sign = -1, and has these shares of the outgoing weights."""
     before, after = net[2 * layer], net[2 * layer + 2]
     v = after.weight.detach()[:, 0]
     bias = 0.0 if before.bias is None else sign * before.bias[0].item()
@@ -81,7 +81,7 @@ NARROW = {"1-2-2-1": (1, 2, 2, 1), "2-2-3-1": (2, 2, 3, 1), "1-2-2-2": (1, 2, 2,
 @pytest.mark.parametrize("layer", [0, 1])
 @pytest.mark.parametrize("name", NARROW)
 class TestMoves:
-    """What one more neuron does to dim T; every number is certified."""
+    """The effect of an additional neuron on dim T; every number is certified."""
 
     def check(self, wide: nn.Sequential, expected: int) -> None:
         assert formal(wide).rank == expected

@@ -1,4 +1,4 @@
-"""Model ranks of functions of two layers: the theory's tables, and what a network's own parameters say."""
+"""Model ranks of functions of two layers: the theory's tables, and functions given by networks."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class TestTwoLayerTables:
         expected: int,
         largest: int,
     ) -> None:
-        """The numbers of the closed form, and of a search that does not know it."""
+        """The numbers of the closed form, and of an independent search."""
         affine = [[0] * d + [constant * (j + 1)] for j in range(q)]
         s = setting("tanh", k, m, d, q, bias=bias, output_bias=output_bias, affine=affine)
         found = optimistic_sample_size(*models(s))
@@ -156,7 +156,7 @@ class TestTwoLayerTables:
     def test_generic_functions_of_narrow_networks(
         self, activation: str, d: int, q: int, bias: bool, output_bias: bool, k: int
     ) -> None:
-        """In a wide network they cost what their own width costs."""
+        """In a wide network they have the same model rank as in a network of their own width."""
         options = {"activation": activation, "bias": bias, "output_bias": output_bias}
         narrow = TwoLayer(d, k, q, dtype=F64, **options, generator=torch.Generator().manual_seed(0))
         kink = activation == "relu"
@@ -181,7 +181,7 @@ class TestOwnFunction:
         assert (int(tangent_dimension(net)), int(model_rank_of_function(net))) == (4, 0)
 
     def test_the_representative_that_attains_it(self) -> None:
-        """A network with one neuron for each of the function's has the rank that is said, on samples."""
+        """A network with one neuron for each neuron of the function attains the model rank on samples."""
         for seed in range(5):
             chance = random.Random(seed)
             neurons = [

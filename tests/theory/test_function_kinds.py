@@ -1,4 +1,4 @@
-"""Model ranks of functions of convolutions, linear and deep networks, and what is refused."""
+"""Model ranks of functions of convolutions, linear and deep networks, and refusals."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class TestConvolutions:
         assert three_architectures(convolution([[1.0, 2.0, -1.0]], out, 5)) == list(expected)
 
     def test_kernels_with_zeros(self) -> None:
-        """Shifts of one kernel share it: at most dim T of section 4, and no k (d + 1)."""
+        """Shifts of one kernel share its parameters: at most dim T of section 4, less than k (d + 1)."""
         two = convolution([[1.0, 0.0], [0.0, 1.0]], [[1.0, 2.0, 3.0], [1.0, 1.0, 2.0]], 4)
         assert int(tangent_dimension(two)) == 8
         assert optimistic_sample_size(Conv1dTwoLayer(4, 2, 4), two).upper <= 8
@@ -108,7 +108,7 @@ class TestConvolutions:
 
     @staticmethod
     def smallest_by_function(nets: Iterable[ConvNet]) -> list[tuple[ConvNet, int, bool]]:
-        """A representative of every function, the smallest dim T, and whether the grid has its weights."""
+        """For each function a representative, the smallest dim T, and whether the grid has its weights."""
         found: dict[object, tuple[ConvNet, int, bool]] = {}
         for net in nets:
             f: defaultdict[object, Fraction] = defaultdict(Fraction)
@@ -169,7 +169,7 @@ class TestLinear:
             assert int(model_rank_of_function(other)) == expected
 
     def test_factorization_minimum_over_a_grid(self) -> None:
-        """Products of 2 x 2 matrices of 0, 1, -1, and all their factors among these."""
+        """Products of 2 x 2 matrices with entries 0, 1, -1, and all their factors with such entries."""
         matrices = [torch.tensor(v, dtype=F64).view(2, 2) for v in product((-1, 0, 1), repeat=4)]
         ranks = [int(torch.linalg.matrix_rank(M)) for M in matrices]
         least: dict[tuple[float, ...], int] = {}
@@ -209,7 +209,7 @@ class TestLinear:
 
     @pytest.mark.parametrize(("bias", "out"), list(product((True, False), repeat=2)))
     def test_minimum_over_affine_maps(self, bias: bool, out: bool) -> None:
-        """1-2-1 with biases: all parameters among 0, 1, and their ranks on three samples."""
+        """1-2-1 with biases: all parameters in {0, 1}, and their ranks on three samples."""
         grid = (Fraction(0), Fraction(1))
         least: dict[tuple[Fraction, Fraction], tuple[DeepNet, int]] = {}
         for v in product(grid, repeat=4 + 2 * bias + out):
@@ -231,13 +231,13 @@ class TestLinear:
         for (_, constant), (net, size) in least.items():
             found = linear_model_rank(net, net)
             assert found.lower <= size
-            if not out or constant <= 1:  # an output bias of the grid can make the constant
+            if not out or constant <= 1:  # an output bias on the grid can give the constant
                 assert size <= found.upper
                 assert found.upper == size or not found.exact
 
 
 def split(model: nn.Sequential, layer: int, i: int, t: float) -> nn.Sequential:
-    """Neuron i of a hidden layer twice, with shares 1 - t and t of its outgoing weights."""
+    """Split neuron i of a hidden layer, with shares 1 - t and t of its outgoing weights."""
     linears = [module for module in model if isinstance(module, nn.Linear)]
     W = [module.weight.detach().clone() for module in linears]
     b = [module.bias.detach().clone() for module in linears]
@@ -268,7 +268,7 @@ class TestDeep:
         assert certify(narrow, generic_samples(size + 2, widths[0])).rank == size
 
     def test_splits(self) -> None:
-        """1-2-2-1 to 1-4-4-1 by splits and back: 13, and no certified rank is more."""
+        """From 1-2-2-1 to 1-4-4-1 by splits, and back: 13, and no certified rank is larger."""
         for seed in range(4):
             chance = random.Random(seed)
             model = random_weights(mlp([1, 2, 2, 1]), seed)
@@ -299,7 +299,7 @@ class TestDeep:
         assert certify(model, generic_samples(8, 1)).rank > 1
 
     def test_bounds(self) -> None:
-        """Without all biases, or for ReLU, nothing says that reduction is the cheapest way."""
+        """Without all biases, or for ReLU, reduction gives only a bound: it may not be the cheapest way."""
         for model in (mlp([1, 2, 2, 1], bias=False), mlp([1, 2, 2, 1], "relu")):
             random_weights(model)
             found = model_rank_of_function(model)
@@ -315,7 +315,7 @@ def of_width_one(**options: Any) -> TwoLayer:
 
 
 class Odd(nn.Module):
-    """A model of no known structure."""
+    """A model without a known structure."""
 
     def __init__(self) -> None:
         super().__init__()

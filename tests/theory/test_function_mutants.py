@@ -1,4 +1,4 @@
-"""Wrong variants of model ranks and points: searches and certified ranks must tell them from the truth."""
+"""Wrong variants of model ranks and points: searches and certified ranks must detect them."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native libr
 
 @cache
 def searched() -> list[tuple[Setting, int]]:
-    """Functions, and the smallest dim T over all their representations; -1 without one."""
+    """Functions, and the smallest dim T over all their representations; -1 if there is none."""
     return [(case, smallest(case)[0]) for case in map(random_setting, range(120))]
 
 
@@ -67,7 +67,7 @@ def kernels() -> list[tuple[nn.Module, nn.Module, int]]:
             places[t, t : t + s] = w[0]
         dense = TwoLayer.of(places[:active], None, torch.ones(active, 1, dtype=F64))
         apart = Conv1dTwoLayer.of(w[:, None].expand(1, p, s).clone(), out, d=d)
-        apart.weight.data[:, active:] = 0  # where idle positions cost nothing
+        apart.weight.data[:, active:] = 0  # here, unused positions cost nothing
         x = generic_samples(40, d)
         found.append((Conv1dTwoLayer(d, s, 3), shared, certify(shared, x).rank))
         found.append((TwoLayer(d, 3 * p, bias=False), shared, certify(dense, x).rank))
@@ -91,7 +91,7 @@ def random_weights(model: nn.Module) -> nn.Module:
 
 @cache
 def split_networks() -> list[tuple[nn.Module, int]]:
-    """Networks with a neuron that is there twice, and the certified ranks of what they reduce to."""
+    """Networks with a neuron that occurs twice, and the certified ranks of the reduced networks."""
     found = []
     for widths in ([1, 2, 2, 1], [2, 1, 2, 1]):
         narrow = random_weights(mlp(widths))
@@ -104,7 +104,7 @@ def split_networks() -> list[tuple[nn.Module, int]]:
             first, second = narrow[0], narrow[2].weight
             wide[0].weight.copy_(torch.cat([first.weight, -first.weight[:1]]))
             wide[0].bias.copy_(torch.cat([first.bias, -first.bias[:1]]))
-            # Another share for each neuron above: a larger T, and the same function.
+            # A different share for each neuron above: a larger T for the same function.
             share = torch.tensor([[0.25], [1.5]], dtype=F64)
             wide[2].weight.copy_(
                 torch.cat([second[:, :1] * (1 - share), second[:, 1:], -share * second[:, :1]], 1)
@@ -139,7 +139,7 @@ def point_counts() -> Iterator[bool]:
 
 
 def dense(target: Any, net: Any) -> Dimension:
-    """A convolution as if it were fully connected."""
+    """A convolution treated as fully connected."""
     f = convolution_function.neuron_sum(target)
     term = Term(f.k * (net.d + 1), "neurons with weights of their own")
     return Dimension.between("model rank", term.dimension, [term], "3.2", net.n_params)
@@ -157,7 +157,7 @@ def without_output_bias(f: Any, net: Any) -> list[Term]:
 
 Run = Callable[[], Iterator[bool]]
 
-# What is wrong: the piece that is replaced, by what, and the cases that must show it.
+# Name: the module and function that are replaced, the replacement, and the cases that must detect it.
 MUTANTS: dict[str, tuple[Any, str, Any, Run]] = {
     "constant part forgotten": (
         two_layer_function,
@@ -237,13 +237,13 @@ def test_the_theory_passes(run: Run) -> None:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_caught(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where, piece, wrong, run = MUTANTS[name]
-    assert all(run())  # and the cases are there before anything is wrong
+    assert all(run())  # the cases pass without a mutant
     monkeypatch.setattr(where, piece, wrong)
     assert not all(run())
 
 
 def test_own_dimension_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    """dim T without any minimum is too large for neurons that cancel each other."""
+    """dim T at the given parameters, without a minimum, is too large for neurons that cancel each other."""
     w = torch.tensor([[0.9], [-0.9], [0.4]], dtype=F64)
     model = TwoLayer.of(w, None, torch.ones(3, 1, dtype=F64))
     narrow = TwoLayer.of(w[2:], None, torch.ones(1, 1, dtype=F64))

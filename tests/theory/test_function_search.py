@@ -1,4 +1,4 @@
-"""Model ranks of functions of two layers: tables, and minima over representations found by search."""
+"""Model ranks of functions of two layers: tables, and minima over representations that a search finds."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native libr
 def setting(
     k: int, m: int, d: int, q: int, *, bias: bool, out: bool, constant: bool, act: str = "tanh"
 ) -> Setting:
-    """k neurons with a constant or without, and one hyperplane more than it takes."""
+    """k neurons, with or without a constant, and one more hyperplane than needed."""
     pool = [(1, 0, 0, 0), (1, 1, 1, 0), (0, 1, -1, 2)]
     planes = tuple((*p[:d], p[3] + i if bias else 0) for i, p in enumerate(pool[: k + 1], 1))
     alpha = tuple((2, -1, 3)[g : g + q] for g in range(k))
@@ -118,7 +118,7 @@ class TestTwoLayers:
         assert smallest(case)[0] == (-1 if expected is None else expected)
 
     def test_sine(self) -> None:
-        """(d + 2) for each direction, whatever phases make it up."""
+        """(d + 2) for each direction, for any phases."""
         w, half, one = [1.0, 2.0], [0.5, 1.0], [1.0]
         back = [-1.0, -2.0]
         neurons = [(w, 0.0, one), (back, 1.0, [2.0]), (w, 0.5, one), (half, 0.25, one)]
@@ -140,7 +140,7 @@ class TestTwoLayers:
 
     @pytest.mark.parametrize("act", ANALYTIC)
     def test_only_the_function_counts(self, act: str) -> None:
-        """Splits, cancelling pairs, reflections and scales leave the model rank as it is."""
+        """Splits, cancelling pairs, reflections and scales do not change the model rank."""
         for seed in range(random_cases(12)):
             chance = random.Random(f"{act} {seed}")
             model = random_two_layer(act, seed)
@@ -174,7 +174,7 @@ class TestTwoLayers:
 
 
 def rewritten(model: TwoLayer, act: str, chance: random.Random) -> TwoLayer:
-    """Other parameters of the same function, four neurons more."""
+    """Other parameters of the same function, with four more neurons."""
     hidden, last = model[0], model[2]
     m, d, q = hidden.out_features, hidden.in_features, last.out_features
     biases = [0.0] * m if hidden.bias is None else hidden.bias.tolist()
@@ -218,7 +218,7 @@ class TestPolynomials:
             size = r * variables - r * (r - 1) // 2
             rows = torch.eye(r, variables) * 4 + torch.randint(-1, 2, (r, variables), generator=g)
             neurons = [(row[:d].tolist(), float(row[-1]) * bias, [1.0]) for row in rows]
-            # Further neurons in the same span leave a form of rank r, all but always.
+            # More neurons in the same span almost always give a form of rank r.
             for t in range(extra):
                 row = rows[t % r] * 2 + rows[-1]
                 neurons.append((row[:d].tolist(), float(row[-1]) * bias, [1.0]))
@@ -231,7 +231,7 @@ class TestPolynomials:
                 assert int(found) == size
 
     def test_what_cancels(self) -> None:
-        """The merged neurons count, not those that cancel each other; and (3z)^2 counts as a neuron."""
+        """Merged neurons count, neurons that cancel each other do not; and (3z)^2 counts as a neuron."""
         w, other = [1.0, 2.0], [2.0, -1.0]
         model = build("z^2", [(w, 0.5, [1.0]), (other, 0.0, [2.0]), (other, 0.0, [-2.0])])
         found = model_rank_of_function(model)

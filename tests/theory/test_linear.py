@@ -131,7 +131,8 @@ class TestFactorizations:
         assert int(tangent_dimension(MatrixFactorization.of(A, B))) == padded - (m - min(m, p)) * r
 
     def test_observed_entries(self) -> None:
-        # Some dim T entries see all of T; more entries of two rows alone see 2 + 5 - 1 dimensions of it.
+        # Some sets of dim T entries determine all of T. Entries of only two rows determine 2 + 5 - 1
+        # dimensions of it, even if there are more of them.
         model = MatrixFactorization.of(integers(4, 1, seed=1, low=1), integers(1, 5, seed=2, low=1))
         pairs = torch.cartesian_prod(torch.arange(4), torch.arange(5))
         size = int(tangent_dimension(model))
@@ -252,5 +253,5 @@ def test_convolutions_that_compute_something_else(
         model.register_forward_hook(lambda _, inputs, out: out + inputs[0][:, :1] ** 3)
     if change == "forward":
         model.forward = lambda x: x[:, :1]  # type: ignore[method-assign]
-    with pytest.raises(ValueError, match=r"goes by its class\. llr\.model_rank"):
+    with pytest.raises(ValueError, match=r"reads a model by its class\. llr\.model_rank"):
         read(model)

@@ -1,4 +1,4 @@
-"""Wrong variants of the formulas for tangent dimensions: random cases must tell each from the truth."""
+"""Wrong variants of the formulas for tangent dimensions: random cases must detect each."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native libr
 
 @cache
 def cases(activation: str) -> list[tuple[TwoLayerNet, int]]:
-    """Networks, and their ranks: certified ones, and of polynomials those of the formula as it is."""
+    """Networks and their ranks: certified ranks, and for polynomials those of the correct formula."""
     found = []
     for seed in range(random_cases(30)):
         model = random_two_layer(activation, seed)
@@ -40,7 +40,7 @@ def cases(activation: str) -> list[tuple[TwoLayerNet, int]]:
 
 
 def with_ranks(rank_of: Callable[[TwoLayerNet, Any], int]) -> Callable[[TwoLayerNet], Grouping]:
-    """Groups with another r_g."""
+    """A function that gives groups another r_g."""
 
     def changed(net: TwoLayerNet) -> Grouping:
         found = group_neurons(net)
@@ -77,7 +77,7 @@ def only_outgoing(net: TwoLayerNet, i: int) -> Any:
     return value + (slopes if two_layer.has_slope(net.activation, b) else [])
 
 
-# What is wrong: the piece that is replaced, by what, and activations whose cases must show it.
+# Name: module and function that are replaced, the replacement, and activations whose cases must detect it.
 MUTANTS: dict[str, tuple[Any, str, Any, tuple[str, ...]]] = {
     "r_g is 0": (two_layer, "group_neurons", with_ranks(lambda *_: 0), ("tanh", "relu", "sin")),
     "r_g is 1": (two_layer, "group_neurons", with_ranks(lambda *_: 1), ("tanh", "erf", "gelu")),
@@ -202,7 +202,7 @@ def test_caught(mutant: str, activation: str, monkeypatch: pytest.MonkeyPatch) -
 
 @cache
 def other_cases(kind: str) -> list[tuple[nn.Module, int]]:
-    """Models of small integers, of which many are 0, and their ranks, found without a closed form."""
+    """Models of small integers, many of them 0, and their ranks, found without a closed form."""
     chance = random.Random(0)
     found: list[tuple[nn.Module, int]] = []
     for seed in range(random_cases(40)):
@@ -252,7 +252,7 @@ def that_stay(net: ConvNet, kernel: Row, _: int) -> Row:
     return (*kernel, *(Fraction(0),) * (net.d - net.s))
 
 
-# What is wrong, of which kind of model: the piece that is replaced, and by what.
+# Name: the kind of model, the module and function that are replaced, and the replacement.
 OTHER_MUTANTS: dict[str, tuple[str, Any, str, Any]] = {
     "kernels without signs": ("convolution", convolution, "_up_to_sign", lambda v: v),
     "kernels of one sign": (

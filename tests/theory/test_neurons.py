@@ -1,4 +1,4 @@
-"""Linear independence of neurons: relations against theorems, certified ranks and planted mistakes."""
+"""Linear independence of neurons: relations compared with theorems and certified ranks; planted mistakes."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class TestOneLayer:
 
 class TestDeeper:
     def test_copies_of_copies(self) -> None:
-        # The second layer's rows differ, and agree on what the copies of the first layer add up to.
+        # The second layer's rows differ, but their sums over the copies in the first layer are equal.
         model = nn.Sequential(
             layer([[1.0], [-1.0], [2.0]], [0.5, -0.5, 0.0]),
             nn.Tanh(),
@@ -185,7 +185,7 @@ class TestDeeper:
         assert independence([once, twice, nn.Sequential(z, Sine())])
 
     def test_bounds_that_do_not_meet(self) -> None:
-        # A sum of ReLUs is never negative, which no symmetry tells.
+        # A sum of ReLUs is never negative, which does not follow from symmetries.
         once = neurons("relu", [[1.0], [-1.0]], [0.5, 1.0])
         found = independence([once, nn.Sequential(*once, layer([[1.0, 2.0]], [0.0]), nn.ReLU())])
         assert (found.lower, found.upper, found.proved, bool(found)) == (2, 3, False, False)
@@ -228,7 +228,7 @@ ANALYTIC = ("tanh", "erf", "sigmoid", "softplus", "gelu", "silu", "sin")
 
 
 def rank_of_values(parts: list[nn.Module], x: Tensor, constant: bool) -> int:
-    """Of all neurons, not only of those that are said to be a basis."""
+    """The rank of the values of all neurons, not only of those reported as a basis."""
     networks = _networks(parts, x, None, 0)
     neurons = range(sum(network.outputs for network in networks))
     A = Scaled(_values(networks, neurons, constant, 512), 512)
@@ -236,7 +236,7 @@ def rank_of_values(parts: list[nn.Module], x: Tensor, constant: bool) -> int:
 
 
 def agrees(model: nn.Sequential, constant: bool, layers: int = 2) -> bool:
-    """Whether the count is proved and right, no relation being false."""
+    """Whether the count is proved and right, and no relation is false."""
     parts, x = [model[: 2 * layers]], samples(40, model[0].in_features)
     found = independence(parts, x, constant=constant)
     return found.proved and found.lower == rank_of_values(parts, x, constant)
@@ -255,7 +255,7 @@ class TestRandomNetworks:
         for seed in range(CASES):
             assert agrees(random_layers(seed, (*ANALYTIC, "identity")), seed % 2 == 0), seed
 
-    # Mistakes in the symmetries, and the activations that show them.
+    # Mistakes in the symmetries, and the activations that must detect them.
     def test_relu(self) -> None:
         for seed in range(CASES):
             model = random_layers(seed, ("relu",))

@@ -1,4 +1,4 @@
-"""How many points a model of several outputs needs: other models, words, and wrong variants."""
+"""How many points a model with several outputs needs: other models, reports, and wrong variants."""
 
 from __future__ import annotations
 

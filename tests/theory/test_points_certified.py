@@ -1,4 +1,4 @@
-"""How many points several outputs need: the bounds, and certified ranks on one point fewer and on so many."""
+"""How many points several outputs need: the bounds, and certified ranks on that many points and on fewer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def two_neurons(a: tuple[list[float], list[float]], activation: str = "tanh") ->
 def random_network(
     seed: int, *, d: int, k: int, q: int, rank: int, activation: str = "tanh"
 ) -> TwoLayer:
-    """Outgoing weights of a rank: those after the first so many repeat their directions."""
+    """Outgoing weights of a given rank: after the first `rank` neurons, the directions repeat."""
     g = torch.Generator().manual_seed(seed)
     a = torch.randint(-9, 10, (k, q), generator=g).double() / 4 + torch.eye(k, q) * 3
     for i in range(rank, k):
@@ -45,7 +45,7 @@ def random_network(
 
 
 def check(model: nn.Module, d: int, seed: int = 5) -> Points:
-    """On fewer points than `lower` the certified rank is short of dim T, on `upper` it is not."""
+    """Assert: the certified rank is below dim T on fewer points than `lower`, and equals it on `upper`."""
     found, size = points_needed(model), tangent_dimension(model).upper
     for n in range(max(found.lower - 1, 1), found.upper + 1):
         rank = certify(model, generic_samples(n, d, seed)).rank
@@ -55,7 +55,7 @@ def check(model: nn.Module, d: int, seed: int = 5) -> Points:
 
 
 class TestTwoOutputs:
-    # On 3, 4, 5, 6 points.
+    # `ranks` are those on 3, 4, 5, 6 points.
     @pytest.mark.parametrize(
         ("a", "needed", "ranks"),
         [(GENERIC, 4, (6, 8, 8, 8)), (PARALLEL, 6, (5, 6, 7, 8))],
@@ -97,7 +97,7 @@ def test_random_networks(seed: int) -> None:
     model = random_network(seed, d=d, k=k, q=q, rank=rank)
     found = check(model, d)
     assert found.status == "exact"
-    # The bound by hand, over the spans of the directions: each has neurons of one line only.
+    # The bound computed independently, over spans of directions: each line has its own neurons.
     size = k * (q + d + 1)
     lines = [sum(1 for i in range(k) if i % rank == g) for g in range(rank)]
     most = max(-(-size // q), max(k + (d + 1) * count for count in lines))
@@ -109,14 +109,14 @@ def test_random_networks(seed: int) -> None:
 
 @pytest.mark.parametrize("activation", ANALYTIC)
 def test_degenerate_networks(activation: str) -> None:
-    """The bounds hold at repeated, reflected and cancelling neurons, whether they meet or not."""
+    """The bounds hold for repeated, reflected and cancelling neurons, also if they differ."""
     looked_at = 0
     for seed in range(random_cases(14)):
         model = random_two_layer(activation, seed)
         found, size = points_needed(model), int(tangent_dimension(model))
         assert found.lower * found.outputs >= size
         assert found.lower <= found.upper
-        if activation == "relu":  # so many samples need not meet all cells
+        if activation == "relu":  # this many samples may not reach all regions
             continue
         looked_at += 1
         d = model[0].in_features
@@ -174,7 +174,7 @@ def test_deep_networks() -> None:
 
 
 def test_what_is_not_settled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too large for a determinant: bounds, of which random points meet the lower one."""
+    """A model too large for a determinant: only bounds; random points attain the lower one."""
     monkeypatch.setattr(points, "_ENTRIES", 0)
     model = two_neurons(GENERIC)
     found = points_needed(model)
@@ -218,7 +218,7 @@ def test_nearly_equal_neurons() -> None:
 
 
 def test_affine_functions_of_one_direction() -> None:
-    """Only a (x, 1) in T: a point sees one number of it, not two."""
+    """T is only a (x, 1): a point gives one condition on it, not two."""
     model = build("tanh", [([0.0], 0.0, [1.0, 2.0])])
     found = check(model, 1)
     assert (found.lower, found.upper, int(found.dimension)) == (2, 2, 2)

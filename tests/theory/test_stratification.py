@@ -1,4 +1,4 @@
-"""The table of an architecture's functions: its numbers, its words, and what it refuses."""
+"""The table of an architecture's functions: numbers, descriptions, and refusals."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ class TestTables:
     def test_different_neurons(
         self, act: str, setting: tuple[int, int, bool, bool, int], expected: int, relu: int
     ) -> None:
-        # Whatever the width, k neurons cost what they cost in a network of width k.
+        # For any width, k neurons have the same rank as in a network of width k.
         d, q, bias, out, k = setting
         words = f"{k} directions at one phase" if act == "sin" else f"{k} neurons"
         for width in (k, k + 2):
@@ -114,7 +114,7 @@ class TestTables:
             assert certified(model) == expected
 
     def test_relu_on_a_line(self) -> None:
-        # Only relu(x) and relu(-x): more neurons are no other functions.
+        # All functions are combinations of relu(x) and relu(-x), so more neurons give no others.
         for width in (2, 5):
             net = TwoLayer(1, width, activation="relu", bias=False)
             assert sorted(set(ranks(net))) == [0, 1, 2]
@@ -236,7 +236,7 @@ class TestTables:
 class TestEveryTable:
     @pytest.mark.parametrize("act", [*ANALYTIC, "z^2", "z + z^3"])
     def test_the_largest_is_generic(self, act: str) -> None:
-        # dim T is at most its generic value, and functions of as many neurons as there are have it.
+        # dim T is at most its generic value, which functions of all neurons have.
         for d, m, q, bias, out in product((1, 2), (1, 2, 4), (1, 2), (True, False), (True, False)):
             model = TwoLayer(d, m, q, activation=activation_of(act), bias=bias, output_bias=out)
             found = ranks(model)

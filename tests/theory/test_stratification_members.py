@@ -1,4 +1,4 @@
-"""The ranks of the table of functions: those that occur, by enumeration, and those of members of its rows."""
+"""Ranks in the table of functions: enumeration of all that occur, certified ranks of members of its rows."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ Parts = tuple[tuple[Fraction, ...], ...]
 
 
 def functions(setting: Setting, weights: Sequence[int]) -> dict[Parts, int]:
-    """All functions with outgoing weights of a grid, and the smallest dim T that was met with each."""
+    """All functions with outgoing weights on a grid, and the smallest dim T of each."""
     found: dict[Parts, int] = {}
     vectors = [[Fraction(v) for v in a] for a in product(weights, repeat=setting.q)]
     for shapes in combinations_with_replacement(function_search._shapes(setting), setting.m):
@@ -65,7 +65,7 @@ def functions(setting: Setting, weights: Sequence[int]) -> dict[Parts, int]:
 
 
 def as_target(setting: Setting, f: Parts) -> Setting:
-    """The setting with this function: its planes first."""
+    """The setting for this function, with the function's planes first."""
     count = len(setting.planes)
     used = [g for g in range(count) if any(row[g] for row in f)]
     order = used + [g for g in range(count) if g not in used]
@@ -102,12 +102,12 @@ class TestEnumeration:
         found = functions(grid, (-1, 0, 1, 2) if q == 1 else (-1, 0, 1))
         assert table <= set(found.values())
         for f, size in found.items():
-            if size not in table:  # the grid lacks the weights of the cheapest way
+            if size not in table:  # the grid lacks the weights of the cheapest representation
                 size = function_search.smallest(as_target(grid, f))[0]
             assert size in table, f
 
     def test_factorizations(self) -> None:
-        # dim T depends on the ranks of the factors alone, which small whole numbers have in every mixture.
+        # dim T depends only on the ranks of the factors, and small integers give all combinations of ranks.
         for m, p, n in ((2, 2, 2), (2, 1, 2), (1, 2, 3), (2, 3, 1)):
             least: dict[int, int] = {}
             for entries in product((0, 1), repeat=(m + n) * p):
@@ -136,7 +136,7 @@ class TestEnumeration:
 
     @pytest.mark.parametrize("act", ANALYTIC)
     def test_random_functions(self, act: str) -> None:
-        # Some affine parts of several outputs of hinges are left out of the table, and said to be.
+        # For hinges with several outputs, the table leaves out some affine parts, and says so.
         listed = 0
         for seed in range(count := random_cases(40)):
             model = random_two_layer(act, seed)
@@ -148,7 +148,7 @@ class TestEnumeration:
 
 
 def _product_dimension(weights: Sequence[Any]) -> int:
-    """The dimension of the span of W_L ... X ... W_1, one factor after the other, any matrix in its place."""
+    """The dimension of the span of all W_L ... X ... W_1, where any matrix X replaces one of the factors."""
     rows = []
     for layer, W in enumerate(weights):
         for place in range(W.nrows() * W.ncols()):
@@ -162,7 +162,7 @@ def _product_dimension(weights: Sequence[Any]) -> int:
 
 
 def certified(model: nn.Module, d: int, *, far: bool = False) -> int:
-    """The proved rank on random points; on more of them, far out too, where all cells have to be met."""
+    """The certified rank on random points; with `far`, on more points, also far out, to reach all regions."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300 if far else 60, d, generator=generator, dtype=F64)
     if far:
@@ -179,7 +179,7 @@ class TestMembers:
     """A function of each row, at parameters of the whole architecture with the row's rank."""
 
     def members(self, act: str) -> dict[str, list[Neuron]]:
-        """Width 3, 2 inputs, 1 output, biases; neurons that are not needed are copies that send nothing."""
+        """Width 3, 2 inputs, 1 output, biases; unneeded neurons are copies with zero outgoing weights."""
         neurons = [([*W[i]], B[i], [1.0 + i]) for i in range(3)]
         mirrored: list[Neuron] = [
             ([-v for v in w], -b, [1.5 * v for v in a]) for w, b, a in neurons
@@ -191,7 +191,7 @@ class TestMembers:
             words = [f"{k} direction{'s' * (k > 1)} at one phase" for k in (1, 2, 3)]
         found: dict[str, list[Neuron]] = {"zero": []}
         found |= {text: neurons[:k] for k, text in enumerate(words, 1)}
-        if act == "sigmoid":  # a twin is cheaper than a constant neuron
+        if act == "sigmoid":  # a reflected neuron is cheaper than a constant neuron
             found["a constant"] = [constant]
             found["1 neuron and a constant"] = [neurons[0], mirrored[0]]
             found["2 neurons and a constant"] = [*neurons[:2], mirrored[1]]
@@ -211,7 +211,7 @@ class TestMembers:
     def test_two_layers(self, act: str) -> None:
         table = by_text(TwoLayer(2, 3, activation=act))
         found = self.members(act)
-        # Constants cost least where the slope is zero, which it is at no floating-point number.
+        # Constants are cheapest where the slope is zero, but it is not zero at any floating-point number.
         assert {t for t in table if act not in FLAT or not t.endswith("a constant")} == set(found)
         for text, neurons in found.items():
             spare = [(w, b, [0.0]) for w, b, _ in neurons[:1]] or [([0.0, 0.0], 0.0, [0.0])]
@@ -237,7 +237,7 @@ class TestMembers:
         neurons = [([*W[i]], B[i], [1.0 + i]) for i in range(3)]
         for k, text in enumerate(table):
             model = build(name, [*neurons[:k], *[([0.0, 0.0], 0.0, [0.0])] * (3 - k)])
-            if 0 < k < 3:  # a copy that sends nothing, or else the constants come along
+            if 0 < k < 3:  # a copy with zero weights; other neurons would add constants
                 model = build(name, [*neurons[:k], *[(W[0], B[0], [0.0])] * (3 - k)])
             assert certified(model, 2) == table[text], text
 
@@ -251,11 +251,11 @@ class TestMembers:
                 out = torch.tensor([[1.0, 2.0], [0.5, -1.0]], dtype=F64)
                 out[k:] = 0
             else:
-                # Active places first; the others are parked on the first one.
+                # Active positions first; the others copy the first one.
                 out = torch.tensor([1.0, 2.0, 0.5, -1.0], dtype=F64)
                 out[k:] = 0
                 places = torch.stack([kernels[0], kernels[0], kernels[1], kernels[1]])
-                places[k:] = 0  # sends nothing, and tanh(0) = 0
+                places[k:] = 0  # no effect, as tanh(0) = 0
                 weight, out = places.view(2, 2, 3), out.view(2, 2)
             model = Conv1dTwoLayer.of(weight, out, d=4)
             assert int(model_rank_of_function(model)) == expected

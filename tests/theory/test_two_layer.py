@@ -145,14 +145,14 @@ class TestTables:
             model = TwoLayer(d, k, q, activation=activation_of(name), bias=bias)
             found = generic_rank(model)
             assert found.lower == expected
-            # One case is defective, and no theorem of ours says so.
+            # In one case the rank is below the bound (it is defective); no theorem here covers it.
             assert found.upper == expected + ((name, q, k) == ("z^3", 2, 5))
             assert found.exact == (found.lower == found.upper)
             # The random parameters of the model are as good as any.
             assert int(tangent(model.double())) == expected
 
     def test_alexander_hirschowitz(self) -> None:
-        # Every exception, and its neighbours, against an exact rank at random integers.
+        # Every exception and its neighbours, compared with an exact rank at random integers.
         for n, N, k in (
             (3, 5, 7),
             (4, 3, 5),
@@ -170,7 +170,7 @@ class TestTables:
 
 
 class TestFacts:
-    """Where values and slopes are zero decides what a constant neuron costs."""
+    """The zeros of values and slopes decide the rank of a constant neuron."""
 
     @pytest.mark.parametrize("act", ANALYTIC)
     def test_values_and_slopes(self, act: str) -> None:
@@ -192,7 +192,7 @@ class TestFacts:
         assert (int(tangent(model)), certified(model)) == (3, 3)
 
     def test_as_close_as_one_likes(self) -> None:
-        # The zero to sixty digits: 128 bits do not tell it from the zero, 256 do.
+        # The zero to sixty digits: 128 bits cannot distinguish it from the zero, 256 bits can.
         digits = "-0.75179152469356445745790494677952403966447115342345384838654"
         assert has_slope("gelu", Fraction(digits))
 
@@ -203,7 +203,7 @@ class TestFacts:
 
 
 class TestRandomParameters:
-    """Degenerate networks of small integers: groups, reflections, zeros and cancellations everywhere."""
+    """Degenerate networks of small integers, with many groups, reflections, zeros and cancellations."""
 
     @pytest.mark.parametrize("act", ANALYTIC)
     def test_certified(self, act: str) -> None:
@@ -248,7 +248,7 @@ class TestSine:
         assert 0 < full < count
 
     def test_many_outputs(self) -> None:
-        # Three phases of one vector have rank 2; with seven outputs that is left open.
+        # Three phases of one vector have rank 2; with seven outputs the result is left undecided.
         for q in (6, 7):
             a = fractions(*(tuple(int(i == j) for j in range(q)) for i in [0, 0, *range(q)]))
             angles = [Fraction(i) for i in range(len(a))]

@@ -38,8 +38,8 @@ at::Tensor empty_result(const char* op, at::IntArrayRef sizes, at::ScalarType dt
   check_result(op, sizes, dtype);
   at::Tensor result = at::empty(sizes, at::TensorOptions(dtype));
 #if defined(__linux__)
-  // Only advice, on whole huge pages. The memory stays malloc's: blocks of up to 32 MB it hands out again
-  // without giving them back to the system in between, and those fault no more.
+  // Only advice, for whole huge pages. The memory still belongs to malloc, which reuses blocks of up to 32 MB
+  // without returning them to the system; reused blocks cause no page faults.
   const auto begin = reinterpret_cast<uintptr_t>(result.data_ptr());
   const uintptr_t first = (begin + huge_page - 1) / huge_page * huge_page;
   const uintptr_t last = (begin + result.nbytes()) / huge_page * huge_page;

@@ -25,7 +25,7 @@ struct ThreadState {
 
 thread_local constinit ThreadState state;
 
-// Known without the GIL, which costs much to wait for where other threads run Python.
+// Decided without the GIL: waiting for it is slow if other threads run Python.
 bool on_main_thread() {
 #if defined(__linux__)
   return getpid() == static_cast<pid_t>(syscall(SYS_gettid));
@@ -61,7 +61,8 @@ void Call::look() {
 
 void Call::ask_python() {
   if (!on_main_thread() || Py_IsInitialized() == 0) return;
-  // A handler is anybody's Python, and may call torch: as if it were called from outside of the operator.
+  // A handler is arbitrary Python and may call torch. It must see the dispatch state from before the
+  // operator.
   const c10::impl::ForceDispatchKeyGuard outside(
       c10::impl::LocalDispatchKeySet(c10::impl::PODLocalDispatchKeySet{}));
   const OnThread no_call(nullptr);
@@ -75,8 +76,8 @@ void Call::raise() { std::rethrow_exception(std::move(error_)); }
 
 void throw_out_of_memory(const char* op, const c10::Error* error) {
   if (error != nullptr && std::string_view(error->msg()).find("DefaultCPUAllocator") == std::string_view::npos) throw;
-  TORCH_CHECK(false, op, ": not enough memory for the result or for what the computation needs on the way; free some, or "
-              "call it for fewer samples or starts at a time");
+  TORCH_CHECK(false, op, ": not enough memory for the result or for the intermediate arrays; free memory, or call it "
+              "with fewer samples or starts at a time");
 }
 
 }  // namespace llr

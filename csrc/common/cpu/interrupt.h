@@ -1,12 +1,13 @@
-// Ctrl-C and other signals, answered while an operator runs.
+// Handles Ctrl-C and other signals while an operator runs.
 //
-// Python runs signal handlers between its own instructions, of which there are none inside an operator. So long loops
-// call interruption_point() between pieces of work, on whatever thread they run. Now and then the thread that called
-// the operator asks Python to run the handlers of signals that have come in. Where a handler raises an exception
-// (KeyboardInterrupt), every thread leaves its loop, and the operator ends with that exception and without a result.
-// Off Python's main thread nobody asks, as Python runs handlers on that one only.
+// Python runs signal handlers between its own instructions, and an operator executes none of these. So long
+// loops call interruption_point() between pieces of work, on every thread. From time to time the thread that
+// called the operator asks Python to run the handlers of pending signals. If a handler raises an exception
+// (KeyboardInterrupt), every thread leaves its loop, and the operator ends with that exception and without a
+// result. An operator called outside Python's main thread does not ask, because Python runs handlers only on
+// the main thread.
 //
-// The only file beside llr.cpp, with interrupt.cpp, that knows of Python.
+// Only llr.cpp, interrupt.h and interrupt.cpp depend on Python.
 #pragma once
 
 #include <ATen/Parallel.h>
@@ -27,8 +28,8 @@ namespace llr {
 // Thrown by interruption_point() to leave the loops; call_interruptibly() turns it into Python's exception.
 struct Stopped {};
 
-// A call of an operator. It lives on the stack of the calling thread, and is the current one of that thread and of those
-// that work for it.
+// A call of an operator. It lives on the stack of the calling thread, and is the current call of that thread
+// and of the threads that work for this call.
 class Call {
  public:
   Call() : previous_(set_current(this)) {}
@@ -36,11 +37,11 @@ class Call {
   Call(const Call&) = delete;
   Call& operator=(const Call&) = delete;
 
-  // What the calling thread runs, or null.
+  // The call that this thread works for, or null.
   static Call* current();
   static Call* set_current(Call* call);  // returns the one before
 
-  // Makes it the current call of this thread while it lives.
+  // Makes `call` the current call of this thread as long as the object lives.
   class OnThread {
    public:
     explicit OnThread(Call* call) : previous_(set_current(call)) {}
@@ -52,7 +53,7 @@ class Call {
     Call* const previous_;
   };
 
-  // Throws Stopped where the call has been interrupted.
+  // Throws Stopped if the call has been interrupted.
   void look();
   [[noreturn]] void raise();
 
@@ -69,11 +70,11 @@ class Call {
   std::exception_ptr error_;
 };
 
-// To be called between pieces of work, which come to so many multiply-adds since the last one: every hundred
-// microseconds or so it looks for signals. Throws Stopped.
+// To be called between pieces of work; `work` is the number of multiply-adds since the previous call. Checks
+// for signals about every hundred microseconds. Throws Stopped.
 void interruption_point(int64_t work);
 
-// at::parallel_for, whose threads belong to the caller's call.
+// at::parallel_for; the current call of the caller is also the current call of its threads.
 template <typename F>
 void parallel_for(int64_t count, int64_t grain, const F& f) {
   Call* const call = Call::current();
@@ -83,7 +84,8 @@ void parallel_for(int64_t count, int64_t grain, const F& f) {
   });
 }
 
-// Inside of a handler: of std::bad_alloc (null), or of an error of torch, which is thrown on if it is of another kind.
+// To be called inside a catch block: for std::bad_alloc (error is null), or for an error of torch, which is
+// rethrown unless it reports missing memory.
 [[noreturn]] void throw_out_of_memory(const char* op, const c10::Error* error);
 
 template <size_t N>
@@ -94,8 +96,8 @@ struct OperatorName {
   }
 };
 
-// What the dispatcher calls: the operator `function`, which can be interrupted, and says by its own name that memory has
-// run out.
+// The function that the dispatcher calls: runs `function` so that it can be interrupted. If memory runs out,
+// the error names the operator.
 template <OperatorName name, auto function>
 struct Interruptible;
 

@@ -9,9 +9,9 @@
 
 namespace llr {
 
-// One parameter row of one sample and one output, as products of two signals per layer.
+// One row of the Jacobian (of one sample and one output), as products of two signals per layer.
 struct RowSignals {
-  const double* const* inputs;  // inputs[l]: what layer l is fed, layout.in(l) numbers
+  const double* const* inputs;  // inputs[l]: the inputs of layer l, layout.in(l) numbers
   const double* const* deltas;  // deltas[l]: d output / d preactivation of layer l; null for the last
                                 // layer, where it is the unit vector of `output`
   int64_t output;

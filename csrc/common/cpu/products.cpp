@@ -6,7 +6,7 @@
 #include "kernels.h"
 
 #if defined(__GNUC__) || defined(__clang__)
-// In a torch built with MKL; absent, and null, with any other BLAS.
+// Exists if torch is built with MKL. With any other BLAS the symbol is absent and its address is null.
 extern "C" int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
 #define LLR_MKL_THREADS(n) (MKL_Set_Num_Threads_Local ? MKL_Set_Num_Threads_Local(n) : 0)
 #else
@@ -16,7 +16,7 @@ extern "C" int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
 namespace llr {
 namespace {
 
-// Multiply-adds up to which our own loop is done before a call of ATen has begun.
+// Up to this many multiply-adds our own loop takes less time than the overhead of a call of ATen.
 constexpr int64_t small_product = 1 << 14;
 
 at::Tensor view(const double* p, int64_t rows, int64_t columns, int64_t row_stride,
@@ -28,8 +28,9 @@ at::Tensor view(const double* p, int64_t rows, int64_t columns, int64_t row_stri
 }  // namespace
 
 OneBlasThread::OneBlasThread() {
-  // On a new thread ATen's first call tells the library its number of threads: before us, not after. (LAPACK
-  // then waits for ever for threads that it cannot have inside a parallel region.)
+  // ATen's first call on a new thread sets the BLAS library's number of threads. It must happen before we set
+  // the number, or it would undo ours (LAPACK then waits forever for threads that a parallel region cannot
+  // give it).
   (void)at::get_num_threads();
   previous_ = LLR_MKL_THREADS(1);
 }

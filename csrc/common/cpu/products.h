@@ -1,4 +1,4 @@
-// Matrix products inside parallel tasks, on one thread each and the same in every bit wherever they run.
+// Matrix products inside parallel tasks: each on one thread, with the same bits on any thread.
 #pragma once
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -11,8 +11,9 @@
 
 namespace llr {
 
-// While it lives, the BLAS library runs products on the calling thread alone. Inside a parallel region it
-// would do so anyway, but cut the product up as if for several threads, and round accordingly.
+// As long as the object lives, the BLAS library runs products on the calling thread alone. Inside a parallel
+// region it would do so anyway, but it would divide the product as if for several threads, which changes the
+// rounding.
 class OneBlasThread {
  public:
   OneBlasThread();
@@ -26,10 +27,10 @@ class OneBlasThread {
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Numbers written, or multiply-adds, that are worth another thread.
+// The least work, in numbers written or multiply-adds, for which one more thread is worthwhile.
 constexpr int64_t thread_work = 32768;
 
-// Runs f(i) for i in [0, count) on as many threads as `work`, for all of them together, deserves.
+// Runs f(i) for i in [0, count). `work`, the total of all tasks, decides how many threads are used.
 template <typename F>
 void parallel_tasks(int64_t count, int64_t work, const F& f) {
   if (count <= 0) return;

@@ -1,6 +1,6 @@
-// Which vector instructions to run: decided once per process from what the processor has, so that one
-// portable build serves every machine. LLR_SIMD=baseline|avx2|avx512 asks for a lower level (tests run
-// each one).
+// Which vector instructions to run: decided once per process from what the processor supports, so that one
+// portable build runs on every machine. LLR_SIMD=baseline|avx2|avx512 asks for a lower level (the tests run
+// every level).
 #pragma once
 
 #include <string>

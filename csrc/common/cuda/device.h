@@ -1,4 +1,4 @@
-// The device that an operator works on, for its host side: streams, memory, errors.
+// Host-side helpers for the device that an operator works on: streams, memory, errors.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -21,8 +21,8 @@
 
 namespace llr::cuda {
 
-// Makes the tensor's device the current one as long as it lives. A tensor that is elsewhere is for the check of the
-// arguments to refuse.
+// Makes the tensor's device the current one as long as the object lives. For a tensor that is not on a GPU it
+// does nothing: the check of the arguments refuses that tensor.
 class OnDevice {
  public:
   explicit OnDevice(const at::Tensor& tensor) {
@@ -46,7 +46,7 @@ inline at::Tensor empty_on(const at::Tensor& like, at::IntArrayRef sizes, at::Sc
 
 namespace llr::cuda {
 
-// What launchers return: throws with the operator's name and what CUDA says.
+// Checks what a launcher returned; throws with the operator's name and CUDA's message.
 inline void check(cudaError_t error, const char* op) {
   TORCH_CHECK(error == cudaSuccess, op, ": CUDA error: ", cudaGetErrorString(error));
 }

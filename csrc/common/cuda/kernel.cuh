@@ -1,7 +1,7 @@
-// What the kernels are written in: CUDA C++ in one dimension, kept so small that the same headers run on the
-// host, under sanitizers, with the emulation of tests/cuda_on_cpu in place of the definitions here.
+// The subset of CUDA C++ that the kernels use, in one dimension. It is small, so that the same headers also
+// run on the host, under sanitizers: tests/cuda_on_cpu replaces the definitions here by an emulation.
 //
-// Rules that keep a kernel emulatable: shared memory through Shared only; stores to results through
+// Rules for kernels that can be emulated: shared memory through Shared only; stores to results through
 // store_vector and store_scalar; full masks and warp-uniform control flow around shuffles, one warp operation
 // per source line; no return before a barrier unless the whole block returns; no fences, flags or atomics on
 // floats; blocks are multiples of 32 threads.
@@ -30,7 +30,8 @@
 
 namespace llr::cuda {
 
-// The dynamic shared memory, handed out from its start; every thread asks for the same parts in the same order.
+// Allocates parts of the dynamic shared memory, from its start. Every thread asks for the same parts in the
+// same order.
 class Shared {
  public:
   // At a multiple of 16 bytes.
@@ -46,7 +47,7 @@ class Shared {
   int used_ = 0;
 };
 
-// 16 bytes in one store; p is a multiple of 16 bytes. Written as an assignment nvcc would split it.
+// One store of 16 bytes; p is a multiple of 16 bytes. nvcc would split an assignment into two stores.
 LLR_DEVICE void store_vector(double* p, const double (&v)[2]) {
   __stwb(reinterpret_cast<double2*>(p), make_double2(v[0], v[1]));
 }
@@ -65,7 +66,7 @@ LLR_DEVICE void store_scalar(T* p, T v) {
 
 namespace llr::cuda {
 
-// threadIdx.x, whose consequences the compiler does not keep in registers from one use to the next.
+// threadIdx.x, read anew at each use: values computed from it are not kept in registers between uses.
 LLR_DEVICE int thread_read_anew() {
 #if defined(__CUDA_ARCH__)
   int thread;
@@ -76,7 +77,7 @@ LLR_DEVICE int thread_read_anew() {
 #endif
 }
 
-// What `count` numbers take of the shared memory, in bytes.
+// Bytes of shared memory that `count` numbers take.
 template <typename T>
 constexpr int64_t shared_bytes(int64_t count) {
   return (count * static_cast<int64_t>(sizeof(T)) + 15) / 16 * 16;

@@ -34,7 +34,7 @@ int64_t first_nonfinite(at::TensorList tensors) {
     const at::Tensor& t = tensors[i];
     TORCH_CHECK(t.scalar_type() == at::kDouble || t.scalar_type() == at::kFloat,
                 "first_nonfinite: tensors[", i, "] is ", t.scalar_type(), "; expected float32 or float64");
-    at::Tensor once = t;  // without the repetitions of an expanded tensor, which may be larger than memory
+    at::Tensor once = t;  // without expanded dimensions, which may make it larger than memory
     for (int64_t d = 0; d < t.dim(); ++d) {
       if (t.stride(d) == 0 && t.size(d) > 1) once = once.narrow(d, 0, 1);
     }

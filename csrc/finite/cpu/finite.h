@@ -1,4 +1,4 @@
-// The search for NaN and infinity.
+// Finds NaN and infinity.
 #pragma once
 
 #include <ATen/core/Tensor.h>

@@ -1,4 +1,4 @@
-// Double-double arithmetic: numbers as unevaluated sums high + low of two doubles, 106 bits together.
+// Double-double arithmetic: a number is an unevaluated sum high + low of two doubles, 106 bits together.
 #pragma once
 
 #include <cstdint>
@@ -8,13 +8,13 @@ namespace llr {
 constexpr int64_t tile = 64;  // rows and columns of a piece of a Gram matrix
 
 struct DoubleDoubleKernels {
-  // high + low (tile, tile) += rows (m, k; `row_stride` apart) columns' (n, k; `column_stride` apart), m, n <=
-  // tile. scratch: product_scratch doubles.
+  // high + low (tile, tile) += rows (m, k; `row_stride` apart) columns' (n, k; `column_stride` apart), m, n
+  // <= tile. scratch: product_scratch doubles.
   void (*multiply_add)(double* high, double* low, const double* rows, int64_t row_stride,
                        const double* columns, int64_t column_stride, int64_t m, int64_t n, int64_t k,
                        double* scratch);
-  // K (m, n; rows ldk apart) += d * (a + bias) with tiles d and a, of which a's rows and columns are repeated:
-  // entry (i, j) takes a(row_of[i], column_of[j]). Without a (null): K += d * bias.
+  // K (m, n; rows ldk apart) += d * (a + bias), entry by entry, with tiles d and a. The rows and columns of a
+  // are repeated: entry (i, j) uses a(row_of[i], column_of[j]). If a is null: K += d * bias.
   void (*accumulate)(double* high, double* low, int64_t ldk, const double* d_high, const double* d_low,
                      const double* a_high, const double* a_low, const int64_t* row_of,
                      const int64_t* column_of, double bias, int64_t m, int64_t n);

@@ -1,8 +1,8 @@
 // torch.ops.llr.mlp_gram and gram_add_ on the CPU.
 //
-// K = J J' without J: for a layer whose derivatives are outer products delta a', the inner product of two rows is
-// (delta . delta) (a . a), so the cost does not depend on the number of parameters, only on the widths. K is cut
-// into tiles, of which those on and below the diagonal are computed, each by one task.
+// K = J J' without J: for a layer whose derivatives are outer products delta a', the inner product of two
+// rows is (delta . delta) (a . a). So the cost depends on the widths, not on the number of parameters. K is
+// divided into tiles; those on and below the diagonal are computed, each by one task.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
@@ -28,7 +28,7 @@ namespace {
 
 constexpr int64_t block_samples = 128;
 
-// What a task needs beside the matrix: two products of signals.
+// Scratch of a task: two products of signals.
 struct Tiles {
   alignas(64) std::array<double, tile * tile> d_high, d_low, a_high, a_low;
   alignas(64) std::array<double, product_scratch> packed;
@@ -97,7 +97,7 @@ void add_tile(double* high, double* low, int64_t rows, const LayerSignals& layer
   }
 }
 
-// Copies what lies below the diagonal of K (rows, rows) above it.
+// Copies the triangle below the diagonal of K (rows, rows) to the triangle above it.
 void mirror(double* K, int64_t rows) {
   const int64_t bands = ceil_div(rows, tile);
   parallel_tasks(bands, rows * rows / 2, [&](int64_t band) {
@@ -194,7 +194,7 @@ std::tuple<at::Tensor, at::Tensor> mlp_gram_with_error(const at::Tensor& x, at::
 void add_layer(double* high, double* low, int64_t rows, const LayerSignals& layer) {
   if (!layer.weight && !layer.bias) return;
   const int64_t bands = ceil_div(rows, tile), tasks = bands * (bands + 1) / 2;
-  // In doubles: the square of many positions need not be an int64_t.
+  // In doubles: the square of many positions may overflow an int64_t.
   const auto positions = static_cast<double>(layer.positions);
   const auto terms = static_cast<double>(layer.outputs + (layer.weight ? layer.inputs : 0));
   const double work = static_cast<double>(rows * rows / 2) * positions * positions * terms * (low == nullptr ? 1 : 10);

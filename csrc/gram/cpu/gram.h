@@ -5,7 +5,7 @@
 
 namespace llr {
 
-// One layer's share: derivatives that are sums over t of products of two signals,
+// One layer's contribution to K: its derivatives are sums over t of products of two signals,
 //   d row i / d weight = sum over t of delta(i, t) a(i, t)',  d row i / d bias = sum over t of delta(i, t).
 struct LayerSignals {
   const double* delta;  // (rows, positions, outputs)
@@ -14,7 +14,7 @@ struct LayerSignals {
   int64_t outputs;
   int64_t inputs;
   int64_t sharing;  // consecutive rows with the same a: the outputs of a sample
-  bool weight;      // which of the two count
+  bool weight;      // which of the two tensors have columns
   bool bias;
 };
 

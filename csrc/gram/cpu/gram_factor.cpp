@@ -1,7 +1,8 @@
 // torch.ops.llr.gram_factor on the CPU: Cholesky's factorisation with diagonal pivoting, in double-double.
 //
-// A column is computed when it is chosen, from those before it; only the diagonal is kept up to date. So a matrix
-// of rank r costs N r^2 / 2 multiplications instead of N^3 / 3, and K is only read.
+// A column is computed when its pivot is chosen, from the columns before it; only the diagonal is updated at
+// every step. So a matrix of rank r costs N r^2 / 2 multiplications instead of N^3 / 3, and K is never
+// written.
 #include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
@@ -20,8 +21,8 @@
 namespace llr {
 namespace {
 
-// Pivots below this share of the largest diagonal entry are what rounding left: a sum of N products has about N
-// roundings of 2^-106, and what is left away moves a singular value by at most N 2^-52 of the largest.
+// Pivots below this fraction of the largest diagonal entry are rounding errors: a sum of N products has about
+// N roundings of 2^-106. Leaving them out changes a singular value by at most N 2^-52 of the largest one.
 double noise(int64_t rows) { return static_cast<double>(rows) * 0x1p-104; }
 
 class Cholesky {
@@ -99,7 +100,7 @@ at::Tensor gram_factor(const at::Tensor& K) {
   const int64_t rows = K.size(-1), count = K.dim() == 4 ? K.size(1) : 1;
   const double* const data = dense.const_data_ptr<double>();
   TORCH_CHECK(all_finite(dense), "gram_factor: K has NaN or infinite entries; expected finite ones");
-  check_result("gram_factor", {count + 2, rows, rows}, at::kDouble);  // with two triangles on the way
+  check_result("gram_factor", {count + 2, rows, rows}, at::kDouble);  // with two triangles as scratch
   at::Tensor L = at::zeros({count, rows, rows}, at::TensorOptions(at::kDouble));
   int64_t most = 0;
   for (int64_t b = 0; b < count; ++b) {

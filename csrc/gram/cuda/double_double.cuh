@@ -1,13 +1,13 @@
-// Double-double arithmetic on the device: numbers as unevaluated sums high + low of two doubles, 106 bits
-// together. As csrc/gram/cpu/double_double.inc.
+// Double-double arithmetic on the device: a number is an unevaluated sum high + low of two doubles, 106 bits
+// together. The same as csrc/gram/cpu/double_double.inc.
 #pragma once
 
 #include "common/cuda/kernel.cuh"
 
 namespace llr::cuda {
 
-// Sums and products rounded by themselves: nvcc would fuse a product with the sum that it goes into, and the
-// errors computed below would not be those that were made.
+// Sums and products, each rounded separately. nvcc would fuse a product and a sum, and then the errors
+// computed below would not be the errors made.
 LLR_DEVICE double rounded_sum(double a, double b) {
 #if defined(__CUDA_ARCH__)
   return __dadd_rn(a, b);
@@ -38,7 +38,7 @@ LLR_DEVICE Dd two_product(double a, double b) {
   return {p, fma(a, b, -p)};
 }
 
-// of |a| >= |b|
+// requires |a| >= |b|
 LLR_DEVICE Dd normalised(double a, double b) {
   const double s = rounded_sum(a, b);
   return {s, rounded_sum(b, -rounded_sum(s, -a))};
@@ -55,8 +55,8 @@ LLR_DEVICE Dd operator*(Dd a, Dd b) {
   return normalised(p.high, p.low + (a.high * b.low + a.low * b.high));
 }
 
-// The arithmetic of a Gram matrix's entries: plain doubles, or double-doubles. Sums in the making are only
-// brought into line by `finished`.
+// The arithmetic of a Gram matrix's entries: plain doubles, or double-doubles. Running sums are normalised
+// only by `finished`.
 struct Plain {
   static constexpr int parts = 1;
   static constexpr int threads = 256, across = 16;  // of a block that computes a tile of 32 rows: four entries each

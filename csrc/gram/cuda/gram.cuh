@@ -1,9 +1,9 @@
 // K = J J' without J, by tiles of K on and below the diagonal, one block each.
 //
 // A layer whose derivatives are outer products delta a' contributes (delta . delta) (a . a): two small matrix
-// products, staged through shared memory. Rows that are outputs of one sample share their a, and its products are
-// computed once for them. Each layer has a launch, and adds to K in memory: registers are scarce, for they decide
-// how many blocks a multiprocessor holds.
+// products, staged through shared memory. Rows that are outputs of one sample share their a, and its products
+// are computed once for them. Each layer is one launch that adds to K in memory. This saves registers, whose
+// number decides how many blocks a multiprocessor holds.
 #pragma once
 
 #include "double_double.cuh"
@@ -12,12 +12,12 @@
 
 namespace llr::cuda {
 
-constexpr int tile = 32;         // rows and columns that a block does
+constexpr int tile = 32;         // rows and columns that a block computes
 constexpr int tile_stride = 33;  // odd: a column's numbers lie in different banks
 
 struct GramShared {
   double *rows, *columns;  // (tile, Arithmetic::across): terms of a product
-  double *high, *low;      // (tile, tile): products of a, and at the end a part of K to be turned
+  double *high, *low;      // (tile, tile): products of a, and at the end a part of K to be transposed
 };
 
 template <typename Arithmetic>
@@ -48,8 +48,8 @@ class Places {
   const int thread_;
 };
 
-// rows (m, terms; `stride` apart) times columns (n, terms; `stride` apart)', zero outside m and n. Every thread of
-// the block takes part.
+// rows (m, terms; `stride` apart) times columns (n, terms; `stride` apart)', zero outside m and n. Every
+// thread of the block takes part.
 template <typename Arithmetic>
 LLR_DEVICE Entries<Arithmetic> product(const GramShared& shared, const double* rows, const double* columns,
                                        int stride, int m, int n, int terms) {
@@ -61,7 +61,7 @@ LLR_DEVICE Entries<Arithmetic> product(const GramShared& shared, const double* r
   for (int e = 0; e < E::count; ++e) sums.value[e] = Arithmetic::number(0.0, 0.0);
   const int x = places.column(0), y = places.row(0);
   for (int from = 0; from < terms; from += depth) {
-    // Zeros beyond the edges, so that the sums below need not end there exactly.
+    // Zeros beyond the edges, so that the sums below can run over the whole tile.
 #pragma unroll
     for (int e = 0; e < E::count; e += E::in_row) {
       const int r = places.row(e), k = from + x;
@@ -104,7 +104,7 @@ LLR_DEVICE typename Arithmetic::Number get(const GramShared& shared, int at) {
   }
 }
 
-// Where a tile lies in K. Little of it is kept: the rest follows anew each time.
+// Where a tile lies in K. Only these numbers are kept, to save registers; the rest is computed when needed.
 struct Tile {
   double *high, *low;  // K's two parts; low is null in plain arithmetic
   unsigned point;      // whose K it is
@@ -114,20 +114,22 @@ struct Tile {
   LLR_DEVICE int m() const { return rows - i < tile ? rows - i : tile; }
   LLR_DEVICE int n() const { return rows - j < tile ? rows - j : tile; }
   LLR_DEVICE int64_t at(int row, int column) const { return place(i + row, j + column); }
-  // Of the turned tile, on the other side of the diagonal.
+  // The place of this entry in the transposed tile, on the other side of the diagonal.
   LLR_DEVICE int64_t turned_at(int row, int column) const { return place(j + row, i + column); }
   LLR_DEVICE int64_t place(int row, int column) const {
     return (static_cast<int64_t>(point) * rows + row) * rows + column;
   }
 
-  // Whether this entry is computed here: it lies in K, and not above its diagonal. (Both halves of a tile on the
-  // diagonal would differ in their last bits, where sums over pairs of positions take another order.)
+  // Whether this entry is computed here: it lies in K, and not above its diagonal. (In a tile on the
+  // diagonal, entries above and below it would sum over pairs of positions in different orders and differ in
+  // their last bits.)
   LLR_DEVICE bool has(int row, int column) const {
     return row < m() && column < n() && (i != j || column <= row);
   }
 };
 
-// Adds one pair of positions of a layer to the tile; without `add` it is the first to come.
+// Adds one pair of positions of a layer to the tile. Without `add` this is the first pair, and overwrites the
+// tile.
 template <typename Arithmetic>
 LLR_DEVICE void add_positions(const GramShared& shared, const Tile& K, const GramLayer& layer, int t, int s,
                               bool add) {
@@ -183,7 +185,7 @@ LLR_DEVICE void add_positions(const GramShared& shared, const Tile& K, const Gra
   }
 }
 
-// Copies the tile, turned, to the other side of the diagonal, one part at a time.
+// Copies the transposed tile to the other side of the diagonal, first its high and then its low part.
 template <typename Arithmetic>
 LLR_DEVICE void mirror(double* turned, const Tile& K, double* part) {
   using E = Entries<Arithmetic>;
@@ -204,7 +206,7 @@ LLR_DEVICE void mirror(double* turned, const Tile& K, double* part) {
   __syncthreads();
 }
 
-// The tile of this number: the triangle's rows of tiles one after the other.
+// The row of tiles that holds the tile with this number. Tiles of the lower triangle are numbered row by row.
 LLR_DEVICE int64_t band_of(int64_t number) {
   auto band = static_cast<int64_t>((sqrt(8.0 * static_cast<double>(number) + 1.0) - 1.0) * 0.5);
   while (band * (band + 1) / 2 > number) --band;
@@ -234,7 +236,7 @@ gram_kernel(double* high, double* low, int rows, unsigned first_point, unsigned 
       add = true;
     }
   }
-  if (!last) return;  // the whole block
+  if (!last) return;  // the whole block returns
   __syncthreads();
   mirror<Arithmetic>(shared.high, K, K.high);
   if (two_parts) mirror<Arithmetic>(shared.high, K, K.low);

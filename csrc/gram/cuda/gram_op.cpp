@@ -1,5 +1,5 @@
-// torch.ops.llr.mlp_gram and gram_add_ on CUDA: K = J J' without J. Everything is queued on the current stream:
-// nothing waits.
+// torch.ops.llr.mlp_gram and gram_add_ on CUDA: K = J J' without J. All work is queued on the current stream;
+// nothing waits for the device.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <torch/library.h>
 
@@ -36,14 +36,14 @@ void gram_add(at::Tensor& K, const at::Tensor& delta, const at::Tensor& a, bool 
   if (!K.is_inference()) K.unsafeGetTensorImpl()->bump_version();  // for autograd
 }
 
-// K of some parameter points, whose signals are at hand.
+// K of some parameter points, from their signals.
 void sum_layers(const MlpArguments& args, const DeviceSignals& signals, int64_t points, double* high, double* low) {
   const MlpLayout& layout = args.layout;
   const int end = layout.layers();
   const auto has_weight = [&](int l) { return layout.weight_column[l] != not_a_column; };
   const auto has_bias = [&](int l) { return layout.bias_column[l] != not_a_column; };
   int last = end - 1;
-  while (!has_weight(last) && !has_bias(last)) --last;  // there is one that has
+  while (!has_weight(last) && !has_bias(last)) --last;  // some layer has columns
   const int64_t outputs = layout.out(end - 1);
   bool add = false;
   for (int l = 0; l <= last; ++l) {

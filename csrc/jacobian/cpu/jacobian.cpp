@@ -1,14 +1,15 @@
-// torch.ops.llr.mlp_jacobian on the CPU, and mlp_jacobian_with_error, which also bounds the error of each row.
+// torch.ops.llr.mlp_jacobian on the CPU, and mlp_jacobian_with_error, which also bounds the error of each
+// row.
 //
-// The result is far larger than everything it is computed from, so the time is that of writing it once.
-// Samples are taken in blocks, with double scratch for the signals of a block whatever the dtype:
+// The result is far larger than everything it is computed from, so the time is close to that of writing it
+// once. Samples are processed in blocks. The scratch for the signals of a block is in double for every dtype:
 //   1. forward:  A_l = sigma(A_{l-1} W_l^T + b_l) and its slopes, for the hidden layers;
 //   2. backward: Delta_{l-1} = (Delta_l W_l) * slopes, one row per sample and output;
 //   3. rows:     the outer products Delta_l A_{l-1}, written in address order.
-// A narrow net runs a block through all three in one task. For a wide one, or few samples, each phase is
-// spread over the threads by itself: neurons are shared out in pieces, rows in strips, and as many blocks
-// go at once as their signals fit scratch_bytes. Either way all sums are cut up by the sizes alone, so the
-// result is the same in every bit for any number of threads.
+// For a narrow net, one task takes a block through all three phases. For a wide net, or few samples, each
+// phase is distributed over the threads separately: neurons in pieces, rows in strips, and as many blocks at
+// once as have signals that fit scratch_bytes. In both cases the sizes alone decide how sums are divided, so
+// the result has the same bits for any number of threads.
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
@@ -32,13 +33,13 @@ namespace llr {
 namespace {
 
 constexpr int64_t scratch_bytes = int64_t(8) << 20;
-// Samples that share a matrix product: for a small net more of them, so that what a block costs beside its
-// numbers does not show, within what the second-level cache holds.
+// Samples that share a matrix product. A small net takes more of them, so that the fixed cost of a block does
+// not matter, as long as their signals fit the second-level cache.
 constexpr int64_t block_samples = 32;
 constexpr int64_t most_block_samples = 128;
 constexpr int64_t block_bytes = int64_t(128) << 10;
-constexpr int64_t strip_columns = 1 << 15;    // columns that a task writes of a row, when rows are few
-// Larger results do not fit a core's share of the cache: they are written past it.
+constexpr int64_t strip_columns = 1 << 15;    // columns of a row that one task writes, if there are few rows
+// Larger results do not fit a core's share of the cache: they are written with stores that bypass the caches.
 constexpr int64_t streaming_bytes = int64_t(32) << 20;
 
 template <typename T>
@@ -57,7 +58,7 @@ class Jacobian {
                        static_cast<int64_t>(sizeof(T)) >=
                    streaming_bytes),
         signals_(arguments, errors != nullptr) {
-    // As many outputs at once, then as many samples in a block, as the budget lets.
+    // As many outputs at once, then as many samples in a block, as the budget allows.
     int64_t hidden = 0, widest = 0;
     for (int l = 1; l < layers_; ++l) {
       hidden += layout_.in(l);
@@ -108,8 +109,8 @@ class Jacobian {
  private:
   int64_t total_numbers() const { return args_.points * args_.samples * outputs_ * layout_.columns; }
 
-  // Rows of scratch from one thread's to the next one's: a multiple of 8, so that all are equally aligned.
-  // BLAS may round by the alignment.
+  // Rows of scratch between the starts of two threads' parts: a multiple of 8, so that all parts have the
+  // same alignment. The rounding in BLAS may depend on the alignment.
   int64_t thread_slots() const { return ceil_div(block_, 8) * 8; }
 
   Block block(int64_t index, int64_t slot) const {
@@ -118,7 +119,8 @@ class Jacobian {
     return {index / per_point, sample, std::min(block_, args_.samples - sample), slot};
   }
 
-  // Points at the signals of one row: of the sample in `slot`, for output j of the `outputs` at hand.
+  // Sets a and delta to the signals of one row: of the sample in `slot`, for output j of the current
+  // `outputs`.
   void aim(std::vector<const double*>& a, std::vector<const double*>& delta, int64_t slot, int64_t j,
            int64_t outputs) const {
     for (int l = 0; l < layers_; ++l) {
@@ -135,7 +137,7 @@ class Jacobian {
     return result_ + row_index(block, sample, j) * layout_.columns;
   }
 
-  // The errors of a block's rows, of outputs [first, first + outputs).
+  // Writes error bounds for a block's rows, of outputs [first, first + outputs).
   void bound(const Block& block, int64_t first, int64_t outputs) {
     if (outputs == outputs_) return signals_.row_errors(block, outputs, errors_ + row_index(block, 0, 0));
     std::vector<double> errors(block.count * outputs);
@@ -145,7 +147,7 @@ class Jacobian {
     }
   }
 
-  // A narrow net's block from its samples to its rows.
+  // All phases for one block of a narrow net.
   void whole_block(int64_t index) {
     const Block b = block(index, at::get_thread_num() * thread_slots());
     signals_.load(b);
@@ -173,8 +175,8 @@ class Jacobian {
     }
   }
 
-  // The rows of outputs [first, first + outputs), one strip a task, in address order; consecutive tasks of
-  // a thread share a writer as long as they are neighbours in memory.
+  // Writes the rows of outputs [first, first + outputs) in address order, one strip per task. Consecutive
+  // tasks of a thread share a writer as long as they are neighbours in memory.
   void write(const std::vector<Block>& round, int64_t first, int64_t outputs) {
     const Kernels<T>& kernels = row_kernels<T>();
     const auto strips = static_cast<int64_t>(strips_.size());
@@ -192,7 +194,7 @@ class Jacobian {
       alignas(64) std::array<char, writer_bytes> writer;
       std::vector<const double*> a(layers_), delta(layers_, nullptr);
       size_t b = std::upper_bound(first_task.begin(), first_task.end(), begin) - first_task.begin() - 1;
-      T* next = nullptr;  // where the open writer goes on
+      T* next = nullptr;  // the address that the open writer writes next
       for (int64_t task = begin; task < end;) {
         interruption_point(strip_columns);
         while (task >= first_task[b + 1]) ++b;

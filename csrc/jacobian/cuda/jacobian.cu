@@ -5,16 +5,16 @@
 namespace llr::cuda {
 namespace {
 
-// A block that computes whole nets takes so much shared memory at most: four of them then fit each
-// multiprocessor since sm_80 (164 KB of which a block costs 1 more).
+// The most shared memory of a block that computes whole nets: four such blocks fit a multiprocessor of sm_80
+// and later (164 KB; each block takes 1 KB more).
 constexpr int64_t net_bytes = 36 << 10;
 constexpr int most_group = 64;      // samples
 constexpr int worthwhile_group = 4;  // samples for which loading the weights pays
-constexpr int blocks_per_multiprocessor = 16;  // four are there at a time
+constexpr int blocks_per_multiprocessor = 16;  // of which four run at a time
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// How many blocks fill the card several times over.
+// Number of blocks that fill the GPU several times.
 int64_t wanted_blocks() {
   int device = 0, multiprocessors = 0;
   if (cudaGetDevice(&device) != cudaSuccess ||
@@ -41,7 +41,7 @@ int64_t signal_numbers(const int64_t* widths, int layers, int64_t samples) {
   return 2 + samples * (widths[0] + (2 + widths[layers]) * hidden);
 }
 
-// Samples of a net that fit a block beside its weights.
+// Samples whose signals fit a block's shared memory together with the weights.
 int64_t samples_that_fit(const int64_t* widths, int layers) {
   for (int l = 0; l <= layers; ++l) {
     if (widths[l] > net_bytes) return 0;
@@ -50,7 +50,7 @@ int64_t samples_that_fit(const int64_t* widths, int layers) {
   return (room - 2) / std::max<int64_t>(1, signal_numbers(widths, layers, 1) - 2);
 }
 
-// The threads of a block for rows of so many vectors.
+// The arrangement of a block's threads for rows of this many vectors.
 template <typename T>
 Lanes lanes_for(int64_t all, int64_t pitch) {
   const int64_t vectors = ceil_div(all, ceil_div(all, threads)), lanes = threads / vectors;
@@ -67,7 +67,7 @@ cudaError_t write_rows(Rows<T> rows, const double* signals, int64_t count, cudaS
   const int64_t all = vectors_of<T>(rows.columns, rows.pitch, rows.misalignment);
   const Lanes block = lanes_for<T>(all, rows.pitch);
   const int64_t tiles = ceil_div(all, block.vectors);
-  const int64_t pass = std::max<int64_t>(block.lanes, period_of<T>(rows.pitch));  // rows that a block does at a time
+  const int64_t pass = std::max<int64_t>(block.lanes, period_of<T>(rows.pitch));  // rows that a block writes at a time
   const int64_t groups = std::clamp<int64_t>(wanted_blocks() / tiles, 1, ceil_div(count, pass));
   const int64_t rows_of_block = ceil_div(ceil_div(count, groups), pass) * pass;
   const int64_t used_groups = ceil_div(count, rows_of_block);

@@ -1,9 +1,9 @@
 // The Jacobian's rows: outer products of signals, each number written once.
 //
-// Vectors of 16 bytes start at multiples of 16 bytes, wherever rows begin: with an odd number of columns every
-// other row begins in the middle of one. So a thread takes the same vector of columns in every `period`-th row,
-// for which it looks up once which tensor, neuron and input each column belongs to. Only where a vector reaches
-// beyond its row is it written number by number.
+// Vectors of 16 bytes start at multiples of 16 bytes, but rows may not: with an odd number of columns every
+// other row begins in the middle of a vector. So a thread writes the same vector of columns in every
+// `period`-th row, and looks up only once which tensor, neuron and input each of these columns belongs to. A
+// vector that reaches beyond its row is written number by number.
 #pragma once
 
 #include "signals/cuda/activate.cuh"
@@ -17,21 +17,21 @@ constexpr int threads = 256;
 template <typename T>
 constexpr int vector_numbers = 16 / static_cast<int>(sizeof(T));
 
-// After so many rows a row begins as far past a multiple of 16 bytes as before.
+// The number of rows after which the offset of a row's start from a multiple of 16 bytes repeats.
 template <typename T>
 LLR_HD int period_of(int64_t pitch) {
   constexpr int V = vector_numbers<T>;
   return pitch % V == 0 ? 1 : (pitch % 2 == 0 ? V / 2 : V);
 }
 
-// Vectors that a row is part of, at most.
+// The largest number of vectors that a row overlaps.
 template <typename T>
 LLR_HD int64_t vectors_of(int64_t columns, int64_t pitch, int misalignment) {
   constexpr int V = vector_numbers<T>;
   return (columns + V - 1 + (period_of<T>(pitch) == 1 ? misalignment : V - 1)) / V;
 }
 
-// A column's part in Segment's formulas, for one thread.
+// A column's terms in Segment's formulas, for one thread.
 struct Column {
   int a, in, delta, out;
 };
@@ -39,7 +39,7 @@ struct Column {
 // Looks up columns, those of a vector one after the other.
 class ColumnReader {
  public:
-  // Not before the column that it was last sent to.
+  // Columns must be asked for in ascending order.
   template <typename T>
   LLR_DEVICE void go_to(const Rows<T>& rows, int64_t column) {
     while (g_ + 1 < rows.segments && column >= rows.segment[g_ + 1].column) ++g_;
@@ -78,18 +78,19 @@ LLR_DEVICE double value_at(const Column& c, const double* signals, int sample, i
   return a * signals[c.delta + row * c.out];
 }
 
-// A block's threads, as `lanes` times `vectors`: each takes every lanes-th of the rows, or, where their beginnings
-// repeat after more rows than that, every period-th, in turns; and of these every vectors-th vector.
+// A block's threads, arranged as `lanes` times `vectors`. A thread takes every lanes-th row, or, if the
+// period is longer than that, every period-th row, in several passes. In its rows it takes every vectors-th
+// vector.
 struct Lanes {
-  int lanes;  // a multiple of the period, or a part of it
+  int lanes;  // a multiple or a divisor of the period
   int vectors;
 
   LLR_DEVICE int lane() const { return static_cast<int>(threadIdx.x) / vectors; }
   LLR_DEVICE int vector() const { return static_cast<int>(threadIdx.x) - lane() * vectors; }
 };
 
-// Vectors [first_vector, end_vector) of the rows first_row + row for `row` in [begin, end), of which `signals`
-// holds the numbers.
+// Writes vectors [first_vector, end_vector) of the rows first_row + row for `row` in [begin, end). `signals`
+// holds the signals of these rows.
 template <typename T>
 LLR_DEVICE void write_vectors(const Rows<T>& rows, const double* signals, int64_t first_row, int begin, int end,
                               int64_t first_vector, int64_t end_vector, const Lanes& block) {
@@ -156,7 +157,7 @@ write_kernel(LLR_PARAMETER Rows<T> rows, const double* signals, int count, int r
                 (piece + 1) * vectors, block);
 }
 
-// Odd, so that the weights of consecutive neurons lie in different banks.
+// Odd, so that the weights of consecutive neurons lie in different banks of shared memory.
 LLR_HD int weight_pitch(int in) { return in | 1; }
 
 template <typename T>
@@ -176,7 +177,7 @@ LLR_DEVICE void load_weights(const Net<T>& net, int64_t point, double* weights) 
   }
 }
 
-// Of hidden layer l: what goes into the next one, and the slopes.
+// Computes for hidden layer l the inputs of the next layer, and the slopes.
 template <typename T>
 LLR_DEVICE void forward(const Net<T>& net, int l, int samples, const double* weights, double* signals) {
   const int in = net.layer[l].in, out = net.layer[l].out;
@@ -225,7 +226,7 @@ net_kernel(LLR_PARAMETER Net<T> net, unsigned blocks_per_point, int64_t vectors,
   if (threadIdx.x == 0) signals[0] = 1.0;
   for (int g = 0; g < net.groups; ++g) {
     const int64_t sample = first + static_cast<int64_t>(g) * net.group;
-    if (sample >= net.samples) break;  // the whole block
+    if (sample >= net.samples) break;  // the whole block leaves
     const int samples = static_cast<int>(net.samples - sample < net.group ? net.samples - sample : net.group);
     const T* const x = net.x + point * net.x_stride + sample * in;
     for (int e = threadIdx.x; e < samples * in; e += threads) {

@@ -14,7 +14,7 @@
 namespace llr::cuda {
 
 constexpr int most_segments = 32;  // tensors whose columns a launch writes
-constexpr int most_layers = 8;     // of a net that a block computes as a whole
+constexpr int most_layers = 8;     // of a net that one block computes completely
 
 // One tensor's columns. Neuron i has `width` of them; column k of neuron i is delta a with
 //   a     = signals[a + sample * in + k]: `in` numbers for each sample, 0 if all share them (a bias: 1), and
@@ -53,7 +53,7 @@ struct NetLayer {
   int in, out;
 };
 
-// A net that is computed in shared memory, one block doing some samples from their inputs to their rows.
+// A net that is computed in shared memory: one block takes some samples from their inputs to their rows.
 template <typename T>
 struct Net {
   Rows<T> rows;     // of all samples of all points; its segments' a and delta are set by `whole_net`, by layer:
@@ -73,7 +73,7 @@ struct Net {
   int groups;  // of them, for each block
 };
 
-// Whether a block can do it: `widths` has layers + 1 entries.
+// Whether one block can compute the net: `widths` has layers + 1 entries.
 bool fits_a_block(const int64_t* widths, int layers, int segments, int64_t samples);
 
 template <typename T>

@@ -1,9 +1,9 @@
 // torch.ops.llr.mlp_jacobian on CUDA.
 //
-// What limits it is the writing of the result. A small net is computed as a whole, some samples at a time, in a
-// block's shared memory; for a wider one torch's matrix products make the signals of as many samples as
-// scratch_bytes hold, and the rows are written from there. Everything is queued on the current stream: nothing
-// waits, and memory is taken before anything is written.
+// Writing the result limits the speed. A small net is computed completely in a block's shared memory, some
+// samples at a time. For a wider net, torch's matrix products compute the signals of as many samples as fit
+// scratch_bytes, and the rows are written from there. All work is queued on the current stream and nothing
+// waits for the device. Memory is allocated before anything is written.
 #include <torch/library.h>
 
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -69,7 +69,7 @@ class Jacobian {
             place.bias ? 0 : static_cast<int>(in), 0, last ? 0 : static_cast<int>(out)};
   }
 
-  // The columns of places [first, last), of rows from this one on.
+  // The columns of places [first, last), for rows from `row` on.
   Rows<T> rows(int64_t row, size_t first, size_t last) const {
     const int64_t origin = places_[first].column;
     const int64_t end = last < places_.size() ? places_[last].column : layout_.columns;
@@ -105,7 +105,7 @@ class Jacobian {
                       static_cast<int>(in),
                       static_cast<int>(out)};
     }
-    // A launch has less than 2^31 blocks, at least one a point.
+    // A launch has less than 2^31 blocks, and at least one per point.
     for (int64_t point = 0; point < args_.points; point += most_rows) {
       Net<T> some = net;
       some.points = std::min(most_rows, args_.points - point);

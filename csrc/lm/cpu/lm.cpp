@@ -59,8 +59,8 @@ namespace {
 
 constexpr const char* op = "lm_solve";
 
-// Those at work on the queue. The calling thread, which alone can ask for signals, stays until all have ended: others may
-// be at a start that takes a thousand iterations more.
+// Counts the threads that work on the queue. Only the calling thread can check for signals, so it waits until
+// all others have ended: they may still have a thousand iterations to do for a start.
 class Workers {
  public:
   class Guard {
@@ -74,8 +74,8 @@ class Workers {
     Workers& workers_;
   };
 
-  // To be called by a worker that has ended. What another one waits for cannot be waited for here, so that those that have
-  // not begun do not count.
+  // To be called by a worker that has ended. Workers that have not begun are not counted: they may be waiting
+  // for this thread.
   void wait_if_caller() {
     if (std::this_thread::get_id() != caller_) return;
     for (int64_t turn = 0; running_ > 0; ++turn) {
@@ -89,7 +89,7 @@ class Workers {
   }
 
  private:
-  static constexpr int64_t looks_at_once = int64_t(1) << 40;  // the clock is looked at each time
+  static constexpr int64_t looks_at_once = int64_t(1) << 40;  // large enough that every call reads the clock
 
   const std::thread::id caller_ = std::this_thread::get_id();
   std::atomic<int64_t> running_{0};
@@ -125,7 +125,7 @@ Result lm_solve(const at::Tensor& theta, const at::Tensor& x, const at::Tensor& 
                     loss.mutable_data_ptr<double>(),
                     counts.mutable_data_ptr<int64_t>(),
                     status.mutable_data_ptr<int64_t>()};
-  // As many workers as threads, each with an equal share at first, so that few starts, too, are spread over all.
+  // As many workers as threads, each with an equal share at first, so that even few starts use all threads.
   const double shorter = static_cast<double>(std::min(n * model.outputs, model.parameters));
   const double per_start = 10.0 * static_cast<double>(n * model.outputs * model.parameters) * shorter;
   const auto deserved =
@@ -133,9 +133,9 @@ Result lm_solve(const at::Tensor& theta, const at::Tensor& x, const at::Tensor& 
   const int64_t workers = std::min({S, deserved, static_cast<int64_t>(at::get_num_threads())});
   const int64_t numbers = lm_kernels().scratch(model, n);
   const double bytes = 8.0 * static_cast<double>(numbers) * static_cast<double>(workers);
-  TORCH_CHECK(fits_memory(bytes), op, ": the Jacobians of ", workers * lm_kernels().lanes, " starts side by side, of ",
-              n * model.outputs, " residuals and ", model.parameters, " parameters, with what is made of them, ",
-              beyond_memory(bytes));
+  TORCH_CHECK(fits_memory(bytes), op, ": the Jacobians of ", workers * lm_kernels().lanes, " simultaneous starts, of ",
+              n * model.outputs, " residuals and ", model.parameters,
+              " parameters, with the matrices computed from them, ", beyond_memory(bytes));
   Workers at_work;
   parallel_for(workers, 1, [&](int64_t begin, int64_t end) {
     {
@@ -148,7 +148,8 @@ Result lm_solve(const at::Tensor& theta, const at::Tensor& x, const at::Tensor& 
     at_work.wait_if_caller();
   });
 
-  // What a thread had begun, or even ended, behind the first success depends on the threads: it is taken back.
+  // Which starts after the first success were begun or finished depends on the threads. They are reset to
+  // "skipped".
   for (int64_t s = 0; s < S; ++s) {
     if (!queue.obsolete(s)) continue;
     std::copy_n(work.theta + s * model.parameters, model.parameters, work.final_theta + s * model.parameters);

@@ -150,7 +150,8 @@ void check_indices(const LmModel& model, const at::Tensor& x) {
   for (int64_t i = 0; i < x.numel(); ++i) {
     const int64_t most = i % 2 == 0 ? model.rows : model.columns;
     TORCH_CHECK(p[i] >= 0.0 && p[i] < static_cast<double>(most) && p[i] == std::floor(p[i]), op,
-                ": x holds the ", i % 2 == 0 ? "row " : "column ", p[i], "; expected an integer from 0 to ", most - 1);
+                ": x contains the ", i % 2 == 0 ? "row " : "column ", p[i], "; expected an integer from 0 to ",
+                most - 1);
   }
 }
 

@@ -1,5 +1,5 @@
-// The arrays of signals that the operators of MLPs share, and beside them, if asked for, bounds of how far they are
-// from the exact numbers: the running error analysis of error_bound.h, piece by piece as the signals are computed.
+// The arrays of signals that the operators of MLPs share and, if asked for, bounds of their errors: the
+// running error analysis of error_bound.h, done piece by piece together with the signals.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -38,14 +38,14 @@ class ErrorSignals {
   ErrorSignals(const MlpArguments& arguments, bool errors)
       : args_(arguments), layout_(arguments.layout), layers_(layout_.layers()), errors_(errors) {}
 
-  // What layer l is fed, in(l) numbers for each sample.
+  // The inputs of layer l, in(l) numbers for each sample.
   const double* inputs(int l) const { return inputs_[l].get(); }
 
-  // Of a hidden layer l, out(l) numbers for each sample and output.
+  // The derivatives of hidden layer l, out(l) numbers for each sample and output.
   const double* deltas(int l) const { return deltas_[l].get(); }
 
-  // Bounds of the errors of a block's rows (of each sample `outputs` rows): the roots of the sums of squares over their
-  // columns. As a T, the entries have the rounding of that type as well.
+  // Bounds of the errors of a block's rows (`outputs` rows per sample): square roots of sums of squares over
+  // the columns. They include the rounding of the entries to T.
   void row_errors(const Block& block, int64_t outputs, double* result) const {
     const ErrorKernels& kernels = error_kernels();
     constexpr bool single = std::is_same_v<T, float>;
@@ -73,7 +73,7 @@ class ErrorSignals {
       if (!weight && !bias) continue;
       const int64_t at = block.slot * outputs * out;
       kernels.squares(ed, d, delta_errors(l) + at, deltas(l) + at, 0.0, rows, out);
-      // Squares of sums are at most twice the sums of squares. `floor` and `more` are what squares lose.
+      // (a + b)^2 <= 2 (a^2 + b^2). `floor` and `more` cover the underflow of squares.
       const double entries = 2.0 * static_cast<double>(in * out) * lost;
       const double stored = 2.0 * static_cast<double>(out) * lost;
       const auto add = [&](int64_t r, int64_t s) {
@@ -142,7 +142,7 @@ class ErrorSignals {
   double* delta_errors(int l) const { return bounds_.get() + places_[l].delta; }
   double* delta_feeds(int l) const { return bounds_.get() + places_[l].delta_feed; }
 
-  // Whether products with |W| would show in the time: then norms bound them.
+  // Whether products with |W| would take noticeable time: then norms bound them.
   bool is_large(int l) const {
     return l + 1 < layers_ && layout_.in(l) > 32 && layout_.in(l) * layout_.out(l) >= 2048;
   }
@@ -151,10 +151,11 @@ class ErrorSignals {
     return norms_[(args_.weights_batched ? point : 0) * layers_ + l];
   }
 
-  // Of a sum of so many terms and one more.
+  // A bound of the relative rounding error of a sum of this many products and a bias.
   static double rounding_of(int64_t terms) { return static_cast<double>(terms + 2) * unit_roundoff; }
 
-  // f(offset, count) over neurons [first, first + width) of `rows` rows of `all` neurons: once where they are all.
+  // f(offset, count) over neurons [first, first + width) of `rows` rows of `all` neurons: one call if these
+  // are all neurons, else one per row.
   template <typename F>
   static void over_rows(int64_t rows, int64_t all, int64_t first, int64_t width, const F& f) {
     if (width == all) {
@@ -181,7 +182,7 @@ class ErrorSignals {
     return copy;
   }
 
-  // The errors of the preactivations, and these themselves beside them, before the activation overwrites them.
+  // The errors of the preactivations, and a copy of the preactivations, which the activation overwrites.
   void forward_errors(const Block& block, int l, int64_t first, int64_t last) {
     const ErrorKernels& kernels = error_kernels();
     const int64_t in = layout_.in(l), out = layout_.out(l), width = last - first;
@@ -192,7 +193,7 @@ class ErrorSignals {
     if (b != nullptr) {
       for (int64_t i = 0; i < width; ++i) start[i] += rounding_of(in) * detail::magnitude(b[first + i]);
     }
-    if (width == out) {  // few large copies: a call for each short row would show in the time
+    if (width == out) {  // few large copies: a call for each short row would take noticeable time
       std::copy_n(start.data(), out, e);
       for (int64_t rows = 1; rows < block.count; rows *= 2) {
         std::copy_n(e, std::min(rows, block.count - rows) * out, e + rows * out);
@@ -222,7 +223,7 @@ class ErrorSignals {
               [&](int64_t at, int64_t count) { std::copy_n(z + at, count, kept + at); });
   }
 
-  // The norms that stand in for products with a large |W|: once for all pieces of its neurons.
+  // The norms that replace products with a large |W|: computed once for all pieces of its neurons.
   void measure_feeds(const Block& block, int l) {
     const std::vector<double>& unit = norms(l, block.point).column_unit;
     for (int64_t s = block.slot; s < block.slot + block.count; ++s) {
@@ -245,7 +246,7 @@ class ErrorSignals {
     return rounded_up * std::sqrt(squares + static_cast<double>(count) * least);
   }
 
-  // A sum of nothing but zeros is exactly zero, and stays on its side of ReLU's kink.
+  // A sum of zeros is exactly zero and has no error, so ReLU's kink causes none either.
   void spare_zeros(const Block& block, int l, int64_t first, int64_t width, const double* z, double* e,
                    const double* a, const double* ea) const {
     const int64_t in = layout_.in(l);
@@ -270,7 +271,7 @@ class ErrorSignals {
     });
   }
 
-  // The errors of the derivatives, which are not yet multiplied by the slopes.
+  // The errors of the derivatives. To be called before these are multiplied by the slopes.
   void backward_errors(const Block& block, int l, int64_t first, int64_t last, int64_t outputs) {
     const ErrorKernels& kernels = error_kernels();
     const int64_t in = layout_.in(l), out = layout_.out(l), width = last - first;
@@ -312,16 +313,16 @@ class ErrorSignals {
   const int layers_;
   const bool errors_;
   std::vector<AlignedDoubles> inputs_;  // inputs_[l] (samples, in(l))
-  std::vector<AlignedDoubles> slopes_;  // slopes_[l] (samples, in(l)): sigma' behind it
+  std::vector<AlignedDoubles> slopes_;  // slopes_[l] (samples, in(l)): sigma' of the layer before
   std::vector<AlignedDoubles> deltas_;  // deltas_[l] (samples, chunk, out(l))
-  // Bounds of their errors, and what the next products make errors of, in one array: where each begins.
+  // Where each part of `bounds_` begins: error bounds, and the operands of products with |W| (`feed`).
   struct Places {
     int64_t input, feed, slope, delta, delta_feed;
   };
   std::vector<Places> places_;
   AlignedDoubles bounds_;
   std::vector<WeightNorms> norms_;                 // of large layers, per point
-  std::vector<double> feed_norms_, delta_norms_;  // of the layer at hand
+  std::vector<double> feed_norms_, delta_norms_;  // of the current layer
 };
 
 }  // namespace llr

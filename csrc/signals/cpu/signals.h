@@ -1,6 +1,7 @@
-// What the derivatives of an MLP are made of, for blocks of samples: what each layer is fed, the slopes of the
-// activations, and the derivatives of the outputs with respect to the preactivations. All in double, whatever
-// the dtype of the parameters. And, if asked for, how far all of that is from the exact numbers (error_signals.h).
+// The signals from which the derivatives of an MLP are computed, for blocks of samples: the inputs of each
+// layer, the slopes of the activations, and the derivatives of the outputs with respect to the
+// preactivations. All are in double for every dtype of the parameters. If asked for, bounds of their errors
+// are computed too (error_signals.h).
 #pragma once
 
 #include <algorithm>
@@ -25,7 +26,7 @@ class Signals : public ErrorSignals<T> {
  public:
   explicit Signals(const MlpArguments& arguments, bool errors = false) : Base(arguments, errors) {}
 
-  // Room for so many samples, with the derivatives of `chunk` outputs.
+  // Allocates memory for this many samples, with the derivatives of `chunk` outputs.
   void allocate(int64_t samples, int64_t chunk) {
     if (errors_) allocate_errors(samples, chunk);
     inputs_.resize(layers_);

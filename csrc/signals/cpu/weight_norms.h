@@ -11,9 +11,10 @@
 
 namespace llr {
 
-// sum_j |W_ij| v_j <= row[i] * norm(column_unit * v) for v >= 0, and
-// sum_i |W_ij| w_i <= column[j] * norm(row_unit * w): Cauchy and Schwarz. Where the columns (rows) of W differ much in size, the entries of v are taken in units of their
-// norms, so that the units of the neurons do not matter. All within a factor of 1.01.
+// sum_j |W_ij| v_j <= row[i] * norm(column_unit * v) for v >= 0, and sum_i |W_ij| w_i <= column[j] *
+// norm(row_unit * w): the Cauchy-Schwarz inequality. If the columns (rows) of W differ much in size,
+// column_unit (row_unit) holds their norms, so that the scale of the neurons does not matter. Otherwise it is
+// 1. All within a factor of 1.01.
 struct WeightNorms {
   std::vector<double> row, column, row_unit, column_unit;
 };
@@ -27,7 +28,8 @@ inline double sum_of_row(double* norm, const float* w, const double* unit, doubl
 inline double largest(const double* w, int64_t count) { return math_kernels().largest_double(w, count); }
 inline double largest(const float* w, int64_t count) { return math_kernels().largest_float(w, count); }
 
-// The norms of rows and columns of s W, whose squares neither overflow nor, where they matter, underflow.
+// The norms of rows and columns of s W. The scale s is such that no square overflows and none that matters
+// underflows.
 template <typename T>
 void plain_norms(WeightNorms& n, const T* w, int64_t out, int64_t in, double s) {
   n.row.resize(out);

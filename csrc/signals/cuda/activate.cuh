@@ -1,4 +1,4 @@
-// The activation table on the device, the activation chosen when it runs.
+// The activation table on the device; the activation is chosen at run time.
 #pragma once
 
 #include "common/activation.h"

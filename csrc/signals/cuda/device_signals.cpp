@@ -10,7 +10,7 @@ namespace llr::cuda {
 DeviceSignals::DeviceSignals(const char* op, const MlpArguments& arguments) : op_(op), args_(arguments) {
   for (int l = 0; l < layers(); ++l) {
     const at::Tensor &w = args_.weights[l], &b = args_.biases[l];
-    // The last layer's bias moves no derivative.
+    // No derivative depends on the last layer's bias.
     const bool used = b.defined() && l + 1 < layers();
     weights_.push_back((args_.weights_batched ? w : w.unsqueeze(0)).to(at::kDouble));
     biases_.emplace_back();
@@ -27,7 +27,7 @@ int64_t DeviceSignals::numbers(int64_t samples) const {
 void DeviceSignals::allocate(int64_t samples) {
   const int64_t count = numbers(samples);
   TORCH_CHECK(count <= most_signals, op_, ": the signals of ", samples, " samples are ", count,
-              " numbers; on a GPU there can be ", most_signals, ": take fewer samples");
+              " numbers; on a GPU at most ", most_signals, " are possible: take fewer samples");
   scratch_ = empty_on(args_.x, {count}, at::kDouble);
   scratch_.narrow(0, 0, 2).fill_(1.0);
   int64_t next = 2;

@@ -31,7 +31,7 @@ deltas_kernel(double* deltas, const double* weight, int64_t stride, uint32_t sam
   }
 }
 
-// So few that a step through the grid does not leave 32 bits.
+// Limited so that the index after a step of the whole grid still fits 32 bits.
 uint32_t blocks_for(int64_t count) {
   return static_cast<uint32_t>(std::clamp<int64_t>((count + threads - 1) / threads, 1, 1 << 20));
 }

@@ -1,4 +1,4 @@
-// Launchers of the kernels that go between matrix products: activations and their slopes.
+// Launchers of the kernels that run between matrix products: activations and their slopes.
 #pragma once
 
 #include <cstdint>
@@ -20,9 +20,9 @@ constexpr int64_t most_signals = (int64_t(1) << 31) - 1;
 cudaError_t activate(Activation activation, double* values, double* slopes, int64_t count,
                      cudaStream_t stream);
 
-// deltas (samples, outputs, width) = weight (outputs, width) * slopes (samples, width): how the outputs depend on
-// the last hidden layer's preactivations. Every `samples_per_point` samples another weight follows, `stride`
-// numbers on.
+// deltas (samples, outputs, width) = weight (outputs, width) * slopes (samples, width): how the outputs
+// depend on the last hidden layer's preactivations. After every `samples_per_point` samples the next weight
+// is used, `stride` numbers further.
 cudaError_t first_deltas(double* deltas, const double* weight, int64_t stride, int64_t samples_per_point,
                          const double* slopes, int64_t samples, int64_t outputs, int64_t width,
                          cudaStream_t stream);

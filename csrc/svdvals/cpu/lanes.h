@@ -1,6 +1,6 @@
-// Small dense matrices, one per lane of a vector register: as many as a register holds doubles are worked on
-// at once, their entries interleaved, so that every operation of a textbook algorithm is one vector
-// instruction and nothing depends on what the neighbours hold.
+// Small dense matrices, one per lane of a vector register. As many matrices as a register holds doubles are
+// processed at once, with interleaved entries. So every operation of a textbook algorithm is one vector
+// instruction, and the result of a matrix does not depend on the other lanes.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@ struct MatrixView {
   int64_t row_stride;
   int64_t column_stride;
   int64_t rows;
-  double scale;  // a power of two that the entries are to be multiplied by
+  double scale;  // a power of two to multiply the entries by
 };
 
 struct LaneKernels {
@@ -28,8 +28,8 @@ struct LaneKernels {
   // columns), row-major, zero below the diagonal (and below the rows, if they are fewer).
   void (*triangles)(const MatrixView* matrices, int count, int64_t columns, double* const* results,
                     double* scratch);
-  // The singular values of `count` <= values_at_once matrices with at least as many rows as columns, in descending
-  // order. Returns the bits of those that did not converge within `sweeps` sweeps per value.
+  // The singular values of `count` <= values_at_once matrices with at least as many rows as columns, in
+  // descending order. Returns the bits of those that did not converge within `sweeps` sweeps per value.
   unsigned (*values)(const MatrixView* matrices, int count, int64_t columns, int sweeps,
                      double* const* results, double* scratch);
 };

@@ -1,12 +1,12 @@
 // torch.ops.llr.svdvals on the CPU.
 //
-// A matrix that is much longer than wide is shortened first: blocks of its rows are replaced by their R, until
-// at most two blocks are left. Short blocks keep the rounding errors of a short matrix, and are independent.
-// Then
+// A matrix that is much longer than wide is shortened first: blocks of its rows are replaced by their R,
+// until at most two blocks are left. Short blocks have small rounding errors, and are independent of each
+// other. Then
 //   - matrices with a short side up to widest_in_lanes go through lanes.inc, a lane each;
 //   - others through LAPACK, each on one thread.
-// Work is cut up by the sizes alone and a lane does not see its neighbours, so that results are the same in
-// every bit for any number of threads and in any company.
+// The sizes alone decide how the work is divided, and a lane does not depend on the others. So results have
+// the same bits for any number of threads and together with any other matrices.
 #include <ATen/ops/empty.h>
 #include <ATen/ops/from_blob.h>
 #include <ATen/ops/linalg_qr.h>
@@ -35,9 +35,9 @@ namespace llr {
 namespace {
 
 constexpr int64_t widest_in_lanes = 128;
-constexpr int64_t fewest_in_lanes = 3;   // matrices, from this width on:
+constexpr int64_t fewest_in_lanes = 3;   // matrices, if they are wider than:
 constexpr int64_t always_in_lanes = 24;
-constexpr int64_t numbers_at_once = 1 << 18;  // looked through between two looks for signals
+constexpr int64_t numbers_at_once = 1 << 18;  // between two checks for signals
 constexpr int64_t least_block_rows = 64;
 constexpr int64_t most_block_rows = 256;  // in lanes: they stay in the second-level cache
 
@@ -84,7 +84,7 @@ double largest_entry(const Batch& batch, int64_t matrix) {
   return most;
 }
 
-// The power of two that brings the largest entry near 1, by which squares stay in range; NaN if there is a NaN
+// The power of two that brings the largest entry near 1, so that squares stay in range; NaN if there is a NaN
 // or an infinity.
 double scale_of(const Batch& batch, int64_t matrix) {
   const double most = batch.single ? largest_entry<float>(batch, matrix) : largest_entry<double>(batch, matrix);
@@ -132,7 +132,8 @@ class Values {
  private:
   int64_t work() const { return batch_.count() * batch_.rows * batch_.columns * batch_.columns; }
 
-  // Where it is not known yet. Just before a matrix is used: it is in the cache then.
+  // Finds the scale unless it is known. To be called just before the matrix is used, which is then in the
+  // cache.
   void find_scale(int64_t i) {
     if (scales_[i] == 0.0) scales_[i] = scale_of(batch_, i);
   }
@@ -198,10 +199,10 @@ class Values {
     storage_ = std::move(stacked);
   }
 
-  // What the numbers are still to be multiplied by.
+  // The factor that the numbers in memory still have to be multiplied by.
   double scale(int64_t matrix) const { return scaled_ ? 1.0 : scales_[matrix]; }
 
-  // Without rows, and thus zero, for a matrix that is not finite.
+  // For a matrix that is not finite: a view without rows, which counts as zero.
   MatrixView view(int64_t matrix, int64_t from, int64_t to) const {
     return {batch_.at(matrix, from), batch_.single, batch_.row_stride, batch_.column_stride,
             std::isnan(scales_[matrix]) ? 0 : to - from, scale(matrix)};
@@ -209,7 +210,7 @@ class Values {
 
   void values_in_lanes() {
     const int64_t n = batch_.columns;
-    // As many at once as there are, down to what keeps every thread busy.
+    // More matrices at once are faster, if there are enough to keep every thread busy.
     const int64_t at_once = batch_.count() >= at::get_num_threads() * lane_kernels().values_at_once
                                 ? lane_kernels().values_at_once
                                 : lane_kernels().lanes;
@@ -230,7 +231,7 @@ class Values {
     });
   }
 
-  // NaN where it does not converge, and for a matrix that is not finite.
+  // Writes NaN if LAPACK does not converge or the matrix is not finite.
   void lapack(int64_t i) {
     double* const result = result_ + i * batch_.columns;
     std::fill_n(result, batch_.columns, std::numeric_limits<double>::quiet_NaN());
@@ -246,19 +247,19 @@ class Values {
 
   Batch batch_;
   std::vector<double> scales_;  // 0 where not known yet, NaN for a matrix that is not finite
-  bool scaled_ = false;         // whether the matrices at hand have been multiplied by them
+  bool scaled_ = false;         // whether the matrices in batch_ are already multiplied by them
   double* const result_;
   const int64_t sweeps_;
   bool in_lanes_ = true;
-  AlignedDoubles storage_;  // of the matrices once they are shortened
+  AlignedDoubles storage_;  // holds the matrices after they are shortened
 };
 
 at::Tensor svdvals(const at::Tensor& A, int64_t sweeps) {
   check_svdvals(A, sweeps);
-  // Blocks of rows are read where they are; but what takes their place is not much smaller.
+  // Blocks of rows are read without a copy, but the matrices that replace them are not much smaller.
   const double bytes = 8.0 * static_cast<double>(A.numel());
-  TORCH_CHECK(A.is_contiguous() || fits_memory(bytes), "svdvals: A of shape ", A.sizes(), ", which repeats its numbers, ",
-              beyond_memory(bytes), " in full");
+  TORCH_CHECK(A.is_contiguous() || fits_memory(bytes), "svdvals: A of shape ", A.sizes(),
+              ", whose repeated numbers have to be copied, ", beyond_memory(bytes));
   const at::Tensor input = A.is_neg() || !is_aligned(A) ? readable("svdvals", "A", A) : A;
   const int64_t m = A.size(-2), n = A.size(-1), k = std::min(m, n);
   std::vector<int64_t> sizes(A.sizes().begin(), A.sizes().end() - 2);

@@ -7,12 +7,12 @@ namespace {
 
 constexpr int64_t most_blocks = (int64_t(1) << 31) - 1;
 constexpr int64_t shared_without_asking = 48 * 1024;
-constexpr int64_t peak_numbers = 16384;  // that a block looks at, unless there are very many
+constexpr int64_t peak_numbers = 16384;  // that a block reads, unless there are very many
 constexpr int64_t most_peak_parts = 1024;
-constexpr int64_t fewest_rows_at_a_time = 8;  // below a triangle
+constexpr int64_t fewest_rows_at_a_time = 8;  // added below a triangle
 
-// Columns begin 4 or 12 doubles apart, modulo the 16 that the banks hold: the columns of neighbouring groups
-// of 4 lanes lie in different banks.
+// The stride is 4 or 12 modulo the 16 doubles that the banks hold, so the columns of neighbouring groups of 4
+// lanes lie in different banks.
 constexpr int64_t stride_for(int64_t rows) { return (rows + 3) / 8 * 8 + 4; }
 
 constexpr int64_t power_of_two(int64_t least) {
@@ -21,7 +21,7 @@ constexpr int64_t power_of_two(int64_t least) {
   return power;
 }
 
-// Room for `wanted` rows, or as many as fit; none where not even a triangle and a few more rows do.
+// The layout for `wanted` rows, or for as many as fit. Empty if not even a triangle and a few more rows fit.
 SvdLayout layout_for(int64_t rows, int64_t wanted, int64_t columns, int64_t threads, int64_t matrices,
                      int64_t limit) {
   if (rows < 1 || columns > limit / 8) return {};

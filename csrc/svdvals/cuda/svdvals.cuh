@@ -1,16 +1,16 @@
 // Singular values of matrices in shared memory: Householder's QR, twice, and one-sided Jacobi.
 //
-// Jacobi turns pairs of columns until all are orthogonal; their norms are the singular values then. All pairs
-// of a round are independent of each other, and so are the columns of a QR's step: a few threads (lanes) work
-// on a column or a pair and add up by shuffles, and one barrier ends a round or a step. Their loops are
-// unrolled by two: more would take more registers than four full blocks leave a thread.
+// Jacobi rotates pairs of columns until all are orthogonal; then their norms are the singular values. All
+// pairs of a round are independent of each other, and so are the columns in a step of QR. A few threads
+// (lanes) work on each column or pair and add up by shuffles, and one barrier ends a round or a step. The
+// loops are unrolled by two: more would need more registers per thread than four full blocks leave.
 //
-// Jacobi is applied to the transpose of the triangle of the transpose of the triangle of A. Every QR moves
-// the matrix towards a diagonal of descending entries, for less than the price of a sweep: 29 sweeps become 6
+// Jacobi is applied after two QRs: A = Q1 R1, R1' = Q2 R2, and Jacobi works on R2'. Every QR moves the matrix
+// towards a diagonal with descending entries, and costs less than a sweep: 29 sweeps become 6
 // where singular values fall from 1 to 1e-20, 14 become 8 for Jacobians of networks (140 columns). (Drmac and
 // Veselic, "New fast and accurate Jacobi SVD algorithm", SIAM J. Matrix Anal. Appl. 29 (2008).)
 //
-// What is negligible is so relative to the largest singular value: matrices come scaled, so that it is at
+// Numbers are negligible relative to the largest singular value. Matrices are scaled first, so that it is at
 // least 1.
 #pragma once
 
@@ -19,14 +19,15 @@
 
 namespace llr::cuda {
 
-// Sums of squares below this are those of numbers too small to matter beside 1, and too small to be squared
-// accurately.
+// A sum of squares below this comes from numbers that are negligible relative to 1 and too small to be
+// squared accurately.
 constexpr double negligible_square = 1e-290;
-// Two columns, the longer one of length a, are left as they are if their product is up to this times
-// a max(a, 1). Some matrices never come below half an eps; all that were tried reached one, which is half of
-// this.
+// Two columns, the longer one of length a, count as orthogonal if their product is at most this times a
+// max(a, 1). Some matrices never get below half an eps; all matrices that were tried reached one eps, which
+// is half of this constant.
 constexpr double orthogonal = 0x1p-51;
-// A sweep whose angles and products were all below this was the last: what it left is of the second order.
+// A sweep whose angles and products are all below this is the last: the remaining products are of second
+// order.
 constexpr double nearly_orthogonal = 0x1p-30;
 
 // The threads that work on one matrix.
@@ -50,8 +51,8 @@ LLR_DEVICE double sum_of_lanes(double x, int lanes) {
   return x;
 }
 
-// The largest x of a team, NaN if there is one. All threads of the block take part; between two calls there
-// has to be a barrier.
+// The largest x of a team, NaN if there is one. All threads of the block take part. A barrier is needed
+// between two calls.
 LLR_DEVICE double largest_of(const Team& team, double x) {
   const int width = team.threads < 32 ? team.threads : 32;
   for (int step = width / 2; step > 0; step /= 2) {
@@ -106,12 +107,12 @@ LLR_DEVICE Scale scale_of(const Peaks& peaks, int64_t matrix, bool present, cons
   return {finite && peak > 0.0 ? ilogb(peak) : 0, finite};
 }
 
-// Householder's QR of A's columns, of which rows [base, rows) are filled, and above them an upper triangle. R
-// is left on and above the diagonal; what is left below is of no use. All threads of the block take part,
-// with the same sizes.
+// Householder's QR of A's columns: rows [base, rows) are full, and above them is an upper triangle. Leaves R
+// on and above the diagonal; the numbers below it are meaningless afterwards. All threads of the block take
+// part, with the same sizes.
 //
-// A lane group needs nothing of what others do in a step: whoever works on a column computes the reflection
-// anew.
+// Groups of lanes do not exchange data within a step: each group computes the reflection for its columns
+// again.
 LLR_DEVICE void triangularise(double* A, int stride, int columns, int base, int rows, const Team& team) {
   const int lane = team.lane(), lanes = team.lanes;
   for (int j = 0; j < columns; ++j) {
@@ -149,8 +150,8 @@ LLR_DEVICE void triangularise(double* A, int stride, int columns, int base, int 
   __syncthreads();
 }
 
-// R of the rows [first, last) of a matrix, as triangularise leaves it, `layout.rows` rows at a time. Zero
-// where `scale` is not finite.
+// Computes R of the rows [first, last) of a matrix, as triangularise leaves it, `layout.rows` rows at a time.
+// Zero if `scale` is not finite.
 LLR_DEVICE void triangle_of(const Matrices& from, int64_t matrix, int64_t first, int64_t last,
                             const Scale& scale, double* A, const SvdLayout& layout, const Team& team) {
   const int columns = static_cast<int>(from.columns);
@@ -172,7 +173,7 @@ LLR_DEVICE void triangle_of(const Matrices& from, int64_t matrix, int64_t first,
   }
 }
 
-// R above the diagonal becomes R' below it.
+// Replaces R above the diagonal by R' below it.
 LLR_DEVICE void transpose(double* A, int stride, int columns, const Team& team) {
   for (int at = team.rank; at < columns * columns; at += team.threads) {
     const int i = at % columns, j = at / columns;
@@ -189,10 +190,10 @@ struct Rotation {
   double sine, half_tangent;
 };
 
-// The rotation that makes columns with these squares and this product orthogonal. Floats are good enough for
-// its angle: they leave 1e-7 of the product. A rotation by the angle they find must be one to all digits, and
-// is: the tangent of the half angle is taken as it is. With sine and cosine instead, each rounded, lengths
-// would drift: errors of 100 eps instead of 4 were seen at 100 columns.
+// The rotation that makes columns with these squares and this product orthogonal. Its angle is computed in
+// floats, which leave 1e-7 of the product. But the matrix must be a rotation to full double precision. So it
+// is defined by the tangent of the half angle. A sine and a cosine, each rounded, would change the lengths of
+// columns: errors of 100 eps instead of 4 were measured at 100 columns.
 LLR_DEVICE Rotation rotation(double squares_a, double squares_b, double product) {
   const float across = fabsf(static_cast<float>(2.0 * product));
   const float apart = fabsf(static_cast<float>(squares_a - squares_b));
@@ -238,8 +239,9 @@ LLR_DEVICE bool orthogonalise(double* A, int stride, int columns, int sweeps, co
   for (int sweep = 0; sweep < sweeps; ++sweep) {
     bool again = false;
     for (int round = 0; round < rounds; ++round) {
-      // Everybody meets everybody once, as in a tournament: the last one stays, the others go round. With an
-      // odd number of columns, whoever meets the last one rests.
+      // Every column is paired with every other once, as in a round-robin tournament: the last index stays
+      // fixed, the others rotate. With an odd number of columns, the column paired with the last index has no
+      // partner.
       for (int k = team.group(); k - team.group() < pairs; k += team.groups()) {
         const int p = round + k < rounds ? round + k : round + k - rounds;
         const int q = k == 0 ? rounds : (k <= round ? round - k : round - k + rounds);
@@ -256,8 +258,7 @@ LLR_DEVICE bool orthogonalise(double* A, int stride, int columns, int sweeps, co
   return done;
 }
 
-// The norms of A's columns times 2^exponent, in descending order; NaN unless `finite`. A is no longer of use
-// then.
+// Writes the norms of A's columns times 2^exponent, in descending order; NaN unless `finite`. Overwrites A.
 LLR_DEVICE void write_norms(double* A, int stride, int columns, const Scale& scale, double* values,
                             bool present, const Team& team) {
   for (int j = team.group(); j - team.group() < columns; j += team.groups()) {
@@ -266,7 +267,7 @@ LLR_DEVICE void write_norms(double* A, int stride, int columns, const Scale& sca
     double squares = 0.0;
     for (int i = team.lane(); i < end; i += team.lanes) squares = fma(a[i], a[i], squares);
     squares = sum_of_lanes(squares, team.lanes);
-    if (team.lane() == 0 && j < columns) a[0] = sqrt(squares);  // which nobody else has read
+    if (team.lane() == 0 && j < columns) a[0] = sqrt(squares);  // no other thread reads this entry
   }
   __syncthreads();
   for (int j = team.rank; present && j < columns; j += team.threads) {
@@ -334,7 +335,7 @@ values_kernel(LLR_PARAMETER Matrices from, int64_t count, LLR_PARAMETER Peaks pe
   triangularise(A, layout.stride, columns, 0, columns, team);
   transpose(A, layout.stride, columns, team);
   const bool enough = orthogonalise(A, layout.stride, columns, sweeps, team);
-  const Scale scale = scale_of(peaks, matrix, present, team);  // once more, not in registers all the time
+  const Scale scale = scale_of(peaks, matrix, present, team);  // computed again, to save registers until here
   write_norms(A, layout.stride, columns, scale, values + matrix * columns, present, team);
   if (present && team.rank == 0) store_scalar(failed + matrix, enough ? 0 : 1);
 }

@@ -43,17 +43,17 @@ constexpr int svd_block = 256;      // the most threads of a block
 constexpr int least_svd_block = 64;  // small matrices share a block up to this size
 constexpr int pair_lanes = 4;       // threads that work on a pair of columns
 
-// Of a QR: short pieces keep the rounding errors of a short matrix, and are independent.
+// Rows of a piece in a QR: short pieces have small rounding errors, and are independent of each other.
 constexpr int64_t piece_rows(int64_t columns) { return columns < 64 ? 256 : 4 * columns; }
 
-// Blocks for the peaks of one matrix.
+// Number of blocks that find the peaks of one matrix.
 int64_t peak_parts(int64_t rows, int64_t columns);
 
-// For the singular values of matrices with so many rows, on a device with so many bytes of shared memory for
-// a block.
+// The layout for the singular values of matrices with `rows` rows, on a device where a block may use
+// `shared_limit` bytes of shared memory.
 SvdLayout values_layout(int64_t rows, int64_t columns, int64_t shared_limit);
 
-// For triangles of pieces with so many rows.
+// The layout for triangles of pieces with `rows` rows.
 SvdLayout triangles_layout(int64_t rows, int64_t columns, int64_t shared_limit);
 
 // Bytes of shared memory that a block may have on the current device.

@@ -1,13 +1,13 @@
 // torch.ops.llr.svdvals on CUDA.
 //
-// Matrices whose short side fits the shared memory of a block go through the kernels of svdvals.cuh; tall
-// ones are shortened first, pieces of their rows replaced by their R, until one piece is left. Wider ones,
-// and those that need more than `sweeps` sweeps, go through torch.linalg one by one: by one-sided Jacobi,
-// then QR iteration, and then on the CPU, until one of them finds the values. How work is cut up depends on
-// the sizes and the shared memory alone, and no matrix sees its neighbours, so that results are the same in
-// every bit in any company.
+// Matrices whose short side fits the shared memory of a block are computed by the kernels of svdvals.cuh.
+// Tall ones are shortened first: pieces of their rows are replaced by their R, until one piece is left. Wider
+// matrices, and those that need more than `sweeps` sweeps, are computed by torch.linalg one by one: by
+// one-sided Jacobi, then QR iteration, then on the CPU, until one of these finds the values. How the work is
+// divided depends only on the sizes and the shared memory, and no matrix depends on the others, so that
+// results have the same bits together with any other matrices.
 //
-// One wait for the device per call, and more for matrices that torch.linalg does.
+// A call waits once for the device, and more often for matrices that torch.linalg computes.
 #include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/ops/aminmax.h>
 #include <ATen/ops/cat.h>
@@ -29,8 +29,8 @@
 
 namespace llr::cuda {
 
-// scratch_numbers: of a launch, beyond what one matrix takes.
-// svdvals_of_torch: the singular values of A by one of cuSOLVER's drivers; on the CPU without.
+// scratch_numbers: the scratch of a launch, beyond that of one matrix.
+// svdvals_of_torch: the singular values of A by one of cuSOLVER's drivers; without a driver, on the CPU.
 #if defined(LLR_EMULATE)
 constexpr int64_t scratch_numbers = 1 << 12;  // so that tests can afford more than one launch
 at::Tensor svdvals_of_torch(const at::Tensor& A, std::optional<std::string_view> driver);  // fails on demand
@@ -47,7 +47,7 @@ constexpr int64_t qr_at_once = 64;  // blocks of rows, in torch
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// What is left of so many rows once pieces of them have been replaced by their R until there is only one.
+// The number of rows after pieces of `rows` rows have been replaced by their R until only one piece is left.
 int64_t shortest_rows(int64_t rows, int64_t columns) {
   while (rows > piece_rows(columns)) rows = ceil_div(rows, piece_rows(columns)) * columns;
   return rows;
@@ -120,7 +120,7 @@ at::Tensor shortened(at::Tensor A, int exponent) {
   return times_power_of_two(A.to(at::kDouble), exponent);
 }
 
-// Whether this way found the values of a finite matrix.
+// Whether this driver found the values of a finite matrix.
 bool try_torch(const at::Tensor& A, std::optional<std::string_view> driver, at::Tensor& values) {
   try {
     const at::Tensor found = svdvals_of_torch(A, driver);
@@ -158,7 +158,7 @@ at::Tensor svdvals(const at::Tensor& A, int64_t sweeps) {
   if (result.numel() == 0) return result.to(A.scalar_type());
 
   const int64_t count = result.numel() / n;
-  const at::Tensor batch = tall.reshape({count, rows, n});  // a view wherever one number tells matrices apart
+  const at::Tensor batch = tall.reshape({count, rows, n});  // a view if one stride leads from matrix to matrix
   at::Tensor values = result.view({count, n});
   int64_t limit = 0;
   check(find_shared_limit(&limit), "svdvals");

@@ -1,6 +1,6 @@
-"""Running a user's model without touching it.
+"""Running a user's model without changing it.
 
-``private`` and ``copier`` make copies, ``surroundings`` and ``precision`` set the state of torch they run in,
-``watch`` and ``trace`` look at their operations, ``compare`` at outputs of samples together and alone.
-``forward_errors`` says what torch raised.
+``private`` and ``copier`` make copies. ``surroundings`` and ``precision`` set torch's global state for a run.
+``watch`` and ``trace`` observe operations. ``compare`` compares outputs of samples together and alone.
+``forward_errors`` explains torch's errors.
 """

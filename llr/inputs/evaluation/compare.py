@@ -1,4 +1,4 @@
-"""What a probe compares: outputs of samples together and alone, and steps out of autograd's sight."""
+"""Comparisons of a probe: outputs of samples together and alone, and operations hidden from autograd."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from llr.inputs.memory import memory_budget
 
 EVAL = "call model.eval() first"
 _LITTLE = 4 << 20
-"""Bytes of results in a forward up to which all samples are run together, whatever that costs beside J."""
+"""Up to this many bytes of results in a forward, all samples are run together, whatever the cost."""
 _SHARE = 0.06
-"""Beyond: samples run together, as a part of all, for each of 1 + 2 q: J takes at least so many forwards."""
+"""Otherwise, this part of the samples times 1 + 2 q is run together. J takes at least 1 + 2 q forwards."""
 
 
 UNSUPPORTED = (RuntimeError, NotImplementedError, ValueError, TypeError)
-"""What is raised where vmap cannot take a model; also by much that is wrong with a model."""
+"""The exceptions that vmap raises for a model it cannot take. Errors in the model may raise them, too."""
 
 
 def why_unsupported(error: Exception, draws_own: bool) -> str:
@@ -42,7 +42,7 @@ def why_unsupported(error: Exception, draws_own: bool) -> str:
 
 
 def ragged(outputs: int, first: int) -> str:
-    """What to say of a sample with another number of outputs than the first one."""
+    """The message for a sample whose number of outputs is not that of the first sample."""
     return (
         f"a sample has {outputs} outputs alone, but the first one has {first}; expected the same number for "
         "every sample"
@@ -50,18 +50,18 @@ def ragged(outputs: int, first: int) -> str:
 
 
 def affordable(n: int, outputs: int, nbytes: int, device: torch.device) -> int:
-    """How many of n samples may be run together, at so many bytes each."""
+    """How many of n samples may be run together, at `nbytes` bytes each."""
     if n * nbytes <= _LITTLE:
         return n
     most = max(8, _LITTLE // nbytes, min(n, int(_SHARE * (1 + 2 * outputs) * n)))
     most = min(most, max(8, memory_budget(device) // 8 // nbytes))
     return (
         n if most >= n else n // math.ceil(n / most)
-    )  # a whole part, for samples that go in groups
+    )  # n divided by an integer, for models that take samples in groups
 
 
 class Escapes(TorchFunctionMode):
-    """Notes the first step out of autograd's sight."""
+    """Records the first operation that autograd does not record."""
 
     def __init__(self, path_of: Callable[[object], str | None]) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ _ESCAPES = {
 def compare_alone(
     model: object, together: Sequence[Tensor], alone: Sequence[Tensor], count: int
 ) -> None:
-    """Refuse outputs of a sample alone that differ from those as the last one of so many."""
+    """Refuse outputs of a sample alone that differ from its outputs as the last of `count` samples."""
     shapes = (
         f"{', '.join(str(tuple(t.shape)) for t in together)} for {count} samples and "
         f"{', '.join(str(tuple(t.shape)) for t in alone)}"
@@ -109,18 +109,18 @@ def compare_alone(
 
 
 def _is_one_of(several: Tensor, one: Tensor) -> bool:
-    """Whether one sample's output has the shape of an entry, with or without sizes of 1 (squeezed)."""
+    """Whether one sample's output has the shape of one entry of several, perhaps without sizes of 1."""
     expected = (1, *several.shape[1:])
     return one.shape in (expected, tuple(s for s in expected if s != 1))
 
 
 def flat(output: object) -> Tensor:
-    """All numbers of a model's output."""
+    """All numbers of a model's output, as one vector."""
     return torch.cat([leaf.reshape(-1) for leaf in output_leaves(output)])
 
 
 def interacting(model: object, difference: float, count: int) -> str:
-    """What to say of samples whose outputs depend on the others."""
+    """The message for samples whose outputs depend on other samples."""
     hint = _sequences(model)
     if isinstance(model, nn.Module) and any(module.training for module in model.modules()):
         hint += f". If batch statistics are the cause, {EVAL}"
@@ -132,7 +132,7 @@ def interacting(model: object, difference: float, count: int) -> str:
 
 
 def _sequences(model: object) -> str:
-    """A hint at a layer that takes its samples along another dimension than the first."""
+    """A hint about a layer whose first dimension is not that of the samples."""
     if not isinstance(model, nn.Module):
         return ""
     for name, module in model.named_modules():
@@ -146,12 +146,12 @@ def _sequences(model: object) -> str:
 
 
 def loose(t: Tensor) -> float:
-    """Units for :func:`close`, for sums in another order: half of the digits."""
+    """The `units` of :func:`close` for sums in a different order: half of the digits."""
     return torch.finfo(t.dtype).eps ** -0.5
 
 
 def close(a: Tensor, b: Tensor, units: float) -> bool:
-    """Equal but for `units` roundings of the largest entry."""
+    """Whether entries are equal up to `units` roundings of the largest entry."""
     if a.shape != b.shape:
         return False
     scale = float(a.abs().max()) if a.numel() else 0.0
@@ -159,6 +159,6 @@ def close(a: Tensor, b: Tensor, units: float) -> bool:
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """The largest one; NaN and infinity are equal to themselves."""
+    """The largest difference of entries; NaN and infinity are equal to themselves."""
     same = (a == b) | (a.isnan() & b.isnan())
     return float(torch.where(same, 0, a - b).abs().max()) if a.numel() else 0.0

@@ -21,7 +21,7 @@ from llr.inputs import gate
 from llr.inputs.evaluation import scripted
 
 _LARGEST = 4096
-"""Objects beside modules, tensors and containers that are copied; where there are more, all are shared."""
+"""The most objects to copy, besides modules, tensors and containers. If there are more, all are shared."""
 
 _SHARED: set[type] = {
     *(type(None), bool, int, float, complex, str, bytes, range, slice, type, property),
@@ -30,17 +30,17 @@ _SHARED: set[type] = {
     *(types.WrapperDescriptorType, types.MethodWrapperType, types.GeneratorType),
     *(re.Pattern, fx.Graph, threading.Event, torch.utils.hooks.RemovableHandle),
 }
-"""Types whose objects are the same in all copies."""
+"""Types whose objects all copies share."""
 
-_HEAP_TYPE = 1 << 9  # CPython's flag of classes that are written in Python
+_HEAP_TYPE = 1 << 9  # CPython's flag of classes written in Python
 
 
 class TooMany(Exception):
-    """There are more objects than are worth copying."""
+    """There are more than `_LARGEST` objects to copy."""
 
 
 class Copier:
-    """One copy in the making; `memo` is as that of :func:`copy.deepcopy`."""
+    """Makes one copy; `memo` is as in :func:`copy.deepcopy`."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Copier:
         self.path = ""
 
     def shell(self, module: nn.Module) -> nn.Module:
-        """A module of the same class, without attributes yet; of compiled code one with its tensors."""
+        """A new module of the same class without attributes; for compiled code, with its tensors."""
         compiled = isinstance(module, torch.jit.ScriptModule)
         new = copy.deepcopy(module) if compiled else object.__new__(_uncached(module))
         self.memo[id(module)] = new
@@ -68,7 +68,7 @@ class Copier:
             scripted.put(self.memo[id(module)], name, value)
 
     def fill(self, module: nn.Module, path: str) -> None:
-        """Give a shell its attributes."""
+        """Set the attributes of a module that :meth:`shell` made."""
         if isinstance(module, torch.jit.ScriptModule):
             self._fill_script(module, path)
             return
@@ -84,12 +84,12 @@ class Copier:
                 attributes[name] = self.copied(value)
         self.path = outer
         if gate.compiled_by_torch(module.__dict__.get("_compiled_call_impl"), module):
-            attributes["_compiled_call_impl"] = None  # compiled code is of the user's module
+            attributes["_compiled_call_impl"] = None  # compiled code refers to the user's module
         if type(module).__name__ == "OptimizedModule":
             attributes["forward"] = self.memo[id(module._modules["_orig_mod"])]
 
     def copied(self, value: Any) -> Any:
-        """What stands for a value in the copy."""
+        """The object that replaces a value in the copy."""
         kind = type(value)
         if kind in _SHARED:
             return value
@@ -107,7 +107,7 @@ class Copier:
         return value
 
     def _module(self, module: nn.Module) -> nn.Module:
-        """A module that an attribute refers to and that is not registered."""
+        """A module that an attribute refers to without being registered."""
         new = self.shell(module)
         self.fill(module, self.path)
         return new
@@ -184,7 +184,7 @@ class Copier:
 
     def _cell(self, cell: types.CellType) -> types.CellType:
         if not _is_filled(cell) or type(cell.cell_contents) in _SHARED:
-            # A class's own cell, and what a function may set anew (nonlocal).
+            # The cell of __class__, and variables that a function may set (nonlocal).
             return self._new_cell(cell, filled=_is_filled(cell))
         return self._new_cell(cell, filled=False)
 
@@ -217,7 +217,7 @@ class Copier:
         return new
 
     def _object(self, value: Any) -> Any:
-        """Any other object: attribute by attribute, or as it copies itself; shared where it cannot."""
+        """Any other object: copied by its attributes or by its own copy method, shared if that fails."""
         self.objects += 1
         if self.shares_objects:
             return value
@@ -235,7 +235,7 @@ class Copier:
             return new
         try:
             return copy.deepcopy(value, self.memo)
-        except Exception:  # locks, files, what refuses to be copied: there is one of it
+        except Exception:  # locks, files and other objects that cannot be copied are shared
             self.memo[id(value)] = value
             return value
 
@@ -283,7 +283,7 @@ def _is_filled(cell: types.CellType) -> bool:
 
 @functools.cache
 def _is_plain(kind: Any) -> bool:
-    """Whether objects of the class are their ``__dict__`` and nothing else."""
+    """Whether objects of the class have no state besides their ``__dict__``."""
     if not kind.__flags__ & _HEAP_TYPE or kind.__dictoffset__ == 0:
         return False
     custom = ("__deepcopy__", "__copy__", "__reduce__", "__reduce_ex__", "__getstate__")
@@ -303,8 +303,8 @@ _uncached_classes: weakref.WeakKeyDictionary[type, dict[frozenset[str], type]] =
 def _uncached(module: nn.Module) -> type:
     """The module's class; for a parametrized module one without ``torch.nn.utils.parametrize.cached()``.
 
-    The cache is global and knows modules by their ids. It would keep a weight of an evaluation without
-    gradients, and give it to the next copy that happens to lie in the same place.
+    The cache is global and identifies modules by their ids. It would keep a weight of an evaluation without
+    gradients and return it for a later copy that happens to have the same id.
     """
     kind = type(module)
     parametrized = module._modules.get("parametrizations") if module._modules else None

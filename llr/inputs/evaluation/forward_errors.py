@@ -1,4 +1,4 @@
-"""Errors that come out of a model or its derivatives, in one line that says where and for which samples."""
+"""Explains errors of a model or its derivatives in one line that says where and for which samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 _TORCH = os.path.dirname(torch.__file__) + os.sep
 _RAISES = {dis.opmap[name] for name in ("RAISE_VARARGS", "RERAISE")}
 _OF_TENSORS = (RuntimeError, IndexError, TypeError, ValueError)
-"""What operations on tensors raise."""
+"""The exceptions that operations on tensors raise."""
 _IN_PLACE = "modified by an inplace operation"
 _OF_INDICES = re.compile(r"\b(index|indices|class values)\b", re.IGNORECASE)
 
@@ -30,14 +30,14 @@ def explained(
     on: str = "samples",
     overwriting: Callable[[], str] | None = None,
 ) -> Iterator[None]:
-    """Turn what torch raises while a model runs on `x` into a ValueError of one line.
+    """Turn exceptions that torch raises while a model runs on `x` into a ValueError of one line.
 
-    An exception that the model's own code raises is passed on as it is. Where what a derivative needs was
-    changed in place, `overwriting` tells the place.
+    An exception that the model's own code raises is passed on unchanged. If a tensor that a derivative needs
+    was changed in place, `overwriting` finds where.
 
     Raises:
-        ValueError: an operation of torch failed; names the module, the samples and the first sentence of
-            torch's message.
+        ValueError: an operation of torch failed. The message has the module, the samples and the first
+            sentence of torch's message.
     """
     try:
         yield
@@ -69,7 +69,7 @@ def first_sentence(error: BaseException) -> str:
             "makes a new tensor (h = h * 2 instead of h.mul_(2) or h *= 2, inplace=False)"
         )
     lines = [line for line in str(error).splitlines() if line.strip()]
-    if lines and "TorchScript interpreter" in lines[0]:  # what failed comes after its trace
+    if lines and "TorchScript interpreter" in lines[0]:  # the cause follows the TorchScript trace
         marks = [i for i, line in enumerate(lines) if "<--- HERE" in line]
         lines = lines[marks[-1] + 1 :] if marks else lines[-1:]
         return " ".join(line.strip() for line in lines[:2])[:200]
@@ -78,7 +78,7 @@ def first_sentence(error: BaseException) -> str:
 
 
 def _hint(x: Tensor, error: Exception) -> str:
-    """What other dtype samples may be meant to have."""
+    """A hint about the dtype that samples may need instead."""
     of_indices = isinstance(error, IndexError) or bool(_OF_INDICES.search(str(error)))
     if x.is_floating_point():
         return "; if x holds indices, give integers (x.long())" if of_indices else ""
@@ -88,7 +88,7 @@ def _hint(x: Tensor, error: Exception) -> str:
 
 
 def _lookup(trace: TracebackType | None) -> str:
-    """What is wrong with the indices of an embedding, if it is one that failed."""
+    """What is wrong with the indices of an embedding, if an embedding failed."""
     found: dict[str, Any] = {}
     while trace is not None:
         code = trace.tb_frame.f_code
@@ -108,16 +108,16 @@ def _lookup(trace: TracebackType | None) -> str:
 
 
 def _unwrapped(value: Any) -> Any:
-    """A tensor without what torch.func wraps around it, and with all samples of a vmap."""
+    """A tensor without the wrappers of torch.func, with all samples of a vmap."""
     while isinstance(value, Tensor) and is_functorch_wrapped_tensor(value):
         value = get_unwrapped(value)
     return value
 
 
 def from_torch(error: Exception) -> bool:
-    """Whether torch raised it: Python code of torch, or an operation that other code called.
+    """Whether torch raised the exception: its Python code, or an operation that other code called.
 
-    Not where a GPU's memory is full: nothing is wrong with the model.
+    False if a GPU has run out of memory, since then nothing is wrong with the model.
     """
     trace = error.__traceback__
     if trace is None or isinstance(error, torch.OutOfMemoryError):

@@ -9,10 +9,10 @@ from torch import Tensor
 
 
 def output_leaves(output: object) -> list[Tensor]:
-    """The tensors of a model's output: a tensor, or nested tuples, lists and mappings, in their order.
+    """The tensors of a model's output, in order: a tensor, or nested tuples, lists and mappings.
 
     Raises:
-        TypeError: something else than floating-point tensors is among them.
+        TypeError: the output contains anything other than floating-point tensors.
     """
     if isinstance(output, Tensor):
         if not output.is_floating_point():

@@ -1,4 +1,4 @@
-"""The precision inside a forward: that of the problem, whatever the forward and the process say."""
+"""Keeps the precision of the problem inside a forward, independently of default and requested dtypes."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _LOWER_COMPLEX: dict[torch.dtype, tuple[torch.dtype, ...]] = {
 
 _CASTS: set[Callable[..., Any]] = {Tensor.float, Tensor.half, Tensor.bfloat16}
 
-# Functions that make floating-point numbers of the default dtype where no dtype is given: always, or
-# depending on what they are given.
+# Functions that return floating-point numbers of the default dtype if no dtype is given: always, or depending
+# on their arguments.
 _FLOATING: set[Callable[..., Any]] = {
     *(torch.zeros, torch.ones, torch.empty, torch.rand, torch.randn, torch.eye),
     *(torch.linspace, torch.logspace, torch.empty_strided, torch.empty_permuted),
@@ -38,16 +38,17 @@ _FACTORIES = _FLOATING | _PERHAPS_FLOATING
 
 
 def lower_than(dtype: torch.dtype) -> frozenset[torch.dtype]:
-    """The floating-point and complex dtypes that have fewer digits."""
+    """The floating-point and complex dtypes with fewer digits than `dtype`."""
     return frozenset((*_LOWER.get(dtype, ()), *_LOWER_COMPLEX.get(dtype, ())))
 
 
 class Precision(TorchFunctionMode):
-    """While a forward runs: numbers that it makes without a dtype are of the problem's dtype.
+    """While a forward runs, gives the problem's dtype to numbers that it makes without a dtype.
 
-    That does not depend on ``torch.set_default_dtype``. With ``raised``, what asks for a lower floating-point
-    dtype (``.float()``, ``softmax(dtype=torch.float32)``) gets the problem's dtype too, as do arrays that
-    ``torch.tensor`` and ``torch.as_tensor`` copy. ``torch.from_numpy`` is not seen here: torch passes it by.
+    This does not depend on ``torch.set_default_dtype``. With ``raised``, operations that request a lower
+    floating-point dtype (``.float()``, ``softmax(dtype=torch.float32)``) get the problem's dtype, too, and so
+    do arrays that ``torch.tensor`` and ``torch.as_tensor`` copy. ``torch.from_numpy`` is not changed: torch
+    does not pass it to function modes.
     """
 
     def __init__(self, dtype: torch.dtype, *, raised: bool) -> None:
@@ -64,7 +65,7 @@ class Precision(TorchFunctionMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call it, with another dtype where that is due."""
+        """Call the function, with another dtype if needed."""
         named = dict(kwargs) if kwargs else {}
         if self._instead:
             if func in _CASTS:
@@ -75,7 +76,7 @@ class Precision(TorchFunctionMode):
                 if type(value) is torch.dtype:
                     named[name] = self._instead.get(value, value)
         if func is Tensor.retain_grad and is_functorch_wrapped_tensor(args[0]):
-            return None  # nobody will read it, and inside of a transform torch refuses
+            return None  # no code reads the gradient, and inside a transform torch refuses it
         if func in _FACTORIES and named.get("dtype") is None:
             return self._made(func, args, named)
         result = func(*args, **named)
@@ -99,7 +100,7 @@ class Precision(TorchFunctionMode):
     def _checked(
         self, result: Tensor, func: Callable[..., Any], args: Sequence[Any], named: dict[str, Any]
     ) -> Tensor:
-        """A result of another floating-point dtype, made anew where only the default dtype says so."""
+        """The result, computed again if it has another floating-point dtype only because of the default."""
         given = list(_tensors((*args, *named.values())))
         if (
             not given
@@ -109,7 +110,7 @@ class Precision(TorchFunctionMode):
             return result
         if any(type(a) is torch.dtype for a in args) or named.get("out") is not None:
             return result
-        try:  # integers divided, their square root, ...
+        try:  # division of integers, their square root, ...
             return func(*(self._cast(a) for a in args), **named)
         except (RuntimeError, TypeError):
             return result

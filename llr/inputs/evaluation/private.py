@@ -1,10 +1,10 @@
-"""Copies of a module's structure, to be run in place of the module.
+"""Copies of a module's structure that are run instead of the module.
 
 ``torch.func.functional_call`` puts other values into the module itself while it runs. Threads that share the
-module then see each other's values, and what forward writes (attributes, lists, buffers) stays. A private
-copy has the same classes and attributes, its own containers, and the values that it is given; parameters are
-not copied. What refers to the module or its parts from inside (bound methods, closures, hooks, lists of
-layers, weak references) refers to the copy.
+module then see each other's values, and everything that forward writes (attributes, lists, buffers) persists.
+A private copy has the same classes and attributes, its own containers, and the given values; parameters are
+not copied. References inside the module to itself or its parts (bound methods, closures, hooks, lists of
+layers, weak references) become references to the copy.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from llr.inputs.tensors import wider
 
 
 class Private:
-    """What copies of one module need: clones of its tensors in the wanted dtype, and the names of all."""
+    """Makes copies of one module. Holds clones of its tensors in the wanted dtype, and their names."""
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
-        """Read the tree of a module; with a dtype, tensors that are no parameters are promoted to it."""
+        """Read a module and its parts; if a dtype is given, tensors that are not parameters are promoted."""
         self.model = model
         self.originals: dict[int, tuple[str, Tensor]] = {}
-        """id of a tensor of the user's -> its name, and itself so that the id stays its own."""
+        """id of a user's tensor -> its name and the tensor, which keeps the id unique."""
         self.stale: dict[int, str] = {}
-        """id of a clone of a tensor that depended on others in autograd's eyes -> its name."""
+        """id of the clone of a tensor that was part of an autograd graph -> its name."""
         self.shares_objects = False
-        """Whether objects beside containers are shared with the user's module, since they are too many."""
+        """Whether there are too many objects to copy, so that copies share them with the user's module."""
         self._dtype = dtype
         self._parameters = {id(p): name for name, p in model.named_parameters()}
         self._clones: dict[int, tuple[Tensor, int]] = {}  # with its version
@@ -41,7 +41,7 @@ class Private:
             self.originals[id(p)] = (name, p)
 
     def copy(self, values: Mapping[str, Tensor]) -> nn.Module:
-        """A copy of the module with these values for its parameters; those that are missing get clones."""
+        """A copy of the module with these values for its parameters, and clones for the missing ones."""
         try:
             return self._copied(values)
         except TooMany:
@@ -54,22 +54,22 @@ class Private:
             value = values.get(name)
             memo[number] = self.clone(self.originals[number][1], name) if value is None else value
         copier = Copier(memo, self.clone, shares_objects=self.shares_objects)
-        # All modules before their attributes: those may refer to any of them.
+        # Make all modules before their attributes, which may refer to any module.
         self._shells = [copier.shell(module) for _, module in self._modules]
         for path, module in self._modules:
             copier.fill(module, path)
         return cast(nn.Module, memo[id(self.model)])
 
     def own(self, value: Tensor, name: str) -> Tensor:
-        """The value, or its clone if it is a parameter of the user's, which forward might write to."""
+        """The value, or its clone if it is a user's parameter, which forward might write to."""
         return self.clone(value, name) if id(value) in self._parameters else value
 
     def clone(self, t: Tensor, name: str) -> Tensor:
-        """The clone of a tensor of the user's that all copies have."""
+        """The clone of a user's tensor that all copies share."""
         known = self._clones.get(id(t))
         if known is not None:
             return known[0]
-        # Perhaps inside of a transform of torch.func, but not for it alone.
+        # This may run inside a transform of torch.func, but the clone must not belong to the transform.
         with torch.no_grad(), torch.inference_mode(False), temporarily_clear_interpreter_stack():
             plain = t.detach()
             found = wider(plain, self._dtype)
@@ -83,11 +83,11 @@ class Private:
         return found
 
     def names_of_clones(self) -> dict[int, str]:
-        """id of a clone -> the name of what it is a clone of."""
+        """id of a clone -> the name of the original tensor."""
         return {id(t): self.originals[number][0] for number, (t, _) in self._clones.items()}
 
     def changed(self) -> str | None:
-        """The buffer or constant that the last copy's forward has written to or replaced, by name."""
+        """The name of a buffer or constant that the last copy's forward wrote to or replaced, if any."""
         for (path, original), shell in zip(self._modules, self._shells, strict=True):
             if isinstance(original, torch.jit.ScriptModule):
                 continue
@@ -101,13 +101,13 @@ class Private:
         return None
 
     def path_of(self, module: object) -> str | None:
-        """The name of a module of the last copy, None for another."""
+        """The name of a module of the last copy; None for any other object."""
         pairs = zip(self._modules, self._shells, strict=True)
         return next((path for (path, _), shell in pairs if shell is module), None)
 
 
 def _outside_of_scripts(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """The modules of a tree by name, without those inside of compiled code."""
+    """All modules in a module by name, without those inside compiled code."""
     found: list[tuple[str, nn.Module]] = []
     scripts: list[str] = []
     for path, module in model.named_modules():

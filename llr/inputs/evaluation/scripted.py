@@ -1,6 +1,7 @@
 """Modules of TorchScript as functions of their parameters.
 
-``torch.func.functional_call`` refuses them, and so do the transforms of ``torch.func``; autograd does not.
+``torch.func.functional_call`` and the transforms of ``torch.func`` refuse these modules; autograd accepts
+them.
 """
 
 from __future__ import annotations
@@ -17,13 +18,13 @@ from llr.inputs.tensors import wider
 
 
 def places(module: torch.jit.ScriptModule) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers under all of their names: each place of a tied tensor has to be written."""
+    """Parameters and buffers under all their names, since a tied tensor must be written at each of them."""
     yield from module.named_parameters(remove_duplicate=False)
     yield from module.named_buffers(remove_duplicate=False)
 
 
 def put(module: torch.jit.ScriptModule, name: str, value: Tensor) -> None:
-    """Write a parameter or buffer of compiled code, of any class of tensor."""
+    """Set a parameter or buffer of compiled code to a tensor of any class."""
     *path, last = name.split(".")
     owner: Any = module._c
     for part in path:
@@ -38,12 +39,12 @@ def functional(
 
     Args:
         module: scripted or traced.
-        columns: its parameters; those that are held fixed keep the values they have there.
-        dtype: what buffers are promoted to, None for their own.
+        columns: its parameters. Fixed parameters keep their values in `columns`.
+        dtype: the dtype to which buffers are promoted; None for their own.
 
     Returns:
-        A function that goes through autograd. It raises NotImplementedError inside ``torch.func`` transforms,
-        and ValueError if a forward changes a buffer.
+        A function that autograd can differentiate. It raises NotImplementedError inside ``torch.func``
+        transforms, and ValueError if a forward changes a buffer.
     """
     private = copy.deepcopy(module)
     first_names: dict[int, str] = {}
@@ -59,7 +60,7 @@ def functional(
         if any(map(torch._C._functorch.is_functorch_wrapped_tensor, (x, *tensors.values()))):
             raise NotImplementedError(
                 "a model of torch.jit goes through autograd one gradient at a time, not through torch.func; "
-                "leave backend= away, or give the module that it was made from"
+                "omit backend=, or give the module that it was made from"
             )
         for name, value in tensors.items():
             for alias in aliases[name]:

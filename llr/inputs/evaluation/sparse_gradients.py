@@ -1,4 +1,4 @@
-"""Embeddings that ask for sparse gradients, evaluated with dense ones: the same numbers in another form."""
+"""Evaluates embeddings that request sparse gradients with dense gradients, which have the same numbers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-# Where the argument stands in the functions that take it by position.
+# The position of the argument `sparse` in functions that take it by position.
 _SPARSE_AT: dict[Any, int] = {
     F.embedding: 6,
     F.embedding_bag: 7,
@@ -21,14 +21,14 @@ _SPARSE_AT: dict[Any, int] = {
 
 
 def has_sparse_gradients(model: object) -> bool:
-    """Whether a layer of the model asks for them."""
+    """Whether a layer of the model requests sparse gradients."""
     return isinstance(model, nn.Module) and any(
         getattr(module, "sparse", False) is True for module in model.modules()
     )
 
 
 def dense_gradients(wanted: bool) -> AbstractContextManager[object]:
-    """While it lasts, embeddings have dense gradients; nothing changes where that is not wanted."""
+    """A context in which embeddings have dense gradients if `wanted`; a null context otherwise."""
     return _Dense() if wanted else nullcontext()
 
 

@@ -1,9 +1,9 @@
-"""What the caller may have switched on around a computation, and what it has to be for the numbers' sake.
+"""Settings of torch that the caller may have changed, and that need fixed values during a computation.
 
-Most switches belong to a thread: inference mode, autocast, a default device. The default dtype, the precision
-of float32 products and the warnings filters belong to the process, and other threads may be at work: the
-default dtype is not touched at all; the others, and whether ``vmap`` warns, are changed by the first that
-needs it and put back by the last.
+Most settings belong to a thread: inference mode, autocast, a default device. The default dtype, the precision
+of float32 products and the warnings filters belong to the process, and other threads may run. The default
+dtype is therefore never changed. The others, and whether ``vmap`` warns, are changed by the first user and
+restored by the last one.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ _R = TypeVar("_R")
 
 
 def outside_inference_mode(function: Callable[_P, _R]) -> Callable[_P, _R]:
-    """Run a function in neutral surroundings, whatever the caller's are.
+    """Run a function with torch's default settings, independently of the caller's.
 
-    Outside of ``torch.inference_mode``, in which nothing can be differentiated, and of ``torch.autocast``;
-    with tensors on the CPU and in float32 where no device and no dtype are given.
+    That is, outside ``torch.inference_mode``, in which nothing can be differentiated, and ``torch.autocast``;
+    with tensors on the CPU if no device is given, and in float32 if no dtype is given.
     """
 
     @functools.wraps(function)
@@ -54,7 +54,7 @@ def _is_neutral() -> bool:
 
 @contextlib.contextmanager
 def neutral() -> Iterator[None]:
-    """What :func:`outside_inference_mode` gives a function."""
+    """The context in which :func:`outside_inference_mode` runs a function."""
     with contextlib.ExitStack() as stack:
         if torch.is_inference_mode_enabled():
             stack.enter_context(torch.inference_mode(False))
@@ -73,7 +73,7 @@ _AUTOCAST = ("cpu", "cuda", "xpu", "mps", "hpu", "xla", "ipu", "maia", "mtia", "
 
 
 class _OnCpu(TorchFunctionMode):
-    """Tensors made without a device are on the CPU, as if there were no default device."""
+    """Puts tensors made without a device on the CPU, as if there were no default device."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         named = dict(kwargs) if kwargs else {}
@@ -88,10 +88,10 @@ def ordinary(t: Tensor) -> Tensor:
 
 
 class _Shared:
-    """A change to the whole process, made by the first who enters and undone by the last who leaves."""
+    """A change to the whole process, made at the first entry and undone at the last exit."""
 
     def __init__(self, change: Callable[[], Callable[[], None]]) -> None:
-        """Take what makes the change and returns what undoes it."""
+        """Take the function that makes the change and returns a function to undo it."""
         self._change, self._undo = change, list[Callable[[], None]]()
         self._lock, self._inside = threading.Lock(), 0
 
@@ -124,7 +124,7 @@ def _ieee() -> Callable[[], None]:
 
     def undo() -> None:
         for backend, precision in changed:
-            if backend.fp32_precision == "ieee":  # nobody has set it since
+            if backend.fp32_precision == "ieee":  # no other code has set it since
                 backend.fp32_precision = precision
 
     return undo
@@ -134,12 +134,12 @@ _full_precision = _Shared(_ieee)
 
 
 def full_precision() -> contextlib.AbstractContextManager[None]:
-    """float32 products in float32: TF32 and bfloat16 would show up as rank."""
+    """Compute float32 products in float32: rounding to TF32 or bfloat16 would be counted as rank."""
     return _full_precision()
 
 
 def _without_errors() -> Callable[[], None]:
-    # In place: lists of filters are swapped by whoever enters catch_warnings, in any thread.
+    # In place, since catch_warnings in any thread replaces the list of filters.
     filters: Any = warnings.filters
     changed = [(f, ("default", *f[1:])) for f in filters if f[0] == "error"]
     for strict, mild in changed:
@@ -157,7 +157,7 @@ def _without_errors() -> Callable[[], None]:
 
 
 def _filters_have_changed() -> None:
-    """Tell :mod:`warnings`, which remembers what it has shown."""
+    """Tell :mod:`warnings`, which caches the warnings it has shown."""
     with warnings.catch_warnings():
         pass
 
@@ -166,7 +166,7 @@ _mild_warnings = _Shared(_without_errors)
 
 
 def _silent_vmap() -> Callable[[], None]:
-    # torch does not tell whether it is on; who has switched it off gets the warnings back.
+    # torch has no function to read this switch, so it ends up on even if the user had switched it off.
     switch: Any = torch._C._functorch
     switch._set_vmap_fallback_warning_enabled(False)
     return functools.partial(switch._set_vmap_fallback_warning_enabled, True)
@@ -176,16 +176,16 @@ _silent = _Shared(_silent_vmap)
 
 
 def silent_vmap() -> contextlib.AbstractContextManager[None]:
-    """No warnings that an operation has no batching rule: nobody who calls llr has asked for ``vmap``."""
+    """Suppress warnings that an operation has no batching rule: llr's caller did not ask for ``vmap``."""
     return _silent()
 
 
 @contextlib.contextmanager
 def closed() -> Iterator[None]:
-    """Around every evaluation of a user's model: full precision, and warnings that are no errors.
+    """The context of every evaluation of a user's model: full precision, and warnings that are not errors.
 
-    A warning that is raised would look as if ``vmap`` could not take the model. The seed is put back if the
-    model sets it.
+    A warning raised as an error would look as if ``vmap`` could not take the model. The seed is restored if
+    the model sets it.
     """
     strict = any(f[0] == "error" for f in warnings.filters)
     mild = _mild_warnings() if strict else contextlib.nullcontext()
@@ -198,10 +198,11 @@ _CPU = torch.device("cpu")
 
 @contextlib.contextmanager
 def random_state(device: torch.device, drew: Callable[[], bool]) -> Iterator[None]:
-    """Puts the global random state back if it was used here.
+    """Restore the global random state if the block used it.
 
-    Other threads may draw meanwhile, so a state that merely differs stays. It is put back if random numbers
-    were drawn, or if it is that of a seed: forward has called ``torch.manual_seed``.
+    Other threads may draw meanwhile, so a state that only differs is kept. The state is restored if the block
+    drew random numbers, or if it is the state of a new seed, since then forward has called
+    ``torch.manual_seed``.
     """
     seed, before = torch.initial_seed(), _global_state()
     of_device = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
@@ -215,9 +216,9 @@ def random_state(device: torch.device, drew: Callable[[], bool]) -> Iterator[Non
                 torch.cuda.set_rng_state(of_device, device)
 
 
-# torch.get_rng_state makes a Python object while it holds the generator's lock. If Python collects garbage
-# just then, the interpreter may be handed to another thread; one that asks for the same state would wait for
-# the lock without giving the interpreter back, for ever. So llr's threads ask one after the other.
+# torch.get_rng_state makes a Python object while it holds the generator's lock. If garbage collection runs at
+# this moment, Python may switch to another thread. If that thread requests the same state, it waits for the
+# lock without releasing the GIL: a deadlock. So llr's threads request the state one at a time.
 _GENERATOR = threading.RLock()
 
 
@@ -235,7 +236,7 @@ def _is_seeded(before: Tensor) -> bool:
 
 @contextlib.contextmanager
 def torch_threads(number: int) -> Iterator[None]:
-    """So many threads: sums over threads round as they are cut up."""
+    """Set the number of threads, which determines how sums are split and so how they round."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

@@ -23,13 +23,14 @@ class ChangedBuffer(Exception):
 def traced(model: nn.Module) -> fx.Graph:
     """The ``torch.fx`` graph of a module's forward, called with one argument.
 
-    ``fx.Tracer.trace`` patches ``nn.Module`` while it runs, for all threads. Here a private copy runs whose
-    leaves (modules of torch.nn) note their calls themselves, and whatever its forward writes stays in it.
+    ``fx.Tracer.trace`` patches ``nn.Module`` while it runs, for all threads. Here a private copy runs
+    instead. Its leaves (modules of torch.nn) record their own calls, and everything that forward writes stays
+    in the copy.
 
     Raises:
-        UnknownTensor: see there.
-        ChangedBuffer: see there.
-        Exception: whatever forward raises when it is handed a symbol.
+        UnknownTensor: forward uses a tensor that is neither parameter nor buffer.
+        ChangedBuffer: forward changes a buffer.
+        Exception: any exception that forward raises for a symbolic input.
     """
     private = Private(model, None)
     copy = private.copy(
@@ -39,7 +40,7 @@ def traced(model: nn.Module) -> fx.Graph:
         }
     )
     tracer = _Tracer(copy)
-    # What does not depend on the input runs for real.
+    # Operations that do not depend on the input are executed.
     with keeping_random_state(torch.device("cpu")):
         graph = tracer.run()
     name = private.changed()
@@ -72,7 +73,7 @@ class _Tracer(fx.Tracer):
         return forward
 
     def create_arg(self, a: Any) -> Any:
-        """A node's argument; fx would store a tensor that it does not know on the module."""
+        """A node's argument; fx would store an unknown tensor on the module."""
         if isinstance(a, Tensor) and id(a) not in self._known:
             raise UnknownTensor
         return super().create_arg(a)

@@ -1,4 +1,4 @@
-"""Looks at every operation of a forward: whose tensors it uses, how precise it is, what it draws."""
+"""Observes every operation of a forward: which tensors it uses, its precision, its random numbers."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _TORCH = os.path.dirname(torch.__file__)
 _OWN = os.path.dirname(os.path.dirname(__file__))
 _WRITTEN_BY_USERS = (os.path.join(_OWN, "models"), os.path.join(_OWN, "activations.py"))
 
-# What attention keeps for its backward pass has a precision of its own.
+# Results that attention keeps for its backward pass, whose precision is fixed.
 _STATISTICS = ("attention", "rng_state")
 
 
 class Observer(TorchDispatchMode):
-    """Sees every operation of a forward, and does it."""
+    """Receives every operation of a forward, and runs it."""
 
     def __torch_dispatch__(
         self,
@@ -35,16 +35,16 @@ class Observer(TorchDispatchMode):
         args: Sequence[Any] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Hand it on, with named arguments whether there are any or not."""
+        """Pass the operation on, with a dictionary of named arguments even if it is empty."""
         return self.operation(func, args, kwargs or {})
 
     def operation(self, func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
-        """Do an operation, and note what is to be known of it."""
+        """Run an operation, and record what is of interest."""
         raise NotImplementedError
 
 
 class Watch(Observer):
-    """Notes what a forward does while it runs; nothing is refused here."""
+    """Records what a forward does while it runs; nothing is refused here."""
 
     def __init__(
         self,
@@ -53,34 +53,34 @@ class Watch(Observer):
         dtype: torch.dtype | None,
         path_of: Callable[[object], str | None],
     ) -> None:
-        """Take what to look for.
+        """Set what to look for.
 
         Args:
-            foreign: id -> name and tensor, of the user's module, which its copy must not use.
-            stale: id -> name of tensors that were computed from others earlier.
-            dtype: the precision that is to be kept; None for any.
-            path_of: the name of a module of the model.
+            foreign: id -> name and tensor, for the user's tensors that the module's copy must not use.
+            stale: id -> name, for tensors that were computed from others before.
+            dtype: the lowest precision allowed; None for any.
+            path_of: returns the name of a module of the model.
         """
         super().__init__()
         self.foreign = self.stale = self.lowered = self.draws = ""
-        """The first of each, in words; empty if there is none."""
+        """The first of each, as text for a message; empty if there is none."""
         self.draws_own = False
-        """Whether random numbers came from a generator that was handed over."""
+        """Whether an operation drew random numbers from a generator passed to it."""
         self.without_gradient = self.in_inference = False
         self.nbytes = 0
-        """What the results of all operations take together."""
+        """The total size of the results of all operations."""
         self._foreign, self._stale, self._dtype, self._path_of = foreign, stale, dtype, path_of
         self._lower = lower_than(dtype) if dtype is not None else frozenset[torch.dtype]()
 
     def operation(self, func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
-        """Do it, and note what it was."""
+        """Run the operation, and record what it used."""
         given = _tensors((*args, *named.values()) if named else args)
         for t in given:
             if id(t) in self._foreign and not self.foreign:
                 self.foreign = f"{self._foreign[id(t)][0]!r} ({self._where()})"
             if id(t) in self._stale and not self.stale:
                 self.stale = f"{self._stale[id(t)]!r} ({self._where()})"
-        with torch._C.DisableTorchFunction():  # what compiled code does is not to be changed here
+        with torch._C.DisableTorchFunction():  # function modes must not change compiled code
             result = func(*args, **named)
         made = _tensors(result if isinstance(result, tuple | list) else (result,))
         for t in made:
@@ -106,20 +106,20 @@ class Watch(Observer):
 
 
 class Origins(Observer):
-    """Of a forward that fails where dtypes meet: which tensors of another dtype came from outside."""
+    """Finds tensors of another dtype from outside the model, for a forward that fails with mixed dtypes."""
 
     def __init__(self, dtype: torch.dtype, path_of: Callable[[object], str | None]) -> None:
-        """Take the dtype that all should have, and the name of a module of the model."""
+        """Take the dtype that all tensors should have, and a function that returns a module's name."""
         super().__init__()
         self.outside: list[tuple[Tensor, str]] = []
-        """Tensors of other dtypes that no operation made, and where they were met."""
+        """Tensors of other dtypes that no operation made, and where they were used."""
         self.mixed: set[torch.dtype] = set()
         """The floating-point dtypes in the operation that raised."""
         self._dtype, self._path_of = dtype, path_of
-        self._made: dict[int, Tensor] = {}  # kept, so that ids stay their own
+        self._made: dict[int, Tensor] = {}  # kept alive, so that ids stay unique
 
     def operation(self, func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
-        """Do it, and note what came from outside."""
+        """Run the operation, and record tensors from outside."""
         given = _tensors((*args, *named.values()))
         real = {id(t): t.dtype.to_real() for t in given if t.is_floating_point() or t.is_complex()}
         for t in given:
@@ -137,14 +137,14 @@ class Origins(Observer):
 
 @contextlib.contextmanager
 def keeping_random_state(device: torch.device) -> Iterator[None]:
-    """Puts the global random state back if the block draws random numbers, but not if other threads do."""
+    """Restore the global random state if the block draws random numbers, but not if other threads do."""
     watch = Watch({}, {}, None, lambda _: None)
     with random_state(device, lambda: bool(watch.draws)), watch:
         yield
 
 
 def _draws(func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> bool:
-    """Whether an operation that may use random numbers does: dropout of nothing does not."""
+    """Whether an operation that may use random numbers does so; dropout with p = 0 does not."""
     for index, argument in enumerate(func._schema.arguments):
         value = named.get(argument.name, argument.default_value)
         value = args[index] if index < len(args) else value

@@ -1,8 +1,8 @@
-"""Samples and weights in files, and writing whole files.
+"""Reads samples and weights from files, and writes files atomically.
 
 ``load`` reads samples; ``layout``, ``header``, ``tables`` read text, ``arrays`` binary files, ``checkpoints``
-weights. ``writing`` writes a whole file or none. Nothing is ever unpickled. ``load_model`` is that of
-:mod:`llr.models`, which is loaded when it is asked for.
+weights. ``writing`` writes a whole file or none. Nothing is ever unpickled. ``load_model`` comes from
+:mod:`llr.models`, which is loaded at the first use.
 """
 
 import importlib

@@ -35,7 +35,7 @@ def read_file(path: Path) -> bytes:
 
 
 def require_file(path: Path) -> None:
-    """Refuse what is not there, or no file.
+    """Refuse a path that does not exist or is not a file.
 
     Raises:
         ValueError: says which.
@@ -57,10 +57,10 @@ def require_file(path: Path) -> None:
 
 
 def require_memory(nbytes: int) -> None:
-    """Refuse more bytes than the memory budget has.
+    """Refuse more bytes than the memory budget.
 
     Raises:
-        ValueError: names both.
+        ValueError: names the number of bytes and the setting.
     """
     if not fits(nbytes, _CPU):
         raise ValueError(
@@ -77,7 +77,7 @@ def read_npy(data: bytes) -> Tensor:
     """The array of a .npy file: integers, truth values or floating point.
 
     Raises:
-        ValueError: pickled, truncated, or other entries.
+        ValueError: a pickled or truncated file, or entries of another type.
     """
     return _array(io.BytesIO(data), len(data))
 
@@ -89,7 +89,7 @@ def _array(file: IO[bytes], size: int) -> Tensor:
         read = {(1, 0): form.read_array_header_1_0, (2, 0): form.read_array_header_2_0}.get(version)
         if read is not None:
             shape, _, dtype = read(file)
-            # A forged header would have gigabytes allocated for a file of a few bytes.
+            # A forged header could cause an allocation of gigabytes for a file of a few bytes.
             if not dtype.hasobject and math.prod(shape) * dtype.itemsize > size:
                 raise ValueError(f"it ends before its {math.prod(shape)} entries")
         file.seek(0)
@@ -105,12 +105,14 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
     """An array as a tensor: integers, truth values, float32 or float64.
 
     Raises:
-        ValueError: other entries, or numbers that neither int64 nor float64 holds.
+        ValueError: entries of another type, or numbers that neither int64 nor float64 holds.
     """
     kind = array.dtype.kind
     if kind not in "biuf":
         raise ValueError(f"entries of type {array.dtype}; expected real numbers")
-    if kind == "u" and array.dtype.itemsize > 1:  # torch computes little with larger unsigned ones
+    if (
+        kind == "u" and array.dtype.itemsize > 1
+    ):  # torch has few operations for larger unsigned ones
         if array.size and int(array.max()) >= 2**63:
             refuse_rounded(array)
             array = array.astype(np.float64)
@@ -129,10 +131,10 @@ def from_numpy(array: np.ndarray[Any, Any]) -> Tensor:
 
 
 def refuse_rounded(array: np.ndarray[Any, Any]) -> None:
-    """Refuse integers that float64 does not hold: a result would be about other numbers.
+    """Refuse integers that float64 does not hold: a result would be for other numbers.
 
     Raises:
-        ValueError: names the first one and where it is.
+        ValueError: names the first such integer and where it is.
     """
     if not array.size or max(int(array.max()), -int(array.min())) <= 2**53:
         return
@@ -154,7 +156,7 @@ def read_npz(data: bytes, key: str | None, option: str) -> Tensor:
     """One array of a .npz file; `key` names it if there are several.
 
     Raises:
-        ValueError: as :func:`read_npy`, or no such array; names those that there are.
+        ValueError: as :func:`read_npy`, or no such array; the message lists the arrays.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -169,7 +171,7 @@ def read_npz(data: bytes, key: str | None, option: str) -> Tensor:
 
 
 class _NumpyNumber:
-    """Stands for a number of numpy that a checkpoint has beside its tensors; what it is does not matter."""
+    """Replaces a NumPy number that a checkpoint has besides its tensors; its value is not needed."""
 
     def __init__(self, *_: object) -> None:
         pass
@@ -182,10 +184,10 @@ _NUMPY_NUMBERS = ("numpy.dtype", "numpy._core.multiarray.scalar", "numpy.core.mu
 
 
 def read_torch(path: Path, how_to_save: str) -> object:
-    """What torch.save wrote, as far as it is tensors and plain values, or numbers of numpy beside them.
+    """Read a file written by torch.save that has only tensors, plain values and NumPy numbers.
 
     Raises:
-        ValueError: no such file, or anything else; names the class that would have to be unpickled.
+        ValueError: no such file, or other content; names the class that would have to be unpickled.
     """
     require_file(path)
     inert: list[Any] = [(_NumpyNumber, name) for name in _NUMPY_NUMBERS]
@@ -202,7 +204,7 @@ def read_torch(path: Path, how_to_save: str) -> object:
 
 
 def _blocked(message: str) -> str:
-    """Which class torch refused, if it says so."""
+    """The class that torch refused, if its message names one."""
     _, found, rest = message.partition("GLOBAL ")
     return f" (it has a {rest.split()[0].rstrip('.,')})" if found and rest.split() else ""
 
@@ -254,7 +256,7 @@ def load_safetensors(path: Path) -> dict[str, Tensor]:
     require_file(path)
     try:
         return safetensors.torch.load_file(path)
-    except Exception as err:  # of several kinds, by where the file is malformed
+    except Exception as err:  # the class depends on where the file is malformed
         raise ValueError("not a safetensors file, or a damaged one") from err
 
 
@@ -268,7 +270,7 @@ def _chosen(names: list[str], key: str | None, option: str) -> str:
 
 
 def describe(value: object) -> str:
-    """What a file holds, for messages."""
+    """The content of a file, for messages."""
     if isinstance(value, Mapping):
         return f"a dict with {some([str(name) for name in value])}" if value else "an empty dict"
     return type(value).__name__

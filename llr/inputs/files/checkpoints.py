@@ -1,4 +1,4 @@
-"""Weights from files into a model: state dicts that torch takes, as they are or within a checkpoint."""
+"""Loads weights from files into a model: state dicts, as they are or within a checkpoint."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from llr.inputs.files.arrays import describe, load_safetensors, read_torch, some
 
 _EXTRA_STATE = "_extra_state"
-# Of DataParallel and its kin, torch.compile, FSDP, activation checkpointing.
+# The prefixes of DataParallel and similar wrappers, torch.compile, FSDP, activation checkpointing.
 _OF_WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 _HOW_TO_SAVE = "torch.save(model.state_dict(), ...)"
 
@@ -23,20 +23,20 @@ _HOW_TO_SAVE = "torch.save(model.state_dict(), ...)"
 def load_weights(
     model: nn.Module, path: Path, *, key: str | None = None, exact_dtype: bool = False
 ) -> None:
-    """Give a model the values of a file; all of them or, where something does not fit, none.
+    """Load the values of a file into a model: all of them or, if something does not fit, none.
 
-    What `model.load_state_dict(strict=True)` takes is taken. A prefix that wrappers leave in names, and the
-    one state dict that a checkpoint holds under a key, are found; a warning says so.
+    Accepts what `model.load_state_dict(strict=True)` accepts. A prefix that wrappers add to names is removed,
+    and a state dict that a checkpoint has under a key is found if it is the only one; a warning says so.
 
     Args:
         model: changed in place.
         path: .safetensors, or .pt/.pth that ``weights_only=True`` loads.
         key: where in the checkpoint the state dict is, such as ``model`` or ``ema.shadow``.
-        exact_dtype: whether dtypes must be the model's.
+        exact_dtype: whether dtypes must be equal to the model's.
 
     Raises:
-        ValueError: an unreadable file, no state dict or several in it, or names, shapes or dtypes that are
-            not the model's; lists them.
+        ValueError: an unreadable file, no state dict or several in it, or names, shapes or dtypes that differ
+            from the model's; lists them.
     """
     try:
         found, where = _state_dict(_read(path), model, key)
@@ -73,7 +73,7 @@ def _read(path: Path) -> object:
 
 
 def _state_dict(found: object, model: nn.Module, key: str | None) -> tuple[dict[str, Any], str]:
-    """The state dict of a file, and under which key it is."""
+    """The state dict of a file, and its key in the file."""
     if key is not None:
         return _under(found, key), key
     if not isinstance(found, Mapping):
@@ -83,7 +83,7 @@ def _state_dict(found: object, model: nn.Module, key: str | None) -> tuple[dict[
     if _is_state_dict(found) or not found:
         return _plain(found), ""
     nested = {str(name): value for name, value in found.items() if _is_state_dict(value)}
-    if len(nested) > 1:  # an optimizer's tensors, averages: those of the model's own names
+    if len(nested) > 1:  # such as an optimizer's tensors or averages: take the model's names
         own = set(model.state_dict())
         nested = {n: v for n, v in nested.items() if own & set(_named_as_in(model, _plain(v))[0])}
     if len(nested) == 1:
@@ -122,7 +122,7 @@ def _is_state_dict(value: object) -> bool:
 
 
 def _plain(value: Mapping[Any, Any]) -> dict[str, Any]:
-    """The entries that count: tensors, and the extra state of modules."""
+    """The entries to load: tensors, and the extra state of modules."""
     return {
         str(name): entry
         for name, entry in value.items()
@@ -131,11 +131,11 @@ def _plain(value: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _named_as_in(model: nn.Module, values: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """The values by the model's names, and which prefix was left out for that."""
+    """The values by the model's names, and the prefix that was removed."""
     own = set(model.state_dict())
     if set(values) <= own:
         return values, ""
-    # Wrappers put their part into all names, or into those of the modules that they wrap.
+    # Wrappers add their prefix to all names, or to those of the modules that they wrap.
     bare = {_without_wrappers(name): name for name in own}
     translated = {bare.get(_without_wrappers(name), name): v for name, v in values.items()}
     one_to_one = len(bare) == len(own) and len(translated) == len(values)
@@ -159,9 +159,9 @@ def _without_wrappers(name: str) -> str:
 
 def _problems(model: nn.Module, values: dict[str, Any], exact: bool) -> dict[str, list[str]]:
     own = model.state_dict(keep_vars=True)
-    # A tied parameter is one tensor under several names, of which files may keep only one.
+    # A tied parameter is one tensor with several names, of which files may have only one.
     present = {id(own[name]) for name in values if name in own}
-    # What counts batches plays no part in evaluation, and files written before torch 0.4.1 lack it.
+    # The count of batches is not used in evaluation, and files written before torch 0.4.1 lack it.
     optional = {
         id(module.num_batches_tracked)
         for module in model.modules()
@@ -198,11 +198,11 @@ def _fits_in(value: Tensor, own: Tensor, exact: bool) -> bool:
 def _torch_takes(
     model: nn.Module, values: dict[str, Any], problems: Mapping[str, list[str]]
 ) -> bool:
-    """Whether the model itself translates names: modules may do so when they load."""
+    """Whether the model itself translates names when it loads, as modules may do."""
     if problems["of another shape"] or problems["of another dtype"]:
         return False
     try:
         copy.deepcopy(model).load_state_dict(values, strict=True)
-    except Exception:  # torch's reasons are listed in our words
+    except Exception:  # llr lists the reasons itself
         return False
     return True

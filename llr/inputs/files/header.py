@@ -1,4 +1,4 @@
-"""Whether the first line of a table holds names, and which columns are asked for."""
+"""Decides whether the first line of a table holds names, and which columns are selected."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llr.inputs.files.layout import Layout
 
-# What stands for a missing value, a truth value or infinity in somebody's files, and for no column.
+# Text that means a missing value, a truth value or infinity in some files, and is never the name of a column.
 _NO_NAMES = {
     *(
         "na",
@@ -41,7 +41,7 @@ _NO_NAMES = {
         "false",
     ),
 }
-# What may be either: a column is called error; a row that has nothing else is a sample.
+# Text that may be either: a column may be called error, but a row with nothing else is a sample.
 _HARDLY_NAMES = {
     *(
         "yes",
@@ -61,23 +61,23 @@ _HARDLY_NAMES = {
     *("lod", "bdl", "male", "female", "low", "high"),
 }
 _NUMBER_LIKE = re.compile(r"[+-]?(\d+([.,]\d*)*|[.,]\d+)([eE][+-]?\d+)?")
-_ODD = re.compile(r"[-+<>=.,*?!~]|#[A-Z/0]+[!?]?$")  # <0.5, and what spreadsheets write: #DIV/0!
+_ODD = re.compile(r"[-+<>=.,*?!~]|#[A-Z/0]+[!?]?$")  # <0.5, and errors of spreadsheets: #DIV/0!
 _RANGE = re.compile(r"([1-9]\d*)(-([1-9]\d*)?)?")
 
 
 def is_header(
     first: tuple[int, list[str]], second: Sequence[str] | None, layout: Layout, sep: str
 ) -> bool:
-    """Whether the first row holds names: certainly, or as the options say.
+    """Whether the first row certainly holds names, or the options say so.
 
     Raises:
-        ValueError: it could be a sample with missing values, or its names are not those of the columns below.
+        ValueError: it could be a sample with missing values, or the names do not match the columns below.
     """
     line, cells = first
     if layout.header is not None:
         named = layout.header
     elif any(_NUMBER_LIKE.fullmatch(cell) for cell in cells):
-        return False  # if it has text as well, that is refused with its place
+        return False  # text in this row is refused later, with its place
     else:
         _check_names(line, cells, layout)
         named = True
@@ -105,7 +105,7 @@ def _check_names(line: int, cells: Sequence[str], layout: Layout) -> None:
     odd += [cell for cell in cells if cells.count(cell) > 1]
     if odd:
         raise ValueError(
-            f"line {line} has {odd[0]!r}, which is no number and hardly a name: give {choice}"
+            f"line {line} has {odd[0]!r}, which is no number and probably not a name: give {choice}"
         )
 
 
@@ -121,18 +121,18 @@ def _other_length(line: int, cells: Sequence[str], second: Sequence[str], sep: s
 def check_first_row(
     x: Tensor, all_integers: bool, integers_later: Sequence[bool], quoted: bool, line: int
 ) -> None:
-    """Refuse a first row of numbers that may be the names of columns, as pandas numbers them.
+    """Refuse a first row of numbers that may be column names, as pandas writes unnamed columns.
 
     Args:
         x: all rows.
-        all_integers: whether all of the first row is written as integers.
-        integers_later: whether a column has an integer below.
-        quoted: whether the first row is quoted, and no other.
+        all_integers: whether all numbers of the first row are written as integers.
+        integers_later: whether a column has an integer below the first row.
+        quoted: whether the first row, and no other row, is quoted.
         line: the first row's number.
 
     Raises:
-        ValueError: the row counts from 0 or goes up in even steps as no other does, or has integers where
-            all below are fractions, or is quoted.
+        ValueError: the row counts from 0, or it alone increases in equal steps, or it has integers where all
+            numbers below are fractions, or it is quoted.
     """
     first, width = x[0], x.shape[1]
     counts = all_integers and torch.equal(first, torch.arange(width, dtype=first.dtype))
@@ -158,8 +158,8 @@ def check_first_column(x: Tensor, bodies: Sequence[str], fractions: Sequence[boo
         fractions: whether a column has a number that is not written as an integer.
 
     Raises:
-        ValueError: only the first column is quoted, as R writes row names; or it counts from 0 or 1, and two
-            or more columns of fractions follow.
+        ValueError: only the first column is quoted, as R writes row names; or the first column counts from 0
+            or 1, and two or more columns of fractions follow.
     """
     n, width = x.shape
     only_first = width > 1 and all(t.startswith('"') and t.count('"') == 2 for t in bodies)
@@ -174,15 +174,16 @@ def check_first_column(x: Tensor, bodies: Sequence[str], fractions: Sequence[boo
 def column_positions(
     layout: Layout, names: Sequence[str] | None, row: tuple[int, list[str]]
 ) -> list[int] | None:
-    """The positions from 0 that ``--columns`` asks for; None for all.
+    """The positions, counted from 0, that ``--columns`` selects; None for all.
 
     Args:
         layout: has the option.
-        names: the header, if there is one. One name less than cells: the first column has row names.
+        names: the header, if there is one. If it has one name less than a row has cells, the first column
+            has row names.
         row: a row of numbers, and its line.
 
     Raises:
-        ValueError: no such column, or one that is there twice.
+        ValueError: no such column, or one that exists twice.
     """
     if layout.columns is None:
         return None

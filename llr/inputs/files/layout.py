@@ -1,6 +1,6 @@
-"""How a table is written as text: its encoding, its lines, and what separates its cells.
+"""How a table is written as text: its encoding, its lines, and the separator of its cells.
 
-Whatever two readers could understand differently is refused; the options of :class:`Layout` decide it.
+Ambiguous text is refused; the options of :class:`Layout` resolve the ambiguity.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_LOOKED_AT = 100  # lines, for the separator: one that comes later leaves a cell that is no number
+_LOOKED_AT = 100  # lines, to find the separator: one that occurs only later makes a cell no number
 _QUOTED = re.compile(r'"[^"]*"')
 _GROUPS_BY_SPACES = re.compile(r"\s*[+-]?[1-9]\d{0,2}([ \t]+\d{3})+\s*")
 _TWO_INTEGERS = re.compile(r"\s*[+-]?\d+,\d+\s*")
@@ -27,15 +27,15 @@ _INNER_SPACE = re.compile(r"[^\s,][ \t]+[^\s,]")
 
 @dataclass(frozen=True)
 class Layout:
-    """How a table is to be read, as the options say; None where the file shall tell.
+    """The options for reading a table; None for an option to be determined from the file.
 
     Args:
-        sep: between cells: ``,`` ``;`` ``|``, tab or space, as characters or words. Space stands for any
-            number of spaces and tabs.
+        sep: the separator of cells: ``,`` ``;`` ``|``, tab or space, as a character or a word. Space means
+            any number of spaces and tabs.
         decimal: ``.`` or ``,``.
         header: whether the first line holds names.
-        columns: which ones, and in which order: positions from 1 such as ``1-3,5`` and ``2-``, or names
-            such as ``age,dose``. Only these must be numbers.
+        columns: the columns to read, in this order: positions from 1 such as ``1-3,5`` and ``2-``, or names
+            such as ``age,dose``. Only these columns must be numbers.
     """
 
     sep: str | None = None
@@ -44,7 +44,7 @@ class Layout:
     columns: str | None = None
 
     def checked(self) -> Layout:
-        """The same with the separator as a character.
+        """The same options with the separator as a character.
 
         Raises:
             ValueError: another separator or decimal mark.
@@ -60,7 +60,7 @@ class Layout:
 
     @property
     def given(self) -> list[str]:
-        """The options that were given, as they are written in the shell."""
+        """The options that were given, as written on the command line."""
         header = {True: "--header", False: "--no-header", None: None}[self.header]
         options = (self.sep and "--sep", self.decimal and "--decimal", header)
         return [o for o in (*options, self.columns and "--columns") if o]
@@ -95,7 +95,7 @@ def decoded(data: bytes) -> str:
 
 
 def lines_of(text: str) -> list[Line]:
-    """The lines that count. Comments begin with ``#`` and a space; empty lines are only for the end.
+    """The lines with content. Comments begin with ``#`` and a space; empty lines may only be at the end.
 
     A ``#`` before anything else is part of a cell: spreadsheets write ``#N/A`` where a value is missing.
 
@@ -117,12 +117,12 @@ def lines_of(text: str) -> list[Line]:
 
 
 def separator(lines: Sequence[Line], layout: Layout, suffix: str) -> str:
-    """What separates the cells of a table.
+    """The separator of the cells of a table.
 
-    The first line counts only where it is alone: names may contain anything.
+    The first line is used only if it is the only line, since names may contain anything.
 
     Raises:
-        ValueError: it could be several things; says which option decides.
+        ValueError: there are several possibilities; names the option that decides.
     """
     if layout.sep is not None:
         return layout.sep
@@ -146,7 +146,7 @@ def separator(lines: Sequence[Line], layout: Layout, suffix: str) -> str:
             "they mean"
         )
     if layout.decimal == ",":
-        # One column, unless quotes keep the decimal commas apart from the others.
+        # One column, unless numbers with decimal commas are quoted.
         return "," if any('"' in line.text for line in lines[1:]) else ";"
     return _comma(lines, layout)
 
@@ -164,7 +164,7 @@ def _space(lines: Sequence[Line], rows: Sequence[str], suffix: str, layout: Layo
 
 
 def _comma(lines: Sequence[Line], layout: Layout) -> str:
-    """Commas alone: between columns, or decimal ones of a single column."""
+    """The separator if there are only commas: between columns, or decimal marks of a single column."""
     first = _QUOTED.sub("", lines[0].text)
     several = first.count(",") > 0 and not _TWO_INTEGERS.fullmatch(first)
     body = lines[1:] or lines

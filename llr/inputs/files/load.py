@@ -1,6 +1,6 @@
-"""Reading models, weights and samples, and writing results. Nothing is ever unpickled.
+"""Reads samples from files. Nothing is ever unpickled.
 
-Every refusal is a ValueError of one line that names the file and says what to do.
+Every error is a ValueError of one line that names the file and says what to do.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llr.inputs.files.tables import read_table
 
 _TEXT = (".csv", ".tsv", ".txt", ".dat")
 _BINARY = (".npy", ".npz", ".pt", ".safetensors")
-_LARGE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch computes little with them
+_LARGE_UNSIGNED = (torch.uint16, torch.uint32, torch.uint64)  # torch has few operations for them
 
 
 def load_inputs(
@@ -47,17 +47,17 @@ def load_inputs(
         path: .csv, .tsv, .txt or .dat (see :func:`llr.inputs.files.tables.read_table`), ``-`` for such text
             on standard input, .npy or .npz (never pickled), .pt (loaded with ``weights_only=True``) or
             .safetensors.
-        dtype: of the result. None keeps integers, int64 those of text, and makes float64 of everything
-            else.
-        layout: of text: separator, decimal mark, header, columns. None, and what it leaves open, is read
-            off the file where that is certain.
-        key: names the array of a .npz, .safetensors or .pt file that has several.
-        what: is read, for messages.
+        dtype: of the result. None keeps integers (those of text become int64), and converts everything else
+            to float64.
+        layout: of text: separator, decimal mark, header, columns. Options that are None are determined from
+            the file if they are certain.
+        key: the name of the array in a .npz, .safetensors or .pt file that has several.
+        what: what is read, for messages.
 
     Raises:
         ValueError: a missing, malformed or pickled file, an unknown suffix, complex numbers, NaN, Inf,
-            integers that float64 rounds where `dtype` is given, or text that is no table of numbers or could
-            be read in two ways.
+            integers that float64 rounds if `dtype` is given, or text that is not a table of numbers or is
+            ambiguous.
 
     Example:
         >>> import tempfile, pathlib
@@ -129,8 +129,8 @@ def converted(x: Tensor, dtype: torch.dtype, name: str) -> Tensor:
 
     Args:
         x: (n, ...).
-        dtype: of floating point.
-        name: of what is converted, for the message.
+        dtype: a floating-point dtype.
+        name: of the samples, for the message.
 
     Raises:
         ValueError: NaN or Inf, a number that is too large for `dtype`, or an integer that float64 rounds.
@@ -157,16 +157,16 @@ def _refuse_rounded(x: Tensor, name: str) -> None:
 
 
 def as_taken_by(model: nn.Module, x: Tensor, dtype: torch.dtype, name: str = "inputs") -> Tensor:
-    """Samples as a model takes them: integers where it reads tokens, floating point elsewhere.
+    """Convert samples for a model: integers if it reads tokens, else floating point.
 
-    It is tried on one sample, and only if all numbers are whole: floating point first, integers where that
-    fails, or would round them.
+    If all numbers are integers, the model is run on one sample: in floating point first, then with integers
+    if that fails or would round them.
 
     Args:
-        model: in evaluation mode. A copy of it is tried.
+        model: in evaluation mode. A copy is run.
         x: (n, ...), of any real dtype.
-        dtype: of floating point samples.
-        name: of what is converted, for the message.
+        dtype: of floating-point samples.
+        name: of the samples, for the message.
 
     Returns:
         x in `dtype`, or as int64; truth values may stay what they are.
@@ -197,11 +197,11 @@ def as_taken_by(model: nn.Module, x: Tensor, dtype: torch.dtype, name: str = "in
 
 def _runs(model: nn.Module, x: Tensor) -> bool:
     with contextlib.suppress(Exception):  # some modules cannot be copied
-        # So that a model which keeps something of its first sample keeps nothing of this one.
+        # Copy, since a model may keep something of the first sample it is run on.
         model = copy.deepcopy(model)
     with keeping_random_state(x.device), torch.no_grad():
         try:
             model(x)
-        except Exception:  # whatever it is: it does not take these
+        except Exception:  # after any exception: the model does not accept these samples
             return False
     return True

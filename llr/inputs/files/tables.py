@@ -1,7 +1,7 @@
-"""Tables of numbers in text files: the numbers that were meant, or a refusal that names the line.
+"""Reads tables of numbers from text files; ambiguous text is refused with its line.
 
-The csv module splits lines into cells, and nothing else is left to a library: readers such as pandas take the
-first line for names, NA for a number and ``1,5`` for two, without a word.
+The csv module splits lines into cells, and nothing else is left to a library: readers such as pandas silently
+take the first line for names, NA for a number and ``1,5`` for two numbers.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def read_table(data: bytes, layout: Layout | None = None, suffix: str = ".csv") 
     Args:
         data: the file. UTF-8, or UTF-16 and UTF-32 with a byte order mark; lines that begin with ``#`` and a
             space are comments.
-        layout: what is known of it. What is not known is read off the file where that is certain.
-        suffix: of the file's name: .tsv is separated by tabs, and spaces separate in all but .csv.
+        layout: the options that are known. Other options are determined from the file if they are certain.
+        suffix: of the file's name. In .tsv tabs separate cells; in all but .csv spaces may.
 
     Raises:
         ValueError: a cell that is missing or no finite number, rows of different lengths, no rows, or
-            something that could be read in two ways; names the line, and the option that decides.
+            ambiguous text; names the line, and the option that decides.
 
     Example:
         >>> from llr.inputs.files.tables import read_table
@@ -92,7 +92,7 @@ def read_table(data: bytes, layout: Layout | None = None, suffix: str = ".csv") 
 def _cells(lines: Sequence[Line], sep: str) -> Iterator[tuple[int, list[str]]]:
     """Each row's cells, with the number of the line on which it ends.
 
-    Where every line ends with a separator, the last column is empty throughout and left out.
+    If every line ends with a separator, the last column is empty and dropped.
     """
     spaces = sep == " "  # any number of spaces and tabs
     texts = [line.text.replace("\t", " ").strip(" ") if spaces else line.text for line in lines]
@@ -114,13 +114,11 @@ def _cells(lines: Sequence[Line], sep: str) -> Iterator[tuple[int, list[str]]]:
 def _about_quotes(lines: Sequence[Line], error: str) -> str:
     """What is wrong with the quotes of a row that the csv module cannot read."""
     if "expected after" in error:
-        return (
-            f"line {lines[-1].number}: there is text behind a closing quote; expected a separator"
-        )
+        return f"line {lines[-1].number}: there is text after a closing quote; expected a separator"
     opened, quoted = lines[0].number, False
     for line in lines:
         for quotes in _QUOTES.findall(line.text):
-            if len(quotes) % 2:  # two in a row stand for a quote in a cell, or for an empty cell
+            if len(quotes) % 2:  # a doubled quote is a quote within a cell, or an empty cell
                 opened, quoted = line.number, not quoted
     if quoted:
         return f"line {opened}: the quote that opens there is not closed; expected a second one"
@@ -129,7 +127,7 @@ def _about_quotes(lines: Sequence[Line], error: str) -> str:
 
 @dataclass
 class _Numbers:
-    """The rows so far, and what has been seen in them of how numbers are written."""
+    """The rows so far, and how numbers are written in them."""
 
     layout: Layout
     sep: str
@@ -147,12 +145,12 @@ class _Numbers:
     zero_led: tuple[int, str] | None = None
 
     def __post_init__(self) -> None:
-        # Between commas only a point can be a decimal mark, unless cells are quoted and somebody says so.
+        # Between commas only a point can be a decimal mark, unless cells are quoted and the option says so.
         self.mark = self.layout.decimal or ("." if self.sep == "," else None)
         self.mark_is_certain = self.mark is not None
 
     def add(self, line: int, cells: list[str]) -> None:
-        """Take a row."""
+        """Add a row."""
         if not self.rows:
             self.width = len(cells)
         elif len(cells) != self.width:
@@ -162,7 +160,7 @@ class _Numbers:
         self.rows += 1
 
     def _add_fractions(self, cells: list[str]) -> bool:
-        """Take a row, if it has nothing but fractions that need no second look: most rows of large files."""
+        """Add a row if all cells are fractions without ambiguity, as are most rows of large files."""
         if not (self.rows and self.mark == "." and self.mark_is_certain and self.positions is None):
             return False
         if not _FRACTIONS.fullmatch(" ".join(cells)):
@@ -232,7 +230,7 @@ class _Numbers:
 
 
 def _vanishes(cell: str, value: float) -> bool:
-    """Whether float64 makes 0 of a number that is not 0."""
+    """Whether a number that is not 0 is 0 in float64."""
     return value == 0 and _NOT_ZERO.match(cell.replace(",", ".")) is not None
 
 

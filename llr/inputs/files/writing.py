@@ -1,4 +1,4 @@
-"""Writing results: whole files or none, and whether they can be written, before the work."""
+"""Writes whole files or none, and checks before the work that they can be written."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
     """Write a whole file or none: a crash or Ctrl-C leaves the old content, never half of the new.
 
-    Missing parent directories are made. Text is written as UTF-8. Devices and pipes are simply
-    written to.
+    Missing parent directories are made. Text is written as UTF-8. Devices and pipes are written to
+    directly.
 
     Raises:
         OSError: the system refuses; names `path`.
@@ -27,7 +27,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
         '{}'
     """
     with _named(path):
-        # Through a link to the file it names: os.replace would put a file in the link's place.
+        # Resolve links: os.replace would replace the link itself.
         target = Path(path).resolve()
         if _is_device(target):
             target.write_bytes(data.encode() if isinstance(data, str) else data)
@@ -46,14 +46,14 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
 
 
 def require_writable(path: str | os.PathLike[str], what: str) -> None:
-    """Refuse a file that cannot be written, or whose directory is not there, before the work that it is for.
+    """Refuse a file that cannot be written, or whose directory does not exist, before the work starts.
 
     Args:
         path: its name.
         what: the option that gave it, for the message.
 
     Raises:
-        ValueError: it is a directory, its directory is not there, or nothing can be written into that.
+        ValueError: it is a directory, its directory does not exist, or the directory cannot be written to.
     """
     try:
         target = Path(path).resolve()
@@ -68,12 +68,12 @@ def require_writable(path: str | os.PathLike[str], what: str) -> None:
         temporary = _beside(target)
         temporary.open("xb").close()
         temporary.unlink()
-    except (OSError, RuntimeError) as err:  # RuntimeError: links in a circle
+    except (OSError, RuntimeError) as err:  # RuntimeError: a cycle of links
         raise ValueError(f"{what} {path}: cannot be written ({_reason(err)})") from err
 
 
 def require_directory(path: str | os.PathLike[str], what: str) -> None:
-    """Refuse a directory of results that cannot be made, or not be written into, before the work.
+    """Refuse a directory of results that cannot be made or written to, before the work starts.
 
     Raises:
         ValueError: says which.
@@ -104,7 +104,7 @@ def _reason(err: Exception) -> str:
 
 @contextlib.contextmanager
 def _named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors name the file that was asked for, not the temporary one beside it."""
+    """Make errors name the requested file, not the temporary file beside it."""
     try:
         yield
     except OSError as err:

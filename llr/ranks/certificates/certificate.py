@@ -1,4 +1,4 @@
-"""The proof of a lower bound of a rank as a value: what it says, its JSON, its checks of form."""
+"""The proof of a lower bound of a rank as a value: its fields, its JSON, and checks of its form."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 class Certificate(Shown):
     """Rows and columns of a Jacobian whose determinant is proved not to be zero.
 
-    A value is always well formed (ValueError otherwise, naming the field); whether it is true, for which
-    model and samples, is what :func:`verify` finds out.
+    A value is always well formed; the constructor raises ValueError otherwise, naming the field.
+    :func:`verify` checks whether the certificate is true of a model and samples.
 
     Attributes:
         rank: the proved lower bound r.
@@ -42,19 +42,19 @@ class Certificate(Shown):
         upper_from: "shape" for min(n_rows, n_params), "theory" for a closed form of dim T (docs/theory.md),
             "caller" for a bound that was passed to :func:`certify` and is not part of the proof, "exact
             rank" for a rank in rational arithmetic.
-        rows: r of them, ascending. They count sample by sample, then output by output.
-        columns: r of them, ascending.
-        bound: decimal text, a positive lower bound of the absolute value of their determinant.
+        rows: r row numbers, ascending. Rows are numbered sample by sample, within a sample output by output.
+        columns: r column numbers, ascending.
+        bound: a positive lower bound of the absolute value of the determinant, as decimal text.
         arithmetic: "balls" or "rationals".
         bits: the precision of the balls; None for rationals.
-        stopped: "upper bound met", "stopped growing" (the rank did not grow when the precision doubled, while
-            what remained shrank around zero: evidence, no proof, that it is no larger), "precision cap" or
-            "time limit".
-        structure: the model's layers in words.
-        model: SHA-256 of the layers, the parameters' exact values and names, and which of them are columns.
-        samples: SHA-256 of the samples in their order.
-        n_rows: rows of the Jacobian.
-        n_params: its columns.
+        stopped: why the search ended: "upper bound met", "stopped growing" (the rank did not grow when the
+            precision doubled, while the remaining entries shrank towards zero: evidence, but no proof, that
+            the rank is not larger), "precision cap" or "time limit".
+        structure: the model's layers as text.
+        model: SHA-256 of the layers, the parameters' exact values and names, and the choice of columns.
+        samples: SHA-256 of the samples, which depends on their order.
+        n_rows: number of rows of the Jacobian.
+        n_params: number of its columns.
         version: of llr.
         checksum: SHA-256 of all other fields.
     """
@@ -138,12 +138,12 @@ class Certificate(Shown):
 
     @property
     def intact(self) -> bool:
-        """Whether the checksum fits the other fields."""
+        """Whether the checksum matches the other fields."""
         return self.checksum == self._digest()
 
     @property
     def exact(self) -> bool:
-        """Whether lower and upper bound meet; then this is the rank, if the upper bound is right."""
+        """Whether lower and upper bound are equal; then they are the rank, if the upper bound is right."""
         return self.rank == self.upper
 
     @property
@@ -152,7 +152,7 @@ class Certificate(Shown):
         return hashlib.sha256(f"{self.model} {self.samples}".encode()).hexdigest()
 
     def __str__(self) -> str:
-        """One line: the rank, how it is proved, and what bounds it from above."""
+        """One line: the rank, how it is proved, and its upper bound."""
         how = "rational arithmetic" if self.bits is None else f"balls of {self.bits} bits"
         relation = "=" if self.exact else ">="
         above = "" if self.exact else f", {self.stopped}"
@@ -179,7 +179,7 @@ class Certificate(Shown):
         """The certificate that :meth:`to_dict` wrote.
 
         Raises:
-            ValueError: fields are missing, unknown, of another type or out of range, or do not add up to the
+            ValueError: fields are missing, unknown, of another type or out of range, or do not match the
                 checksum; names the field.
         """
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
@@ -205,15 +205,15 @@ class Certificate(Shown):
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the certificate as JSON, whole or not at all. Raises OSError where that fails."""
+        """Write the certificate as JSON, atomically. Raises OSError if that fails."""
         write_atomic(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Certificate:
-        """The certificate in a file that :meth:`save` wrote. Reads data only, executes nothing.
+        """Read a certificate from a file that :meth:`save` wrote. Only data is read; nothing is executed.
 
         Raises:
-            ValueError: the file cannot be read, or holds no well-formed certificate; names the file and the
+            ValueError: the file cannot be read, or has no well-formed certificate; names the file and the
                 field.
         """
         try:

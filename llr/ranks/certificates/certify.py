@@ -1,12 +1,12 @@
-"""A proof that a Jacobian has at least so much rank, and its independent check.
+"""Proves a lower bound of the rank of a Jacobian.
 
 The rank of a matrix is at least r if some r rows and r columns of it have a determinant that is not zero. A
-certificate names such rows and columns; that the determinant is not zero is shown in ball arithmetic, in
-which every rounding error is accounted for, or in rational numbers. The statement is about the exact
-function that the model's layers define, at the exact binary numbers in its parameters and samples.
+certificate names such rows and columns. It is proved in ball arithmetic, which bounds every rounding error,
+or in rational numbers that the determinant is not zero. The statement is about the exact function that the
+model's layers define, at the exact binary numbers in its parameters and samples.
 
-The upper bound has another origin: the shape of the matrix, a closed form of :mod:`llr.theory`, a bound that
-the caller brings, or, for models with rational derivatives, the exact rank.
+The upper bound comes from elsewhere: the shape of the matrix, a closed form of :mod:`llr.theory`, a bound
+that the caller gives, or, for models with rational derivatives, the exact rank.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ from llr.theory.tangents.upper import upper_bound
 
 __all__ = ["Certificate", "Verdict", "certify", "verify"]
 
-# Float64 parameters that differ by one unit in the last place differ by 2^-52; where such a difference shows
-# only to third order it is 2^-156. A rank that has not grown at this precision is not limited by it.
+# Float64 parameters that differ by one unit in the last place differ by 2^-52. If only the third order of
+# this difference matters, it is 2^-156. A rank that does not grow at this precision is not limited by the
+# precision.
 _ENOUGH_BITS = 256
 _FIRST_BITS = 64
 
@@ -64,26 +65,28 @@ def certify(
 ) -> Certificate:
     """A proved lower bound of the rank of the model's Jacobian on these samples.
 
-    At each precision, elimination finds as many rows and columns as can be told from noise, and one
-    determinant in balls proves them. The precision doubles until the bound meets the upper bound or no longer
-    grows. For models of ReLU, polynomials and linear layers the rank is found exactly, in rational numbers.
+    At each precision, elimination finds as many independent rows and columns as rounding errors allow, and
+    one determinant in balls proves them independent. The precision doubles until the lower bound reaches the
+    upper bound or no longer grows. For models of ReLU, polynomials and linear layers the exact rank is
+    computed in rational numbers.
 
     Args:
-        model: an MLP, or another model of those in docs/certificates.md.
+        model: an MLP, or another model that docs/certificates.md lists.
         x: (n, ...) samples.
         params: columns, or values of the parameters, as for :func:`llr.jacobian`; one point.
-        upper: an upper bound known otherwise, to stop there. It is believed, not proved. The bound is never
-            more than the shorter side of the matrix, nor than a closed form that :mod:`llr.theory` has.
+        upper: an upper bound from elsewhere, at which the search stops. It is trusted, not proved. The bound
+            is never more than the shorter side of the matrix, nor than a closed form of :mod:`llr.theory`.
         bits: the first precision; None for 64, or `max_bits` if that is less.
-        max_bits: the last, from 32 to 2^20.
-        timeout: seconds after which the search ends with what is proved then; None for no limit. Single steps
-            take about half a second at most, and longer only where the numbers have very many digits.
-        progress: False for none; or a function, called as ``progress(bits, proved, upper)`` now and then,
-            with bits None in rationals. Default: after two seconds a line on a terminal or in a notebook.
+        max_bits: the last precision, from 32 to 2^20.
+        timeout: seconds after which the search ends with what is proved by then; None for no limit. Single
+            steps take about half a second at most, and longer only if the numbers have very many digits.
+        progress: False for none; or a function, called as ``progress(bits, proved, upper)`` from time to
+            time, with bits None in rationals. Default: after two seconds a line on a terminal or in a
+            notebook.
 
     Returns:
-        A `Certificate`. At the precision cap, at the time limit, or where the rank stops growing below the
-        upper bound, its ``rank`` is less than its ``upper`` and ``stopped`` says why.
+        A `Certificate`. If the search ends at the precision cap, at the time limit, or because the rank stops
+        growing below the upper bound, its ``rank`` is less than its ``upper`` and ``stopped`` says why.
 
     Raises:
         ValueError: `upper` is disproved; precisions or `timeout` out of range; a model that
@@ -173,7 +176,7 @@ def _in_balls(
         try:
             A = Scaled(network.jacobian(bits), bits)
             pivots = find_pivots(A, lambda: report(bits, best.rank, goal))  # noqa: B023 - called at once
-            # While more precision shows more pivots, fewer of them are not worth a search.
+            # While more precision finds more pivots, do not search for a proof of fewer pivots.
             last = len(pivots) <= count or bits >= max_bits
             count = len(pivots)
             proved, bound = prove(A, pivots, search=last)
@@ -216,7 +219,7 @@ def _in_balls(
 
 
 def _goal(network: Network, params: Selection, upper: int | None) -> tuple[int, str]:
-    """The smallest upper bound, and which it is."""
+    """The smallest upper bound, and its source."""
     bounds = [(min(network.n_rows, network.n_params), "shape")]
     if not network.rational:
         closed = upper_bound(network.problem, params)
@@ -237,7 +240,7 @@ class _Proof:
 
 
 def _settled(left: arb, before: arb | None, bits: int) -> bool:
-    """Whether what remains shrank with the precision as zeros do."""
+    """Whether the remaining entries shrank with the precision as those of a zero matrix do."""
     if left == 0:
         return True
     if before is None or bits < _ENOUGH_BITS:
@@ -247,7 +250,7 @@ def _settled(left: arb, before: arb | None, bits: int) -> bool:
 
 
 def _less(bound: arb) -> arb:
-    """A little less: a check at another precision may have a ball around the same number."""
+    """A slightly smaller bound, since a check at another precision has another ball around the number."""
     with precision(_ENOUGH_BITS):
         return (bound * (1 - arb((1, -36)))).lower()
 

@@ -31,12 +31,12 @@ _FIRST_BITS = 128
 
 @dataclass(frozen=True, repr=False)
 class Verdict(Record):
-    """What :func:`verify` found; true or false as itself."""
+    """The result of :func:`verify`, usable as a truth value."""
 
     valid: bool
     reason: str
     checked: bool = True
-    """False if `timeout` or `max_bits` ended the check: then the certificate may be true or not."""
+    """False if `timeout` or `max_bits` ended the check, which then has no result."""
 
     def __bool__(self) -> bool:
         return self.valid
@@ -64,31 +64,31 @@ def verify(
 ) -> Verdict:
     """Whether a certificate is true of this model and these samples.
 
-    The check shares only the evaluation of the Jacobian with what made the certificate, and for large
-    matrices the order of elimination. The named rows are evaluated at twice the certificate's precision, and
-    more if that does not decide, up to eight times. That the submatrix A is nonsingular follows from an
-    approximate inverse X with ||I - X A|| < 1 in balls; the bound of the determinant is compared with a
-    determinant at that precision. An exact rank is computed again modulo other primes. An upper bound from a
-    caller is no part of the proof: it is refused if one elimination of the whole matrix, at the precision of
-    the certificate, shows a larger rank, and believed otherwise; the reason says so.
+    The check shares with :func:`certify` only the evaluation of the Jacobian and, for large matrices, the
+    order of elimination. The named rows are evaluated at twice the certificate's precision, or at up to eight
+    times if that does not decide. An approximate inverse X with ||I - X A|| < 1 in balls proves that the
+    submatrix A is nonsingular; the bound of the determinant is compared with a determinant at the same
+    precision. An exact rank is computed again modulo other primes. An upper bound from a caller is not part
+    of the proof: it is refused if one elimination of the whole matrix, at the precision of the certificate,
+    gives a larger rank. Otherwise it is trusted, and the reason says so.
 
-    A certificate that someone else made costs no more work than one of :func:`certify` with the same
-    `max_bits` would: one that claims more precision is not looked at.
+    A certificate from an untrusted source costs at most the work of one from :func:`certify` with the same
+    `max_bits`: a certificate that claims more precision is not checked.
 
     Args:
         certificate: the claim.
-        model: the model that it is said to be of.
-        x: the samples.
+        model: the model of the claim.
+        x: the samples of the claim.
         params: as for :func:`certify`.
-        max_bits: the precision that the certificate may have, as it was for :func:`certify`.
+        max_bits: the largest precision that the certificate may have, as for :func:`certify`.
         timeout: seconds after which the check ends without a result (`checked` is False); None for no limit.
 
     Returns:
-        A `Verdict`: true or false, with a reason that names what differs.
+        A `Verdict`, true or false, with a reason that names any difference.
 
     Raises:
-        TypeError: `certificate` is no `Certificate`.
-        ValueError: what :func:`certify` refuses of the model and the samples.
+        TypeError: `certificate` is not a `Certificate`.
+        ValueError: a model or samples that :func:`certify` refuses.
 
     Source: S. M. Rump, "Verification methods: rigorous results using floating-point arithmetic", Acta
     Numerica 19 (2010), section 10, for the inverse.
@@ -138,7 +138,7 @@ def verify(
 
 
 def _difference(certificate: Certificate, network: Network) -> str:
-    """What shows without evaluating anything that the certificate is of something else."""
+    """How the certificate differs from the model and samples, without evaluation; empty if it does not."""
     if not certificate.intact:
         return "the checksum does not fit the other fields: the certificate was altered"
     if certificate.structure != network.structure:
@@ -164,7 +164,7 @@ def _false_upper(certificate: Certificate, network: Network, params: Selection) 
         if closed is None or certificate.upper != closed.upper:
             return f"upper is {certificate.upper}; the closed form is {closed and closed.upper}"
     if certificate.upper_from == "exact rank":
-        # Other primes than those that made the certificate.
+        # Use other primes than `certify`.
         rank, _ = exact_rank(integer_rows(network.rational_jacobian())[0], below=2**61)
         if rank != certificate.upper:
             return f"upper is {certificate.upper}; the exact rank is {rank}"
@@ -172,7 +172,7 @@ def _false_upper(certificate: Certificate, network: Network, params: Selection) 
 
 
 def _disproved(certificate: Certificate, network: Network) -> str:
-    """Why a caller's upper bound is false, if one elimination shows that; empty if it does not."""
+    """Why a caller's upper bound is false, if one elimination shows it; empty otherwise."""
     if network.rational:
         least = rank_at_least(integer_rows(network.rational_jacobian())[0])
     else:
@@ -185,9 +185,9 @@ def _disproved(certificate: Certificate, network: Network) -> str:
 
 
 def _unproved(certificate: Certificate, network: Network) -> str:
-    """Why the submatrix is not shown to be nonsingular with such a determinant; empty if it is."""
+    """Why it is not proved that the submatrix is nonsingular with such a determinant; empty if it is."""
     most = 8 * max(certificate.bits or MOST_BITS // 2, _FIRST_BITS // 2)
-    # What an honest certificate needs at once; what a forged one only says, in the end.
+    # Begin with the precision that a true certificate needs; a false one may claim any precision.
     bits = 2 * certificate.bits if certificate.bits and certificate.bits <= 1024 else _FIRST_BITS
     while True:
         with precision(bits):
@@ -195,7 +195,7 @@ def _unproved(certificate: Certificate, network: Network) -> str:
             if network.rational:
                 exact = network.rational_jacobian(certificate.rows)
                 rows = arb_mat(exact)
-                # An integer that is not 0, divided by these powers of two.
+                # The determinant is a nonzero integer divided by these powers of two.
                 least = arb((1, -sum(integer_rows(exact)[1])))
             else:
                 rows = network.jacobian(bits, certificate.rows)
@@ -216,7 +216,7 @@ def _unproved(certificate: Certificate, network: Network) -> str:
 
 
 def _order(A: Scaled) -> tuple[list[int], list[int]]:
-    """The rows and columns in an order of elimination, which large matrices need."""
+    """The rows and columns in an order of elimination, as needed for large matrices."""
     n = len(A.entries)
     if n <= largest_piece(A.bits):
         return list(range(n)), list(range(n))
@@ -229,5 +229,5 @@ def _columns(M: arb_mat, columns: Sequence[int]) -> arb_mat:
 
 
 def _nonsingular(A: Array, piece: int) -> bool:
-    """Whether X A is near 1 for some X, so that every matrix in the balls of A is nonsingular."""
+    """Whether an X with X A near the identity was found, so that every matrix in the balls is nonsingular."""
     return checked_inverse(A, piece) is not None

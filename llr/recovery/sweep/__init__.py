@@ -1,7 +1,7 @@
-"""Sweeps: a grid of cells, computed by any number of processes, and kept in one file.
+"""Sweeps: a grid of cells, computed by any number of processes, with all results in one file.
 
-See :meth:`Spec.parse` for how a grid is written, and :func:`run` for what running it promises. On the
-command line: ``llr sweep spec.toml``, whose ``--help`` shows a spec; on several machines
+See :meth:`Spec.parse` for the format of a grid, and :func:`run` for what a run guarantees. On the command
+line use ``llr sweep spec.toml``, whose ``--help`` shows a spec; on several machines
 ``torchrun --nproc-per-node 8 -m llr.recovery.sweep spec.toml``.
 
 Example:

@@ -1,4 +1,4 @@
-"""``python -m llr.recovery.sweep``, which torchrun can start as well."""
+"""``python -m llr.recovery.sweep``, which torchrun can also start."""
 
 from llr.cli.sweep import sweep
 

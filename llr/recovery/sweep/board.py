@@ -1,21 +1,22 @@
-"""A board of keys on which the processes of a sweep meet: the key-value store of torch.distributed.
+"""The board: keys by which the processes of a sweep communicate, in the key-value store of torch.distributed.
 
-One process, the coordinator, knows what is to be done and writes what comes back; the others are workers.
-They meet on this board, not in collective operations, in which one dead process would hold up all.
+One process, the coordinator, hands out cells and writes their results; the other processes are workers.
+They do not use collective operations, in which one dead process would block all others. T is the number of a
+ticket, W the name of a worker:
 
-    cell/T      the coordinator publishes cells in an order; T is their ticket
-    next        a worker takes the next ticket: an atomic counter, so that no two get the same
-    claim/T     who took it
-    begun/T     that it has been read, and is being computed
-    result/T    what came of it
-    beat/W      grows while W lives. The cell of a worker whose beat has stopped is published again,
-                under another ticket; the first result of a cell counts, and all are equal
-    end         nothing is left to do (an empty text), or why the sweep stops
-    bye/W       W has seen the end
+    cell/T      the cell of ticket T, published by the coordinator in the order of T
+    next        the next ticket: an atomic counter, so that no two workers get the same one
+    claim/T     the worker that took the ticket
+    begun/T     set when the worker has read the cell and computes it
+    result/T    the outcome of the cell
+    beat/W      a counter that grows while W lives. The cell of a worker whose counter has stopped is
+                published again, under another ticket; the first result of a cell counts, and all are equal
+    end         an empty text if nothing is left to do, or the reason why the sweep stops
+    bye/W       set when W has read the end
 
-A worker first says its name at join/I, and waits at welcome/W for the prefix of this coordinator's keys. A
-group that torchrun has restarted may find a board with the keys of its dead predecessor on it, and must not
-take them for its own.
+A worker first writes its name to join/I, and waits at welcome/W for the prefix of this coordinator's keys. A
+group that torchrun has restarted may find keys of its dead predecessor in the store; the prefix keeps them
+apart.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from typing import Any
 from torch import distributed
 
 POLL = 0.02
-"""Seconds between two looks at the board."""
+"""Seconds between two reads of the board."""
 
 JOINING = 300.0
-"""Seconds in which the processes of a group must have found each other."""
+"""Seconds within which the processes of a group must connect to each other."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a board is."""
+    """The address of a board."""
 
     host: str
     port: int
@@ -47,7 +48,7 @@ class Address:
 
 
 def connect(address: Address, **server: Any) -> Any:
-    """The store at an address, served from here if there are arguments for that.
+    """Connect to the store at an address, or serve it from this process if `server` has arguments for that.
 
     Raises:
         RuntimeError: a torch without torch.distributed.
@@ -56,7 +57,7 @@ def connect(address: Address, **server: Any) -> Any:
         raise RuntimeError(
             "this torch was built without torch.distributed: use one process (--jobs 1)"
         )
-    torch_distributed: Any = distributed  # its annotations do not know what it exports
+    torch_distributed: Any = distributed  # its annotations lack names that it exports
     return torch_distributed.TCPStore(
         address.host,
         address.port,
@@ -67,7 +68,7 @@ def connect(address: Address, **server: Any) -> Any:
 
 
 class Board:
-    """JSON under keys that all processes see."""
+    """JSON values by key, which all processes can read and write."""
 
     def __init__(self, store: Any, prefix: str) -> None:
         self._store = store
@@ -83,7 +84,7 @@ class Board:
         return Board(self._store, f"{self._prefix}/{prefix}")
 
     def another(self) -> Board:
-        """The same for another thread: a connection takes one call at a time."""
+        """A board with a new connection, for another thread: a connection takes one call at a time."""
         return Board(self._store.clone(), self._prefix)
 
     def set(self, key: str, value: Any) -> None:
@@ -91,22 +92,22 @@ class Board:
         self._store.set(f"{self._prefix}/{key}", json.dumps(value))
 
     def get(self, key: str) -> Any:
-        """A value, or None where there is none."""
+        """The value of a key; None if there is none."""
         name = f"{self._prefix}/{key}"
         return json.loads(self._store.get(name)) if self._store.check([name]) else None
 
     def forget(self, key: str) -> None:
-        """Take a value off the board."""
+        """Delete a key."""
         self._store.delete_key(f"{self._prefix}/{key}")
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a counter at once for all; returns what it is now."""
+        """Add to a counter atomically; return its new value."""
         return self._store.add(f"{self._prefix}/{key}", amount)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a worker must know beyond its cells."""
+    """What a worker must know in addition to its cells."""
 
     runner: str
     threads: int
@@ -118,20 +119,20 @@ class Plan:
         return min(1.0, self.lease / 10)
 
     @property
-    def patience(self) -> int:
-        """How many looks another may be still before it counts as dead."""
+    def most_silent(self) -> int:
+        """How many times in a row a counter may be unchanged before its process counts as dead."""
         return math.ceil(self.lease / self.tick)
 
 
-class Heart(threading.Thread):
-    """Says that this process lives, and looks now and then whether it still should.
+class Heartbeat(threading.Thread):
+    """A thread that shows that this process lives: it increments a counter on the board.
 
     Args:
-        board: where to say it.
-        name: whose heart it is.
+        board: the board.
+        name: the name of this process.
         tick: seconds between two beats.
         look: called after each beat.
-        lost: called if the board is there no more.
+        lost: called if the connection to the board is lost.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class Heart(threading.Thread):
         look: Callable[[Board], None] | None = None,
         lost: Callable[[], None] | None = None,
     ) -> None:
-        super().__init__(daemon=True, name=f"heart of {name}")
+        super().__init__(daemon=True, name=f"heartbeat of {name}")
         self._board, self._key, self._tick = board.another(), f"beat/{name}", tick
         self._look, self._lost = look, lost
         self._stopped = threading.Event()
@@ -161,23 +162,23 @@ class Heart(threading.Thread):
                 self._lost()
 
     def stop(self) -> None:
-        """No further beat."""
+        """Stop beating, and wait for the thread to end."""
         self._stopped.set()
         self.join()
 
 
 @dataclass
-class Pulse:
-    """How long another's heart has been still.
+class Silence:
+    """Counts how many times in a row the counter of another process was unchanged.
 
-    Counted in looks of one's own, not by the clock: a machine that slept has not watched for so long.
+    Time is not measured by the clock: while a machine is suspended the clock goes on, but nothing is read.
     """
 
     beat: int = 0
     still: int = 0
 
-    def felt(self, beat: int | None) -> int:
-        """Looks since the last change."""
+    def measure(self, beat: int | None) -> int:
+        """Take the current value of the counter; return how often it was read since its last change."""
         self.still = self.still + 1 if beat in (None, self.beat) else 0
         self.beat = beat or self.beat
         return self.still

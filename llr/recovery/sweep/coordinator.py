@@ -1,4 +1,4 @@
-"""Handing out cells, taking their results, and giving out again what a dead worker had."""
+"""The coordinator: hands out cells, takes their results, and hands out the cells of dead workers again."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 
-from llr.recovery.sweep.board import Board, Heart, Plan, Pulse
+from llr.recovery.sweep.board import Board, Heartbeat, Plan, Silence
 from llr.recovery.sweep.runner import Outcome
 from llr.recovery.sweep.spec import Cell
 
-_AHEAD = 256  # cells on the board that nobody has taken yet
-_MOST_DEATHS = 3  # of one cell
+_AHEAD = 256  # cells on the board that no worker has taken yet
+_MOST_DEATHS = 3  # of processes that compute one cell
 
 
 @dataclass
@@ -26,24 +26,24 @@ class _Ticket:
 
 @dataclass
 class _Worker:
-    pulse: Pulse = field(default_factory=Pulse)
+    silence: Silence = field(default_factory=Silence)
     own: bool = False
     silent: bool = False
-    buried: bool = False
+    ended: bool = False
     gone: bool = False
 
     @property
     def dead(self) -> bool:
-        return self.silent or self.buried
+        return self.silent or self.ended
 
 
 class Coordinator:
-    """Hands out cells and takes their results; :meth:`step` is one round of that, until none is `left`.
+    """Hands out cells and takes their results. Call :meth:`step` until no cell is `left`.
 
     Args:
-        board: empty, or with keys of dead predecessors.
-        cells: to be computed.
-        plan: for the workers.
+        board: the board, empty or with keys of dead predecessors.
+        cells: the cells to compute.
+        plan: what the workers have to know.
         record: called with each cell's first outcome.
     """
 
@@ -72,8 +72,8 @@ class Coordinator:
         self._ended = 0
         self._board.set("plan", asdict(plan))
         self._publish()
-        self._heart = Heart(self._board, "coordinator", plan.tick)
-        self._heart.start()
+        self._heartbeat = Heartbeat(self._board, "coordinator", plan.tick)
+        self._heartbeat.start()
 
     @property
     def left(self) -> int:
@@ -81,7 +81,7 @@ class Coordinator:
         return len(self._left)
 
     def step(self) -> None:
-        """Welcome who came, take results, give out again what the dead had, publish more."""
+        """Answer new workers, take results, publish the cells of dead workers again, publish more cells."""
         self._welcome()
         self._look()
         issued = min(self._board.add("next", 0), len(self._tickets))
@@ -92,24 +92,24 @@ class Coordinator:
             self._follow(number, ticket)
         self._publish()
 
-    def adopt(self, name: str) -> None:
-        """Say that a worker is a process of the coordinator's own, whose death is seen without its beat."""
+    def add_own(self, name: str) -> None:
+        """Register a worker process of the coordinator, whose end is noticed without its counter."""
         self._workers[name] = _Worker(own=True)
 
-    def bury(self, name: str) -> None:
-        """Say that an adopted worker is dead."""
-        self._workers[name].buried = True
+    def mark_ended(self, name: str) -> None:
+        """Mark one of the coordinator's own worker processes as ended."""
+        self._workers[name].ended = True
 
     def end(self, reason: str = "") -> None:
-        """Send everybody home: at the end, or for a reason before it."""
+        """Tell all workers to stop: at the end of the sweep, or earlier for a reason."""
         self._board.set("end", reason)
         self._ended = 0
 
     def awaits(self, others: int = 0) -> bool:
-        """Whether somebody has yet to hear of the end; none of them is awaited longer than a lease.
+        """Whether a worker has not yet read the end. None of them is waited for longer than a lease.
 
         Args:
-            others: how many workers there are beside those adopted, some of which may only be starting.
+            others: the number of workers that are not the coordinator's own; some may still be starting.
         """
         self._welcome()
         self._ended += self._look()
@@ -117,11 +117,11 @@ class Coordinator:
             worker.gone = worker.gone or self._board.get(f"bye/{name}") is not None
         here = [worker for worker in self._workers.values() if not (worker.gone or worker.dead)]
         absent = others - sum(not worker.own for worker in self._workers.values())
-        return self._ended <= self._plan.patience and (bool(here) or absent > 0)
+        return self._ended <= self._plan.most_silent and (bool(here) or absent > 0)
 
     def close(self) -> None:
-        """Stop the heart."""
-        self._heart.stop()
+        """Stop the heartbeat."""
+        self._heartbeat.stop()
 
     def _welcome(self) -> None:
         joined = self._entrance.add("joins", 0)
@@ -135,14 +135,14 @@ class Coordinator:
                 self._entrance.set(f"welcome/{name}", self._generation)
 
     def _look(self) -> bool:
-        """Feel all pulses, if it is time for that again."""
+        """Read the counters of all workers, at most once a tick; return whether they were read."""
         if time.monotonic() - self._looked < self._plan.tick:
             return False
         self._looked = time.monotonic()
         for name, worker in self._workers.items():
             if not worker.gone:
-                still = worker.pulse.felt(self._board.get(f"beat/{name}"))
-                worker.silent = still > self._plan.patience
+                still = worker.silence.measure(self._board.get(f"beat/{name}"))
+                worker.silent = still > self._plan.most_silent
         for ticket in self._open.values():
             ticket.unclaimed += ticket.owner is None
         return True
@@ -155,15 +155,17 @@ class Coordinator:
             for kind in ("cell", "claim", "begun", "result"):
                 self._board.forget(f"{kind}/{number}")
         elif not ticket.lost and self._is_lost(number, ticket):
-            # It stays open: a worker that was only slow may still answer.
+            # The ticket stays open: a worker that was only slow may still answer.
             ticket.lost = True
             self._give_again(ticket, begun=self._board.get(f"begun/{number}") is not None)
 
     def _is_lost(self, number: int, ticket: _Ticket) -> bool:
         if ticket.owner is None:
             ticket.owner = self._board.get(f"claim/{number}")
-        if ticket.owner is None:  # it died between taking the ticket and saying so
-            return ticket.unclaimed > self._plan.patience
+        if (
+            ticket.owner is None
+        ):  # the worker may have died between taking the ticket and claiming it
+            return ticket.unclaimed > self._plan.most_silent
         return self._workers[ticket.owner].dead
 
     def _give_again(self, ticket: _Ticket, begun: bool) -> None:

@@ -29,7 +29,7 @@ _LIKELY = 1.96  # standard deviations: an interval of 95 %
 
 @dataclass(frozen=True)
 class _Point:
-    """The runs of one n and one width: successes among them, and the predicted size."""
+    """The runs of one n and one width: their number, the successes, and the predicted size."""
 
     n: int
     width: Value | None
@@ -43,10 +43,10 @@ class _Point:
 
 
 def selected(rows: Sequence[Row], where: Iterable[str]) -> list[Row]:
-    """The rows whose coordinates are as ``name=value`` says, for each of `where`.
+    """The rows whose coordinates satisfy ``name=value`` for each condition of `where`.
 
     Raises:
-        ValueError: malformed, no such coordinate, or no row left.
+        ValueError: a malformed condition, an unknown coordinate, or no row that satisfies all conditions.
     """
     rows = list(rows)
     for condition in where:
@@ -67,19 +67,19 @@ def draw(
 ) -> Figure:
     """Draw the mean of a result over seeds, against n.
 
-    Each combination of the other coordinates is drawn for itself. If it has several widths: as a heat map of
-    n and width, with a mark at the predicted size of each width. Else as a line, with its 95 % interval
-    (Wilson's), and the predicted size as a dashed line of the same colour; lines share a panel, to the right
-    of the heat maps. Cells that failed are left out.
+    Each combination of the other coordinates is drawn separately. A combination with several widths is a heat
+    map of n and width, with a mark at the predicted size of each width. A combination with one width is a
+    line with its 95 % interval (Wilson's), and a dashed line of the same colour at the predicted size. Lines
+    share a panel to the right of the heat maps. Failed cells are left out.
 
     Args:
-        rows: of the sweep, as ``store.rows()`` gives them.
+        rows: the rows of the sweep, from ``store.rows()``.
         success: the result that is drawn, between 0 and 1 or true and false.
-        predicted: the result that holds the predicted number of samples, where there is one.
+        predicted: the result that holds the predicted number of samples, if there is one.
 
     Raises:
-        ValueError: no finished cell has such a result, one is not between 0 and 1, or there is more than a
-            figure can show.
+        ValueError: no finished cell has such a result, a result is not between 0 and 1, or there are more
+            combinations than a figure can show.
     """
     groups = _grouped(rows, success, predicted)
     maps = {k: points for k, points in groups.items() if len({p.width for p in points}) > 1}
@@ -114,7 +114,7 @@ def _with_width(label: str, points: Sequence[_Point]) -> str:
 
 
 def _grouped(rows: Sequence[Row], success: str, predicted: str) -> dict[str, list[_Point]]:
-    """Points by the label of their group: the coordinates, beside n, width and seed, that vary."""
+    """Points by the label of their group: the coordinates that vary, except n, width and seed."""
     done = [
         row
         for row in sorted(rows, key=lambda row: table_order(row.cell))
@@ -123,7 +123,7 @@ def _grouped(rows: Sequence[Row], success: str, predicted: str) -> dict[str, lis
     if not done:
         known = sorted({n for r in rows if r.outcome for n in r.outcome.values or ()})
         raise ValueError(
-            f"no cell has a result {success!r}; those there are: {', '.join(known) or 'none yet'}"
+            f"no cell has a result {success!r}; expected one of: {', '.join(known) or 'none yet'}"
         )
     names = ordered({name for row in done for name in row.cell.values} - {"n", "width", "seed"})
     varying = [name for name in names if len({row.cell.values.get(name) for row in done}) > 1]
@@ -152,7 +152,7 @@ def _point(
         if isinstance(rate, str) or not 0 <= rate <= 1:
             raise ValueError(f"{success} is {rate!r} at n = {n}; expected true, false, or 0 to 1")
     sizes = [run[predicted] for run in runs if isinstance(run.get(predicted), int | float)]
-    # Targets of one kind may differ in their size: the mean says where to look.
+    # Targets of one kind may differ in their predicted size: the mean is marked.
     size = sum(sizes) / len(sizes) if sizes else None
     return _Point(n, width, float(sum(rates)), len(rates), size)
 
@@ -186,7 +186,7 @@ def _lines(figure: FigureBase, groups: Mapping[str, Sequence[_Point]], ylabel: s
 
 
 def _map_size(count: int) -> tuple[float, float]:
-    """Width and height of so many heat maps, in inches."""
+    """Width and height of `count` heat maps, in inches."""
     columns, rows = _map_grid(count)
     return 0.9 + 2.6 * columns, 0.6 + 2.3 * rows
 
@@ -212,7 +212,7 @@ def _heat_maps(figure: FigureBase, groups: Mapping[str, Sequence[_Point]], ylabe
 
 
 def _heat_map(ax: Axes, points: Sequence[_Point]) -> Any:
-    """Cells of equal size in the order of n and of width, whatever the steps between these."""
+    """Draw cells of equal size in the order of n and of width, for any steps between these."""
     ns = sorted({point.n for point in points})
     widths = sorted({point.width for point in points if point.width is not None})
     rates = [[math.nan] * len(ns) for _ in widths]
@@ -234,7 +234,7 @@ def _heat_map(ax: Axes, points: Sequence[_Point]) -> Any:
 
 
 def _place(size: float, ns: Sequence[int]) -> float | None:
-    """Where a size lies among cells that stand at 0.5, 1.5, ...; None beyond them."""
+    """The position of a size on an axis with cells at 0.5, 1.5, ...; None if it is outside."""
     if not ns[0] <= size <= ns[-1]:
         return None
     above = next(i for i, n in enumerate(ns) if n >= size)

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock that the system takes back when its owner dies, however that happens."""
+"""One writer at a time: a lock that the operating system releases when its owner ends in any way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def only_writer(path: Path) -> Iterator[None]:
-    """Hold ``PATH.lock`` for a block, and take it away afterwards.
+    """Hold the lock ``PATH.lock`` during a block, and delete it afterwards.
 
     Raises:
         BlockingIOError: another process holds it; the message says which.
@@ -25,7 +25,7 @@ def only_writer(path: Path) -> Iterator[None]:
         os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
         yield
     finally:
-        # Before the lock is let go: afterwards it may be another's already.
+        # Delete the file before the lock is released: afterwards another process may hold it.
         lock.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -44,7 +44,7 @@ def _acquire(lock: Path) -> int:
         except OSError:
             os.close(descriptor)
             raise
-        os.close(descriptor)  # its owner took the file away in between
+        os.close(descriptor)  # its owner deleted the file after it was opened here
 
 
 def _is_at(descriptor: int, lock: Path) -> bool:

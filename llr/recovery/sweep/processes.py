@@ -16,7 +16,7 @@ from llr.recovery.sweep.coordinator import Coordinator
 
 
 class Processes:
-    """Workers that the coordinator starts itself, and replaces when they die."""
+    """Worker processes that the coordinator starts itself, and replaces when they die."""
 
     def __init__(self, coordinator: Coordinator, address: Address, number: int, plan: Plan) -> None:
         self._coordinator, self._address, self._plan = coordinator, address, plan
@@ -37,21 +37,21 @@ class Processes:
         while self._coordinator.left and len(self._running) < self._number:
             self._started += 1
             name = f"process {self._started} of {os.getpid()} ({socket.gethostname()})"
-            self._coordinator.adopt(name)
+            self._coordinator.add_own(name)
             self._running[name] = _spawn(self._address, name, self._plan.threads)
 
-    def tend(self) -> None:
-        """Bury the dead and replace them.
+    def replace_ended(self) -> None:
+        """Replace processes that have ended.
 
         Raises:
-            RuntimeError: they die and die, and no cell is finished.
+            RuntimeError: processes end repeatedly, and no cell is finished.
         """
         if self._coordinator.left < self._left:
             self._left, self._deaths = self._coordinator.left, 0
         for name, process in list(self._running.items()):
             if process.poll() is not None:
                 _await(self._running.pop(name))
-                self._coordinator.bury(name)
+                self._coordinator.mark_ended(name)
                 self._deaths += bool(self._coordinator.left)
                 if self._deaths > 3 * self._number:
                     raise RuntimeError(
@@ -61,11 +61,11 @@ class Processes:
         self._start()
 
     def stop(self) -> None:
-        """End those that still run: at once if there is work left, else when they have seen the end."""
+        """End running processes: at once if cells are left, otherwise after they have read the end."""
         for name, process in self._running.items():
             if self._coordinator.left:
                 process.terminate()
-                self._coordinator.bury(name)
+                self._coordinator.mark_ended(name)
         for process in self._running.values():
             _await(process)
         self._running.clear()
@@ -81,9 +81,9 @@ def _await(process: subprocess.Popen[bytes]) -> None:
 
 
 def _spawn(address: Address, name: str, threads: int) -> subprocess.Popen[bytes]:
-    """A worker in a new interpreter; nothing is forked, nothing pickled, and no script imported again.
+    """Start a worker in a new interpreter. Nothing is forked or pickled, and no script is imported again.
 
-    We hold its standard input: when this process ends, however that happens, the worker notices.
+    This process holds the standard input of the worker. When it ends in any way, the worker notices.
     """
     command = [sys.executable, "-m", "llr.recovery.sweep", "worker"]
     command += [address.host, str(address.port), address.prefix, name]
@@ -91,15 +91,15 @@ def _spawn(address: Address, name: str, threads: int) -> subprocess.Popen[bytes]
         **os.environ,
         "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path),
         "OMP_NUM_THREADS": str(threads),
-        "TORCH_CPP_LOG_LEVEL": "ERROR",  # or a broken connection is told with the stack of C++
+        "TORCH_CPP_LOG_LEVEL": "ERROR",  # otherwise torch prints a C++ stack for a broken connection
     }
-    with _deaf_to_interrupts():
+    with _ignoring_interrupts():
         return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE)
 
 
 @contextlib.contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Children inherit that: Ctrl-C goes to all processes of a terminal, and one should answer."""
+def _ignoring_interrupts() -> Iterator[None]:
+    """Ignore Ctrl-C in children started in the block: it goes to all processes, and only one should react."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Running a sweep: here, in processes of this machine, or in the processes that torchrun starts."""
+"""Running a sweep: in this process, in several processes of this machine, or under torchrun."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from llr.results.progress import duration, followed, step
 
 @dataclass(frozen=True, repr=False)
 class Tally(Record):
-    """Where a sweep stands.
+    """The state of a sweep.
 
     Attributes:
-        total: cells in the file.
-        done: cells with a result.
-        failed: cells whose runner raised an error.
-        now: how many of these were computed since the start.
-        seconds: since the start.
+        total: the number of cells in the file.
+        done: the number of cells with a result.
+        failed: the number of cells whose runner raised an error.
+        now: how many of the done and failed cells were computed since the start.
+        seconds: seconds since the start.
     """
 
     total: int
@@ -44,17 +44,17 @@ class Tally(Record):
 
     @property
     def left(self) -> int:
-        """Cells that have neither result nor error."""
+        """The number of cells that have neither result nor error."""
         return self.total - self.done - self.failed
 
     @property
     def eta(self) -> float | None:
-        """Seconds until the end if the rest takes as long a cell; None before the first."""
+        """Seconds until the end, from the mean time of a cell so far; None before the first cell."""
         return self.seconds / self.now * self.left if self.now else None
 
     @property
     def remaining(self) -> str:
-        """The time that is left, for people."""
+        """The remaining time as human-readable text."""
         return "no estimate yet" if self.eta is None else f"{duration(self.eta)} to go"
 
     def __str__(self) -> str:
@@ -63,7 +63,7 @@ class Tally(Record):
 
 
 def tally(store: Store) -> Tally:
-    """Where the sweep of a file stands."""
+    """The state of the sweep in a file."""
     status = [row.status for row in store.rows()]
     return Tally(len(status), status.count("done"), status.count("failed"))
 
@@ -81,29 +81,28 @@ def run(
     lease: float = 30.0,
     progress: Callable[[Tally], None] | bool | None = None,
 ) -> Tally | None:
-    """Compute the cells of a grid that a file has no results of, and write each as soon as it is there.
+    """Compute the cells of a grid that have no result in a file, and write each result when it is ready.
 
-    A sweep that was killed goes on with the same call and repeats nothing that had finished. The numbers
-    are the same for any number of processes: a cell's come from its coordinates, on a fixed number of
-    threads.
+    The same call continues a sweep that was killed, and repeats no finished cell. The numbers are the same
+    for any number of processes: those of a cell follow from its coordinates, on a fixed number of threads.
 
     Under torchrun every rank makes the same call. Rank 0 writes, and starts a process that computes; the
-    other ranks compute, and need neither the spec nor the file. They share through torch.distributed's
-    store, without a process group. A worker that dies loses nothing: its cell is given to another. Where
-    torchrun restarts the group (``--max-restarts``), rank 0 goes on from the file. On several machines, rank
-    0 is where ``--node-rank 0`` is; with a rendezvous it may be anywhere, and spec and file must be on a disk
-    that all machines share.
+    other ranks compute, and need neither the spec nor the file. They communicate through the store of
+    torch.distributed, without a process group. If a worker dies, another one computes its cell. If torchrun
+    restarts the group (``--max-restarts``), rank 0 continues from the file. On several machines, rank 0 is
+    where ``--node-rank 0`` is; with a rendezvous it may be on any machine, and spec and file must be on a
+    disk that all machines share.
 
     Args:
-        spec: a grid, or a TOML file that :meth:`Spec.read` understands.
+        spec: a grid, or a TOML file for :meth:`Spec.read`.
         out: the SQLite file.
         runner: ``module:callable``, called with a dict of a cell's coordinates. It returns a mapping of names
-            to text, numbers, booleans or None. If it has an attribute ``check``, that is called with each
-            cell's coordinates before anything is computed, and raises ValueError for those that make no
-            sense. Default: that of the file, or llr's own experiment.
-        threads: for each cell; by default those of the file, or one. Numbers depend on it in their last
-            bits, so it cannot be changed later.
-        jobs: processes to start here; not under torchrun.
+            to text, numbers, booleans or None. If it has an attribute ``check``, that is called first with
+            the coordinates of each cell, and raises ValueError for those that are not valid. Default: that of
+            the file, or llr's own experiment.
+        threads: the number of threads for each cell; default: that of the file, or one. The last bits of
+            results depend on it, so that it cannot be changed later.
+        jobs: how many processes to start on this machine; not under torchrun.
         retry_failed: compute cells again whose runner raised an error.
         extend: add cells to a file of another spec.
         lease: seconds without a sign of life after which a process of another rank counts as dead.
@@ -112,12 +111,12 @@ def run(
             notebook.
 
     Returns:
-        Where the sweep stands in the end; None in ranks other than 0.
+        The state of the sweep at the end; None in ranks other than 0.
 
     Raises:
         ValueError: an argument out of range, a malformed spec or runner, a file of another spec.
-        StoreError: the file cannot be read or written; what had been written is intact.
-        RuntimeError: processes die before they compute anything.
+        StoreError: the file cannot be read or written; results written before are intact.
+        RuntimeError: processes die repeatedly, and no cell is finished.
     """
     if jobs < 1 or (threads is not None and threads < 1):
         raise ValueError(f"jobs is {jobs} and threads is {threads}; expected at least 1 of each")
@@ -126,7 +125,7 @@ def run(
     group = _group()
     if group is not None and jobs != 1:
         raise ValueError(
-            f"jobs is {jobs} under torchrun; expected 1: --nproc-per-node says how many"
+            f"jobs is {jobs} under torchrun; expected 1: --nproc-per-node sets the number of processes"
         )
     with current_directory_importable():
         if group is not None and group.rank > 0:
@@ -153,13 +152,13 @@ class _Sweep:
         self._progress = progress
         self._started = time.monotonic()
         before = tally(store)
-        # Those that are tried again have no outcome for now.
+        # Failed cells that are tried again do not count as failed.
         again = len(self._cells) - before.left
         self._tally = replace(before, failed=before.failed - again)
         self._report()
 
     def run(self, group: _Group | None, jobs: int, lease: float) -> Tally:
-        """Compute what is left."""
+        """Compute the cells that are left."""
         if group is None and jobs == 1:
             worker = f"process {os.getpid()} ({socket.gethostname()})"
             for cell in self._cells:
@@ -176,7 +175,7 @@ class _Sweep:
         return self._tally
 
     def _share(self, address: Address, own: int, others: int, lease: float) -> None:
-        """Let processes of our own, and others that come by themselves, compute what is left."""
+        """Let worker processes compute the cells that are left: `own` of them are started here."""
         plan = Plan(self._store.runner, self._store.threads, lease)
         coordinator = Coordinator(Board.at(address), self._cells, plan, self._record)
         own = own if self._cells else 0
@@ -187,10 +186,10 @@ class _Sweep:
             try:
                 while coordinator.left:
                     coordinator.step()
-                    processes.tend()
+                    processes.replace_ended()
                     time.sleep(POLL)
             except BaseException as err:
-                with contextlib.suppress(distributed.DistError):  # it may be that the board is gone
+                with contextlib.suppress(distributed.DistError):  # the board may be gone
                     coordinator.end(str(err) or type(err).__name__)
                     processes.stop()
                     while coordinator.awaits():
@@ -198,7 +197,7 @@ class _Sweep:
                 raise
             coordinator.end()
             while coordinator.awaits(others):
-                processes.tend()
+                processes.replace_ended()
                 time.sleep(POLL)
 
     def _record(self, cell: Cell, outcome: Outcome) -> None:
@@ -223,7 +222,7 @@ class _Sweep:
 
 @contextlib.contextmanager
 def _local_board() -> Iterator[Address]:
-    """A board that this machine alone can reach."""
+    """A board that only this machine can reach."""
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(128)
@@ -236,7 +235,7 @@ def _local_board() -> Iterator[Address]:
 
 @dataclass(frozen=True)
 class _Group:
-    """What the environment says about the processes that were started together."""
+    """The group of processes that torchrun started, from environment variables."""
 
     rank: int
     size: int
@@ -245,7 +244,7 @@ class _Group:
 
 
 def _group() -> _Group | None:
-    """None where there are no others."""
+    """The group of this process; None without other processes."""
     names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     if any(name not in os.environ for name in names):
         return None

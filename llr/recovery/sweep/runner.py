@@ -1,4 +1,4 @@
-"""Running one cell: a function named on the command line, whose numbers come from the cell alone."""
+"""Running one cell by a function named on the command line, with results that depend on the cell only."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Result = Mapping[str, Value | None]
 Runner = Callable[[dict[str, Value]], Result]
 
 DEFAULT_RUNNER = "llr.recovery.experiment:run_cell"
-_MOST_BYTES = 1 << 20  # of a result: torch's store takes 8 MiB, a table of thousands far less
+_MOST_BYTES = 1 << 20  # of a result: the limit of torch's store is 8 MiB, and tables need far less
 _PLAIN = (str, int, float, bool, type(None))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell: a result, or the error that its runner raised."""
+    """The outcome of a cell: a result, or the error that its runner raised."""
 
     values: Result | None
     error: str | None = None
@@ -44,15 +44,15 @@ class Outcome:
 
 
 def load_runner(name: str) -> Runner:
-    """The function that ``module:callable`` names; imported, never unpickled.
+    """Import the function that ``module:callable`` names. Nothing is unpickled.
 
-    It is called with a dict of the coordinates and returns a mapping of names to text, numbers, booleans
-    or None. If it has an attribute ``check``, that is called with each cell's coordinates before
-    anything is computed, and raises ValueError for those that make no sense.
+    The function is called with a dict of the coordinates and returns a mapping of names to text, numbers,
+    booleans or None. If it has an attribute ``check``, this is called with each cell's coordinates before
+    anything is computed, and raises ValueError for invalid ones.
 
     Raises:
-        ValueError: malformed, or nothing of that name.
-        TypeError: it cannot be called.
+        ValueError: a malformed name, or no object of that name.
+        TypeError: the object cannot be called.
         ImportError: importing the module failed.
     """
     runner = named_object(name, "runner", "module:callable, such as mypkg.experiments:run_cell")
@@ -62,7 +62,7 @@ def load_runner(name: str) -> Runner:
 
 
 def check_cells(runner: Runner, cells: list[Cell]) -> None:
-    """Let a runner refuse cells before any work; see :func:`load_runner`."""
+    """Let a runner refuse cells before any is computed; see :func:`load_runner`."""
     check = getattr(runner, "check", None)
     if check is not None:
         for cell in cells:
@@ -77,7 +77,7 @@ def _check(check: Callable[[dict[str, Value]], object], cell: Cell) -> None:
 
 
 def execute(runner: Runner, cell: Cell, *, threads: int, worker: str) -> Outcome:
-    """Run one cell; what the runner raises is an outcome, too.
+    """Run one cell; an exception of the runner is an outcome, too.
 
     The global generators of torch, numpy and Python are seeded by the cell's key, so that even a runner that
     draws from them gives the same numbers in any process and any order.
@@ -87,7 +87,7 @@ def execute(runner: Runner, cell: Cell, *, threads: int, worker: str) -> Outcome
     with silent(), torch_threads(threads), _seeded(int(cell.key[:8], 16)):
         try:
             values = _plain(runner(dict(cell.values)), cell)
-        except (Exception, SystemExit) as err:  # other people's code: it may be anything
+        except (Exception, SystemExit) as err:  # the code of a runner may raise anything
             error = f"{type(err).__name__}: {' '.join(str(err).split())}"
             trace = traceback.format_exc()
     return Outcome(values, error, trace, time.perf_counter() - started, worker)
@@ -102,7 +102,7 @@ def _plain(result: Any, cell: Cell) -> Result:
         if type(name) is not str or type(value) not in _PLAIN:
             raise TypeError(
                 f"the runner returned {name!r}: {type(value).__name__}; expected str, int, float, bool or "
-                "None by text (x.item() makes such a number of one of numpy or torch)"
+                "None, with text as names (x.item() converts a number of numpy or torch)"
             )
         if name in cell.values or name in RESERVED:
             raise ValueError(
@@ -110,7 +110,7 @@ def _plain(result: Any, cell: Cell) -> Result:
             )
         if type(value) is int and not -(2**63) <= value < 2**63:
             raise ValueError(
-                f"the runner returned {name!r}: an integer beyond 64 bits; expected less"
+                f"the runner returned {name!r}: an integer beyond 64 bits; expected at most 64 bits"
             )
     size = len(json.dumps(dict(result)))
     if size > _MOST_BYTES:

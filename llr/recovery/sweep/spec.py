@@ -23,7 +23,7 @@ else:
     import tomli as tomllib
 
 Value = str | int | float | bool
-"""Of a coordinate: what TOML, JSON, CSV and Parquet all hold."""
+"""The value of a coordinate: a type that TOML, JSON, CSV and Parquet all have."""
 
 COORDINATES: Mapping[str, type] = MappingProxyType(
     {
@@ -46,7 +46,7 @@ COORDINATES: Mapping[str, type] = MappingProxyType(
         "seed": int,
     }
 )
-"""The coordinates that have a name of their own; a runner's others stand under ``[options]``."""
+"""The coordinates with fixed names; further ones of a runner are under ``[options]``."""
 
 REQUIRED = ("architecture", "target", "n", "strategy", "seed")
 RESERVED = ("status", "error", "traceback", "worker", "seconds", "finished")
@@ -58,13 +58,13 @@ _NAMES = {str: "text", int: "an integer", float: "a number", bool: "true or fals
 
 @dataclass(frozen=True)
 class Cell:
-    """One point of a grid: its coordinates, all that its result may depend on.
+    """One point of a grid: its coordinates. The result of a cell may depend on nothing else.
 
     Args:
-        values: coordinates by name. Sorted and frozen; text, integers, booleans and finite numbers.
+        values: coordinates by name, which are sorted and frozen; text, integers, booleans and finite numbers.
 
     Raises:
-        ValueError: NaN, infinity, an integer beyond 64 bits, or a name that a table needs itself.
+        ValueError: NaN, infinity, an integer beyond 64 bits, or a name that is a column of every table.
         TypeError: a value of another type.
 
     Example:
@@ -80,7 +80,7 @@ class Cell:
             _check_scalar(name, value)
             if name in RESERVED:
                 raise ValueError(
-                    f"{name!r} is a column of every table; name the coordinate otherwise"
+                    f"{name!r} is a column of every table; give the coordinate another name"
                 )
         object.__setattr__(self, "values", MappingProxyType(dict(sorted(self.values.items()))))
 
@@ -88,7 +88,7 @@ class Cell:
         return hash(self.key)
 
     def __eq__(self, other: object) -> bool:
-        # Not by the values: 1 == 1.0 == True, but to a runner they are three things.
+        # The JSON is compared, not the values: 1 == 1.0 == True, but a runner may treat them differently.
         return isinstance(other, Cell) and self.json == other.json
 
     def __str__(self) -> str:
@@ -96,7 +96,7 @@ class Cell:
 
     @property
     def json(self) -> str:
-        """Canonical JSON, with names sorted, no spaces, and numbers in their shortest form."""
+        """The coordinates as canonical JSON: names sorted, no spaces, numbers in their shortest form."""
         return json.dumps(dict(self.values), separators=(",", ":"), allow_nan=False)
 
     @property
@@ -118,7 +118,7 @@ def _check_scalar(name: str, value: object) -> None:
 
 @dataclass(frozen=True)
 class Spec:
-    """A grid: its cells in the order of the file, none of them twice."""
+    """A grid: its cells in the order of the file, without duplicates."""
 
     cells: tuple[Cell, ...]
 
@@ -146,13 +146,13 @@ class Spec:
         """The grid of a table of fixed values and lists: the product of the lists.
 
         Each value is a scalar, a list of scalars, or for integers ``{from, to, step}``, both ends
-        included. Keys are those of :data:`COORDINATES`; others stand in a table ``options`` and
-        become coordinates like the rest. With blocks ``[[grid]]`` there is one product for each, on
-        top of what stands outside of them; a cell of several blocks counts once.
+        included. Keys are those of :data:`COORDINATES`; further keys are in a table ``options`` and
+        become coordinates, too. With blocks ``[[grid]]`` there is one product for each block, with the
+        keys outside of the blocks added to each; a cell of several blocks counts once.
 
         Args:
             document: the table, as ``tomllib`` reads it.
-            name: of the table, for messages.
+            name: the name of the table, for messages.
 
         Raises:
             ValueError: an unknown or missing key, an empty or repeating list, a number out of range, no
@@ -193,7 +193,7 @@ def _axes(table: Mapping[str, Any], where: str) -> dict[str, Sequence[Value]]:
         if name not in COORDINATES:
             raise ValueError(
                 f"{where}: unknown key {name!r}{_nearest(name)}; expected one of "
-                f"{', '.join(COORDINATES)}, grid or options (a table for a runner's own)"
+                f"{', '.join(COORDINATES)}, grid or options (a table for further keys of a runner)"
             )
         axes[name] = _checked(name, _listed(name, entry, where), where)
     return axes
@@ -204,7 +204,7 @@ def _options(table: object, where: str) -> dict[str, Sequence[Value]]:
         raise TypeError(f"{where}: options is {table!r}; expected a table, [options]")
     for name in table:
         if name in COORDINATES or name in RESERVED:
-            raise ValueError(f"{where}: options.{name}: this name is taken; expected another")
+            raise ValueError(f"{where}: options.{name}: this name is in use; expected another one")
     return {name: _listed(f"options.{name}", entry, where) for name, entry in table.items()}
 
 
@@ -214,7 +214,7 @@ def _nearest(name: str) -> str:
 
 
 def _listed(name: str, entry: object, where: str) -> Sequence[Value]:
-    """The values of one key, whichever way they are written."""
+    """The values of one key, in any of the forms in which they may be written."""
     values: Any = entry if isinstance(entry, list) else [entry]
     if isinstance(entry, Mapping):
         values = _range(name, entry, where)
@@ -274,13 +274,13 @@ def _product(axes: Mapping[str, Sequence[Value]]) -> Iterator[Cell]:
 
 
 def ordered(names: Iterable[str]) -> list[str]:
-    """Names of coordinates as tables show them: those of :data:`COORDINATES`, then options."""
+    """Names of coordinates in the order of tables: those of :data:`COORDINATES`, then options."""
     rank = {name: position for position, name in enumerate(COORDINATES)}
     return sorted(names, key=lambda name: (rank.get(name, len(rank)), name))
 
 
 def table_order(cell: Cell) -> tuple[Any, ...]:
-    """What tables are sorted by: the coordinates, whatever the order in which cells were added."""
+    """The sort key of tables: the coordinates, independent of the order in which cells were added."""
     return tuple(
         (name, isinstance(value, str), value)
         for name, value in ((name, cell.values[name]) for name in ordered(cell.values))

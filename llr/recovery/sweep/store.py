@@ -1,8 +1,8 @@
-"""The results of a sweep in an SQLite file: a transaction for each cell, verified when it is opened.
+"""The results of a sweep in an SQLite file: a transaction for each cell; the file is verified when opened.
 
 The journal is a rollback journal, not WAL. WAL needs memory that all processes share, which network file
-systems do not have, and leaves two more files that a copy must not forget; and with one writer it would gain
-nothing. Each commit is synced with its directory before anything is said about the cell.
+systems do not support, and creates two more files that must be copied with the first. With one writer it has
+no advantage. Each commit is synced with its directory before the cell is reported as done.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from llr.recovery.sweep.lock import only_writer
 from llr.recovery.sweep.runner import DEFAULT_RUNNER, Outcome, Result
 from llr.recovery.sweep.spec import Cell, Spec, Value, ordered, table_order
 
-_APPLICATION = 0x6C6C7253  # "llrS", so that no other database is taken for a sweep
+_APPLICATION = 0x6C6C7253  # "llrS", so that other databases are not mistaken for a sweep
 _VERSION = 1
 _SCHEMA = """
 CREATE TABLE about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
@@ -46,12 +46,12 @@ CREATE TABLE results (
 
 
 class StoreError(RuntimeError):
-    """A file that cannot be read or written; the message says why, and what is safe."""
+    """A file that cannot be read or written. The message gives the reason, and says which data are intact."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A cell and what is known of it."""
+    """A cell, and its outcome if there is one."""
 
     cell: Cell
     outcome: Outcome | None
@@ -64,7 +64,7 @@ class Row:
 
 
 class Store:
-    """An open file; made by :func:`open_store` and :func:`read_store`."""
+    """An open file of results. Use :func:`open_store` or :func:`read_store` to open one."""
 
     def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
         self.path = path
@@ -72,7 +72,7 @@ class Store:
         with _explained(path):
             about = dict(connection.execute("SELECT name, value FROM about"))
         if about.pop("digest", None) != _digest_of_all(about):
-            raise _damaged(path, "what it says of its runner is not what was written")
+            raise _damaged(path, "the entries about its runner are not those that were written")
         self.runner = about["runner"]
         self.threads = int(about["threads"])
 
@@ -83,7 +83,7 @@ class Store:
             return [Cell(json.loads(text)) for (text,) in found]
 
     def pending(self, *, retry_failed: bool = False) -> list[Cell]:
-        """The cells that have no result, with those that failed if they shall be tried again."""
+        """The cells without an outcome; with `retry_failed` also the cells that failed."""
         settled = {row.cell for row in self.rows() if row.status in _settled(retry_failed)}
         return [cell for cell in self.cells() if cell not in settled]
 
@@ -101,7 +101,8 @@ class Store:
             ).fetchall()
         rows = [self._row(*entry) for *entry, _ in found]
         if found and found[0][-1] != sum(row.outcome is not None for row in rows):
-            raise _damaged(self.path, "it has results of no cell")  # a key is not as it was written
+            # A key was changed.
+            raise _damaged(self.path, "it has results that belong to no cell")
         return sorted(rows, key=lambda row: table_order(row.cell))
 
     def _row(
@@ -132,10 +133,10 @@ class Store:
         return Row(cell, Outcome(result, error, traceback, seconds, worker), finished)
 
     def record(self, cell: Cell, outcome: Outcome) -> None:
-        """Write an outcome; it is on disk when this returns. That of a repeated cell is replaced.
+        """Write an outcome; it is on disk when this returns. A previous outcome of the cell is replaced.
 
         Raises:
-            StoreError: it cannot be written; what was there before is intact.
+            StoreError: it cannot be written; earlier results are intact.
         """
         values = None if outcome.values is None else _json(outcome.values)
         finished = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -161,7 +162,7 @@ def _settled(retry_failed: bool) -> tuple[str, ...]:
 
 
 def _json(values: Result) -> str:
-    # A result may well be infinite: Python writes and reads that.
+    # A result may be infinite; Python's JSON supports this.
     return json.dumps(dict(values), separators=(",", ":"))
 
 
@@ -170,7 +171,8 @@ def _digest(*parts: str | float | None) -> str:
 
 
 def _digest_of_all(about: Mapping[str, str]) -> str:
-    return _digest(*map(repr, sorted(about.items(), key=repr)))  # of whatever a damaged file holds
+    # repr: a damaged file may hold values of any type.
+    return _digest(*map(repr, sorted(about.items(), key=repr)))
 
 
 @contextlib.contextmanager
@@ -182,18 +184,18 @@ def open_store(
     threads: int | None = None,
     extend: bool = False,
 ) -> Iterator[Store]:
-    """The file of a sweep for writing, made if there is none; no one else writes meanwhile.
+    """Open the file of a sweep for writing, or create it. No other process can write at the same time.
 
     Args:
         path: the file.
-        spec: its cells must be those of the file.
-        runner: what computes cells; None for that of the file, or the default for a new one.
-        threads: of each cell; None for those of the file, or one.
-        extend: add cells that the file lacks, and leave those that the spec lacks.
+        spec: the grid, whose cells must be those of the file.
+        runner: what computes cells; None for that of the file, or the default for a new file.
+        threads: the number of threads of each cell; None for that of the file, or one.
+        extend: add cells that the file lacks, and keep those that the spec lacks.
 
     Raises:
         ValueError: the file is of another spec, runner or number of threads; the message says what differs.
-        StoreError: it is not a sweep's, damaged, in use, or cannot be written.
+        StoreError: the file is not one of a sweep, is damaged or in use, or cannot be written.
     """
     path = Path(path).absolute()
     with contextlib.ExitStack() as stack:
@@ -206,10 +208,10 @@ def open_store(
                 if _is_new(connection):
                     _create(connection, spec, runner or DEFAULT_RUNNER, threads or 1)
                 _verify(connection, path)
-                # Refuses a read-only file before any work; BEGIN IMMEDIATE does not.
+                # This refuses a read-only file before anything is computed; BEGIN IMMEDIATE does not.
                 connection.execute("DELETE FROM results WHERE false")
             store = Store(connection, path)
-            store.rows()  # raises if one of them is damaged
+            store.rows()  # raises an error if a row is damaged
             _compare_about(store, runner, threads)
             _compare_cells(store, connection, spec, extend)
         yield store
@@ -217,16 +219,17 @@ def open_store(
 
 @contextlib.contextmanager
 def read_store(path: str | os.PathLike[str]) -> Iterator[Store]:
-    """The file of a sweep for reading, also while it is being written.
+    """Open the file of a sweep for reading, also while another process writes it.
 
     Raises:
         ValueError: there is no such file.
-        StoreError: it is not a sweep's, still empty, or damaged.
+        StoreError: the file is not one of a sweep, is still empty, or is damaged.
     """
     path = Path(path).absolute()
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; a sweep's is made by `run`")
-    # What a killed writer left half done is undone by the next who opens the file, if that one may write.
+        raise ValueError(f"{path}: there is no such file; `run` creates the file of a sweep")
+    # A killed writer may leave a transaction unfinished. SQLite undoes it for the next process that opens the
+    # file with permission to write.
     mode = "rw" if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) else "ro"
     with contextlib.ExitStack() as stack:
         with _explained(path):
@@ -241,7 +244,7 @@ def read_store(path: str | os.PathLike[str]) -> Iterator[Store]:
 
 @contextlib.contextmanager
 def _connected(path: Path, mode: str) -> Iterator[sqlite3.Connection]:
-    # isolation_level None: transactions begin and end where we say.
+    # isolation_level None: transactions begin and end explicitly.
     with contextlib.closing(
         sqlite3.connect(f"{path.as_uri()}?mode={mode}", uri=True, timeout=30, isolation_level=None)
     ) as connection:
@@ -255,7 +258,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
         yield
         connection.execute("COMMIT")
     except BaseException:
-        if connection.in_transaction:  # after some errors SQLite has ended it, such as a full disk
+        if connection.in_transaction:  # SQLite ends it after some errors, such as a full disk
             connection.execute("ROLLBACK")
         raise
 
@@ -289,12 +292,13 @@ def _verify(connection: sqlite3.Connection, path: Path) -> None:
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     if application != _APPLICATION:
         raise StoreError(
-            f"{path} is an SQLite file, but not a sweep's; it was left alone: name another"
+            f"{path} is an SQLite file, but not one of a sweep; it was not changed: name another file"
         )
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     if version != _VERSION:
         raise StoreError(
-            f"{path} has format {version}; this llr reads format {_VERSION}: use the llr that wrote it"
+            f"{path} has format {version}, but this version of llr reads format {_VERSION}: use the version "
+            "that wrote it"
         )
     (verdict,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if verdict != "ok":
@@ -314,8 +318,8 @@ def _compare_about(store: Store, runner: str | None, threads: int | None) -> Non
     for name, value in asked.items():
         if value is not None and value != stored[name]:
             raise ValueError(
-                f"{store.path}: its results are of {name} {stored[name]}, not {value}, and a table must "
-                "be of one; name another file"
+                f"{store.path}: its results are of {name} {stored[name]}, not {value}, and a file holds "
+                "results of one only; name another file"
             )
 
 
@@ -336,7 +340,7 @@ def _compare_cells(store: Store, connection: sqlite3.Connection, spec: Spec, ext
 
 
 def _differences(wanted: Sequence[Cell], stored: Sequence[Cell]) -> str:
-    """Which values of which coordinates are in one of them only."""
+    """The values of coordinates that are only in one of both, as text."""
     ours, theirs = _values(wanted), _values(stored)
     found = []
     for name in ordered(ours.keys() | theirs.keys()):
@@ -362,10 +366,10 @@ def _values(cells: Sequence[Cell]) -> dict[str, dict[Value, None]]:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Errors of SQLite and of the lock as a StoreError that says what is safe."""
+    """Turn errors of SQLite and of the lock into a StoreError that says which data are intact."""
     try:
         yield
-    except UnicodeDecodeError as err:  # of text in the file, or of SQLite's words about it
+    except UnicodeDecodeError as err:  # in text of the file, or in a message of SQLite
         raise _damaged(path, str(err)) from err
     except sqlite3.Error as err:
         raise _explanation(path, str(err)) from err
@@ -373,23 +377,23 @@ def _explained(path: Path) -> Iterator[None]:
         raise StoreError(f"{path}: {err.strerror}; wait for it, or name another file") from err
     except OSError as err:
         raise StoreError(
-            f"{path} cannot be written ({err}); nothing in it was changed. SQLite also makes files beside "
-            "it: allow that, or name another place"
+            f"{path} cannot be written ({err}); nothing in it was changed. SQLite also creates files in its "
+            "directory: allow that, or name another place"
         ) from err
 
 
 def _explanation(path: Path, problem: str) -> StoreError:
-    # By the texts of SQLite: Python has told the error codes since 3.11 only.
+    # The text of the error decides: Python reports SQLite's error codes since 3.11 only.
     if "not a database" in problem:
-        return StoreError(f"{path} is not an SQLite file; it was left alone: name another")
+        return StoreError(f"{path} is not an SQLite file; it was not changed: name another file")
     if "malformed" in problem:
         return _damaged(path, problem)
     if "full" in problem or "disk I/O" in problem:
-        advice = "make room on the disk, and run the same command again"
+        advice = "free some disk space, and run the same command again"
     elif "readonly" in problem or "unable to open" in problem:
         advice = "allow writing to the file and its directory, or name another place"
     elif "locked" in problem:
-        advice = "another program holds it: end that one, and run the same command again"
+        advice = "another program has locked it: end that program, and run the same command again"
     else:
-        advice = "run the same command again when that is mended"
+        advice = "run the same command again when the problem is solved"
     return StoreError(f"{path}: {problem}; the results that were in it are intact: {advice}")

@@ -19,13 +19,13 @@ _TEXTS = ("status", "error", "worker", "finished")
 
 
 def table(rows: Sequence[Row], *, provenance: bool = False) -> dict[str, list[Any]]:
-    """Columns by name: coordinates, status, results, error; None where a cell has no such value.
+    """Columns by name: coordinates, status, results, error; None if a cell has no such value.
 
-    The same for two sweeps of the same grid, however they were computed.
+    Two sweeps of the same grid have the same table, for any number of processes.
 
     Args:
-        rows: as ``store.rows()`` gives them.
-        provenance: add who computed each cell, in how many seconds, and when: that differs between sweeps.
+        rows: the rows of the sweep, from ``store.rows()``.
+        provenance: add columns that differ between sweeps: the process, duration and time of each cell.
 
     Example:
         >>> from llr.recovery.sweep import Cell, Row, Outcome, table
@@ -50,20 +50,20 @@ def table(rows: Sequence[Row], *, provenance: bool = False) -> dict[str, list[An
 
 
 def export(store: Store, path: str | os.PathLike[str], *, provenance: bool = False) -> int:
-    """Write the table of a sweep as .csv or .parquet, whole or not at all.
+    """Write the table of a sweep as .csv or .parquet. A failure leaves no partial file.
 
-    CSV has a header, numbers in their shortest exact form, and nothing where a cell has no value.
+    CSV has a header, numbers in their shortest exact form, and empty fields for missing values.
 
     Args:
         store: from :func:`~llr.recovery.sweep.read_store`.
-        path: ends in .csv, or in .parquet (needs pyarrow: ``pip install 'llr[parquet]'``).
+        path: a name ending in .csv, or in .parquet (needs pyarrow: ``pip install 'llr[parquet]'``).
         provenance: see :func:`table`.
 
     Returns:
         The number of rows.
 
     Raises:
-        ValueError: another suffix, or a column of several types, which Parquet has not.
+        ValueError: another suffix, or a column of several types, which Parquet does not support.
         ImportError: Parquet without pyarrow.
         StoreError: the sweep's file is damaged.
     """
@@ -104,10 +104,10 @@ def _parquet(columns: dict[str, list[Any]]) -> bytes:
         if len(kinds) > 1 and not kinds <= {int, float}:
             raise ValueError(
                 f"column {name!r} holds {', '.join(sorted(k.__name__ for k in kinds))}; Parquet has one type "
-                "a column: export .csv"
+                "per column: export .csv"
             )
         numbers = [None if v is None else float(v) for v in values] if float in kinds else values
-        # Text though it may be empty: tables with and without failures have one schema.
+        # A text column even if it is empty, so that tables with and without failures have the same schema.
         arrays[name] = arrow.array(numbers, type=arrow.string() if name in _TEXTS else None)
     buffer = io.BytesIO()
     parquet.write_table(arrow.table(arrays), buffer)

@@ -8,32 +8,32 @@ import threading
 import time
 from dataclasses import asdict
 
-from llr.recovery.sweep.board import JOINING, POLL, Address, Board, Heart, Plan, Pulse
+from llr.recovery.sweep.board import JOINING, POLL, Address, Board, Heartbeat, Plan, Silence
 from llr.recovery.sweep.runner import execute, load_runner
 from llr.recovery.sweep.spec import Cell, Value
 
 
 def work(address: Address, name: str, *, own: bool = False) -> None:
-    """Compute cells until the coordinator says that it is enough.
+    """Compute cells until the coordinator tells the workers to stop.
 
     Args:
-        address: of the board.
-        name: of this worker, its own among all.
-        own: whether the coordinator started this process, and holds the other end of its standard input: when
-            that is closed, however the coordinator ended, so does the worker.
+        address: the address of the board.
+        name: the name of this worker, unique among all workers.
+        own: whether the coordinator started this process, and holds the other end of its standard input. The
+            worker ends when this is closed, which happens when the coordinator ends in any way.
 
     Raises:
-        RuntimeError: no coordinator, or it stops for a reason.
+        RuntimeError: no coordinator, or the coordinator stops the sweep for a reason.
     """
     if own:
-        threading.Thread(target=_outlive_nobody, daemon=True).start()
+        threading.Thread(target=_end_with_parent, daemon=True).start()
     entrance = Board.at(address)
     entrance.set(f"join/{entrance.add('joins', 1)}", name)
     generation = _welcomed(entrance, name)
     board = entrance.under(generation)
     plan = Plan(**board.get("plan"))
     watch = _Watch(name, plan, own)
-    heart = Heart(board, name, plan.tick, watch, watch.lost)
+    heart = Heartbeat(board, name, plan.tick, watch, watch.lost)
     heart.start()
     runner = load_runner(plan.runner)
     while (reason := board.get("end")) is None:
@@ -61,7 +61,7 @@ def _welcomed(entrance: Board, name: str) -> str:
 
 
 def _cell(board: Board, number: int) -> dict[str, Value] | None:
-    """What a ticket is for, as soon as that is published; None if nothing is left to do."""
+    """The cell of a ticket, as soon as it is published; None if nothing is left to do."""
     while True:
         values: dict[str, Value] | None = board.get(f"cell/{number}")
         if values is not None or board.get("end") is not None:
@@ -69,20 +69,20 @@ def _cell(board: Board, number: int) -> dict[str, Value] | None:
         time.sleep(POLL)
 
 
-def _outlive_nobody() -> None:
+def _end_with_parent() -> None:
     os.read(sys.stdin.fileno(), 1)
     os._exit(2)
 
 
 class _Watch:
-    """Ends a worker at once, in the middle of a cell, when nobody waits for its result any more."""
+    """Ends a worker at once, in the middle of a cell, when no coordinator waits for its result."""
 
     def __init__(self, name: str, plan: Plan, own: bool) -> None:
         self._name, self._plan, self._own = name, plan, own
-        self._coordinator = Pulse()
+        self._coordinator = Silence()
 
     def __call__(self, board: Board) -> None:
-        if self._coordinator.felt(board.get("beat/coordinator")) > self._plan.patience:
+        if self._coordinator.measure(board.get("beat/coordinator")) > self._plan.most_silent:
             self._leave(f"rank 0 has not been heard of for {self._plan.lease:g} s")
         reason = board.get("end")
         if reason:
@@ -90,11 +90,11 @@ class _Watch:
             self._leave(reason)
 
     def lost(self) -> None:
-        """The connection broke."""
+        """End the worker because the connection is broken."""
         self._leave("the connection to rank 0 broke")
 
     def _leave(self, reason: str) -> None:
-        if not self._own:  # the coordinator speaks for its own
-            advice = "finished cells are safe: run the same command again to go on"
+        if not self._own:  # the coordinator reports for workers that it started
+            advice = "finished cells are safe: run the same command again to continue"
             print(f"error: {self._name} stops: {reason}; {advice}", file=sys.stderr, flush=True)
-        os._exit(2)  # the only way out of a cell that another thread computes
+        os._exit(2)  # the only way to end while another thread computes a cell

@@ -1,4 +1,4 @@
-"""Model ranks of functions: the least dim T at which an architecture has them.
+"""Model ranks of functions: the smallest dim T at which an architecture represents them.
 
 ``function``: `model_rank_of_function`, `optimistic_sample_size`, by a ``*_function`` for each architecture,
 with ``neuron_sum``, ``prices`` and ``subset_sums``. ``reduction``: the narrowest network. ``stratification``:

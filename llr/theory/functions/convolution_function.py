@@ -1,4 +1,4 @@
-"""Model ranks of functions of convolutions, and of others that a convolution can represent."""
+"""Model ranks of functions of convolutions, and of other functions that a convolution can represent."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llr.theory.tangents.convolution import all_neurons, require_odd
 
 
 def as_two_layer(net: ConvNet) -> TwoLayerNet:
-    """A convolution as a fully connected network: a neuron for every kernel and position."""
+    """A convolution as a fully connected network, with a neuron for every kernel and position."""
     return TwoLayerNet(
         activation=net.activation,
         w=tuple(all_neurons(net)),
@@ -27,17 +27,17 @@ def as_two_layer(net: ConvNet) -> TwoLayerNet:
 def convolution_model_rank(target: TwoLayerNet, net: ConvNet) -> Dimension:
     """The smallest dim T with which a convolution of an odd activation represents a function.
 
-    Every neuron of the function has to be a kernel at a position. Without sharing each costs its value and
-    the entries of its kernel, 1 + s. With sharing a kernel is paid at all positions, p + s; neurons that are
-    shifts of each other share it. A kernel shorter than s may sit anywhere in its window, and shifts that are
-    further apart than the positions take two.
+    Every neuron of the function must be a kernel at a position. Without sharing each neuron costs 1 + s
+    dimensions, for its value and the entries of its kernel. With sharing a kernel costs p + s, for all
+    positions; neurons that are shifts of each other share it. A kernel shorter than s may be anywhere in its
+    window, and shifts that are further apart than the number of positions take two kernels.
 
     Args:
-        target: a two-layer network with the function; of a convolution, :func:`as_two_layer`.
+        target: a two-layer network with the function; for a convolution, the result of :func:`as_two_layer`.
         net: the architecture.
 
     Returns:
-        "model rank": exact, but for shifts of one short kernel that take three windows or more.
+        "model rank": exact, except for shifts of one short kernel that take three windows or more.
 
     Raises:
         ValueError: the architecture cannot represent the function; an activation that is not odd.
@@ -77,7 +77,7 @@ def convolution_model_rank(target: TwoLayerNet, net: ConvNet) -> Dimension:
             f"shifts of one kernel take {len(windows)}, at {reach} places: {len(windows)} * {net.s}"
         )
         terms.append(Term(len(windows) * net.s + reach, f"{words} + {reach}"))
-        # The first and the last kernel have no fewer places, and derivatives of rank 2 s.
+        # The first and the last kernel have at least this many positions, and derivatives of rank 2 s.
         lower += 2 * net.s + min(max(starts) - min(starts) + 1, 2 * net.p)
     if single:
         count = "1 kernel" if single == 1 else f"{single} kernels"
@@ -113,7 +113,7 @@ def _check_function(f: NeuronSum, target: TwoLayerNet, net: ConvNet) -> None:
 
 
 def _without_sharing(f: NeuronSum, net: ConvNet) -> Dimension:
-    """Every neuron of the function takes one of the places, and costs 1 + s."""
+    """The model rank without sharing: every neuron takes one place, and costs 1 + s."""
     places = [
         (min(start, net.p - 1), max(start + len(core) - net.s, 0))
         for core, start in map(_core, f.w)
@@ -121,7 +121,7 @@ def _without_sharing(f: NeuronSum, net: ConvNet) -> Dimension:
     if not _seats(places, net.p, len(net.kernels)):
         raise ValueError(
             f"the architecture has {len(net.kernels)} kernels at each of {net.p} positions, but the target "
-            f"has {f.k} neurons that do not find room there"
+            f"has {f.k} neurons that do not fit there"
         )
     words = "neuron" if f.k == 1 else "neurons"
     terms = [Term(f.k * (net.s + 1), f"{f.k} {words} in the function: {f.k} (1 + {net.s})")]
@@ -133,18 +133,18 @@ def _model_rank(net: ConvNet, lower: int, terms: Sequence[Term]) -> Dimension:
 
 
 def _core(w: Row) -> tuple[Row, int]:
-    """The weights between the first and the last that are not 0, up to sign, and where they start."""
+    """The weights from the first to the last nonzero one, up to sign, and the position of the first."""
     at = [c for c, v in enumerate(w) if v]
     core = w[at[0] : at[-1] + 1]
     return (core if core[0] > 0 else tuple(-v for v in core)), at[0]
 
 
 def _windows(starts: Sequence[int], p: int, slack: int) -> list[int]:
-    """The fewest windows of p starts, each beginning at 0 to `slack`, that hold all of these."""
+    """The fewest windows of p starts, each beginning at 0 to `slack`, that contain all these starts."""
     first, last = min(starts), max(starts)
     if last - first < p:
         return [min(first, slack)]
-    gap = range(first + p, last - p + 1)  # what a window at either end leaves out
+    gap = range(first + p, last - p + 1)  # not covered by a window at either end
     if not any(start in gap for start in starts):
         return [first, last - p + 1]
     found: list[int] = []
@@ -155,7 +155,7 @@ def _windows(starts: Sequence[int], p: int, slack: int) -> list[int]:
 
 
 def _seats(places: Sequence[tuple[int, int]], p: int, m: int) -> bool:
-    """Whether m neurons at most sit at each of p positions, with each of these between its last and first."""
+    """Whether each neuron can take a position in its range, with at most m neurons at each of p positions."""
     waiting = sorted(places)  # by the last position, the earliest first
     for position in range(p):
         for place in [place for place in waiting if place[1] <= position][:m]:

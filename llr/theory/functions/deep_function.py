@@ -1,4 +1,4 @@
-"""Model ranks of functions of networks with several hidden layers: upper bounds, by reduction."""
+"""Model ranks of functions of networks with several hidden layers: upper bounds by reduction."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ def deep_model_rank(target: DeepNet, net: DeepNet) -> Dimension:
     """Bounds of the smallest dim T with which a deep network represents a function.
 
     Args:
-        target: a network with the function, of as many layers.
+        target: a network with the function and the same number of layers.
         net: the architecture.
 
     Returns:
-        At most dim T of the reduced target, since splits of its neurons keep T. For tanh with all biases
-        almost every network of the reduced widths has exactly that; constant functions are exact. Otherwise
-        bounds.
+        The upper bound is dim T of the reduced target, since splitting neurons keeps T. For tanh with all
+        biases almost every network of the reduced widths has this model rank; for constant functions the
+        result is exact. Otherwise it has bounds.
 
     Raises:
-        ValueError: a target of another activation, depth, inputs or outputs, or one that does not fit as it
-            stands once it is reduced.
+        ValueError: a target of another activation, depth, number of inputs or outputs, or one that does not
+            fit the architecture after reduction.
 
     Source: docs/theory.md, 1.4 and Theorem 6.3.
 
@@ -41,7 +41,7 @@ def deep_model_rank(target: DeepNet, net: DeepNet) -> Dimension:
     constants = 0 if net.biases[-1] is None else net.widths[-1]
     remarks = tuple(Term(0, step) for step in found.steps)
     if found.constant and (constants or not any(map(any, found.net.weights[-1]))):
-        # All weights 0: only the values of the last hidden layer are left, and the output biases.
+        # With all weights 0 only the values of the last hidden layer and the output biases remain.
         size = constants
         if not constants and net.activation in ("sigmoid", "softplus"):
             size = net.widths[-1]
@@ -94,7 +94,7 @@ def _in_architecture(found: Reduction, net: DeepNet) -> DeepNet:
 
 
 def _size(reduced: DeepNet, exact: bool) -> tuple[int, Status]:
-    """At most dim T of the reduced network, and what is known of the model rank then."""
+    """An upper bound of dim T of the reduced network, and the status of the model rank."""
     found = formal_tangent(reduced)
     if found.status == "almost everywhere":
         return found.upper, found.status

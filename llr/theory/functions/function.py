@@ -28,27 +28,28 @@ from llr.theory.tangents.tangent import dimension_of, incoming
 @takes(model=a_module)
 @outside_inference_mode
 def model_rank_of_function(model: nn.Module) -> Dimension:
-    """O(f): how many samples can pin the model's function down, in the best case.
+    """O(f): the number of samples that determine the model's function in the best case.
 
-    It is the smallest dim T among all parameters of the model's architecture that have this function; the
-    model's own may be larger. A function of k neurons costs what k neurons cost, however wide the model is.
+    It is the smallest dim T among all parameters of the model's architecture with this function; dim T at the
+    model's own parameters may be larger. A function of k neurons has the cost of k neurons in a model of any
+    width.
 
     Args:
-        model: an MLP of any depth, or a model of :mod:`llr.models`. All of its parameters count, as the exact
-            numbers that they are.
+        model: an MLP of any depth, or a model of :mod:`llr.models`. All its parameters are used, as exact
+            numbers.
 
     Returns:
-        "model rank", with a term for everything that adds to it. Exact for one hidden layer, but for
-        polynomials and some affine parts of several outputs; for convolutions of tanh or erf, matrix
-        factorization and linear networks. For deep networks an upper bound, by reduction, which is exact
-        almost everywhere for tanh with all biases.
+        "model rank", with its summands as terms. It is exact for one hidden layer, except for polynomials and
+        some affine parts of several outputs, and for convolutions of tanh or erf, matrix factorization and
+        linear networks. For deep networks it is an upper bound by reduction, which is exact almost everywhere
+        for tanh with all biases.
 
     Raises:
-        TypeError: no module.
+        TypeError: `model` is not a module.
         ValueError: a model of no known structure, frozen parameters, parameters that are not finite.
 
     Warns:
-        UserWarning: two neurons that are nearly, not exactly, equal.
+        UserWarning: two neurons are nearly, but not exactly, equal.
 
     Source: docs/theory.md, Theorems 2.3 to 2.6, 3.2, 4.1, 5.1 and 6.3.
 
@@ -69,23 +70,23 @@ def model_rank_of_function(model: nn.Module) -> Dimension:
 @takes(architecture=a_module, target=a_module)
 @outside_inference_mode
 def optimistic_sample_size(architecture: nn.Module, target: nn.Module) -> Dimension:
-    """O(f) of a target's function in another architecture: what that architecture makes of it.
+    """O(f) of a target's function in another architecture: its model rank there.
 
     Args:
-        architecture: the model that is to be trained; its structure counts, its parameters do not matter.
-        target: a model with the function. It may be of another width, and a convolution where the
-            architecture is fully connected, or the other way round.
+        architecture: the model that will be trained. Only its structure is used, not its parameters.
+        target: a model with the function. It may have another width, and it may be a convolution while the
+            architecture is fully connected, or the reverse.
 
     Returns:
         As for :func:`model_rank_of_function`.
 
     Raises:
-        TypeError: no modules.
+        TypeError: an argument is not a module.
         ValueError: the architecture cannot represent the function, which the message explains, or is of a
             kind that llr does not compare with the target's; what :func:`model_rank_of_function` refuses.
 
     Warns:
-        UserWarning: two neurons of the target that are nearly, not exactly, equal.
+        UserWarning: two neurons of the target are nearly, but not exactly, equal.
 
     Source: docs/theory.md, Theorems 2.3 to 2.6, 3.2, 4.1, 5.1 and 6.3.
 

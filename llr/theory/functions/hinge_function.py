@@ -23,31 +23,31 @@ from llr.theory.result import Term
 from llr.theory.structures.structure import Matrix, Row, TwoLayerNet, outer, rank, unit_vectors
 from llr.theory.tangents.two_layer import constants, kink
 
-# Ways to make the affine part that are tried one by one, a few seconds' worth.
+# The most plans for the affine part that are tried one by one, which takes a few seconds.
 _PLANS = 600
-# For so many neurons all reflections are tried before pairs make the rest.
+# Up to this many neurons all reflections are tried before pairs make the rest.
 _REFLECTED = 6
 
 Constant = Literal["none", "flat", "along", "new"]
-"""The neuron with w = 0: there is none; it sits where the slope is zero (GELU, SiLU); its outgoing weight is
-a combination of those of the twins; its outgoing weight is any."""
+"""The neuron with w = 0: there is none; it is at a zero of the slope (GELU, SiLU); its outgoing weight is a
+combination of those of the twins; it has any outgoing weight."""
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """A way to make what reflections do not make of the affine part, by neurons that are to spare."""
+    """A plan to make the part of the affine function that reflections do not make, with spare neurons."""
 
     extra: int
-    """What it adds to dim T."""
+    """The dimensions that the plan adds to dim T."""
     twins: tuple[int, ...] = ()
     """Neurons in both orientations, with parallel outgoing weights: any multiple of alpha_g z_g."""
     splits: tuple[int, ...] = ()
     """Neurons in both orientations, with any outgoing weights: R^q z_g."""
     free: int = 0
-    """For one output: so many twins, whichever."""
+    """For one output: the number of twins, which may be any."""
     constant: Constant = "none"
     pairs: int = 0
-    """Neurons that cancel each other but for an affine function: any vector times any affine function."""
+    """Pairs of neurons that cancel except for an affine function: any vector times any affine function."""
 
     @property
     def text(self) -> str:
@@ -67,19 +67,19 @@ class _Plan:
 
 
 def hinge_rank(f: NeuronSum, net: TwoLayerNet, known: int | None) -> Rank:
-    """The smallest dim T with the function in the architecture `net`, from below and from above.
+    """Bounds of the smallest dim T with the function in the architecture `net`.
 
-    The affine part of f costs nothing if reflections of its neurons make it. What they do not make comes from
-    neurons in both orientations, a neuron with w = 0, and pairs that cancel each other. The cheapest way is
-    found for one output; for several outputs too, unless pairs compete with other ways.
+    The affine part of f costs nothing if reflections of its neurons make it. The rest comes from neurons in
+    both orientations, a neuron with w = 0, and pairs that cancel each other. The cheapest plan is found for
+    one output, and also for several outputs unless pairs compete with other plans.
 
     Args:
         f: the function.
         net: the architecture.
-        known: a dimension with which the architecture represents f for sure; None without one.
+        known: a dimension with which the architecture certainly represents f; None if there is none.
 
     Returns:
-        A lower bound, and the summands of an upper one; equal where the cheapest way is known.
+        A lower bound, and the summands of an upper bound; equal if the cheapest plan is known.
 
     Raises:
         ValueError: the function does not fit, or llr cannot tell whether it does.
@@ -111,7 +111,7 @@ def hinge_rank(f: NeuronSum, net: TwoLayerNet, known: int | None) -> Rank:
         price = Term(known - base, "affine functions, as the target's own neurons make them")
         return base if lower is None else min(base + lower, known), [*terms, price]
     if best is None and lower is None:
-        needs = "more neurons than there are beside its own to make its affine part"
+        needs = "more neurons than there are besides its own to make its affine part"
         raise not_in_width(net, f"{f.k} neurons in the function and {needs}")
     if best is None or lower is None:
         raise ValueError(
@@ -125,7 +125,7 @@ def hinge_rank(f: NeuronSum, net: TwoLayerNet, known: int | None) -> Rank:
 
 @dataclass(frozen=True)
 class _Case:
-    """A function and an architecture, and what ways there are to make the affine part."""
+    """A function and an architecture, and the plans for making the affine part."""
 
     f: NeuronSum
     net: TwoLayerNet
@@ -136,7 +136,7 @@ class _Case:
 
     @property
     def slopes(self) -> int:
-        """What another direction of outgoing weights costs a group."""
+        """The cost of another direction of outgoing weights in a group."""
         return self.net.d + self.net.beta - kink(self.net)
 
     @property
@@ -145,7 +145,7 @@ class _Case:
 
     @cached_property
     def forced(self) -> bool:
-        """Whether only a neuron with w = 0 can make the constants: no hyperplane misses the origin."""
+        """Whether only a neuron with w = 0 can make constants: all hyperplanes contain the origin."""
         return not self.free_constants and not self.net.beta and self.f.constant
 
     @cached_property
@@ -179,7 +179,7 @@ class _Case:
         return is_sum_modulo(goal, further, rest, generators)
 
     def plans(self) -> tuple[list[_Plan], int | None]:
-        """Ways without pairs, the cheapest first, and what all those that are left out cost at least."""
+        """Plans without pairs, the cheapest first, and a lower bound of the cost of all omitted plans."""
         if self.net.q == 1:
             found = list(self._plans_of_one_output())
             return sorted(found, key=lambda p: p.extra), None
@@ -191,7 +191,7 @@ class _Case:
         left_out = None
         if most + 1 < len(
             sizes
-        ):  # each of them contains one of the largest here, and one of size 1
+        ):  # every omitted plan contains one of the largest plans here, and one of size 1
             left_out = min(p.extra for p in found if len(p.twins) + len(p.splits) == most)
             one = self.hyperplanes[:1]
             split = affine_size(self.net, one, 0, False) + self.slopes
@@ -199,7 +199,7 @@ class _Case:
         return sorted(found, key=lambda p: p.extra), left_out
 
     def _constants(self) -> tuple[Constant, ...]:
-        """What a neuron with w = 0 can do."""
+        """The kinds of neurons with w = 0 that are possible."""
         if self.free_constants or not makes_constants(self.net):
             return ("none",)
         if self.net.activation in ("gelu", "silu"):
@@ -240,21 +240,21 @@ class _Case:
                     yield _Plan(extra, twins, splits, constant=constant)
 
     def least_with_pairs(self, pairs: _Plan | None) -> int | None:
-        """What a way with pairs costs at least; None if there is none.
+        """A lower bound of the cost of a plan with pairs; None if there is no such plan.
 
-        Without neurons in the function pairs are all that makes linear functions, and as few as possible
-        are best. Where a single pair takes all neurons to spare, nothing competes with it but reflections.
+        If the function has no neurons, only pairs make linear functions, and the smallest number of pairs is
+        best. If a single pair takes all spare neurons, only reflections compete with it.
         """
-        room = self.spare - 2 - self.forced
-        if room < 0:
+        remaining = self.spare - 2 - self.forced
+        if remaining < 0:
             return None
-        if self.f.k == 0 or (room == 0 and self.f.k <= _REFLECTED):
+        if self.f.k == 0 or (remaining == 0 and self.f.k <= _REFLECTED):
             return None if pairs is None else pairs.extra
         some = unit_vectors(self.net.d + 1)[:1]
         return self.net.q + self.slopes + affine_size(self.net, some, 1, self.forced)
 
     def pairs(self) -> _Plan | None:
-        """The cheapest way by pairs, and a neuron with w = 0, after some reflections; None if none fits."""
+        """The cheapest plan with pairs and a neuron with w = 0, after reflections; None if none fits."""
         k = self.f.k
         chosen = product((False, True), repeat=k) if k <= _REFLECTED else [(False,) * k]
         found = [self._pairs_after(flips) for flips in chosen]
@@ -285,7 +285,7 @@ class _Case:
 
 
 def affine_size(net: TwoLayerNet, planes: Sequence[Row], directions: int, one: bool) -> int:
-    """dim B beyond the output bias: R^q times the planes and, if `one`, 1; and so many directions times L."""
+    """dim B without the output bias: R^q times the planes and, if `one`, 1; and `directions` times L."""
     free = net.c is not None
     rows = list(planes)
     if (one or free) and net.beta:

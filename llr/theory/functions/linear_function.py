@@ -11,14 +11,14 @@ from llr.theory.tangents.linear import exactly, linear_map, matrix_rank_cost, pr
 
 
 def factorization_model_rank(target: Factorization, net: Factorization) -> Dimension:
-    """The smallest dim T with which A B is a given matrix: r (m + n - r) for one of rank r.
+    """The smallest dim T with which A B is a given matrix: r (m + n - r) for a matrix of rank r.
 
     Args:
         target: factors of the matrix.
         net: the architecture.
 
     Raises:
-        ValueError: a matrix of another shape, or of a rank above the inner size.
+        ValueError: a matrix of another shape, or with a rank above the inner size.
 
     Source: docs/theory.md, Theorem 4.1.
 
@@ -40,7 +40,7 @@ def factorization_model_rank(target: Factorization, net: Factorization) -> Dimen
 
 
 def linear_model_rank(target: LinearNet | DeepNet, net: LinearNet | DeepNet) -> Dimension:
-    """The smallest dim T with which layers without activations are a given linear or affine map.
+    """The smallest dim T with which layers without activations represent a given linear or affine map.
 
     Args:
         target: a network with the map.
@@ -48,11 +48,11 @@ def linear_model_rank(target: LinearNet | DeepNet, net: LinearNet | DeepNet) -> 
 
     Returns:
         r (n_0 + n_L - r) for a map of rank r, n_0 n_L for a single layer, and n_L more for output biases.
-        Exact, but where only hidden layers have biases.
+        It is exact unless only hidden layers have biases.
 
     Raises:
-        ValueError: a map of other sizes, of a rank above a hidden width, or with a constant where there are
-            no biases.
+        ValueError: a map of other sizes, with a rank above a hidden width, or with a constant part although
+            the architecture has no biases.
 
     Source: docs/theory.md, Theorem 5.1.
 
@@ -87,7 +87,7 @@ def linear_model_rank(target: LinearNet | DeepNet, net: LinearNet | DeepNet) -> 
         terms = (*terms, Term(outputs, "constants, from the output bias"))
     if last or not any(biases):
         return exactly("model rank", terms, "Theorem 5.1", net.n_params)
-    # Biases of hidden layers only: their constants may need neurons of their own.
+    # Only hidden layers have biases: their constants may need additional neurons.
     lower = sum(t.dimension for t in terms)
     term = Term(net.n_params, "parameters")
     if _is_part(target, net):
@@ -97,14 +97,14 @@ def linear_model_rank(target: LinearNet | DeepNet, net: LinearNet | DeepNet) -> 
 
 
 def _is_part(target: LinearNet | DeepNet, net: LinearNet | DeepNet) -> bool:
-    """Whether the target becomes the architecture by splitting neurons."""
+    """Whether splitting neurons of the target gives the architecture."""
     if len(target.weights) != len(net.weights) or _all_biases(target) != _all_biases(net):
         return False
     return all(ours >= theirs for ours, theirs in zip(net.widths, target.widths, strict=True))
 
 
 def affine_map(net: LinearNet | DeepNet) -> tuple[fmpq_mat, bool]:
-    """The matrix of layers without activations, and whether their function has a constant."""
+    """The matrix of layers without activations, and whether their function has a constant part."""
     linear = LinearNet(net.weights)
     if isinstance(net, LinearNet):
         return linear_map(linear), False

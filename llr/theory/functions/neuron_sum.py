@@ -1,4 +1,4 @@
-"""A function of a two-layer network in its shortest form, which only depends on the function."""
+"""A function of a two-layer network in its shortest form, which depends only on the function."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _BITS = 1024
 
 @dataclass(frozen=True)
 class NeuronSum:
-    """``sum_g alpha_g s(w_g . x + b_g) + affine(x) + sum_j v_j s(b_j)``, neurons distinct, alpha_g not 0.
+    """``sum_g alpha_g s(w_g . x + b_g) + affine(x) + sum_j v_j s(b_j)``, distinct neurons, alpha_g not 0.
 
-    Equal functions have equal forms, up to the order of the neurons and their signs: the neurons are linearly
-    independent modulo affine functions, and the numbers s(b_j) are linearly independent of each other and
-    of 1, over the rationals.
+    Equal functions have equal forms, up to the order and the signs of the neurons: the neurons are linearly
+    independent modulo affine functions, and the numbers s(b_j) and 1 are linearly independent over the
+    rationals.
     """
 
     activation: str
@@ -38,12 +38,12 @@ class NeuronSum:
 
     @property
     def k(self) -> int:
-        """How many neurons it has."""
+        """The number of neurons."""
         return len(self.w)
 
     @property
     def planes(self) -> Matrix:
-        """What reflecting a neuron takes: alpha_g (w_g . x + b_g), or alpha_g for sigmoid; (k, q (d + 1))."""
+        """What a reflection subtracts: alpha_g (w_g . x + b_g), or alpha_g for sigmoid; (k, q (d + 1))."""
         sigmoid = PARITY[self.activation] == "odd+const"
         return tuple(
             tuple(
@@ -62,7 +62,7 @@ class NeuronSum:
 
     @property
     def constant(self) -> bool:
-        """Whether the affine part has a constant."""
+        """Whether the affine part has a nonzero constant."""
         last = self.affine[self.d :: self.d + 1]
         return any(last) or bool(self.numbers)
 
@@ -70,13 +70,13 @@ class NeuronSum:
 def neuron_sum(net: TwoLayerNet) -> NeuronSum:
     """Merge the neurons of a network that share a hyperplane, and collect its affine part.
 
-    The reflections s(-z) = -s(z), 1 - s(z), s(z) - z leave constants and affine functions behind. So do
-    neurons with w = 0, whose values are rational for ReLU and at 0; all others are numbers of their own.
-    For tanh, sigmoid, SiLU and softplus these are independent by Lindemann's theorem; the values of erf are,
-    among each other, by Beukers' refinement of Siegel's and Shidlovskii's.
+    The reflections s(-z) = -s(z), 1 - s(z), s(z) - z add constants and affine functions. So do neurons with
+    w = 0. Their values are rational for ReLU and at 0; all other values are kept as separate numbers. For
+    tanh, sigmoid, SiLU and softplus these numbers are independent by Lindemann's theorem. The values of erf
+    are independent of each other by Beukers' refinement of the theorem of Siegel and Shidlovskii.
 
     Args:
-        net: of an activation that is neither sine nor a polynomial.
+        net: a network with an activation that is neither sine nor a polynomial.
 
     Source: docs/theory.md, Lemma 2.1 and Theorem 2.3.
 
@@ -127,13 +127,14 @@ def without_constants(vectors: Matrix, d: int) -> Matrix:
 
 
 def check_irrational(f: NeuronSum) -> None:
-    """Make sure that the irrational constants of f are no fractions that reflections could produce.
+    """Check that the irrational constants of f are not fractions that reflections could produce.
 
-    For most activations that is a theorem; of values of erf, which GELU has too, only the independence among
-    themselves is. Here they are enclosed, and multiplied with the denominators that occur.
+    For most activations this is a theorem. For values of erf, which GELU has too, only their independence of
+    each other is a theorem. Here the constants are enclosed in balls and multiplied by the denominators that
+    occur.
 
     Raises:
-        ValueError: they may be such fractions, which is as good as impossible.
+        ValueError: they may be such fractions, which is practically impossible.
     """
     if not f.numbers or f.activation not in ("erf", "gelu"):
         return

@@ -1,4 +1,4 @@
-"""How many sample points a model of several outputs needs, at its parameters."""
+"""The number of sample points that a model with several outputs needs, at its parameters."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ from llr.theory.tangents.linear import surrounding_ranks
 from llr.theory.tangents.tangent import dimension_of, incoming
 from llr.theory.tangents.two_layer import has_value, two_layer_tangent
 
-# Subspaces of the outputs that are looked at, the smallest first: so many, times the neurons.
+# At most this many subspaces of the outputs, divided by the number of neurons, are examined, smallest first.
 _SUBSPACES = 20_000
-# Jacobians of more entries are not ranked in balls, which takes seconds here.
+# Jacobians with more entries are not ranked in balls; at this size it takes seconds.
 _ENTRIES = 10_000
 _BITS = (64, 128, 256, 512)
 _SAMPLES = 3
-# Beyond 20 torch's softplus is the identity, and says nothing of the analytic function.
+# Beyond 20 torch's softplus is the identity and not the analytic function.
 _SOFTPLUS_MOST = 19
 
 
 @dataclass(frozen=True, repr=False)
 class Points(Record):
-    """How many points a sample takes.
+    """The number of sample points needed for the LLR guarantee.
 
     Attributes:
         lower: no sample of fewer points has the LLR guarantee.
-        upper: some sample of so many points has it; of an analytic model, almost every one.
+        upper: some sample of this many points has it; for an analytic model, almost every such sample.
         status: "exact" if these are equal, "bounds" otherwise.
-        reason: what `lower` and `upper` rest on, in words.
+        reason: the reasons for `lower` and `upper`, as text.
         outputs: q.
-        dimension: dim T, what n q has to be at least.
+        dimension: dim T, a lower bound of n q.
     """
 
     lower: int
@@ -85,30 +85,30 @@ class Points(Record):
 @takes(model=a_module)
 @outside_inference_mode
 def points_needed(model: nn.Module) -> Points:
-    """The fewest sample points with which a model has the LLR guarantee at its parameters.
+    """The smallest number of sample points with which a model has the LLR guarantee at its parameters.
 
-    A point gives q observations, but they are not free to choose: functions of T with values in a subspace U
-    of the outputs are seen by dim U numbers for each point, so that for every U
+    A point gives q observations, but not all are useful: for functions of T with values in a subspace U of
+    the outputs, a point gives only dim U numbers, so that for every U
 
         n >= dim (functions of T with values in U) / dim U.
 
-    The maximum over the spans of outgoing weights is proved. That so many random points suffice is what
-    random networks show, not a theorem; for this model a determinant in balls, on random points, proves it
-    where the model is small enough.
+    The maximum over the spans of outgoing weights is a proved lower bound. That this many random points
+    suffice is observed on random networks and is not a theorem. If the model is small enough, a determinant
+    in balls on random points proves it for this model.
 
     Args:
         model: as for :func:`llr.theory.tangent_dimension`.
 
     Returns:
-        "exact" for linear networks and for one output of a known dim T, by closed form, and where the
-        determinant settles it, of a deep network as well; bounds otherwise.
+        The status is "exact" by closed form for linear networks and for one output with a known dim T, and if
+        the determinant proves the number, also for deep networks; "bounds" otherwise.
 
     Raises:
-        TypeError: no module.
+        TypeError: `model` is not a module.
         ValueError: what :func:`llr.theory.tangent_dimension` refuses.
 
     Warns:
-        UserWarning: two neurons that are nearly, not exactly, equal.
+        UserWarning: two neurons are nearly, but not exactly, equal.
 
     Source: docs/theory.md, Proposition 2.7.
 
@@ -161,10 +161,10 @@ def _outputs(net: Structure) -> int:
 
 
 def _bounds(net: TwoLayerNet, size: Dimension) -> Iterator[tuple[int, int]]:
-    """For each subspace U that is looked at: how many points it takes, and its dimension.
+    """For each examined subspace U the number of points that it needs, and its dimension.
 
-    What T has beyond the functions with values in U is seen in R^q modulo U, where it is the tangent space
-    of the network with its outgoing weights modulo U.
+    T modulo the functions with values in U is the tangent space of the network with its outgoing weights
+    modulo U.
     """
     yield -(-size.lower // net.q), net.q
     for U in islice(_subspaces(net), max(1, _SUBSPACES // net.m)):
@@ -204,7 +204,7 @@ def _line(a: Row) -> Row:
 
 
 def _seen_by_one(net: Structure, size: Dimension) -> int:
-    """The rank on almost every single point, at least: q if T has all outputs times some function."""
+    """A lower bound of the rank on almost every single point: q if T has all outputs times some function."""
     q = _outputs(net)
     if isinstance(net, TwoLayerNet):
         found = group_neurons(net)
@@ -235,7 +235,7 @@ def _suffices(model: nn.Module, net: Structure, n: int, size: int) -> bool:
 
 
 def _is_analytic(net: Structure, x: torch.Tensor) -> bool:
-    """Whether no preactivation of the samples comes near the threshold of softplus."""
+    """Whether no preactivation of the samples is near or above the threshold of softplus."""
     if not isinstance(net, TwoLayerNet):
         return False
     points = [[Fraction(v) for v in row] for row in x.double().tolist()]

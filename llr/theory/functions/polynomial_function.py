@@ -1,4 +1,4 @@
-"""Model ranks of functions of polynomial activations, which have no shortest form: bounds."""
+"""Bounds of model ranks of functions of polynomial activations, which have no shortest form."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from llr.theory.tangents.polynomial import (
 
 
 def polynomial_rank(target: TwoLayerNet, net: TwoLayerNet) -> Dimension:
-    """The smallest dim T with a function of a polynomial activation, in bounds.
+    """Bounds of the smallest dim T with a function of a polynomial activation.
 
-    From above: dim T once equal neurons are merged and those without outgoing weights deleted. From below: T
-    always has the functions f_l, in every output, and x_m df/dx_l, with hidden biases df/dx_l too. These
-    depend on the function alone. If the merged network is not degenerate, almost every network of its size
-    has the upper bound as its model rank.
+    The upper bound is dim T after merging equal neurons and deleting those without outgoing weights. For the
+    lower bound, T always contains the functions f_l, in every output, and x_m df/dx_l, and with hidden biases
+    df/dx_l, too. These depend only on the function. If the merged network is not degenerate, almost every
+    network of its size has the upper bound as its model rank.
 
     Args:
         target: a network with the function.
         net: the architecture.
 
     Raises:
-        ValueError: the target as it stands does not fit the architecture.
+        ValueError: the target, without a change of its neurons, does not fit the architecture.
 
     Source: docs/theory.md, 1.4 and Theorem 2.6.
     """
@@ -54,7 +54,7 @@ def polynomial_rank(target: TwoLayerNet, net: TwoLayerNet) -> Dimension:
 
 
 def _merged(target: TwoLayerNet, net: TwoLayerNet) -> tuple[TwoLayerNet, int]:
-    """The target in the architecture, its neurons merged, and how many are left."""
+    """The target in the architecture with its neurons merged, and the number of remaining neurons."""
     found: dict[tuple[Row, Fraction], Row] = {}
     for i, (w, a) in enumerate(zip(target.w, target.a, strict=True)):
         key = w, Fraction(0) if target.b is None else target.b[i]
@@ -84,7 +84,7 @@ def _merged(target: TwoLayerNet, net: TwoLayerNet) -> tuple[TwoLayerNet, int]:
 
 
 def _moves(target: TwoLayerNet, net: TwoLayerNet) -> list[list[Fraction]]:
-    """What changes of the inputs and outputs by linear maps do to f: values at points, a row each point."""
+    """How f changes under linear maps of inputs and outputs: values at points, a row for each point."""
     n = degree(target.coefficients)
     columns = net.q * net.q + (net.d + net.beta) * net.d + net.q
     points = lattice(net.d, n)

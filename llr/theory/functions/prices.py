@@ -1,4 +1,4 @@
-"""What the parts of a function of a two-layer network cost in dimensions, and what they need."""
+"""The cost in dimensions of the parts of a two-layer network's function, and what they need."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from llr.theory.structures.structure import TwoLayerNet
 from llr.theory.tangents.two_layer import kink
 
 Rank = tuple[int, list[Term]]
-"""A lower bound, and the summands of the upper one."""
+"""A lower bound, and the summands of the upper bound."""
 
 
 def of_neurons(f: NeuronSum, net: TwoLayerNet) -> list[Term]:
-    """What the neurons in the function cost, and the output bias."""
+    """The cost of the neurons in the function, and of the output bias."""
     h = kink(net)
     terms = []
     if f.k:
@@ -26,7 +26,7 @@ def of_neurons(f: NeuronSum, net: TwoLayerNet) -> list[Term]:
 
 
 def constant_neuron_price(net: TwoLayerNet) -> Term:
-    """A constant that no output bias and no reflection makes."""
+    """The cost of a constant that neither an output bias nor reflections make."""
     return Term(net.q + net.d, f"a constant, from a neuron with w = 0: {net.q} + {net.d}")
 
 
@@ -36,7 +36,7 @@ def makes_constants(net: TwoLayerNet) -> bool:
 
 
 def require_constant_neuron(f: NeuronSum, net: TwoLayerNet) -> None:
-    """Refuse a constant where no neuron can make one."""
+    """Refuse a constant if no neuron can make one."""
     if not makes_constants(net):
         raise ValueError(
             f"the function has a constant part, which {net.activation} makes with a bias only; the "
@@ -47,5 +47,5 @@ def require_constant_neuron(f: NeuronSum, net: TwoLayerNet) -> None:
 
 
 def not_in_width(net: TwoLayerNet, needs: str) -> ValueError:
-    """What to raise for a function that takes more neurons than there are."""
+    """The error for a function that needs more neurons than the architecture has."""
     return ValueError(f"the architecture has width {net.m}, but the target needs {needs}")

@@ -1,4 +1,4 @@
-"""The narrowest network that merging, absorbing and deleting neurons leads to, in exact arithmetic."""
+"""Reduces a network by merging, absorbing and deleting neurons, in exact arithmetic."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from llr.theory.structures.structure import DeepNet
 
 @dataclass(frozen=True)
 class Reduction:
-    """What is left of a network, and how it came about.
+    """A reduced network, and the steps that led to it.
 
     Attributes:
-        net: a network with the same function. A hidden layer whose neurons all went away keeps one that is
-            zero, and the function is constant.
-        steps: what was done, one line each; neurons have their numbers in the network that was given.
-        exact: whether the biases of `net` are the numbers themselves; otherwise values such as tanh(1) in
-            them are rounded to 256 bits. What was merged, absorbed and deleted was decided exactly.
+        net: a network with the same function. If all neurons of a hidden layer were removed, it keeps one
+            neuron that is zero, and the function is constant.
+        steps: the steps as text, one line each; neurons have their numbers in the given network.
+        exact: whether the biases of `net` are exact; otherwise values such as tanh(1) in them are rounded to
+            256 bits. The decisions to merge, absorb and delete neurons are always exact.
     """
 
     net: DeepNet
@@ -38,16 +38,16 @@ class Reduction:
 def reduce_network(net: DeepNet) -> Reduction:
     """Merge equal neurons, absorb constant ones and delete idle ones, until nothing changes.
 
-    Layer by layer from the inputs on, since what is merged below may make neurons equal above, and again
-    while deletions above leave neurons below without outgoing weights. The tangent space of what is left lies
-    within the network's own.
+    The layers are processed from the inputs on, since merging neurons of a layer may make neurons of later
+    layers equal. This is repeated while deletions leave neurons of earlier layers without outgoing weights.
+    The tangent space of the reduced network is a subspace of the network's own.
 
     * Neurons are merged if their incoming weights and biases are equal, or equal up to the activation's
-      reflection: the sign for tanh, erf and sine; for sigmoid too, where the next layer has a bias to take
-      the constant that s(-z) = 1 - s(z) leaves; a positive factor for ReLU. Reflected softplus, GELU, SiLU
-      and ReLU leave an affine function of the layer before, which no bias takes.
-    * A neuron without incoming weights is absorbed by the next layer's biases, if it has them or the neuron's
-      value is 0.
+      symmetry: the sign for tanh, erf and sine; the sign for sigmoid, too, if the next layer has a bias for
+      the constant in s(-z) = 1 - s(z); a positive factor for ReLU. Reflections of softplus, GELU, SiLU
+      and ReLU add an affine function of the previous layer, which biases cannot represent.
+    * A neuron without incoming weights is absorbed into the next layer's biases, if that layer has biases or
+      the neuron's value is 0.
     * A neuron without outgoing weights is deleted.
 
     Args:
@@ -82,7 +82,7 @@ def reduce_network(net: DeepNet) -> Reduction:
 
 
 class _Form(NamedTuple):
-    """A neuron as s(factor z), or s(-z) where it is reflected, of a z that equal neurons share."""
+    """A neuron as s(factor z), or s(-z) if it is reflected, with a z that equal neurons share."""
 
     key: Hashable
     reflected: bool
@@ -90,10 +90,10 @@ class _Form(NamedTuple):
 
 
 class _Equal(ExactLayers):
-    """A reduction that keeps the tangent space within that of the network: equal weights only."""
+    """A reduction by equal weights only, which keeps the tangent space within that of the network."""
 
     def simplify(self, layer: int) -> bool:
-        """Take away neurons of one kind; whether there were any."""
+        """Remove neurons of one kind; return whether there were any."""
         return self.delete_idle(layer) or self._absorb_unfed(layer) or self._merge_equal(layer)
 
     def _absorb_unfed(self, layer: int) -> bool:

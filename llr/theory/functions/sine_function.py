@@ -1,4 +1,4 @@
-"""Model ranks of functions of sine, whose neurons of one direction add up whatever their phases."""
+"""Model ranks of functions of sine, whose neurons of one direction add up for all phases."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from llr.theory.structures.structure import Row, TwoLayerNet
 from llr.theory.tangents.periodic import phases
 
 Wave = dict[Fraction, Row]
-"""The outgoing weights at each phase, none of them 0."""
+"""Phase -> outgoing weights, none of which is 0."""
 
 
 def sine_rank(target: TwoLayerNet, net: TwoLayerNet) -> Rank:
     """The smallest dim T with a function of sines in the architecture `net`.
 
-    The neurons of one direction make C cos(w . x) + S sin(w . x) together. Where C and S are parallel, one
-    neuron at a phase of its own does the same, otherwise two do. A constant comes from a neuron with w = 0
-    and bias pi/2, where the slope is zero.
+    The neurons of one direction together make C cos(w . x) + S sin(w . x). If C and S are parallel, one
+    neuron with a suitable phase makes the same function, otherwise two neurons do. A constant comes from a
+    neuron with w = 0 and bias pi/2, where the slope is zero.
 
     Args:
         target: a network with the function.
         net: the architecture.
 
     Returns:
-        A lower bound, and the summands of an upper one, which are equal.
+        A lower bound, and the summands of an upper bound, which is equal to it.
 
     Raises:
         ValueError: the function does not fit.
@@ -73,7 +73,7 @@ def _directions(count: int) -> str:
 
 
 def _waves(net: TwoLayerNet, *, signed: bool) -> Iterator[Wave]:
-    """The outgoing weights of each direction, added up phase by phase; unsigned: those of sin(w . x) only."""
+    """The outgoing weights of each direction, summed by phase; if not `signed`, only those of sin(w . x)."""
     for group in group_neurons(net).groups:
         total: defaultdict[Fraction, Row] = defaultdict(lambda: (Fraction(0),) * net.q)
         for i, sign, phase in zip(group.members, group.signs, phases(net, group), strict=True):
@@ -94,8 +94,8 @@ def _has_cosine(wave: Wave) -> bool:
 def _is_ellipse(wave: Wave) -> bool:
     """Whether C and S are linearly independent.
 
-    Their minors are sums of rationals times the sines of differences of phases, which are zero only if the
-    coefficients of each difference are.
+    Their minors are sums of rationals times the sines of differences of phases. Such a sum is zero only if
+    the coefficients of each difference are zero.
     """
     q = len(next(iter(wave.values())))
     return any(

@@ -1,4 +1,4 @@
-"""The functions of an architecture, class by class, and how many samples each of them needs."""
+"""The classes of functions of an architecture, and the number of samples that each class needs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from llr.theory.tangents.two_layer import kink
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Narrower networks of a deep one are listed up to so many.
+# The most narrower networks that are listed for a deep network.
 _ROWS = 10_000
 
 
@@ -44,9 +44,9 @@ class FunctionClass:
     """Functions of one model rank.
 
     Attributes:
-        rank: their model rank; at most that where the status is "bounds".
-        text: the class in words.
-        status: as of :class:`llr.theory.Dimension`.
+        rank: their model rank; an upper bound if the status is "bounds".
+        text: a description of the class.
+        status: as for :class:`llr.theory.Dimension`.
     """
 
     rank: int
@@ -59,9 +59,9 @@ class Stratification(Record):
     """The classes of functions of an architecture, by rank.
 
     Attributes:
-        architecture: what it is, in words.
+        architecture: a description of the architecture.
         n_params: P, the number of its parameters.
-        rows: the classes, of ascending rank.
+        rows: the classes, by ascending rank.
     """
 
     architecture: str
@@ -97,21 +97,21 @@ class Stratification(Record):
 def rank_stratification(architecture: nn.Module) -> Stratification:
     """The classes of functions that an architecture represents, and their model ranks.
 
-    A function of few neurons, kernels or of small rank needs few samples, however many parameters the
-    architecture has. The table says which functions need how many.
+    A function of few neurons or kernels, or of small rank, needs few samples for any number of parameters of
+    the architecture. The table lists the number of samples for each class of functions.
 
     Args:
-        architecture: a model; its parameters do not matter.
+        architecture: a model; its parameters are not used.
 
     Returns:
         A table with a row for each class.
 
-        Two layers: functions of k neurons, and with what else they may have. For several outputs of softplus,
-        GELU, SiLU and ReLU one affine part at a time: functions with two of them, or with a multiple of a
-        preactivation not parallel to the outgoing weights, have ranks in between. Polynomials: zero, and
-        generic functions. Convolutions: k kernels with weights on both ends, or without sharing so many
-        active places. Matrices and linear maps: every rank. Deep networks: the generic functions of every
-        narrower network.
+        Two layers: functions of k neurons, alone or with constants and affine functions. For several outputs
+        of softplus, GELU, SiLU and ReLU only one affine part at a time: functions with two affine parts, or
+        with a multiple of a preactivation not parallel to the outgoing weights, have ranks in between.
+        Polynomials: zero, and generic functions. Convolutions: k kernels with nonzero weights at both ends,
+        or without sharing k active places. Matrices and linear maps: every rank. Deep networks: the generic
+        functions of every narrower network.
 
     Raises:
         TypeError: no module.
@@ -163,7 +163,7 @@ def _table(net: Structure) -> tuple[str, Iterator[FunctionClass]]:
 
 
 def _neurons(net: TwoLayerNet) -> Iterator[FunctionClass]:
-    """k neurons, and what constants and affine functions beside them cost that reflections do not make."""
+    """k neurons, without and with constants and affine functions that reflections do not make."""
     parity, q = PARITY[net.activation], net.q
     out = 0 if net.c is None else q
     # On a line through 0 the neurons of ReLU share one hyperplane.
@@ -192,17 +192,17 @@ def _constants(net: TwoLayerNet, k: int, base: int) -> Iterator[FunctionClass]:
 
 
 def _affine(net: TwoLayerNet, k: int, base: int) -> Iterator[FunctionClass]:
-    """Linear parts: multiples of neurons in both orientations, and pairs that leave nothing else."""
+    """Linear parts: multiples of neurons in both orientations, and pairs that leave a linear function."""
     units, slopes = unit_vectors(net.d + 1), net.d + net.beta - kink(net)
     spare, out = net.m - k, int(net.c is not None)
     if k and spare:
-        several = min(k, spare) if net.q == 1 else 1  # one output: they share all affine functions
+        several = min(k, spare) if net.q == 1 else 1  # one output: all share them
         text = "a multiple of the preactivation of one"
         if several > 1:
             text = f"multiples of the preactivations of up to {several}"
         yield _exactly(base + affine_size(net, units[:1], 1, False), _functions(k, out, text))
     if k and _one_hyperplane(net):
-        return  # it is taken
+        return  # a neuron has the only hyperplane
     for r in range(1, min(net.q, net.d, spare // 2) + 1):
         size = base + r * (net.q + slopes) + affine_size(net, units[:r], r, False)
         text = "a linear function" if net.q == 1 else f"a linear function of rank {r}"
@@ -231,10 +231,10 @@ def _sines(net: TwoLayerNet) -> Iterator[FunctionClass]:
 
 
 def _polynomials(net: TwoLayerNet) -> Iterator[FunctionClass]:
-    """Zero, and generic functions of k neurons, until more neurons add nothing."""
+    """Zero, and generic functions of k neurons, until more neurons do not raise the rank."""
     out = int(net.c is not None)
     always = bool(out or net.coefficients[0])  # otherwise a neuron of w = b = a = 0 has no tangents
-    # With hidden biases a neuron may sit at a root of the polynomial, if it has any.
+    # With hidden biases a neuron may be at a root of the polynomial, if it has any.
     known = out or net.b is None or not always
     yield FunctionClass(net.q * always, _functions(0, out), "exact" if known else "bounds")
     most = polynomial_generic_rank(net).upper
@@ -251,7 +251,7 @@ def _kernels(net: ConvNet) -> Iterator[FunctionClass]:
     odd = PARITY.get(net.activation) == "odd"
     if net.shared or not odd:
         each = net.p + net.s if net.shared else net.p * (net.s + 1)
-        # The value of any kernel, where it cannot be zero.
+        # 1 for the value of any kernel, if it cannot be zero.
         yield _exactly(int(net.activation in ("sigmoid", "softplus")), "zero")
         for k in range(1, len(net.kernels) + 1):
             status: Status = "exact" if odd else "bounds"
@@ -281,7 +281,7 @@ def _linear_maps(net: LinearNet | DeepNet) -> Iterator[FunctionClass]:
         if exact:
             yield _exactly(size, f"linear maps of rank {r}{words}")
             continue
-        # The constants of hidden biases: at most what the narrowest network with room for them has.
+        # The constants of hidden biases: at most dim T of the narrowest network that can represent them.
         inner = [min(r + 1, width) for width in net.widths[1:-1]]
         narrow = zip([columns, *inner], [*inner, rows], biases, strict=True)
         most = sum(i * o + (0 if b is None else o) for i, o, b in narrow)
@@ -289,7 +289,7 @@ def _linear_maps(net: LinearNet | DeepNet) -> Iterator[FunctionClass]:
 
 
 def _narrower(net: DeepNet) -> Iterator[FunctionClass]:
-    """The networks of every smaller width, at almost all parameters, and the constants."""
+    """The networks of all smaller widths, at almost all parameters, and the constants."""
     count = prod(net.widths[1:-1])
     if count > _ROWS:
         raise ValueError(
@@ -324,7 +324,7 @@ def _exactly(size: int, words: str) -> FunctionClass:
 
 
 def _functions(k: int, out: int, further: str = "") -> str:
-    """k neurons and something further, beside any constant where there is an output bias."""
+    """The text for k neurons and a further part, with any constant if there is an output bias."""
     words = _joined(_count(k, "neuron") if k else "", further)
     return _joined(words, "any constant" * bool(out)) or "zero"
 

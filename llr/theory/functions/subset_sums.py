@@ -1,4 +1,4 @@
-"""Sums of some of the given vectors, in exact numbers."""
+"""Sums of subsets of given vectors, in exact numbers."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from flint import fmpq, fmpq_mat
 
 from llr.theory.structures.structure import Row, rank
 
-# Sums that are formed at most, a few seconds' worth; enough for forty vectors.
+# The most sums that are formed, which takes a few seconds; enough for forty vectors.
 _SUMS = 1 << 22
 
 
 def reachable(
     target: Row, further: Sequence[Row], vectors: Sequence[Row], free: int
 ) -> bool | None:
-    """Whether `target` is a sum of some of the vectors, `free` of which may have any real coefficient.
+    """Whether `target` is a sum of some of the vectors, where `free` of them may have any real coefficient.
 
     Args:
         target: the vector to reach.
-        further: vectors that are multiplied with numbers independent over the rationals, and have to be
+        further: vectors that are multiplied by numbers independent over the rationals, so that they must be
             combinations of the free vectors alone.
-        vectors: of the same length; each counts not at all or once, the free ones with any coefficient.
-        free: how many of the vectors, whichever, are free.
+        vectors: of the same length; each has the coefficient 0 or 1, the free ones have any coefficient.
+        free: the number of free vectors, which may be any of them.
 
     Returns:
         The answer, or None where finding it would take too many sums.
@@ -56,13 +56,13 @@ def reachable(
 def is_sum_modulo(
     target: Row, further: Sequence[Row], vectors: Sequence[Row], generators: Sequence[Row]
 ) -> bool | None:
-    """Whether `target` is a sum of some of the vectors and a combination of the generators.
+    """Whether `target` is a sum of some of the vectors and a linear combination of the generators.
 
     Args:
         target: the vector to reach.
-        further: as for :func:`reachable`: they have to be combinations of the generators alone.
-        vectors: of the same length; each counts not at all or once.
-        generators: these count with any real coefficients.
+        further: as for :func:`reachable`: they must be combinations of the generators alone.
+        vectors: of the same length; each has the coefficient 0 or 1.
+        generators: vectors with any real coefficients.
 
     Returns:
         The answer, or None where finding it would take too many sums.
@@ -87,7 +87,7 @@ def is_sum_modulo(
 
 
 def _modulo(vectors: Sequence[Row], generators: Sequence[Row]) -> list[Row]:
-    """The vectors modulo the span of the generators: what is left where their leading entries are cleared."""
+    """The vectors modulo the span of the generators, reduced so that the leading entries are zero."""
     if not generators:
         return list(vectors)
     entries = [fmpq(v.numerator, v.denominator) for row in generators for v in row]
@@ -103,7 +103,7 @@ def _modulo(vectors: Sequence[Row], generators: Sequence[Row]) -> list[Row]:
 
 
 def _is_sum(target: Row, vectors: Sequence[Row]) -> bool:
-    """Whether some of the vectors add to the target: the sums of one half meet those of the other."""
+    """Whether some of the vectors sum to the target: compares the sums of one half with the other's."""
     half, size = len(vectors) // 2, len(target)
     found = set(_sums(vectors[:half], size))
     return any(

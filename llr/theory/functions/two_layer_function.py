@@ -28,12 +28,12 @@ def two_layer_model_rank(target: TwoLayerNet, architecture: TwoLayerNet) -> Dime
 
     Args:
         target: a network with the function.
-        architecture: its size, biases and activation count, its parameters do not.
+        architecture: only its size, biases and activation are used, not its parameters.
 
     Returns:
-        "model rank". Exact for odd activations, sigmoid and sine, and for softplus, GELU, SiLU and ReLU
-        unless the function has several outputs and an affine part that takes several more neurons.
-        Polynomials have no shortest form, and get bounds.
+        "model rank". It is exact for odd activations, sigmoid and sine, and for softplus, GELU, SiLU and ReLU
+        unless the function has several outputs and an affine part that needs several more neurons. For
+        polynomials, which have no shortest form, it has bounds.
 
     Raises:
         ValueError: the architecture cannot represent the function, or llr cannot tell whether it can.
@@ -74,9 +74,9 @@ def _model_rank(net: TwoLayerNet, lower: int, terms: list[Term], statement: str)
 
 
 def in_architecture(target: TwoLayerNet, net: TwoLayerNet) -> TwoLayerNet | None:
-    """The target's own neurons as parameters of the architecture, or None where they do not fit.
+    """The target's own neurons as parameters of the architecture, or None if they do not fit.
 
-    Neurons to spare are left out: as copies without outgoing weights they would add nothing to T.
+    Spare neurons are omitted: as copies without outgoing weights they would add nothing to T.
     """
     b, c = target.b, target.c
     if target.m > net.m or (net.b is None and any(b or ())) or (net.c is None and any(c or ())):
@@ -121,7 +121,7 @@ def _odd_rank(f: NeuronSum, net: TwoLayerNet) -> Rank:
 
 
 def _sigmoid_rank(f: NeuronSum, net: TwoLayerNet, known: int | None) -> Rank:
-    """From below and from above; `known` is a dimension that represents f for sure, None without one."""
+    """A lower and an upper bound; `known` is a dimension that certainly represents f, or None."""
     terms, spare = of_neurons(f, net), net.m - f.k
     base = sum(t.dimension for t in terms)
     if net.c is not None:

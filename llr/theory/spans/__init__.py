@@ -1,5 +1,5 @@
-"""Functions of networks as polynomials in symbols, and what they span.
+"""Functions of networks as polynomials in symbols, and their spans.
 
-``symbols``, ``span``: symbols, combinations and their words. ``formal``, ``formal_span``: tangent spaces of
-any depth, from above. ``neurons``: `llr.neurons.independence`.
+``symbols``, ``span``: symbols, and combinations as text. ``formal``, ``formal_span``: upper bounds of tangent
+spaces for any depth. ``neurons``: `llr.neurons.independence`.
 """

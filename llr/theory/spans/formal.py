@@ -1,7 +1,7 @@
-"""Tangent functions of networks of any depth as formal vectors, and what their ranks and spans prove.
+"""Tangent functions of networks of any depth as formal vectors, and proofs from their ranks and spans.
 
-Evaluation takes formal vectors to functions and is linear. So the rank of the formal tangent vectors is an
-upper bound of dim T at any parameter, and what is a combination of formal vectors is that of functions.
+Evaluation is a linear map from formal vectors to functions. So the rank of the formal tangent vectors is an
+upper bound of dim T at any parameter, and a linear relation of formal vectors holds for the functions, too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from llr.theory.structures.structure import (
     read_structure,
 )
 
-# About a second's work. Beyond it a network is too wide and deep to be written out path by path.
+# About a second's work. A network with more terms is too wide and deep to be expanded path by path.
 _MOST_TERMS = 200_000
 
 
@@ -69,12 +69,12 @@ class _Layers:
 
 @dataclass(frozen=True, eq=False)
 class Formal:
-    """A network in symbols; see :func:`formal`.
+    """A network as polynomials in symbols; see :func:`formal`.
 
     Attributes:
         net: its structure.
-        symbols: what the symbols mean.
-        preactivations: for each hidden layer, what the activation is applied to.
+        symbols: the meaning of the symbols.
+        preactivations: for each hidden layer, the arguments of the activation.
         neurons: for each hidden layer, the neurons as functions of the inputs. For convolutions, channel by
             channel, position by position.
         slopes: likewise their derivatives by the preactivations.
@@ -93,7 +93,7 @@ class Formal:
 
     @property
     def size(self) -> int:
-        """At most so many monomials do the tangent functions have together."""
+        """An upper bound of the number of monomials of all tangent functions together."""
         total, above = 0, [1] * len(self.outputs)
         for layer in reversed(range(len(self._layers.weights))):
             W = self._layers.weights[layer]
@@ -111,7 +111,7 @@ class Formal:
         """The derivatives by the parameters, in the order of ``llr.layout``.
 
         Raises:
-            ValueError: a network so wide and deep that they have too many terms; see `size`.
+            ValueError: the network is so wide and deep that they have too many terms; see `size`.
         """
         if self.size > _MOST_TERMS:
             raise ValueError(
@@ -145,17 +145,17 @@ class Formal:
 
     @cached_property
     def rank(self) -> int:
-        """The rank of the tangent functions as formal vectors: at least dim T."""
+        """The rank of the tangent functions as formal vectors, an upper bound of dim T."""
         if self.generic and self._layers.activation != "relu":
             return self.net.n_params
         return formal_rank(self.tangents)
 
     @cached_property
     def generic(self) -> bool:
-        """Whether nothing makes tangent functions dependent but the symmetries of all parameters.
+        """Whether only the symmetries of all parameters make tangent functions dependent.
 
-        No neuron is constant, equal to another of its layer up to reflection, or without outgoing weights.
-        Then the tangent functions, but for ReLU, have monomials of their own.
+        That is, no neuron is constant, equal to another of its layer up to reflection, or without outgoing
+        weights. Each tangent function then has a monomial that no other has, except for ReLU.
         """
         if self._layers.activation in ("identity", "polynomial") or isinstance(self.net, ConvNet):
             return False
@@ -167,7 +167,7 @@ class Formal:
         return single and read and len(set(seen)) == len(seen)
 
     def _inputs(self, layer: int) -> Sequence[Vector]:
-        """What a layer takes."""
+        """The inputs of a layer."""
         if layer:
             return self.neurons[layer - 1]
         return [
@@ -184,15 +184,15 @@ def formal(
     """A network's neurons, outputs and tangent functions as polynomials in symbols, at its parameters.
 
     The symbols are the coordinates of x, and for each distinct neuron its value and its slope. Neurons are
-    distinct unless their preactivations are equal, or equal up to the activation's reflection (ReLU: and up
-    to positive factors). Coefficients are exact.
+    distinct unless their preactivations are equal up to the activation's reflection (and for ReLU up to
+    positive factors). Coefficients are exact.
 
     Args:
         net: a structure of :func:`llr.theory.read_structure`, or a model that has one: an MLP of any depth,
             a convolution.
-        symbols: those of another network on the same inputs, to compare both; default: new ones.
-        adjust: what to take for a preactivation in a hidden layer, from 0 on; default: as it is. For
-            networks whose biases are no numbers that a model can hold.
+        symbols: the symbols of another network on the same inputs, to compare both; default: new symbols.
+        adjust: a function that replaces a preactivation in a hidden layer, counted from 0; default: no
+            change. For networks with biases that a model cannot represent.
 
     Raises:
         ValueError: a matrix factorization, which has no neurons; what
@@ -248,10 +248,10 @@ def formal(
 
 
 def _blocks(model: nn.Module) -> tuple[int, ...] | None:
-    """For each parameter of the model, which tensor of the layers it is, counting biases after weights."""
+    """For each parameter of the model its index among the layers' tensors, with biases after weights."""
     try:
         mlp = read_mlp(model)
-    except NotAnMLP:  # a convolution or a polynomial network, whose parameters lie as the layers do
+    except NotAnMLP:  # a convolution or a polynomial network: in the order of layers
         return None
     tensors = [
         t for pair in zip(mlp.weights, mlp.biases, strict=True) for t in pair if t is not None
@@ -261,7 +261,7 @@ def _blocks(model: nn.Module) -> tuple[int, ...] | None:
 
 
 def _of_kernels(net: ConvNet, placed: Sequence[Vector]) -> list[Vector]:
-    """Derivatives by the kernels, from those by the rows (channel, position) of the dense layer."""
+    """Derivatives by the kernels, from derivatives by the rows (channel, position) of the dense layer."""
     by_entry = []
     for channel in range(len(net.kernels)):
         windows = [
@@ -277,14 +277,14 @@ def _of_kernels(net: ConvNet, placed: Sequence[Vector]) -> list[Vector]:
 
 
 def formal_tangent(net: Structure | nn.Module) -> Dimension:
-    """An upper bound of dim T for a network of any depth, which is dim T where a theorem says so.
+    """An upper bound of dim T for a network of any depth, equal to dim T if a theorem says so.
 
     Args:
         net: as for :func:`formal`.
 
     Returns:
-        "dim T": exact for one hidden layer and for networks of polynomials or without activations; for tanh
-        networks with all biases that are not degenerate, P almost everywhere; bounds otherwise.
+        "dim T": exact for one hidden layer and for networks of polynomials or without activations; P almost
+        everywhere for tanh networks with all biases that are not degenerate; bounds otherwise.
 
     Raises:
         ValueError: as for :func:`formal`.
@@ -341,7 +341,7 @@ def _status(found: Formal) -> Status:
 
 
 def _mixes_numbers(found: Formal) -> bool:
-    """Whether numbers such as s(b) and 1 - s(b) occur, which count as independent of each other and of 1."""
+    """Whether numbers such as s(b) and 1 - s(b) occur, which are treated as independent, also of 1."""
     if found.generic:
         return False
     vectors = [primitive(v)[1] for v in found.tangents]
@@ -349,14 +349,14 @@ def _mixes_numbers(found: Formal) -> bool:
 
 
 def _phases(found: Formal) -> bool:
-    """Whether sines of one direction differ in phase, which the symbols do not know."""
+    """Whether sines of one direction differ in phase, a relation that the symbols do not include."""
     assert isinstance(found.net, TwoLayerNet)
     directions = [(group.w, len(group.members)) for group in group_neurons(found.net).groups]
     return any(size > 1 for _, size in directions)
 
 
 def _by_layer(found: Formal) -> list[Term]:
-    """What the parameters of each layer add to those of the layers after it."""
+    """The dimensions that the parameters of each layer add to those of later layers."""
     P = found.net.n_params
     if found.generic and found._layers.activation != "relu":
         return [
@@ -369,7 +369,7 @@ def _by_layer(found: Formal) -> list[Term]:
 
 
 def _degeneracies(found: Formal) -> list[Term]:
-    """Remarks on what makes the rank smaller than P, layer by layer."""
+    """Remarks on what makes the rank less than P, layer by layer."""
     remarks = []
     for number, layer in enumerate(found.neurons):
         constant = [i for i, v in enumerate(layer) if found.symbols.is_constant(v)]

@@ -13,10 +13,10 @@ from llr.theory.structures.structure import rank
 
 
 def formal_rank(vectors: Sequence[Vector]) -> int:
-    """The rank of formal vectors: at least the dimension of the span of the functions that they stand for.
+    """The rank of formal vectors, an upper bound of the dimension of the span of their functions.
 
-    Numbers such as tanh(1) that all monomials of a vector have as a factor are divided out; other numbers
-    count as independent of each other.
+    Numbers such as tanh(1) that are a factor of all monomials of a vector are divided out; other numbers are
+    treated as independent of each other.
 
     Example:
         >>> from llr.models import mlp
@@ -25,7 +25,7 @@ def formal_rank(vectors: Sequence[Vector]) -> int:
         >>> formal_rank(formal(mlp([2, 5, 1])).neurons[0])
         5
     """
-    # Multiples of each other, such as the derivatives of copies, count once.
+    # Count multiples of each other, such as the derivatives of copies, only once.
     distinct = {
         frozenset(row.items()): row for v in vectors if v for row in [_scaled(primitive(v)[1])]
     }
@@ -35,7 +35,7 @@ def formal_rank(vectors: Sequence[Vector]) -> int:
         for m in row:
             where[m].add(i)
     found = 0
-    # A monomial that a single vector has makes it independent of the others.
+    # A vector with a monomial that no other vector has is independent of the others.
     private = [m for m, owners in where.items() if len(owners) == 1]
     while private:
         owners = where[private.pop()]
@@ -52,19 +52,19 @@ def formal_rank(vectors: Sequence[Vector]) -> int:
 
 
 def _scaled(v: Vector) -> dict[Monomial, Fraction]:
-    """The multiple of a vector that has the coefficient 1 at its first monomial."""
+    """The multiple of a vector with coefficient 1 at its first monomial."""
     first = v[min(v)]
     return {m: c / first for m, c in v.items()}
 
 
 def contained(small: Sequence[Vector], large: Sequence[Vector]) -> bool:
-    """Whether every vector of `small` is a combination of those in `large`, formally.
+    """Whether every vector of `small` is formally a linear combination of those in `large`.
 
-    If so, the functions of `small` lie in the span of those of `large`. If not, they may still.
+    If so, the functions of `small` lie in the span of those of `large`. If not, they may still lie in it.
 
     Args:
         small: vectors in the same symbols as `large`.
-        large: vectors whose span is meant.
+        large: the vectors of the span.
 
     Example:
         >>> from fractions import Fraction
@@ -77,11 +77,11 @@ def contained(small: Sequence[Vector], large: Sequence[Vector]) -> bool:
 
 
 def combination(small: Sequence[Vector], large: Sequence[Vector]) -> list[list[Fraction]] | None:
-    """How the vectors of `small` are combined from those of `large`.
+    """The coefficients of the vectors of `small` as linear combinations of those of `large`.
 
     Returns:
         C with small'_i = sum_j C[i][j] large'_j, where v' is v divided by the numbers that are a factor of
-        it (:func:`llr.theory.spans.symbols.primitive`); None if they are no such combinations.
+        it (:func:`llr.theory.spans.symbols.primitive`); None if there are no such coefficients.
 
     Example:
         >>> from fractions import Fraction

@@ -1,4 +1,4 @@
-"""MLPs in exact numbers, from which neurons are taken away without changing the function."""
+"""MLPs in exact numbers, from which neurons are removed without changing the function."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from llr.theory.spans.symbols import Symbols, Vector, combined
 from llr.theory.structures.structure import Row
 
 ZERO, UNIT = Fraction(0), Fraction(1)
-# Numbers such as tanh(1) are rounded to so many bits where a fraction is wanted.
+# Numbers such as tanh(1) are rounded to this many bits if a fraction is needed.
 BITS = 256
 
 
 class ExactLayers:
-    """The layers of an MLP, and the moves that reductions are made of.
+    """The layers of an MLP, and the steps of reductions.
 
-    A subclass says in :meth:`simplify` which neurons go. Biases are numbers in symbols: what a constant
-    neuron adds to them, such as tanh(1), stays exact.
+    A subclass decides in :meth:`simplify` which neurons are removed. Biases are symbolic numbers, so the
+    value of a constant neuron, such as tanh(1), stays exact when it is added to a bias.
 
     Args:
         activation: a name of ``llr.operators.formula.ACTIVATIONS``, or "polynomial".
         weights: rows of the weight matrices.
-        biases: likewise; None for layers without.
+        biases: per layer; None for layers without biases.
         coefficients: of a polynomial activation.
 
     Attributes:
-        steps: what was done, one line each. Layers and neurons have the numbers that they had at the
+        steps: the steps as text, one line each. Layers and neurons have the numbers that they had at the
             beginning.
-        signals: the functions that the layer at hand reads, while :meth:`reduce` works.
+        signals: the input functions of the current layer, while :meth:`reduce` runs.
     """
 
     def __init__(
@@ -58,14 +58,14 @@ class ExactLayers:
         return all(set(v) <= {()} for b in self.biases for v in b or ())
 
     def fractions(self) -> list[Row | None]:
-        """The biases, rounded to 256 bits where they are not rational."""
+        """The biases, rounded to 256 bits if they are not rational."""
         return [None if b is None else tuple(map(self.number, b)) for b in self.biases]
 
     def reduce(self) -> None:
         """Simplify the layers from the first to the last, until nothing changes.
 
-        What is merged below may make neurons equal above; deletions above leave neurons below without
-        outgoing weights.
+        Merging neurons may make neurons of later layers equal; deletions may leave neurons of earlier layers
+        without outgoing weights.
         """
         changed = True
         while changed:
@@ -78,7 +78,7 @@ class ExactLayers:
                 self.signals = self.values(layer)
 
     def simplify(self, layer: int) -> bool:
-        """Take away neurons of one kind; whether there were any."""
+        """Remove neurons of one kind; return whether there were any."""
         raise NotImplementedError
 
     def delete_idle(self, layer: int) -> bool:
@@ -87,7 +87,7 @@ class ExactLayers:
         return self.remove(layer, dict.fromkeys(idle, "has no outgoing weights: deleted"))
 
     def absorb(self, layer: int, constants: Iterable[int], values: Sequence[Vector]) -> bool:
-        """Add constant neurons to the next biases, if there are any; delete those that are 0."""
+        """Add constant neurons to the next layer's biases, if it has any; delete neurons that are 0."""
         gone: dict[int, str] = {}
         for i in constants:
             if not values[i]:
@@ -99,9 +99,9 @@ class ExactLayers:
         return self.remove(layer, gone)
 
     def merge(self, layer: int, i: int, others: Mapping[int, Fraction], constant: Vector) -> str:
-        """Replace a neuron by a combination of others and a constant; the words for it.
+        """Replace a neuron by a combination of others and a constant; return the text of this step.
 
-        The constant goes into the next biases, which have to be there unless it is 0.
+        The constant is added to the next layer's biases, which must exist unless it is 0.
         """
         column = self.column(layer, i)
         for k, c in others.items():
@@ -114,7 +114,7 @@ class ExactLayers:
         return f"= {in_words(named)}: merged"
 
     def remove(self, layer: int, gone: Mapping[int, str]) -> bool:
-        """Remove neurons that do not matter any more, but for one if they are all; whether there were any."""
+        """Remove neurons without effect, except one if all are removed; return whether there were any."""
         if not gone:
             return False
         names, biases = self.names[layer], self.biases[layer]
@@ -137,7 +137,7 @@ class ExactLayers:
         return True
 
     def is_null(self, layer: int) -> bool:
-        """Whether the layer is one neuron without weights and bias."""
+        """Whether the layer is a single neuron without weights and bias."""
         return (
             len(self.names[layer]) == 1
             and not any(self.weights[layer][0])
@@ -146,7 +146,7 @@ class ExactLayers:
         )
 
     def bias(self, layer: int, i: int) -> Vector:
-        """The bias of a neuron; 0 where there is none."""
+        """The bias of a neuron; 0 if there is none."""
         biases = self.biases[layer]
         return {} if biases is None else biases[i]
 
@@ -168,21 +168,21 @@ class ExactLayers:
         ]
 
     def preactivations(self, layer: int) -> list[Vector]:
-        """What the activations of the layer at hand are applied to."""
+        """The arguments of the activations of the current layer."""
         return [
             combined([*zip(row, self.signals, strict=True), (UNIT, self.bias(layer, i))])
             for i, row in enumerate(self.weights[layer])
         ]
 
     def values(self, layer: int) -> list[Vector]:
-        """The neurons of the layer at hand as functions."""
+        """The neurons of the current layer as functions."""
         return [
             self.symbols.neuron(self.activation, z, self.coefficients).value
             for z in self.preactivations(layer)
         ]
 
     def number(self, v: Vector) -> Fraction:
-        """The number that a constant vector is, rounded to 256 bits unless it is rational."""
+        """The value of a constant vector, rounded to 256 bits unless it is rational."""
         if set(v) <= {()}:
             return v.get((), ZERO)
         with precision(BITS):

@@ -1,9 +1,9 @@
-"""Are the functions that neurons compute linearly independent?
+"""Linear independence of the functions that neurons compute.
 
 A neuron of any layer is a function of the network's input. Functions of different neurons are linearly
-independent unless they have a reason not to be, such as equal incoming weights up to a symmetry of the
-activation. Such reasons are found in exact arithmetic and bound the dimension of the span from above; values
-at points, in balls, bound it from below.
+independent unless there is a relation, such as equal incoming weights up to a symmetry of the activation.
+Such relations are found in exact arithmetic and give an upper bound of the dimension of the span; values at
+points, in balls, give a lower bound.
 """
 
 from __future__ import annotations
@@ -31,22 +31,22 @@ from llr.theory.spans.span import Function, Span
 from llr.theory.spans.symbols import ONE, Symbols, Vector, combined
 from llr.theory.structures.structure import exact_row
 
-# Beyond what the spans of some hundred analytic functions need, and within seconds.
+# More than the spans of some hundred analytic functions need; it takes seconds.
 _MOST_BITS = 2048
 
 
 @dataclass(frozen=True, repr=False)
 class Independence(Record):
-    """How many neurons are linearly independent as functions; true if all are, which is then proved.
+    """The number of neurons that are linearly independent as functions; true if all are proved to be.
 
     Attributes:
-        n_neurons: how many neurons there are.
-        lower: so many are proved to be independent, by their values.
-        upper: no more can be, by the relations.
-        basis: neurons, as many as `upper`, that all others are combinations of.
-        relations: for every other neuron, how it follows from neurons before it.
-        constant: whether independence is meant beside the constant functions.
-        n_samples: points at which the neurons were evaluated.
+        n_neurons: the number of neurons.
+        lower: this many neurons are proved to be independent, by their values.
+        upper: at most this many are independent, by the relations.
+        basis: `upper` neurons, of which all others are combinations.
+        relations: for every other neuron, its expression by earlier neurons.
+        constant: whether independence is modulo the constant functions.
+        n_samples: the number of points at which the neurons were evaluated.
         bits: precision of these values.
     """
 
@@ -68,14 +68,14 @@ class Independence(Record):
 
     @property
     def proved(self) -> bool:
-        """Whether the bounds meet, so that the number is certain."""
+        """Whether the bounds are equal, so that the number is certain."""
         return self.lower == self.upper
 
     def __bool__(self) -> bool:
         return self.independent
 
     def __str__(self) -> str:
-        """The number, how it is known, and the relations on a line each."""
+        """The number, how it is known, and the relations, one per line."""
         found = str(self.upper) if self.proved else f"{self.lower} to {self.upper}"
         beside = ", beside constants" if self.constant else ""
         known = "proved" if self.proved else "proved bounds"
@@ -107,17 +107,17 @@ def independence(
 ) -> Independence:
     """Whether neurons are linearly independent as functions of the network's input.
 
-    Independent neurons are what a layer on top of them can use: its outgoing weights then move the function
-    in as many directions. Equality is exact equality of the parameters; softplus counts as the analytic
-    function, which torch's is up to 20.
+    The number of independent neurons is the number of directions in which the outgoing weights change the
+    function. Equality is exact equality of the parameters. Softplus is taken as the analytic function, as
+    torch computes it up to 20.
 
     Args:
-        neurons: a network, of which one hidden layer is meant; or networks on the same inputs, each of whose
-            outputs is one neuron (or several), of any depth. Models are those of :func:`llr.certify`.
-        x: (n, ...) samples to evaluate at; default: standard normal ones, more than there are neurons.
-        layer: which hidden layer of a single network, from 0 on; default: the last.
-        constant: ask for independence of the neurons and the constant function 1 together.
-        bits: the first precision; it doubles until the bounds meet, up to 2048.
+        neurons: a network, whose neurons are those of one hidden layer; or several networks of any depth on
+            the same inputs, whose outputs are the neurons. The models are those of :func:`llr.certify`.
+        x: (n, ...) samples for the evaluation; default: standard normal samples, more than there are neurons.
+        layer: the hidden layer of a single network, from 0 on; default: the last.
+        constant: whether to test independence of the neurons together with the constant function 1.
+        bits: the first precision; it doubles until the bounds are equal, up to 2048.
         seed: of the samples.
 
     Returns:
@@ -125,9 +125,9 @@ def independence(
         from symmetries of the activations, equal or constant inputs, or linear algebra, layer by layer.
 
     Raises:
-        ValueError: a layer that is not there, networks on different inputs, no networks, a precision out of
-            range; what :func:`llr.certify` refuses of a model.
-        TypeError: no network.
+        ValueError: a layer that does not exist, networks on different inputs, no networks, a precision out of
+            range; a model that :func:`llr.certify` refuses.
+        TypeError: `neurons` has something other than networks.
 
     Source: docs/theory.md, Proposition 8.1.
 
@@ -185,7 +185,7 @@ def _networks(
     alone = isinstance(neurons, nn.Module)
     if not alone and layer is not None:
         raise ValueError(
-            f"layer is {layer}, but neurons are the outputs of several networks; leave it away"
+            f"layer is {layer}, but neurons are the outputs of several networks; omit layer="
         )
 
     def read(at: Tensor) -> list[Network]:
@@ -226,7 +226,7 @@ def _hidden(network: Network, layer: int | None) -> Network:
 
 
 def _functions(network: Network, symbols: Symbols) -> list[Function]:
-    """What comes out of a network."""
+    """The outputs of a network as functions."""
     one = Fraction(1)
     signals = [Function({symbols.coordinate(i): one}) for i in range(network.inputs[0].numel())]
     for step in network.steps:
@@ -271,7 +271,7 @@ def _affine(step: Affine, signals: list[Vector]) -> list[Vector]:
 def _proved_rank(
     networks: Sequence[Network], basis: Sequence[int], constant: bool, bits: int
 ) -> tuple[int, int]:
-    """The rank of the values of these neurons, and of 1 if asked for, as proved at a precision."""
+    """The rank of the values of these neurons, and of 1 if `constant`, as proved at this precision."""
     goal = min(len(basis) + constant, len(networks[0].inputs))
     best = 0
     while best < goal:
@@ -286,7 +286,7 @@ def _proved_rank(
 def _values(
     networks: Sequence[Network], basis: Sequence[int], constant: bool, bits: int
 ) -> arb_mat:
-    """A row for each sample: 1 if asked for, and the neurons of the basis."""
+    """A row for each sample: 1 if `constant`, and the neurons of the basis."""
     tables = [network.values(bits).tolist() for network in networks]
     rows = [[v for part in parts for v in part] for parts in zip(*tables, strict=True)]
     entries = [

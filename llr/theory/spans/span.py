@@ -1,4 +1,4 @@
-"""Which functions are linear combinations of functions before them, and how, in words."""
+"""Finds functions that are linear combinations of earlier functions, with the combination as text."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ class Function(NamedTuple):
 
     value: Vector
     wave: Hashable = None
-    """What sines of different phases have in common, for a sine."""
+    """For a sine, the part that sines of different phases have in common."""
 
 
 class Span:
-    """The span of the functions of neurons, one after the other.
+    """The span of the functions of neurons, which are added one after the other.
 
     Args:
-        symbols: those of the functions.
-        constant: whether the constant functions belong to it from the start.
+        symbols: the symbols of the functions.
+        constant: whether the constant functions belong to the span from the start.
 
     Example:
         >>> from fractions import Fraction
@@ -47,9 +47,10 @@ class Span:
             self._exact.add(None, ONE)
 
     def add(self, number: int, function: Function) -> str | None:
-        """Add neuron `number`, or say in words how it follows from the ones before it.
+        """Add neuron `number`, or return text that says how it follows from earlier neurons.
 
-        Of functions that differ by constants one counts for all constants, whatever the numbers are.
+        The first function that differs from a combination of earlier ones by a constant adds all constants to
+        the span, since their values are not compared.
         """
         v, wave = function
         rest, combination = self._exact.reduce(v)
@@ -73,7 +74,7 @@ class Span:
 
 @dataclass
 class Echelon:
-    """Vectors in echelon form, each known as a combination of the neurons that were added.
+    """Vectors in echelon form, each with its expression as a combination of the added neurons.
 
     Example:
         >>> from fractions import Fraction
@@ -87,7 +88,7 @@ class Echelon:
     rows: list[tuple[Monomial, Vector, dict[int | None, Fraction]]] = field(default_factory=list)
 
     def reduce(self, v: Vector) -> tuple[Vector, dict[int | None, Fraction]]:
-        """What is left of a vector, and the combination of neurons that was taken away."""
+        """The remainder of a vector, and the combination of neurons that was subtracted."""
         rest, taken = v, dict[int | None, Fraction]()
         for pivot, row, combination in self.rows:
             if factor := rest.get(pivot):
@@ -97,7 +98,7 @@ class Echelon:
         return rest, {number: c for number, c in taken.items() if c}
 
     def add(self, number: int | None, v: Vector) -> None:
-        """Add what is not a combination of the others."""
+        """Add a vector that is not a combination of the others."""
         rest, taken = self.reduce(v)
         pivot = min(rest)
         scale = 1 / rest[pivot]
@@ -106,7 +107,7 @@ class Echelon:
 
 
 def in_words(combination: Mapping[int | None, Fraction]) -> str:
-    """A combination of neurons in words; None stands for the constant 1.
+    """A combination of neurons as text; the key None is the constant 1.
 
     Example:
         >>> from fractions import Fraction

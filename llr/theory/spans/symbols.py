@@ -1,7 +1,7 @@
 """Functions of networks as polynomials in symbols: coordinates, and the values and slopes of neurons.
 
-Equal neurons have equal symbols, and so do neurons that the activation's reflection makes equal, such as
-tanh(-z) = -tanh(z). Whatever else may relate the functions of neurons is not known to the symbols.
+Equal neurons have equal symbols, and so do neurons that are equal by the activation's reflection, such as
+tanh(-z) = -tanh(z). The symbols do not include other relations of the functions of neurons.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Vector = Mapping[Monomial, Fraction]
 
 ONE: Vector = {(): Fraction(1)}
 
-# Values and slopes at 0 that are rational; None where they are not.
+# The values and slopes at 0 if they are rational, else None.
 _AT_ZERO: dict[str, tuple[Fraction | None, Fraction | None]] = {
     "tanh": (Fraction(0), Fraction(1)),
     "erf": (Fraction(0), None),
@@ -35,7 +35,7 @@ _AT_ZERO: dict[str, tuple[Fraction | None, Fraction | None]] = {
     "gelu": (Fraction(0), Fraction(1, 2)),
     "silu": (Fraction(0), Fraction(1, 2)),
 }
-# Numbers are shown not to be 0 at these precisions, or not at all.
+# The precisions at which numbers are tested for being nonzero.
 _BITS = (64, 256, 1024)
 
 
@@ -65,7 +65,7 @@ def combined(terms: Sequence[tuple[Fraction, Vector]]) -> Vector:
 
 
 def primitive(v: Vector) -> tuple[Monomial, Vector]:
-    """The numbers that all monomials of a vector have as a factor, and the vector divided by them."""
+    """The numbers that are a factor of all monomials of a vector, and the vector divided by them."""
     common: list[int] = []
     for symbol in dict.fromkeys(next(iter(v), ())):
         if symbol < 0:
@@ -117,8 +117,8 @@ class Symbols:
 
         Args:
             act: a name of ``llr.operators.formula.ACTIVATIONS``, or "polynomial".
-            z: what the activation is applied to.
-            coefficients: of a polynomial, from the constant upwards.
+            z: the argument of the activation.
+            coefficients: of a polynomial, from the constant term on.
 
         Raises:
             ValueError: an activation whose reflection is not known.
@@ -179,7 +179,7 @@ class Symbols:
         return combined(parts)
 
     def expanded_size(self, v: Vector) -> int:
-        """At most so many monomials does :meth:`expanded` return."""
+        """An upper bound of the number of monomials that :meth:`expanded` returns."""
         return sum(math.prod(self._expanded_size(symbol) for symbol in m) for m in v)
 
     def is_constant(self, v: Vector) -> bool:
@@ -193,12 +193,12 @@ class Symbols:
         )
 
     def value(self, v: Vector, x: Sequence[Number] = (), output: int = 0) -> arb:
-        """The value of a vector's function in balls, at the precision that is set.
+        """The value of a vector's function in balls, at the current precision.
 
         Args:
             v: a number, or a function.
             x: the inputs; a number needs none.
-            output: which component, of a function with values in R^q.
+            output: the component, for a function with values in R^q.
         """
         values: dict[int, arb] = {}
 
@@ -240,7 +240,7 @@ class Symbols:
 
     def _new_pair(self, act: str, z: Vector) -> tuple[int, int]:
         constant = self.is_constant(z)
-        # A symbol is one of a number only if that is certainly not 0, so that one may divide by it.
+        # A number gets a symbol of a number only if it is certainly not 0, so that division is allowed.
         value, slope = (
             self._add(symbol, constant and self._is_nonzero(symbol))
             for symbol in (
@@ -273,9 +273,9 @@ class Symbols:
         return Neuron(combined([(minus, v)]), s)  # odd, and sine
 
     def _is_affine(self, z: Vector) -> bool:
-        """Whether z is an affine function: only these are 0 on a null set for sure.
+        """Whether z is an affine function, for which it is certain that it is 0 at most on a null set.
 
-        Where z is 0 the slopes of both orientations of a ReLU are 0, and do not add to 1.
+        If z is 0 the slopes of both orientations of a ReLU are 0, and their sum is not 1.
         """
         return all(len(m) <= 1 for m in z) and self.is_polynomial(z)
 

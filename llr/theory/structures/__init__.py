@@ -1,4 +1,4 @@
-"""What a model is to the theory, in exact numbers.
+"""The structure that a model has in the theory, in exact numbers.
 
-``structure``: which of its structures a model has. ``groups``: neurons that share a hyperplane.
+``structure``: reads the structure of a model. ``groups``: neurons that share a hyperplane.
 """

@@ -1,4 +1,4 @@
-"""Which neurons of a two-layer network share a hyperplane, and so interact."""
+"""Groups of neurons of a two-layer network that share a hyperplane, and so interact."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ PARITY: dict[str, Parity] = {
     "sin": "sin",
     "polynomial": "polynomial",
 }
-"""How s(-z) follows from s(z): as -s(z), 1 - s(z), or s(z) - z. Sine and polynomials go by other theorems."""
+"""How s(-z) follows from s(z): as -s(z), 1 - s(z), or s(z) - z. Sine and polynomials have other theorems."""
 
-# So many neurons are named one by one.
+# Up to this many neurons are named one by one.
 _LISTED = 8
 
 
 @dataclass(frozen=True)
 class Group:
-    """Neurons with one hyperplane: sine, one w up to sign; polynomials, equal (w, b).
+    """Neurons with one hyperplane; for sine with one w up to sign; for polynomials with equal (w, b).
 
     Neuron i of the group has ``w_i = sign * scale * w``, and the same for b.
     """
@@ -46,19 +46,19 @@ class Group:
     b: Fraction | None
     """The first member's; None without hidden biases."""
     rank: int
-    """r_g: how many of the outgoing weights are linearly independent."""
+    """r_g: the number of linearly independent outgoing weights."""
     weight: Row
-    """What s(w . x + b) is multiplied with in f, (q); empty for sine, whose members may differ in phase."""
+    """The factor of s(w . x + b) in f, (q); empty for sine, whose members may differ in phase."""
 
     @property
     def cancels(self) -> bool:
-        """Whether the group does not occur in f, but for an affine function; never said of sine."""
+        """Whether the group contributes at most an affine function to f; False for sine."""
         return bool(self.weight) and not any(self.weight)
 
 
 @dataclass(frozen=True)
 class Grouping:
-    """Every neuron in its place."""
+    """The groups of neurons, and the constant neurons."""
 
     groups: tuple[Group, ...]
     constants: tuple[int, ...]
@@ -66,9 +66,9 @@ class Grouping:
 
 
 def group_neurons(net: TwoLayerNet) -> Grouping:
-    """Put the neurons into groups that share a hyperplane.
+    """Divide the neurons into groups that share a hyperplane.
 
-    Functions of neurons in different groups are linearly independent, so that a dimension is found group by
+    Functions of neurons in different groups are linearly independent, so dimensions are computed group by
     group.
 
     Raises:
@@ -104,7 +104,7 @@ def group_neurons(net: TwoLayerNet) -> Grouping:
 
 
 def _hyperplane(net: TwoLayerNet, i: int) -> tuple[tuple[Row, Fraction | None], int, Fraction]:
-    """What the neurons of a group have in common, and neuron i as a sign and a scale of it."""
+    """The hyperplane of neuron i, which its group shares, and the neuron's sign and scale."""
     w, b = net.w[i], None if net.b is None else net.b[i]
     if net.activation == "polynomial":
         return (w, b), 1, Fraction(1)
@@ -147,7 +147,7 @@ def _net_weight(
 
 
 def named(members: Sequence[int]) -> str:
-    """The neurons in words; of many, the first and the last."""
+    """The neurons as text; if they are many, the first and the last."""
     if len(members) == 1:
         return f"neuron {members[0]}"
     if len(members) > _LISTED:

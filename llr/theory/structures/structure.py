@@ -1,4 +1,4 @@
-"""Which structure of the theory a model has, and its parameters as the exact numbers that they are."""
+"""Reads the structure of the theory that a model has, and its parameters as exact numbers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from llr.models.parts import departure_from
 Row = tuple[Fraction, ...]
 Matrix = tuple[Row, ...]
 
-# Neurons closer than this, relative to their size, look equal to people and are different to the theory.
+# Neurons closer than this, relative to their size, may be meant to be equal, but are different in the theory.
 _NEAR = 1e-6
 
 
@@ -43,13 +43,13 @@ class TwoLayerNet:
     b: Row | None
     """(m), None without hidden biases."""
     a: Matrix
-    """(m, q), what neuron i sends to the outputs."""
+    """(m, q), the outgoing weights of neuron i."""
     c: Row | None
     """(q), None without output biases."""
     d: int
     q: int
     coefficients: Row = ()
-    """Of a polynomial activation, from the constant upwards."""
+    """The coefficients of a polynomial activation, from the constant term on."""
 
     @property
     def m(self) -> int:
@@ -73,7 +73,7 @@ class ConvNet:
 
     activation: str
     kernels: tuple[Matrix, ...]
-    """(m, p, s); with sharing the p rows of a channel are the same kernel."""
+    """(m, p, s); with sharing the p rows of a channel are equal."""
     a: Matrix
     """(m, p)"""
     d: int
@@ -154,7 +154,7 @@ def read_structure(model: nn.Module) -> Structure:
         model: an MLP as `llr.jacobian` recognises it, or one of :mod:`llr.models`; all parameters count.
 
     Raises:
-        TypeError: no module.
+        TypeError: `model` is not a module.
         ValueError: a model of none of these structures, frozen parameters, parameters that are not finite.
 
     Example:
@@ -227,16 +227,16 @@ def confirmed_mlp(model: nn.Module) -> MLP:
 
 def _other(model: nn.Module, found: str) -> ValueError:
     return ValueError(
-        f"this {type(model).__name__} has {found}: the theory goes by its class. "
+        f"this {type(model).__name__} has {found}: the theory reads a model by its class. "
         "llr.model_rank(model) finds the rank of any model numerically"
     )
 
 
 def _confirm(model: nn.Module, shape: tuple[int, ...] | None) -> None:
-    """Compare a model with its steps in exact arithmetic, once while its parts stay what they are.
+    """Compare a model with its steps in exact arithmetic, again only after its parts have changed.
 
     Args:
-        model: whose parts have been looked at.
+        model: a model whose parts have been checked.
         shape: of a sample; None for a model of index pairs.
     """
 
@@ -346,7 +346,7 @@ def rank(rows: Sequence[Sequence[Fraction | int]]) -> int:
 
 
 def unit_vectors(size: int) -> list[Row]:
-    """The unit vectors of so many coordinates."""
+    """The unit vectors of `size` coordinates."""
     return [tuple(Fraction(i == j) for j in range(size)) for i in range(size)]
 
 
@@ -356,7 +356,7 @@ def outer(a: Row, x: Row) -> Row:
 
 
 def _whole(row: Sequence[Fraction | int]) -> Sequence[Fraction | int]:
-    """A multiple of the row by a whole number that has whole entries."""
+    """The row multiplied by an integer so that its entries are integers."""
     denominator = math.lcm(*(Fraction(v).denominator for v in row))
     return [v * denominator for v in row]
 
@@ -366,7 +366,7 @@ def warn_of_near_copies(rows: Sequence[Row], what: str = "neurons") -> None:
 
     Args:
         rows: incoming weights and biases of neurons, one row each.
-        what: what the rows are, in the plural.
+        what: the name of the rows in the message, in the plural.
     """
     values = torch.tensor([[float(v) for v in row] for row in rows], dtype=torch.float64)
     if len(values) < 2:
@@ -382,7 +382,7 @@ def warn_of_near_copies(rows: Sequence[Row], what: str = "neurons") -> None:
         if rows[i] != rows[j] and rows[i] != tuple(-v for v in rows[j]):
             warnings.warn(
                 f"{what} {i} and {j} differ by {float(gaps[i, j]):.1e} only, and count as different: the "
-                "theory goes by exact equality. Merge them first if they are meant to be the same",
+                "theory uses exact equality. Merge them first if they are meant to be the same",
                 stacklevel=stacklevel(),
             )
             return

@@ -1,4 +1,4 @@
-"""Convolutions of one layer: tangent dimensions at every parameter, and the neurons they consist of."""
+"""Convolutions of one layer: tangent dimensions at every parameter, and their neurons."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from llr.theory.structures.structure import ConvNet, Row, rank
 
 
 def convolution_tangent(net: ConvNet) -> Dimension:
-    """dim T of a convolution of an odd activation, at whatever parameters.
+    """dim T of a convolution of an odd activation, at any parameters.
 
-    A kernel at a position is a neuron with weights on a few inputs. Neurons that are equal up to sign share
-    their functions, whichever kernels and positions they come from, and with weight sharing a kernel's
-    derivatives are tied across its positions.
+    A kernel at a position is a neuron with weights on a few inputs. Neurons that are equal up to sign have
+    the same functions, for any kernels and positions. With weight sharing the derivative by a kernel is a sum
+    over its positions.
 
     Args:
-        net: what :func:`llr.theory.read_structure` returns for a `Conv1dTwoLayer` of tanh or erf.
+        net: the result of :func:`llr.theory.read_structure` for a `Conv1dTwoLayer` of tanh or erf.
 
     Returns:
-        "dim T", exact: the number of distinct neurons, and the rank of the derivatives by the kernels.
+        "dim T", exact: the number of distinct neurons plus the rank of the derivatives by the kernels.
 
     Raises:
         ValueError: another activation.
@@ -90,6 +90,6 @@ def all_neurons(net: ConvNet) -> list[Row]:
 
 
 def _up_to_sign(v: Row) -> Row:
-    """The one of v and -v whose first entry that is not 0 is positive."""
+    """v or -v, so that the first nonzero entry is positive."""
     leading = next((x for x in v if x), Fraction(1))
     return v if leading > 0 else tuple(-x for x in v)

@@ -12,7 +12,7 @@ from llr.theory.structures.structure import Factorization, LinearNet, Matrix, ra
 
 
 def factorization_tangent(net: Factorization) -> Dimension:
-    """dim T of A B at whatever factors.
+    """dim T of A B at any factors.
 
     Source: docs/theory.md, Theorem 4.1.
 
@@ -36,7 +36,7 @@ def factorization_tangent(net: Factorization) -> Dimension:
 
 
 def linear_tangent(net: LinearNet) -> Dimension:
-    """dim T of W_L ... W_1 at whatever weights.
+    """dim T of W_L ... W_1 at any weights.
 
     Source: docs/theory.md, Theorem 5.1.
 
@@ -59,14 +59,14 @@ def linear_tangent(net: LinearNet) -> Dimension:
 
 
 def surrounding_ranks(net: LinearNet) -> tuple[list[int], list[int]]:
-    """For each layer the rank of the product above it, and of the product below it."""
+    """For each layer the rank of the product of later layers, and of the product of earlier layers."""
     above = [net.widths[-1], *map(product_rank, _products_from_above(net.weights)[:-1])][::-1]
     below = [net.widths[0], *map(product_rank, _products_from_below(net.weights)[:-1])]
     return above, below
 
 
 def matrix_rank_cost(rows: int, columns: int, r: int) -> tuple[Term, ...]:
-    """How many dimensions the matrices of rank r have: the model rank of one of them in products."""
+    """The dimension of the set of matrices of rank r: the model rank of such a matrix as a product."""
     size = r * (rows + columns - r)
     return (
         Term(size, f"a matrix of rank {r}, {rows} x {columns}: {r} ({rows} + {columns} - {r})"),
@@ -79,7 +79,7 @@ def linear_map(net: LinearNet) -> fmpq_mat:
 
 
 def exactly(what: str, terms: tuple[Term, ...], statement: str, n_params: int) -> Dimension:
-    """The sum of these terms, as a proved number."""
+    """The sum of these terms, as an exact dimension."""
     size = sum(t.dimension for t in terms)
     return Dimension(what, size, size, "exact", terms, statement, n_params)
 
@@ -90,7 +90,7 @@ def product_rank(product: fmpq_mat) -> int:
 
 
 def rational(M: Matrix) -> fmpq_mat:
-    """The matrix as one that can be multiplied."""
+    """The matrix as ``fmpq_mat``."""
     entries = [fmpq(v.numerator, v.denominator) for row in M for v in row]
     return fmpq_mat(len(M), len(M[0]), entries)
 

@@ -1,4 +1,4 @@
-"""Neurons of sine that share a direction: they interact whatever their phases."""
+"""Neurons of sine that share a direction, which interact for all phases."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.theory.structures.groups import Group
 from llr.theory.structures.structure import Row, TwoLayerNet, rank
 
-# In balls a full rank is proved at once. An exact decision expands minors of twice as many rows as there are
-# outputs, over all halves of the rows: 924 products at six.
+# Balls prove a full rank immediately. An exact decision expands minors of twice as many rows as there are
+# outputs, over all halves of the rows: 924 products for six outputs.
 _BITS = 256
 _EXPANDED = 6
 
 
 def phases(net: TwoLayerNet, group: Group) -> Row:
-    """The phase of each member, as seen along the first one's direction."""
+    """The phase of each member, relative to the direction of the first member."""
     if net.b is None:
         return tuple(Fraction(0) for _ in group.members)
     return tuple(s * net.b[i] for i, s in zip(group.members, group.signs, strict=True))
 
 
 def sine_group(net: TwoLayerNet, group: Group) -> tuple[int, int]:
-    """At least and at most how many dimensions of T the neurons of one direction take.
+    """Bounds of the number of dimensions that the neurons of one direction add to T.
 
-    The two differ only if more than six outputs meet outgoing weights and phases in special position.
+    The bounds differ only for more than six outputs, if outgoing weights and phases are in special position.
 
     Source: docs/theory.md, Theorem 2.5.
     """
@@ -75,7 +75,7 @@ _Turned = Sequence[tuple[Sequence[Fraction], Fraction]]
 
 
 def _independent(a: Sequence[Row], angles: Sequence[Fraction]) -> list[tuple[Row, Fraction]]:
-    """As many of the vectors of each angle as are independent."""
+    """A largest set of independent vectors for each angle."""
     kept = []
     for phi in dict.fromkeys(angles):
         same = [row for row, angle in zip(a, angles, strict=True) if angle == phi]
@@ -92,7 +92,7 @@ def _leading(rows: Sequence[Row]) -> list[int]:
 
 
 def _rank_in_balls(rows: _Turned) -> int:
-    """A proved lower bound."""
+    """A proved lower bound of the rank."""
     if not rows:
         return 0
     with precision(_BITS):
@@ -106,7 +106,7 @@ def _rank_in_balls(rows: _Turned) -> int:
 
 
 def _expanded_rank(rows: _Turned, most: int) -> int:
-    """The rank: that of a nonzero minor which no further row and column enlarge."""
+    """The rank: the size of a nonzero minor that no further row and column can extend."""
     at: list[int] = []
     columns: list[int] = []
     width = 2 * len(rows[0][0])
@@ -124,7 +124,7 @@ def _expanded_rank(rows: _Turned, most: int) -> int:
 
 
 def _minor_differs_from_zero(rows: _Turned, at: Sequence[int], columns: Sequence[int]) -> bool:
-    """Laplace's expansion along the right half, collected by exponents."""
+    """Whether a minor is not 0, by Laplace's expansion along the right half, collected by exponents."""
     q = len(rows[0][0])
     left, right = [j for j in columns if j < q], [j - q for j in columns if j >= q]
     coefficients: dict[Fraction, fmpq] = {}

@@ -12,10 +12,11 @@ from math import comb
 from llr.theory.result import Dimension, Term
 from llr.theory.structures.structure import Row, TwoLayerNet, rank
 
-# A Jacobian of more entries than this is looked at on fewer points than determine a polynomial.
+# A larger Jacobian is computed on fewer points than determine a polynomial.
 ENTRIES = 1_000_000
 
-# (n, N, k): k powers of degree n of linear forms in N variables are one dimension short of what is expected.
+# (n, N, k): the span of k powers of degree n of linear forms in N variables has one dimension less than
+# expected.
 _EXCEPTIONS = {(3, 5, 7), (4, 3, 5), (4, 4, 9), (4, 5, 14)}
 
 
@@ -23,12 +24,12 @@ def polynomial_tangent(net: TwoLayerNet) -> Dimension:
     """dim T of a two-layer network of polynomials, as an exact rank.
 
     Args:
-        net: its activation is "polynomial".
+        net: a network with the activation "polynomial".
 
     Returns:
         The rank of the rational Jacobian on the points with nonnegative integer coordinates of sum at most
-        the degree: a polynomial that vanishes on them is zero. A network so large that the points are too
-        many gets bounds, from fewer points.
+        the degree: a polynomial that vanishes on them is zero. If there are too many such points for a large
+        network, the result has bounds from fewer points.
 
     Source: docs/theory.md, Theorem 2.6.
     """
@@ -59,11 +60,11 @@ def polynomial_tangent(net: TwoLayerNet) -> Dimension:
 
 
 def polynomial_generic_rank(net: TwoLayerNet) -> Dimension:
-    """dim T at almost all parameters of this architecture, whatever those of `net`.
+    """dim T at almost all parameters of this architecture, independently of the parameters of `net`.
 
     Returns:
-        For monomials with one output a theorem. Otherwise an upper bound, and what is attained at random
-        integers, which proves a lower one; often they meet.
+        For monomials with one output the value by a theorem. Otherwise an upper bound, and a lower bound that
+        is proved at random integers; often they are equal.
 
     Source: docs/theory.md, Theorem 2.6; J. Alexander and A. Hirschowitz, "Polynomial interpolation in several
     variables", Journal of Algebraic Geometry 4 (1995).
@@ -92,7 +93,7 @@ def degree(coefficients: Row) -> int:
 
 
 def ambient(net: TwoLayerNet) -> int:
-    """The dimension of the polynomials that an entry of T can be."""
+    """The dimension of the space of polynomials that contains each output of functions in T."""
     d, degrees = net.d, {k for k, c in enumerate(net.coefficients) if c}
     if net.c is not None:
         degrees.add(0)
@@ -102,10 +103,10 @@ def ambient(net: TwoLayerNet) -> int:
 
 
 def alexander_hirschowitz(n: int, N: int, k: int) -> int:
-    """The dimension that ``l_i^(n-1) L`` span for k generic linear forms l_i in N variables, L all of these.
+    """The dimension of the span of ``l_i^(n-1) L`` for k generic linear forms l_i in N variables.
 
-    It is the rank of k neurons z^n of a two-layer network with one output, N the number of inputs and
-    hidden biases of a neuron.
+    L are all linear forms. It is the rank of k neurons z^n of a two-layer network with one output, with N the
+    number of inputs and hidden biases of a neuron.
 
     Source: J. Alexander and A. Hirschowitz, "Polynomial interpolation in several variables", Journal of
     Algebraic Geometry 4 (1995).
@@ -132,7 +133,8 @@ def _generic_bound(net: TwoLayerNet) -> tuple[int, str]:
         powers = alexander_hirschowitz(n, N, k)
         text = f"{k} powers z^{n} in {N} variables (Alexander and Hirschowitz)"
     elif net.q == 1 and n == 2 and net.beta:
-        # s(z) = c y^2 + e, where y = z + b/(2c) is another affine function: its square, and e if not 0.
+        # s(z) = c y^2 + e, where y = z + b/(2c) is another affine function: y^2, and a constant if e is not
+        # 0.
         e, b, c = net.coefficients[:3]
         powers = alexander_hirschowitz(2, N, k)
         text = f"{k} squares in {N} variables (Alexander and Hirschowitz)"
@@ -153,7 +155,7 @@ def _is_monomial(coefficients: Row) -> bool:
 
 
 def _at_random(net: TwoLayerNet) -> TwoLayerNet:
-    """The architecture at random integers, the same ones every time."""
+    """The architecture at random integers, the same in every call."""
     chance = random.Random(0)
 
     def row(size: int) -> Row:
@@ -174,7 +176,7 @@ def lattice(d: int, n: int) -> Iterator[tuple[int, ...]]:
 
 
 def random_points(d: int, count: int) -> Iterator[tuple[int, ...]]:
-    """Random points of integers, the same ones every time."""
+    """Random points of integers, the same in every call."""
     chance = random.Random(0)
     return (tuple(chance.randint(-99, 99) for _ in range(d)) for _ in range(count))
 

@@ -1,4 +1,4 @@
-"""The tangent dimension of whatever model the theory knows."""
+"""The tangent dimension of every model that the theory covers."""
 
 from __future__ import annotations
 
@@ -30,26 +30,26 @@ from llr.theory.tangents.two_layer import two_layer_tangent
 @takes(model=a_module)
 @outside_inference_mode
 def tangent_dimension(model: nn.Module) -> Dimension:
-    """dim T at a model's parameters, however degenerate: how many samples pin its function down, near them.
+    """dim T at a model's parameters, also degenerate ones: how many samples determine its function locally.
 
-    The rank of the Jacobian on any samples is at most this, and on almost all samples of so many observations
-    it is this.
+    The rank of the Jacobian on any samples is at most dim T, and it is equal to dim T on almost all samples
+    with this many observations.
 
     Args:
-        model: an MLP of any depth, or a model of :mod:`llr.models`. All of its parameters count, as the
-            exact numbers that they are.
+        model: an MLP of any depth, or a model of :mod:`llr.models`. All its parameters are used, as exact
+            numbers.
 
     Returns:
-        "dim T", with a term for everything that adds to it. It is exact for one hidden layer, convolutions of
-        tanh or erf, matrix factorization and linear networks; deep networks get an upper bound, which almost
-        all parameters attain.
+        "dim T", with its summands as terms. It is exact for one hidden layer, convolutions of tanh or erf,
+        matrix factorization and linear networks. For deep networks it is an upper bound, which almost all
+        parameters attain.
 
     Raises:
-        TypeError: no module.
+        TypeError: `model` is not a module.
         ValueError: a model of no known structure, frozen parameters, parameters that are not finite.
 
     Warns:
-        UserWarning: two neurons that are nearly, not exactly, equal.
+        UserWarning: two neurons are nearly, but not exactly, equal.
 
     Source: docs/theory.md, Theorems 2.2, 2.5, 2.6, 3.1, 4.1, 5.1 and 6.2.
 
@@ -83,7 +83,7 @@ def dimension_of(structure: Structure) -> Dimension:
 
 
 def incoming(structure: Structure) -> Sequence[Row]:
-    """The incoming parameters of the neurons of the first layer, a row each."""
+    """The incoming parameters of the neurons of the first layer, one row per neuron."""
     if isinstance(structure, TwoLayerNet):
         weights, biases = structure.w, structure.b
     elif isinstance(structure, DeepNet):

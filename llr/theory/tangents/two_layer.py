@@ -32,24 +32,24 @@ from llr.theory.structures.structure import (
 from llr.theory.tangents.periodic import phases, sine_group
 from llr.theory.tangents.polynomial import polynomial_generic_rank, polynomial_tangent
 
-# The slope of GELU has a zero near -0.75; the float64 numbers beside it are told from it by a hundred bits.
+# The slope of GELU has a zero near -0.75; a hundred bits distinguish it from the float64 numbers beside it.
 _HIGHEST_BITS = 1 << 16
 
 Affine = tuple[str, list[Row]]
-"""Where affine functions R^d -> R^q in T come from, and vectors in R^(q (d + 1)) that span them."""
+"""The source of affine functions R^d -> R^q in T, and vectors in R^(q (d + 1)) that span them."""
 
 
 def two_layer_tangent(net: TwoLayerNet) -> Dimension:
-    """dim T of a two-layer network, at whatever parameters.
+    """dim T of a two-layer network, at any parameters.
 
-    It is the rank of the Jacobian on all samples together, and so what the rank on any samples can reach.
+    It is the rank of the Jacobian on all samples together, and so the largest rank on any samples.
 
     Args:
-        net: what :func:`llr.theory.read_structure` returns for such a network.
+        net: the result of :func:`llr.theory.read_structure` for such a network.
 
     Returns:
-        "dim T"; a sum over groups of neurons with one hyperplane, and the affine functions that constant
-        neurons and reflected neurons add. Exact, but for sine and polynomials of unusual size.
+        "dim T": a sum over groups of neurons with one hyperplane, and the affine functions that constant
+        neurons and reflected neurons add. It is exact except for sine and polynomials of unusual size.
 
     Raises:
         ValueError: an activation without a theorem.
@@ -111,11 +111,11 @@ def two_layer_tangent(net: TwoLayerNet) -> Dimension:
 def generic_rank(architecture: nn.Module | TwoLayerNet) -> Dimension:
     """dim T at almost all parameters of a two-layer architecture.
 
-    What a network has before it is degenerate; less than P for ReLU, whose neurons can be rescaled, and for
-    polynomials, which run out of dimensions.
+    It is less than P for ReLU, whose neurons can be rescaled, and for polynomials, if the space of
+    polynomials is too small.
 
     Args:
-        architecture: a two-layer network; its parameters do not matter.
+        architecture: a two-layer network; its parameters are not used.
 
     Raises:
         ValueError: a model of another kind.
@@ -159,12 +159,12 @@ def generic_rank(architecture: nn.Module | TwoLayerNet) -> Dimension:
 
 
 def kink(net: TwoLayerNet) -> int:
-    """h: 1 for ReLU, whose values s(z) = z s'(z) are already among its derivatives."""
+    """h: 1 for ReLU, whose values s(z) = z s'(z) are already among its derivatives; else 0."""
     return int(net.activation == "relu")
 
 
 def group_dimension(net: TwoLayerNet, group: Group) -> tuple[int, int]:
-    """At least and at most how many dimensions a group adds, affine functions aside."""
+    """Bounds of the number of dimensions that a group adds, without affine functions."""
     if net.activation == "sin":
         return sine_group(net, group)
     dimension = net.q + group.rank * (net.d + net.beta - kink(net))
@@ -172,7 +172,7 @@ def group_dimension(net: TwoLayerNet, group: Group) -> tuple[int, int]:
 
 
 def affine_part(net: TwoLayerNet, grouping: Grouping) -> list[Affine]:
-    """What spans B, the affine functions in T, source by source."""
+    """Spanning vectors of B, the affine functions in T, by source."""
     found: list[Affine] = []
     if net.c is not None:
         found.append(("the output bias", constants(net)))
@@ -188,7 +188,7 @@ def affine_part(net: TwoLayerNet, grouping: Grouping) -> list[Affine]:
 
 
 def affine_dimension(affine: Sequence[Affine]) -> int:
-    """dim B: a rank, not a sum, since several neurons may give the same affine function."""
+    """dim B: the rank over all sources, since several neurons may give the same affine function."""
     return rank([row for _, rows in affine for row in rows])
 
 
@@ -199,7 +199,7 @@ def constants(net: TwoLayerNet) -> list[Row]:
 
 
 def constant_neuron(net: TwoLayerNet, i: int) -> list[Row]:
-    """What neuron i with w_i = 0 adds to B: R^q if its value is not 0, a_i L if its slope is not."""
+    """What neuron i with w_i = 0 adds to B: R^q if its value is not 0, a_i L if its slope is not 0."""
     b = Fraction(0) if net.b is None else net.b[i]
     rows = constants(net) if has_value(net.activation, b) else []
     if any(net.a[i]) and has_slope(net.activation, b):
@@ -230,10 +230,10 @@ def linear_functions(net: TwoLayerNet) -> list[Row]:
 
 
 def intersection(one: Sequence[Row], other: Sequence[Row]) -> list[Row]:
-    """A basis, in integers, of what the spans of two sets of vectors have in common."""
+    """A basis, in integers, of the intersection of the spans of two sets of vectors."""
     q = len(one[0])
     nothing = (Fraction(0),) * q
-    # Zassenhaus: in the echelon form, rows whose left half is zero have it in their right half.
+    # Zassenhaus: in the echelon form, rows whose left half is zero have the basis in their right half.
     stacked = [*((*row, *row) for row in one), *((*row, *nothing) for row in other)]
     entries = [fmpq(v.numerator, v.denominator) for row in stacked for v in row]
     reduced, r = fmpq_mat(len(stacked), 2 * q, entries).rref()
@@ -251,15 +251,15 @@ def has_value(activation: str, b: Fraction) -> bool:
         return True
     if activation == "relu":
         return b > 0
-    return b != 0  # of sine too: b is rational, and no multiple of pi but 0
+    return b != 0  # for sine, too: a rational b is no multiple of pi except 0
 
 
 def has_slope(activation: str, b: Fraction) -> bool:
     """Whether s'(b) differs from 0; ReLU's slope at 0 is 0, as torch has it.
 
-    A zero of the slope of SiLU has e^b = -1 - b, and of sine's cos b = 0. By Lindemann no rational number is
-    either. The slope of GELU, whose own slope is (2 - b^2) exp(-b^2 / 2) / sqrt(2 pi), falls from 0 to a
-    negative value, rises and falls to 1: it has one zero, between -1 and 0.
+    At a zero of the slope e^b = -1 - b for SiLU, and cos b = 0 for sine. By Lindemann's theorem no rational b
+    satisfies either. The slope of GELU has the derivative (2 - b^2) exp(-b^2 / 2) / sqrt(2 pi), so it falls
+    from 0 to a negative value, rises and falls to 1: it has one zero, between -1 and 0.
     """
     if activation == "relu":
         return b > 0
@@ -278,13 +278,13 @@ def has_slope(activation: str, b: Fraction) -> bool:
 
 
 def _price(net: TwoLayerNet, r: int) -> str:
-    """``q + r (d + beta - h)`` in numbers."""
+    """``q + r (d + beta - h)`` as text with numbers."""
     inner = f"{net.d}" + " + 1" * net.beta + " - 1" * kink(net)
     return f"{net.q} + {inner}" if r == 1 else f"{net.q} + {r} ({inner})"
 
 
 def _describe(net: TwoLayerNet, group: Group) -> str:
-    """A group of several neurons, or of one without outgoing weight."""
+    """A description of a group of several neurons, or of one without outgoing weight."""
     words = named(group.members)
     if len(group.members) == 1:
         return f"{words} has no outgoing weight: {net.q}"

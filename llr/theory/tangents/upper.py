@@ -22,15 +22,15 @@ _BEYOND = 20.0  # torch's softplus is the identity there
 def upper_bound(
     problem: Problem, params: Selection, *, everywhere: bool = False
 ) -> Dimension | None:
-    """What the theory says about dim T of a model, where that bounds the rank on the problem's samples.
+    """dim T of a model by theory, if it bounds the rank on the problem's samples; else None.
 
-    None for a model or a choice of parameters that the theory does not know, for ReLU, whose slope on a kink
-    is that of no neighbourhood, and for softplus on samples where torch's is not the analytic function.
+    None for a model or a choice of parameters that the theory does not cover, for ReLU, whose slope at a kink
+    is not that of a neighbourhood, and for softplus on samples where torch's is not the analytic function.
 
     Args:
         problem: the model, its columns and its samples.
-        params: as it was given for them.
-        everywhere: whether the bound is to hold on all samples.
+        params: the argument `params` of the problem.
+        everywhere: whether the bound must hold on all samples.
 
     Source: docs/theory.md, Theorems 2.2, 3.1, 4.1, 5.1 and 6.2.
     """
@@ -39,7 +39,7 @@ def upper_bound(
         return None
     try:
         structure = read_structure(model)
-    except ValueError:  # none of its structures
+    except ValueError:  # the model has none of the theory's structures
         return None
     activation = getattr(structure, "activation", None)
     if activation == "relu" or (
@@ -50,9 +50,9 @@ def upper_bound(
 
 
 def _is_analytic(problem: Problem) -> bool:
-    """Whether no preactivation of the softplus MLP is beyond the threshold, which is certain if so.
+    """Whether no preactivation of the softplus MLP is beyond the threshold; True is certain.
 
-    Most samples are decided in float64, with a bound of its error; the others in balls.
+    Most samples are decided in float64 with an error bound; the others in balls.
     """
     if problem.mlp is None:
         return False
@@ -66,9 +66,9 @@ def _is_analytic(problem: Problem) -> bool:
         W, b = weight.detach().double(), None if bias is None else bias.detach().double()
         z = F.linear(x, W, b)
         size = F.linear(x.abs(), W.abs(), None if b is None else b.abs())
-        # Twice Higham's bound of a sum, in any order, and what its own rounding may take away.
+        # Twice Higham's bound of a sum in any order, to cover the rounding of the bound itself.
         off = 1.001 * (F.linear(off, W.abs()) + (W.shape[1] + 4) * eps * size)
-        fine &= (z + off < _BEYOND).all(1)  # false for what is no number
+        fine &= (z + off < _BEYOND).all(1)  # False for NaN
         x = F.softplus(z)
         off = 1.001 * (off + 16 * eps * (x + 1))
     if bool(fine.all()):

@@ -1,4 +1,4 @@
-"""Certificates: work that is bounded, ends in time and answers Ctrl-C; files that someone changed."""
+"""Certificates: the work is bounded, ends in time and reacts to Ctrl-C; changed files are refused."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ CASES = int(os.environ.get("LLR_RANDOM_CASES", "150"))
 
 @pytest.fixture(autouse=True)
 def watchdog() -> Iterator[None]:
-    """Unbounded work would take days: end the process, with a traceback, long before."""
+    """Ends the process with a traceback if a test takes too long: unbounded work would take days."""
     faulthandler.dump_traceback_later(600, exit=True, file=sys.__stderr__)
     yield
     faulthandler.cancel_dump_traceback_later()
@@ -130,21 +130,21 @@ class TestForgedFiles:
         path.write_text(text)
         loaded, message = _or_refusal(lambda: Certificate.load(path))
         assert loaded == found or str(path) in message
-        # The same with a checksum that fits.
+        # The same with a matching checksum.
         if isinstance(content, dict) and "checksum" in content:
             forged, message = _or_refusal(
                 lambda: Certificate.from_dict(
                     {**content, "checksum": rechecked({**content, "checksum": ""})}
                 )
             )
-            if forged is not None and verify(forged, model, x):  # it is true all the same
+            if forged is not None and verify(forged, model, x):  # it is true even so
                 for name in ("model", "samples", "structure"):
                     assert getattr(forged, name) == getattr(found, name)
                 assert forged.rank <= found.rank <= forged.upper
 
 
 def _or_refusal(load: Callable[[], Certificate]) -> tuple[Certificate | None, str]:
-    """What is loaded, or the message of the refusal, which is no longer than a screen."""
+    """The loaded certificate, or the message of the refusal, which must be short."""
     try:
         return load(), ""
     except ValueError as error:
@@ -204,7 +204,7 @@ def mutated(content: dict[str, Any], rng: random.Random) -> Any:
             content[key] = value
     try:
         json.dumps(content)
-    except ValueError:  # an integer that json does not write
+    except ValueError:  # an integer that json refuses to write
         return {k: 7 if v == 10**5000 else v for k, v in content.items()}
     return content
 

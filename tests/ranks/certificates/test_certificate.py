@@ -1,4 +1,4 @@
-"""Certificates as data: their JSON, what is refused of it, and their decimals."""
+"""Certificates as data: their JSON, refused files, and their decimals."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ class TestDecimals:
 class TestBoundsOfCallers:
     @staticmethod
     def forged(honest: Certificate, upper: int) -> Certificate:
-        """A certificate that proves nothing, with an upper bound that somebody made up."""
+        """A certificate that proves nothing, with an invented upper bound."""
         return replace(
             honest,
             rank=0,

@@ -1,4 +1,4 @@
-"""Certificates of networks whose rank is known, and every way of lying with one."""
+"""Certificates of networks whose rank is known, and every kind of false certificate."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ ACTIVATIONS = ("tanh", "sigmoid", "softplus")
 def random_net(
     *widths: int, seed: int = 0, output_bias: bool = False, activation: type[nn.Module] = nn.Tanh
 ) -> nn.Sequential:
-    """Weights N(0, 1), over the fan-in where there are several hidden layers; biases N(0, 1)."""
+    """Weights N(0, 1), divided by the fan-in if there are several hidden layers; biases N(0, 1)."""
     generator = torch.Generator().manual_seed(seed)
     layers: list[nn.Module] = []
     for i, (into, out) in enumerate(pairwise(widths)):
@@ -81,7 +81,7 @@ class TestKnownRanks:
         model, x = two_layer(neurons, act=act, **options), samples(60, 2)
         certificate = certify(model, x)
         assert certificate.rank == expected[ACTIVATIONS.index(act)]
-        # The closed form is met, and the same rank found without it.
+        # The rank equals the closed form, and the same rank is found without it.
         assert certificate.exact
         assert certificate.upper_from == (
             "shape" if certificate.rank == model_size(model) else "theory"
@@ -132,7 +132,7 @@ class TestKnownRanks:
         assert (certificate.rank, certificate.bits) == (8, 64)
 
     def test_columns_that_cancel_to_zero(self) -> None:
-        # Two equal neurons with opposite weights: what lies below has derivative 0, a ball in arithmetic.
+        # Two equal neurons with opposite weights: derivatives below them are 0, and balls around 0.
         model = random_net(2, 3, 2, 1)
         with torch.no_grad():
             model[2].weight[1] = model[2].weight[0]
@@ -141,7 +141,7 @@ class TestKnownRanks:
         certificate = certify(model, samples(40, 2), params="*")
         # Left are tanh(z) and tanh'(z) times 1 and the three hidden neurons.
         assert (certificate.rank, certificate.stopped) == (5, "stopped growing")
-        assert certify(model, samples(40, 2)).exact  # which the symbols show, too
+        assert certify(model, samples(40, 2)).exact  # symbols show this too
 
     def test_a_sample_on_a_kink_does_not_hide_the_others(self) -> None:
         # relu(tanh(x) - tanh(x/2 + 1/4)): at x = 1/2 a ball around 0 at every precision.
@@ -195,7 +195,7 @@ def case() -> tuple[nn.Sequential, Tensor, Certificate]:
 
 
 def forged(certificate: Certificate, **changes: Any) -> Certificate:
-    """The certificate with other contents and a checksum that fits them."""
+    """The certificate with other contents and a matching checksum."""
     return replace(certificate, checksum="", **changes)
 
 
@@ -309,7 +309,7 @@ class TestVerify:
     def test_other_columns(self, case: tuple[nn.Sequential, Tensor, Certificate]) -> None:
         model, x, honest = case
         assert "choice of columns" in verify(honest, model, x, params="0.*").reason
-        weights = certify(model, x, params="0.weight")  # five columns, as the biases are
+        weights = certify(model, x, params="0.weight")  # five columns, as many as the biases have
         assert "choice of columns" in verify(weights, model, x, params="0.bias").reason
 
     def test_other_layers(self, case: tuple[nn.Sequential, Tensor, Certificate]) -> None:

@@ -1,4 +1,4 @@
-"""Certificates of random models whose rank is known without llr: none is wrong."""
+"""Certificates of random models whose rank is known independently of llr: none is wrong."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def filled(model: nn.Module, rng: random.Random) -> nn.Module:
 
 
 def exact_rank(model: nn.Module, x: Tensor) -> int:
-    """The rank of a Jacobian of integers, which float64 holds exactly, by gradients of torch."""
+    """The exact rank of a Jacobian of integers, which float64 represents exactly; with gradients by torch."""
     rows = []
     for sample in x:
         for y in model(sample[None]).reshape(-1):
@@ -130,7 +130,7 @@ def kernels(rng: random.Random) -> tuple[nn.Module, Tensor]:
 
 
 def analytic(rng: random.Random) -> Case:
-    """Two layers with copies of neurons: a neuron and its copies count once, without outgoing weights less.
+    """Two layers with copies of neurons: a neuron and its copies count once; without outgoing weights, less.
 
     Neurons that are neither equal nor reflected are independent together with their derivatives, for almost
     all samples (Fukumizu 1996, for tanh).

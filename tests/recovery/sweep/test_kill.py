@@ -35,7 +35,7 @@ pytestmark = [
 ]
 
 KILLS = min(10, int(os.environ.get("LLR_RANDOM_CASES", "4")))
-"""More would outlast the cells."""
+"""With more kills, the cells would finish before the last one."""
 LIMIT = 120.0
 
 
@@ -91,7 +91,7 @@ def test_one_process(tmp_path: Path, out: Path) -> None:
             "helpers.sweep_cases:counted",
             env=environment(tmp_path, 0.02),
         ) as process:
-            # From the moment when it may write: the first kills fall into the making of the file.
+            # From the moment when it may write, so that the first kills happen while the file is made.
             wait_for(lambda process=process: is_locked_by(process, out), process)
             time.sleep(dice.uniform(0, 0.02 + 0.02 * number))
             assert process.poll() is None
@@ -108,7 +108,7 @@ def test_one_process(tmp_path: Path, out: Path) -> None:
     assert columns(out) == undisturbed(Spec.read(spec), tmp_path)
     repeated = sweep_cases.calls(tmp_path / "calls")
     assert len(repeated) == cells
-    assert sum(repeated.values()) <= cells + KILLS  # the one that ran at each kill
+    assert sum(repeated.values()) <= cells + KILLS  # plus the cell that ran at each kill
 
 
 def is_locked_by(process: Any, out: Path) -> bool:
@@ -123,7 +123,7 @@ def keys_of(line: str, spec: Path) -> str:
 
 
 def workers_of(process: Any) -> list[psutil.Process]:
-    """The living processes that compute or write, without torchrun itself."""
+    """The running processes that compute or write, without torchrun itself."""
     found = []
     for child in psutil.Process(process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -163,12 +163,12 @@ def test_jobs_do_not_outlive_their_parent(tmp_path: Path, out: Path) -> None:
 
 
 def kind_of(worker: psutil.Process) -> str:
-    """Which of the three processes of a group of two."""
+    """The role of a process among the three of a group of two ranks."""
     return "own" if "worker" in worker.cmdline() else f"rank {worker.environ()['RANK']}"
 
 
 def test_torchrun(tmp_path: Path, out: Path) -> None:
-    """Each process in turn, at any moment; torchrun restarts the group when a rank dies."""
+    """Kill each process in turn, at random moments; torchrun restarts the group when a rank dies."""
     cells = 100
     spec = write_spec(tmp_path, cells)
     dice = random.Random(2)
@@ -195,12 +195,12 @@ def test_torchrun(tmp_path: Path, out: Path) -> None:
                         killed.append(wanted)
         assert process.wait(LIMIT) == 0
     assert columns(out) == undisturbed(Spec.read(spec), tmp_path)
-    # At a kill two cells run, and two may wait to be written.
+    # At a kill, two cells are running and up to two wait to be written.
     assert sum(sweep_cases.calls(tmp_path / "calls").values()) <= cells + 4 * KILLS
 
 
 def test_torchrun_that_does_not_restart(tmp_path: Path, out: Path) -> None:
-    """Its default: the death of one rank ends all, and the same command goes on from the file."""
+    """torchrun's default: the death of one rank ends all; the same command continues from the file."""
     cells = 40
     spec = write_spec(tmp_path, cells)
     arguments = ("run", spec, "--out", out, "--runner", "helpers.sweep_cases:counted", "--lease", 3)
@@ -222,7 +222,7 @@ def test_torchrun_that_does_not_restart(tmp_path: Path, out: Path) -> None:
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_machine_that_vanishes(tmp_path: Path, out: Path, how: signal.Signals) -> None:
-    """Nobody restarts anything, and one that is only silent counts as dead, too."""
+    """Without restarts; a machine that only stops responding also counts as dead."""
     cells = 60
     spec = write_spec(tmp_path, cells)
     arguments = ("run", spec, "--out", out, "--runner", "helpers.sweep_cases:counted", "--lease", 2)
@@ -239,6 +239,6 @@ def test_a_machine_that_vanishes(tmp_path: Path, out: Path, how: signal.Signals)
 
 
 def test_grid_is_that_of_the_file(tmp_path: Path) -> None:
-    """The specs of these tests are what the other files test."""
+    """The specs of these tests are the same as in the other test files."""
     spec = Spec.read(write_spec(tmp_path, 8))
     assert spec == grid(8)

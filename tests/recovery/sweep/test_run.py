@@ -1,4 +1,4 @@
-"""Running a sweep: the same numbers in every mode, what fails, what is refused, and what is reported."""
+"""Running a sweep: the same numbers in every mode, failures, refusals and reports."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class TestModes:
         assert columns(out) == undisturbed(grid(8), tmp_path)
 
     def test_ranks_without_torchrun(self, tmp_path: Path) -> None:
-        """As other launchers start them on two machines: only the first has the spec and the file."""
+        """Ranks as other launchers start them on two machines: only the first has the spec and the file."""
         machines = [tmp_path / "first", tmp_path / "second"]
         for machine in machines:
             machine.mkdir()
@@ -145,7 +145,7 @@ class TestFailures:
         assert mended == seen[-1]
 
     def test_a_cell_that_kills_its_process(self, out: Path) -> None:
-        """After three deaths it counts as failed; the others are computed."""
+        """After it has killed three processes, the cell counts as failed; the others are computed."""
         spec = Spec.parse({**sweep_cases.SHARED, "n": 5, "seed": [0, 1, 2, 3, 4]})
         end = run(spec, out, runner="helpers.sweep_cases:deadly", jobs=2)
         assert end is not None
@@ -159,7 +159,7 @@ class TestFailures:
         assert settled(out) == set()
 
     def test_an_error_while_processes_compute(self, out: Path) -> None:
-        """Such as a full disk: the processes end, and what had been written stays."""
+        """An error such as a full disk: the processes end, and written results stay."""
 
         def full(now: Tally) -> None:
             if now.done == 3:
@@ -174,7 +174,7 @@ class TestFailures:
         assert (end.done, end.now) == (40, 37)
 
     def test_processes_that_die_and_die(self, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Before they compute anything: as without memory for torch."""
+        """Processes that die before they compute anything, as without memory for torch."""
 
         def spawn(*_: object) -> subprocess.Popen[bytes]:
             return subprocess.Popen(
@@ -286,7 +286,7 @@ class TestTally:
 
 
 def test_toml_before_python_3_11(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """There it is tomli that reads it, which has the same functions."""
+    """There, tomli reads the file; it has the same functions."""
     tomli = types.ModuleType("tomli")
     used: list[str] = []
 

@@ -1,4 +1,4 @@
-"""Grids as TOML: which cells they are, and what is refused."""
+"""Grids as TOML: their cells, and refusals."""
 
 from __future__ import annotations
 
@@ -94,8 +94,8 @@ class TestGrid:
             ({"n": {"from": 1, "to": 10**12}}, "expected at most 1000000"),
             ({"n": {"from": 1, "to": 2000}, "seed": {"from": 0, "to": 999}}, "2000000 cells"),
             ({"options": 3}, "options is 3; expected a table"),
-            ({"options": {"width": 3}}, "options.width: this name is taken"),
-            ({"options": {"status": "x"}}, "options.status: this name is taken"),
+            ({"options": {"width": 3}}, "options.width: this name is in use"),
+            ({"options": {"status": "x"}}, "options.status: this name is in use"),
             ({"options": {"rate": [math.inf]}}, "options.rate is inf; expected a finite number"),
             ({"options": {"rate": {"a": 1}}}, "options.rate is {'a': 1}"),
             ({"grid": {"n": 4}}, "expected blocks headed [[grid]]"),

@@ -1,4 +1,4 @@
-"""The file of a sweep: what it keeps, what it refuses, and what it survives."""
+"""The file of a sweep: stored results, refusals, and recovery from errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ FAILED = Outcome(None, "ValueError: no", "Traceback\n  there", 0.5, "w")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file of eight cells, one done and one failed."""
+    """A file with eight cells, one done and one failed."""
     path = tmp_path / "a b?#%.sqlite"
     with open_store(path, grid(8)) as store:
         first, second, *_ = store.cells()
@@ -48,7 +48,7 @@ def outcomes(path: Path) -> list[Outcome | None]:
 
 
 def refusal(path: Path, spec: Spec | None = None, **options: Any) -> str:
-    """The message of a file that cannot be opened for writing, and which stays as it is."""
+    """The message for a file that cannot be opened for writing. Asserts that the file does not change."""
     before = path.read_bytes() if path.is_file() else None
     names = sorted(os.listdir(path.parent))
     with (
@@ -88,7 +88,7 @@ class TestContents:
     def test_a_result_is_on_disk_before_record_returns(self, path: Path) -> None:
         with open_store(path, grid(8)) as store:
             store.record(store.cells()[2], DONE)
-            copy = path.with_name("copy.sqlite")  # what another process, or a crash, would find
+            copy = path.with_name("copy.sqlite")  # as after a crash
             shutil.copy(path, copy)
             assert outcomes(copy) == outcomes(path)
             assert outcomes(copy).count(DONE) == 2
@@ -149,7 +149,7 @@ class TestSpec:
 class TestDamage:
     def test_not_a_database(self, path: Path) -> None:
         path.write_bytes(b"some text that somebody wrote\n" * 100)
-        assert "is not an SQLite file; it was left alone" in refusal(path)
+        assert "is not an SQLite file; it was not changed" in refusal(path)
         with pytest.raises(StoreError, match="is not an SQLite file"):
             outcomes(path)
 
@@ -158,12 +158,12 @@ class TestDamage:
         with contextlib.closing(sqlite3.connect(path)) as other:
             other.execute("CREATE TABLE mine (x)")
             other.commit()
-        assert "not a sweep's; it was left alone" in refusal(path)
+        assert "not one of a sweep; it was not changed" in refusal(path)
 
     def test_another_format(self, path: Path) -> None:
         with contextlib.closing(sqlite3.connect(path)) as other:
             other.execute("PRAGMA user_version = 9")
-        assert "has format 9; this llr reads format 1" in refusal(path)
+        assert "has format 9, but this version of llr reads format 1" in refusal(path)
 
     @pytest.mark.parametrize("keep", [0.3, 0.7, 0.95])
     def test_truncated(self, path: Path, keep: float) -> None:
@@ -175,7 +175,7 @@ class TestDamage:
         data = bytearray(path.read_bytes())
         data[4096 + 8 : 4096 + 300] = bytes(range(256)) + bytes(36)
         path.write_bytes(data)
-        assert re.search("is damaged|not a sweep's", refusal(path))
+        assert re.search("is damaged|not one of a sweep", refusal(path))
 
     @pytest.mark.parametrize(
         ("old", "new", "what"),
@@ -186,7 +186,7 @@ class TestDamage:
         ],
     )
     def test_a_digit(self, path: Path, old: bytes, new: bytes, what: str) -> None:
-        """SQLite has no checksums: it would read this happily."""
+        """SQLite has no checksums, and would read this without an error."""
         data = path.read_bytes()
         assert old in data
         path.write_bytes(data.replace(old, new))
@@ -201,7 +201,7 @@ class TestDamage:
         assert "unable to open" in refusal(tmp_path / "folder")
 
     def test_flipped_bits(self, path: Path) -> None:
-        """Wherever they are, they are noticed, or change nothing that is read."""
+        """Flipped bits anywhere are detected, or do not change the contents."""
         clean, expected = path.read_bytes(), contents(path)
         dice, noticed = random.Random(0), 0
         for _ in range(random_cases(1000)):
@@ -219,7 +219,7 @@ class TestDamage:
 
 
 def contents(path: Path) -> tuple[Any, ...]:
-    """All that is read of a file."""
+    """The contents of a file, as llr reads it."""
     with read_store(path) as store:
         rows = [(row.cell, row.outcome, row.finished) for row in store.rows()]
         return store.runner, store.threads, rows
@@ -227,7 +227,7 @@ def contents(path: Path) -> tuple[Any, ...]:
 
 @contextlib.contextmanager
 def powerless() -> Iterator[None]:
-    """For a block, a user to whom permissions apply: root is asked for none."""
+    """Within the block, run as a user to whom permissions apply; root ignores them."""
     if os.geteuid() != 0:
         yield
         return
@@ -240,7 +240,7 @@ def powerless() -> Iterator[None]:
 
 @pytest.fixture
 def public(path: Path) -> Iterator[Path]:
-    """The same file where every user may look; temporary directories of pytest are closed to others."""
+    """A copy of the file that every user can read; other users cannot read pytest's temporary folders."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder, "sweep.sqlite")
         shutil.copy(path, copy)
@@ -263,7 +263,7 @@ class TestPermissions:
         with powerless():
             message = refusal(public)
             assert outcomes(public).count(DONE) == 1
-        assert "SQLite also makes files beside it" in message
+        assert "SQLite also creates files in its directory" in message
 
     def test_nowhere(self) -> None:
         with pytest.raises(StoreError, match="cannot be written"), open_store("/proc/x/s", grid(4)):
@@ -283,7 +283,7 @@ class TestLock:
             pass
 
     def test_many_at_once(self, path: Path) -> None:
-        """However they meet, never two at a time."""
+        """There are never two writers at a time."""
         inside, most, served = [], [], []
 
         def visit() -> None:
@@ -343,7 +343,7 @@ class TestFullDisk:
 
     @pytest.mark.parametrize("limit", [1000, 20_000, 60_000])
     def test_no_file_may_grow(self, tmp_path: Path, limit: int) -> None:
-        """A sweep whose disk fills up at different moments, as one sees it, and what it leaves."""
+        """A sweep whose disk becomes full at different moments: its message, and the file that it leaves."""
         spec, out = tmp_path / "spec.toml", tmp_path / "spec.sqlite"
         spec.write_text(
             'architecture = "a"\ntarget = "t"\nstrategy = "s"\nn = 5\nseed = { from = 0, to = 99 }\n'
@@ -358,7 +358,7 @@ class TestFullDisk:
         assert done.returncode == 2
         assert done.stderr.startswith(f"error: {out}")
         assert len(done.stderr.splitlines()) == 1
-        assert "make room on the disk, and run the same command again" in done.stderr
+        assert "free some disk space, and run the same command again" in done.stderr
         before = len(settled(out))
         again = run(Spec.read(spec), out, runner="helpers.sweep_cases:counted")
         assert again is not None
@@ -380,7 +380,7 @@ class TestFullDisk:
             (mount / "ballast").write_bytes(bytes(50_000))
             big = Outcome({"text": "x" * 8000}, worker="w")
             with open_store(small, grid(8)) as store:
-                with pytest.raises(StoreError, match="are intact: make room on the disk"):
+                with pytest.raises(StoreError, match="are intact: free some disk space"):
                     record_pending(store, big, [])
                 left = len(store.pending())
             assert left > 0
@@ -394,7 +394,7 @@ class TestFullDisk:
 
 
 def test_a_commit_cut_off_is_undone(path: Path) -> None:
-    """A journal left by a killed writer: the next to open the file undoes what that had half done."""
+    """A journal left by a killed writer: the next process to open the file undoes the incomplete change."""
     journal = path.with_name(path.name + "-journal")
     code = (
         "import os, signal, sqlite3, sys\n"
@@ -414,16 +414,16 @@ def test_a_commit_cut_off_is_undone(path: Path) -> None:
 
 
 def test_the_message_for_each_problem() -> None:
-    """The texts are SQLite's own, from its table of errors."""
+    """Messages for each problem; SQLite's texts come from its table of errors."""
     expected = {
-        "database or disk is full": "make room",
-        "disk I/O error": "make room",
+        "database or disk is full": "free some disk space",
+        "disk I/O error": "free some disk space",
         "attempt to write a readonly database": "allow writing",
         "unable to open database file": "allow writing",
-        "database is locked": "another program holds it",
+        "database is locked": "another program has locked it",
         "database disk image is malformed": "is damaged",
-        "file is not a database": "left alone",
-        "something new": "mended",
+        "file is not a database": "was not changed",
+        "something new": "the problem is solved",
     }
     for problem, advice in expected.items():
         assert advice in str(store_module._explanation(Path("f"), problem))

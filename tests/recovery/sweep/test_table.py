@@ -1,4 +1,4 @@
-"""What a sweep's results become: tables, and figures whose numbers are counted here once more."""
+"""A sweep's results as tables, and as figures whose numbers are counted again here."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class TestParquet:
         assert not path.with_name("t.parquet").exists()
 
     def test_what_pyarrow_is_given(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        """Where there is none: the columns, whole numbers among others as such, and text as text."""
+        """Without pyarrow: the columns that it would get, with integers as integers and text as text."""
         arrow, parquet = types.ModuleType("pyarrow"), types.ModuleType("pyarrow.parquet")
         stub: Any = arrow
         stub.string = lambda: "text"
@@ -158,7 +158,9 @@ class TestParquet:
                 store.record(cell, Outcome({"x": value}))
         with (
             read_store(path) as store,
-            pytest.raises(ValueError, match=r"column 'x' holds .*; Parquet has one type a column"),
+            pytest.raises(
+                ValueError, match=r"column 'x' holds .*; Parquet has one type per column"
+            ),
         ):
             export(store, tmp_path / "t.parquet")
         assert len(exported(path, "t.csv").read_text().splitlines()) == 5
@@ -169,7 +171,7 @@ def rows_of(
     predicted: float | None = 6,
     **axes: Any,
 ) -> list[Row]:
-    """A finished grid, whose successes `rate` says."""
+    """A finished grid with success rates given by `rate`."""
     cells = Spec.parse({**SHARED, **axes}).cells
     results = [{"recovered": rate(dict(c.values)), "predicted": predicted} for c in cells]
     return [Row(cell, Outcome(result), "now") for cell, result in zip(cells, results, strict=True)]
@@ -228,7 +230,7 @@ class TestLines:
             draw(rows_of(lambda _: rate, n=5, seed=0), **options)
 
     def test_nothing_yet(self) -> None:
-        with pytest.raises(ValueError, match="those there are: none yet"):
+        with pytest.raises(ValueError, match="expected one of: none yet"):
             draw([Row(row.cell, None, None) for row in self.ROWS])
 
     def test_more_than_a_figure_shows(self) -> None:
@@ -265,7 +267,7 @@ class TestHeatMaps:
         ("predicted", "place"), [(5, 0.5), (6, 1.5), (7, 2.0), (8, 2.5), (4, None), (9, None)]
     )
     def test_where_the_predicted_size_lies(self, predicted: int, place: float | None) -> None:
-        """Cells stand at 0.5, 1.5, 2.5, however far their n are apart."""
+        """Cells are drawn at 0.5, 1.5, 2.5, for any distances between their n."""
         rows = rows_of(lambda _: True, predicted, n=[5, 6, 8], width=[1, 4], seed=0)
         panel = draw(rows).axes[0]
         found = {x for line in panel.lines for x in line.get_xdata()}
@@ -291,7 +293,7 @@ class TestHeatMaps:
 
 class TestBoth:
     def test_lines_beside_heat_maps(self) -> None:
-        """What has several widths is a map; what has one is a line, and says which."""
+        """Several widths are drawn as a map; a single width is drawn as a line with its label."""
         wide = rows_of(lambda _: False, 6, n=[5, 6], width=50, seed=[0, 1], strategy=["gd", "flow"])
         figure = draw([*TestHeatMaps.ROWS, *wide])
         maps, lines = figure.subfigs

@@ -1,4 +1,4 @@
-"""Models, numbers and losses that the tests of training and of fits share."""
+"""Models, numbers and losses for the tests of training and of fits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def half_mean_square(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 
 
 class Own(nn.Module):
-    """An MLP that is read off its trace, whose last layer comes first among the parameters."""
+    """An MLP with its own forward, which llr traces; the last layer comes first among the parameters."""
 
     def __init__(self) -> None:
         super().__init__()

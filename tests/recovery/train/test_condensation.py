@@ -1,4 +1,4 @@
-"""Condensation on planted clusters, and in training where it is known to happen."""
+"""Condensation of planted clusters, and in training where it is known to occur."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def row(model: nn.Module) -> Tensor:
 
 
 def split(model: TwoLayer, parts: list[int], odd: bool, seed: int = 0) -> TwoLayer:
-    """The same function with each neuron in several parts, in random orientations if `odd`."""
+    """The same function with each neuron split into several, with random signs if `odd`."""
     g = torch.Generator().manual_seed(seed)
     w, b = model[0].weight.detach(), model[0].bias.detach()
     a = model[2].weight.detach().T
@@ -86,7 +86,7 @@ class TestPlanted:
         torch.testing.assert_close(found.participation, once.participation)
         torch.testing.assert_close(found.direction_spread, once.direction_spread)
         assert float(found.norm_spread.max()) < 1e-7
-        # In a cluster all directions are the same, sign included.
+        # In a cluster all directions are the same, including the sign.
         for label in range(3):
             inside = found.directions[found.labels == label]
             torch.testing.assert_close(inside, inside[:1].expand_as(inside))
@@ -232,7 +232,7 @@ class TestMerge:
 
 
 class TestTraining:
-    """What small initialisation does to a wide tanh network with a one-neuron target."""
+    """The effect of small initialisation on a wide tanh network with a one-neuron target."""
 
     d, m, n = 3, 20, 24
     model = TwoLayer(d, m, bias=False)
@@ -245,7 +245,7 @@ class TestTraining:
         return initial(self.model, count, scale=scale, generator=torch.Generator().manual_seed(3))
 
     def test_condenses_from_small_parameters_only(self) -> None:
-        # While neurons are linear, d a/dt = v.w and d w/dt = a v with v the mean of y x: all turn to v.
+        # While neurons are linear, d a/dt = v.w and d w/dt = a v, where v is the mean of y x: all turn to v.
         v = (self.y * self.x).mean(0)
         time = math.log(1e6) / float(v.norm())
         small = train(self.model, self.starts(1e-8), self.x, self.y, method=Flow(time))
@@ -268,7 +268,7 @@ class TestTraining:
         ranks = tangent_rank(self.model, found.history.theta, self.points, rtol=1e-3).rank
         assert isinstance(ranks, Tensor)
         assert ranks.shape == found.history.loss.shape
-        # Small neurons are linear, and all linear functions are d of them; odd powers join d at a time.
+        # Small neurons are linear, and linear functions have d dimensions; each odd power adds d more.
         assert bool((ranks[0] == self.d).all())
         assert bool((ranks.cummax(0).values == ranks).float().mean() > 0.8)
         assert bool((ranks[-1] >= 3 * self.d).all())
@@ -277,7 +277,7 @@ class TestTraining:
         assert bool((large > ranks[-1]).all())
 
     def test_equal_neurons_stay_equal(self) -> None:
-        # Effective neurons of the theory: the tangent space of copies is that of one neuron, d + 1.
+        # As in the theory, copies have the tangent space of one neuron, of dimension d + 1.
         start = torch.cat(
             [
                 0.1 * randn(1, self.d, seed=5).repeat(self.m, 1).flatten(),

@@ -1,4 +1,4 @@
-"""Gradient flow of ensembles against scipy's integrators, one member at a time."""
+"""Gradient flow of ensembles, compared with scipy's integrators, one member at a time."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def integrated(model: nn.Module, theta: Tensor, x: Tensor, y: Tensor, times: Ten
 
 
 class TestFlow:
-    """Gradient flow against other integrators, and against closed forms."""
+    """Gradient flow compared with other integrators, and with closed forms."""
 
     times = torch.tensor([0.0, 0.3, 2.0, 10.0], dtype=F64)
 
@@ -74,7 +74,7 @@ class TestFlow:
             )
 
     def test_small_initialisation(self) -> None:
-        # What grows from 1e-8 by e^(t |v|) is right in relative terms too.
+        # Values that grow from 1e-8 like e^(t |v|) have small relative errors too.
         model, x = TwoLayer(2, 3, bias=False), randn(8, 2)
         y, starts = torch.tanh(x[:, :1]), some(model, 2, 1e-8)
         times = torch.tensor([0.0, 5.0, 40.0], dtype=F64)

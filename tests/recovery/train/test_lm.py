@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt as a method of training: the solver's own results behind the same face."""
+"""Levenberg-Marquardt as a method of `train`: the solver's results with the same interface."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native libr
 
 
 class TestLM:
-    """Levenberg-Marquardt behind the face of the others; its steps are tested with the solver itself."""
+    """Levenberg-Marquardt with the interface of the other methods; the solver's own tests check its steps."""
 
     @pytest.mark.parametrize("name", CASES)
     def test_is_the_solver(self, name: str) -> None:
@@ -42,7 +42,7 @@ class TestLM:
         model = mlp([2, 3, 1])
         starts, x, y = some(model, 6), randn(4, 9, 2), randn(4, 9, 1, seed=1)
         seen = randn(4, 9, seed=5) > -0.3
-        seen[3] = seen[1].flip(0)  # as many, but others
+        seen[3] = seen[1].flip(0)  # the same number, but other samples
         assert len(seen.sum(1).unique()) == 3
         which = torch.tensor([3, 1, 0, 2, 1, 3])
         found = train(
@@ -65,16 +65,16 @@ class TestLM:
         starts = torch.cat([randn(2, 3), torch.full((1, 3), 1e200, dtype=F64)])
         method = LM(Damping(iterations=200, progress=0.0))
         found = train(nn.Linear(3, 1, bias=False), starts, x, y, method=method, tol=1e-20)
-        # The best there is, and it is not good; the last one's squares overflow.
+        # The first two reach the best fit, which is not good; the squares of the last one overflow.
         assert found.status == ("stalled", "stalled", "diverged")
         best = torch.linalg.lstsq(x, y).solution[:, 0]
         torch.testing.assert_close(found.theta[:2], best.expand(2, 3), rtol=1e-10, atol=1e-10)
         assert "0 converged, 1 diverged, 2 stalled, 0 out of steps" in str(found)
-        # So do those of a model that the native library does not know.
+        # So do the squares for a model that the native library does not support.
         far = torch.full((1, 9), 1e200, dtype=F64)
         assert train(Tied(), far, x, randn(9, 3), method=method).status == ("diverged",)
         exact = train(nn.Linear(3, 1, bias=False), starts[:2], x, x @ best[:, None], method=method)
-        assert not bool(exact.converged.any())  # nobody asked
+        assert not bool(exact.converged.any())  # no tol was given
         assert bool((exact.relative < 1e-25).all())
         few = {"method": LM(Damping(iterations=7)), "steps": 20}
         assert train(mlp([3, 4, 1]), some(mlp([3, 4, 1]), 2), x, y, **few).steps.tolist() == [7, 7]

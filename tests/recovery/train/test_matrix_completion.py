@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native libr
 
 @dataclass(frozen=True)
 class Completions:
-    """Matrices of rank r, d x d, with n entries seen of each."""
+    """Matrices of rank r, d x d, with n observed entries of each."""
 
     rank: int
     matrices: Tensor
@@ -30,7 +30,7 @@ class Completions:
 
     @classmethod
     def of(cls, rank: int, n: int, count: int, draws: int, seed: int = 0) -> Completions:
-        """Normal factors. Of the masks drawn, the one that sees the tangent space of the matrix best."""
+        """Normal factors, and the best-conditioned mask for the matrix's tangent space among `draws`."""
         g, d = torch.Generator().manual_seed(1000 * rank + n + 10_000 * seed), cls.d
         best = min(n, rank * (2 * d - rank))
         matrices, chosen = list[Tensor](), list[Tensor]()
@@ -42,7 +42,7 @@ class Completions:
             masks = torch.stack([torch.randperm(d * d, generator=g)[:n] for _ in range(draws)])
             spectra = torch.linalg.svdvals(J[masks])
             condition = spectra[:, best - 1] / spectra[:, 0]
-            if float(condition.max()) > 1e-10:  # else none has full rank
+            if float(condition.max()) > 1e-10:  # otherwise no mask has full rank
                 matrices.append(A @ B.mT)
                 chosen.append(pairs[masks[condition.argmax()]])
         return cls(rank, torch.stack(matrices), torch.stack(chosen))
@@ -55,7 +55,7 @@ class Completions:
 
     @property
     def rates(self) -> Tensor:
-        """One over a bound on the curvature at the solution, from what is seen."""
+        """One over a bound on the curvature at the solution, from the observed entries."""
         n = self.pairs.shape[1]
         return n / (2 * self.d * self.entries.square().mean((1, 2)).sqrt())
 
@@ -64,13 +64,13 @@ class Completions:
         return A.unflatten(-1, (self.d, width)) @ B.unflatten(-1, (width, self.d))
 
     def recovered(self, theta: Tensor, width: int, which: Tensor | slice = slice(None)) -> Tensor:
-        """Which matrices are found, all entries of them, to 1e-8."""
+        """Which matrices are recovered in all entries to 1e-8."""
         true = self.matrices[which]
         error = (self.products(theta, width) - true).square().sum((1, 2))
         return error < 1e-8 * true.square().sum((1, 2))
 
     def descended(self, scale: float, width: int) -> Tensor:
-        """Which matrices gradient descent from small factors of this width finds."""
+        """Which matrices gradient descent recovers from small factors of this width."""
         model = MatrixFactorization(self.d, width, self.d)
         found = train(
             model,
@@ -96,7 +96,7 @@ class TestMatrixCompletion:
         assert not bool(below.descended(1e-30, d).any())
         assert int(exact.descended(1e-30, d).sum()) >= 18
         assert int(exact.descended(1e-30, rank).sum()) >= 18
-        assert int(exact.descended(1e-3, d).sum()) <= 3  # not small enough: other ranks grow, too
+        assert int(exact.descended(1e-3, d).sum()) <= 3  # not small enough: other ranks grow too
 
     def test_gradient_flow(self) -> None:
         exact, d = Completions.of(1, 9, count=10, draws=400), Completions.d
@@ -116,7 +116,7 @@ class TestMatrixCompletion:
 
     @pytest.mark.parametrize("rank", [1, 2])
     def test_levenberg_marquardt(self, rank: int) -> None:
-        # Of the right width, and from many starts, it asks nothing of the mask but the full rank.
+        # With the right width and many starts, it only needs a mask of full rank.
         d, each = Completions.d, 16
         least = rank * (2 * d - rank)
         narrow, wide = (MatrixFactorization(d, width, d) for width in (rank, d))

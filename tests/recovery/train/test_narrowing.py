@@ -1,4 +1,4 @@
-"""Wide networks whose neurons are known, and trained ones: the narrow network in them is found."""
+"""Finding the narrow network in wide networks, with known neurons and after training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def planted(activation: str, q: int, bias: bool) -> TwoLayer:
 
 
 def loosened(target: TwoLayer, copies: int, by: float, seed: int = 1) -> TwoLayer:
-    """Each neuron in several copies, whose parameters are a little off."""
+    """Each neuron in several copies with slightly different parameters."""
     w, a = (t.detach().repeat_interleave(copies, 0) for t in (target[0].weight, target[2].weight.T))
     b = None if target[0].bias is None else target[0].bias.detach().repeat_interleave(copies)
     wide = TwoLayer.of(w, b, a / copies, target[2].bias, activation=target[1])
@@ -52,7 +52,7 @@ def difference(found: nn.Module, target: nn.Module) -> float:
 
 
 class TestPlanted:
-    """The neurons sought are there, in copies that are a little off."""
+    """The neurons are present as slightly different copies."""
 
     @pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "identity"])
     @pytest.mark.parametrize(("q", "bias"), [(1, False), (2, True)])
@@ -74,7 +74,7 @@ class TestPlanted:
         good, bad = loosened(target, 3, 0.05), loosened(planted("tanh", 1, False), 3, 10.0)
         points = torch.stack([row(bad), row(good)])
         assert difference(narrow(good, points, x, y).model, target) < 1e-8
-        # Copies further apart than every angle stay apart, and two are not enough.
+        # Copies further apart than every angle stay separate, and two neurons are not enough.
         few = narrow(good, row(good), x, y, angles=[1e-6], widest=1)
         assert (few.width, few.converged) == (1, False)
         assert difference(few.model, target) > 1e-3
@@ -88,7 +88,7 @@ class TestPlanted:
 
 
 class TestHonesty:
-    """What is not there is not found."""
+    """Neurons that are not present are not found."""
 
     def test_noise(self) -> None:
         wide, x, y = (
@@ -102,7 +102,7 @@ class TestHonesty:
         with torch.no_grad():
             residual = float((found.model(x) - y).square().sum() / y.square().sum())
         assert residual == pytest.approx(found.relative, rel=1e-9)
-        # More neurons fit noise better, and none fit it.
+        # More neurons fit noise better, but no number of them fits it.
         assert found.width > 2
         assert narrow(wide, row(wide), x, y, angles=[1e-9], widest=2).relative > found.relative
 

@@ -1,4 +1,4 @@
-"""Ensembles against torch's own optimisers and autograd, one member at a time."""
+"""Ensembles compared with torch's optimisers and autograd, one member at a time."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native libr
 
 
 class TestMachines:
-    """Gradients written out by hand against autograd's."""
+    """Explicit gradients compared with autograd's."""
 
     @pytest.mark.parametrize("name", CASES)
     @pytest.mark.parametrize("shared", [True, False])
@@ -79,7 +79,7 @@ class TestMachines:
         torch.testing.assert_close(*found, rtol=1e-12, atol=1e-13)
 
     def test_hooks_run(self) -> None:
-        # What only the module itself would run is not written out.
+        # Models that only the module itself can run have no explicit gradients.
         model = Conv1dTwoLayer(5, 3, 2)
         model.register_forward_hook(lambda _, __, out: 2 * out)
         starts = some(model, 2)
@@ -104,7 +104,7 @@ def torch_steps(
 
 
 class TestDescent:
-    """Steps against torch.optim."""
+    """Steps compared with torch.optim."""
 
     steps = 50
 
@@ -196,7 +196,7 @@ class TestDescent:
         chosen = train(model, theta, x, y, method=GD(), steps=10)
         moved = (given.theta - theta).norm()
         assert float((chosen.theta - given.theta).norm() / moved) < 0.02
-        # Twice the largest stable step, planted: it would not descend.
+        # With twice the largest stable step, the loss would not decrease.
         assert bool(chosen.loss < train(model, theta, x, y, method=GD(4 / largest), steps=40).loss)
 
     @pytest.mark.parametrize("scale", [1e-10, 1e-3, 1.0])
@@ -209,7 +209,7 @@ class TestDescent:
 
 
 class TestEnsemble:
-    """Members know nothing of each other."""
+    """Members are independent of each other."""
 
     model = mlp([2, 5, 1])
     x, y = randn(4, 9, 2), randn(4, 9, 1, seed=1)
@@ -223,7 +223,7 @@ class TestEnsemble:
         counts = torch.tensor([3, 9, 5, 1])
         options: dict[str, Any] = {"method": method, "steps": 200, "tol": 0.05}
         found = train(self.model, starts, self.x, self.y, which=which, counts=counts, **options)
-        assert len(set(found.steps.tolist())) > 1  # some are done earlier
+        assert len(set(found.steps.tolist())) > 1  # some end earlier
         for s, b in enumerate(which.tolist()):
             n = int(counts[b])
             alone = train(self.model, starts[s : s + 1], self.x[b, :n], self.y[b, :n], **options)
@@ -234,7 +234,7 @@ class TestEnsemble:
     def test_masks(self) -> None:
         starts, seen = some(self.model, 4), randn(4, 9, seed=5) > -0.3
         x, y = self.x.clone(), self.y.clone()
-        x[~seen], y[~seen] = math.nan, math.inf  # what nobody sees
+        x[~seen], y[~seen] = math.nan, math.inf  # masked samples must not be read
         found = train(self.model, starts, x, y, counts=seen, method=GD(0.05), steps=30)
         for s in range(4):
             alone = train(
@@ -289,19 +289,19 @@ class TestEnsemble:
 
 
 class TestOutcome:
-    """What is reported of every member."""
+    """The reported outcome of every member."""
 
     def test_converged_diverged_and_out_of_steps(self) -> None:
         model, x = nn.Linear(1, 1, bias=False), torch.ones(1, 1, dtype=F64)
         starts, rates = torch.zeros(3, 1, dtype=F64), torch.tensor([0.5, 1e-6, 2.5], dtype=F64)
         found = train(model, starts, x, 2 * x, method=GD(rates), steps=1000, tol=1e-20)
         assert found.status == ("converged", "steps", "diverged")
-        # The error halves per step: 2^-34 is the first below 1e-10; looked at every 32 steps.
+        # The error halves in each step; 2^-34 is the first below 1e-10. The loss is checked every 32 steps.
         assert found.steps[0] == 64
         assert found.steps[1] == 1000
         assert float(found.theta[0]) == pytest.approx(2, abs=1e-10)
         assert float(found.theta[1]) == pytest.approx(2 * (1 - (1 - 1e-6) ** 1000), rel=1e-9)
-        # It is left where its loss was last seen within bounds: (-1.5)^k over 32 steps.
+        # It stays at the last check with a loss within bounds: (-1.5)^k over 32 steps.
         assert float(found.theta[2] - 2) in (-2.0, pytest.approx(-2 * 1.5**32, rel=1e-9))
         assert bool(found.loss.isfinite().all())
         assert "1 converged, 1 diverged, 1 out of steps after 1000" in str(found)

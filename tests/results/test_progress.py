@@ -17,7 +17,6 @@ from typing import Any
 
 import pytest
 import torch
-from result_makers import critical, net, points
 
 import llr
 from llr import lifting, recovery
@@ -25,6 +24,8 @@ from llr.models import TwoLayer, mlp
 from llr.recovery import Target, recover
 from llr.recovery.train import GD, initial, train
 from llr.results import progress
+
+from .makers import critical, net, points
 
 SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"
 
@@ -298,6 +299,13 @@ class TestFunctions:
     def test_recover_still_stops_when_told(self, screen: _Screen) -> None:
         assert searched(progress=lambda *_: True).starts < searched(progress=False).starts
         assert not screen.drawn
+
+    def test_it_changes_nothing_else(self) -> None:
+        """The closed form is taken whether or not there is progress to tell."""
+        model, x = net(1, 2, 1), points(12)
+        found = llr.has_llr_guarantee(model, x, progress=False)
+        assert found == llr.has_llr_guarantee(model, x, model_rank=7, progress=False)
+        assert llr.llr_sample_size(model, x, progress=lambda *_: None) == 7
 
     def test_an_error_takes_the_line_away(self, screen: _Screen) -> None:
         with pytest.raises(ValueError, match="upper=1 is disproved"):

@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 
 import pytest
 import torch
-from result_makers import MAKERS, UNWRITTEN, net, points
 
 import llr
 from llr.landscape import HessianSpectrum
@@ -24,6 +23,8 @@ from llr.results.html import Spectrum
 from llr.theory import Dimension
 from llr.theory.functions.stratification import FunctionClass, Stratification
 from llr.theory.result import Term
+
+from .makers import MAKERS, UNWRITTEN, net, points
 
 BAD = '<script>alert("1&2")</script>'
 VERDICTS = {

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from result_makers import MAKERS, REPRODUCED, UNWRITTEN, certified, net, points
 from torch import Tensor, nn
 
 import llr
@@ -25,6 +24,8 @@ from llr import landscape, recovery
 from llr.landscape import HessianSpectrum
 from llr.recovery import Recovery
 from llr.results import Record, Shown
+
+from .makers import MAKERS, REPRODUCED, UNWRITTEN, certified, net, points
 
 _DRAWN = {
     *("model rank", "model rank not saturated", "stratification", "branches", "hessian"),
