@@ -331,8 +331,8 @@ def test_callables_have_no_layers():
     assert layers.known == []
     assert layers.others == ["w", "b", "scale"]
     J = reference.jacobian(affine, x, params).flatten(0, 1)
-    for room in (8, 200, 10**6):
-        assert_matches(gram_of(stream(layers, room)), J @ J.T)
+    for budget in (8, 200, 10**6):
+        assert_matches(gram_of(stream(layers, budget)), J @ J.T)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 2, None])
@@ -345,10 +345,10 @@ def test_a_use_that_shows_at_some_samples_only(chunk_size, caplog):
     K, q = expected_gram(model, x)
     layers = read_layers(problem_of(model, x), q)
     assert layers.others == []
-    for room in (200, 10**6):
+    for budget in (200, 10**6):
         caplog.clear()
         with caplog.at_level(logging.INFO, logger="llr"):
-            assert_matches(gram_of(stream(layers, room, chunk_size)), K)
+            assert_matches(gram_of(stream(layers, budget, chunk_size)), K)
         assert caplog.text.count("'a'") == 1
 
 
@@ -405,10 +405,10 @@ def test_memory_stays_far_below_the_jacobian(case):
         warnings.simplefilter("ignore")
         J = llr.jacobian(model, x)
     K = J.flatten(0, 1) @ J.flatten(0, 1).T
-    room = J.nbytes // 12
+    budget = J.nbytes // 12
     largest = Largest()
     layers = read_layers(problem_of(model, x), J.shape[1])
     with largest, torch.no_grad():
-        parts = list(stream(layers, room))
-    assert largest.nbytes <= 4 * room < J.nbytes
+        parts = list(stream(layers, budget))
+    assert largest.nbytes <= 4 * budget < J.nbytes
     assert_matches(gram_of(parts), K)
