@@ -191,7 +191,7 @@ class TestShortNumbers:
 
 class TestOptions:
     def test_max_frequency(self) -> None:
-        """On a grid of step 0.1, frequencies 2 and 2 + 20 pi agree, unless frequencies are known to be small."""
+        """On a grid of step 0.1, frequencies 2 and 2 + 20 pi agree, unless they are known to be small."""
         x = 0.1 * torch.randperm(40, generator=torch.Generator().manual_seed(0))[:12, None].double()
         truth = torch.sin(2 * x + 0.3)
         options = {"max_width": 2, "activation": "sin"}
