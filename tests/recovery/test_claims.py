@@ -73,7 +73,7 @@ class TestWhatIsSaid:
         x, y = target.sample(30, seed=1, noise_std=1e-9)
         found = recover(x, y, max_width=2, bias=False, budget=500)
         assert (found.status, bool(found), found.width) == ("approximate", False, 2)
-        assert "it is not where they come from" in found.claim
+        assert "the samples are not its values" in found.claim
         assert "The budget of 500 starts is spent" in found.claim
         assert found.fits[2].roundings > 100
         suggested = float(found.advice.split("noise_std=")[1].split()[0])
@@ -90,7 +90,7 @@ class TestWhatIsSaid:
         relu = recover(x, y, max_width=2, activation="relu", budget=100_000)
         assert relu.status == "not_found"
         assert relu.starts == 240
-        assert "had its 4 rounds of starts" in relu.claim
+        assert "had 4 rounds of starts" in relu.claim
         assert "larger budget" not in relu.advice
         spent = recover(x, y, max_width=1, budget=50)
         assert "larger budget" in spent.advice
