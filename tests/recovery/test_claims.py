@@ -102,7 +102,7 @@ class TestWhatIsSaid:
         x, y = (x * 1e6).round() / 1e6, (y * 1e6).round() / 1e6
         found = recover(x, y, max_width=4, noise_std=3e-7, budget=2000)
         assert (found.status, found.width) == ("accepted", 4)
-        assert "since width 2 leaves residuals of only" in found.advice
+        assert "since width 2 has residuals of only" in found.advice
         assert "4 is the widest network that was tried" in found.advice
         assert str(found).count("chi-squared") == 5
         assert "certified" not in str(found)
@@ -282,8 +282,11 @@ class TestOptions:
             ({"domain": (torch.zeros(3), 1.0)}, r"domain has a bound of shape \(3,\)"),
             ({"max_frequency": 3.0}, "for the activation 'sin', not for 'tanh'"),
             ({"max_frequency": 0.0, "activation": "sin"}, "max_frequency is 0.0"),
-            ({"sampler": lambda m: torch.zeros(m, 2)}, "draws points to ask a callable y at"),
-            ({"noise_std": 0.1, "y_error": 0.1}, "noise_std= goes with neither"),
+            (
+                {"sampler": lambda m: torch.zeros(m, 2)},
+                "draws points at which a callable y is evaluated",
+            ),
+            ({"noise_std": 0.1, "y_error": 0.1}, "noise_std= cannot be combined with"),
             ({"held_out": (torch.zeros(4, 3), torch.zeros(4))}, "held_out has shapes"),
         ],
     )
