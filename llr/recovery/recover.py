@@ -16,7 +16,7 @@ from llr.recovery.case import Case, Points
 from llr.recovery.domain import Domain
 from llr.recovery.hunt import Hunt
 from llr.recovery.judge import Data64
-from llr.recovery.oracle import FRESH, asked, fresh
+from llr.recovery.oracle import FRESH, evaluated, fresh
 from llr.recovery.outcome import Recovery
 from llr.recovery.rounding import Rounding
 from llr.recovery.samples import Kind, check, check_frequency, read
@@ -141,7 +141,7 @@ def recover(
         if not isinstance(x, Tensor):
             raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor)")
         x = x[:, None] if x.dim() == 1 else x
-        y = asked(function, x)
+        y = evaluated(function, x)
     elif sampler is not None:
         raise ValueError(
             "sampler= draws points at which a callable y is evaluated, but y is a tensor"
@@ -180,7 +180,7 @@ def recover(
 
     def ask() -> Points:
         points = fresh(sampler, fresh_points, real.domain, given, seed)
-        values = asked(function, points, kind.q)
+        values = evaluated(function, points, kind.q)
         return (*read(points, values), words.where(real.domain, sampler is not None))
 
     return case.without_noise(ask)

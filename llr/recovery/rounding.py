@@ -119,7 +119,7 @@ class Rounding:
             unit, errors, words = UNIT[y_error], torch.zeros_like(y), f"y computed in {y_error}"
         elif y_error is not None:
             given = _checked("y_error", y_error, y)
-            words = f"every y off by at most {_size(given)}, as y_error= says"
+            words = f"every y has an error of at most {_size(given)} (y_error=)"
             unit, errors = UNIT["float64"], given
         moved = None
         if x_error is not None:
@@ -127,7 +127,7 @@ class Rounding:
             if float(moved.max()) == 0:
                 moved = None
             else:
-                words += f", every x by at most {_size(moved)}, as x_error= says"
+                words += f", every x of at most {_size(moved)} (x_error=)"
         elif y_error is None and all(float(c.error.max()) > 0 for c in columns):
             # A table whose inputs and targets were both rounded when it was written.
             fine = [
@@ -204,8 +204,8 @@ def _said(columns: list[Storage]) -> str:
     if kinds == ["float64"]:
         return "y computed in float64"
     if len(kinds) == 1 and kinds[0] in UNIT:
-        return f"y computed in {kinds[0]}, as its values look"
-    return f"y rounded to {', '.join(kinds)}, as its values look"
+        return f"y computed in {kinds[0]}, inferred from its values"
+    return f"y rounded to {', '.join(kinds)}, inferred from its values"
 
 
 def _size(errors: Tensor) -> str:

@@ -64,7 +64,7 @@ def following(progress: Callable[..., Any] | bool | None, *, tell: bool = False)
     if progress is False:
         sink = nothing
     elif callable(progress) and tell:
-        sink = _told(progress)
+        sink = _passing_to(progress)
     elif outer is not None:
         sink = outer
     elif callable(progress):
@@ -132,7 +132,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _told(progress: Callable[..., Any]) -> Sink:
+def _passing_to(progress: Callable[..., Any]) -> Sink:
     def sink(text: str, done: int | None, total: int | None) -> None:  # noqa: ARG001
         progress(done, total)
 

@@ -169,7 +169,7 @@ class TestShortNumbers:
         assert "x_error=5e-07" in exact.advice
         told = recover(rounded, y, max_width=2, x_error=5e-7)
         assert (told.status, told.width) == ("recovered", 2)
-        assert any("every x by at most 5e-07" in said for said in told.assumed)
+        assert any("every x of at most 5e-07" in said for said in told.assumed)
 
     def test_errors_that_are_told(self) -> None:
         target = Target.separated(TwoLayer(2, 2, bias=False), seed=0)
