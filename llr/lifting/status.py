@@ -135,7 +135,7 @@ def lift_status(
             than both networks have parameters.
         bits: the first precision of the ranks; it is doubled until the bounds are equal or stop growing.
         max_bits: the last precision.
-        seed: of the default samples.
+        seed: the seed of the default samples.
 
     Returns:
         A `LiftStatus`, true if T_wide is within T_narrow. If the functions agree to rounding only, the

@@ -96,7 +96,7 @@ class Spent:
     began: float = field(default_factory=time.monotonic)
 
     def left(self, wanted: int) -> int:
-        """How many of the wanted starts the budget allows; the first starts are allowed in any time."""
+        """How many of the wanted starts the budget allows. The first round is allowed after any time."""
         if self.stopped:
             return 0
         late = self.budget.seconds is not None and self.seconds > self.budget.seconds

@@ -46,9 +46,9 @@ def initial(
             N(0, scale^2 / number of its inputs); "torch", as ``nn.Linear`` draws them (uniform up to one
             over the root of the number of inputs), times scale.
         scale: a positive number.
-        generator: of the random numbers, on the CPU; default: torch's.
+        generator: the generator of the random numbers, on the CPU; default: that of torch.
         dtype: float64 or float32; numbers are drawn in float64.
-        device: of the result.
+        device: the device of the result.
 
     Returns:
         (S, P), columns as in :func:`llr.layout`.

@@ -79,7 +79,7 @@ class Target:
 
         Args:
             architecture: a two-layer network or a convolution with shared kernels.
-            seed: of the parameters.
+            seed: the seed of the parameters.
 
         Raises:
             ValueError: another architecture, or one with so many neurons on so few inputs that random
@@ -105,7 +105,7 @@ class Target:
 
         Args:
             architecture: a two-layer network or a convolution with shared kernels.
-            seed: of the parameters.
+            seed: the seed of the parameters.
 
         Raises:
             ValueError: another architecture.

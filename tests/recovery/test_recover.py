@@ -153,7 +153,7 @@ class TestWhatIsNotRecovered:
         assert lines[2].startswith(
             f"  width 2: relative error {off:.1e} (root mean square), Jacobian of"
         )
-        assert "optimistic sample size O unknown (it does not fit); 30 samples" in lines[2]
+        assert "optimistic sample size O unknown (the network does not fit); 30 samples" in lines[2]
         assert f"  width 2: relative error {off:.1e}, " in lines[4]
 
     def test_another_function(self) -> None:

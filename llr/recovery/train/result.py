@@ -88,7 +88,7 @@ class History(Base):
         return f"{len(self.at)} points of {self.theta.shape[1]} trajectories, to {float(self.at[-1]):g}"
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the relative error of every member as training goes on.
+        """Draw the relative error of every member during training; return the axes.
 
         Args:
             ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
@@ -132,7 +132,7 @@ class Training(Base):
 
     @property
     def status(self) -> tuple[str, ...]:
-        """For every member "converged", "diverged", "stalled" or "steps" (no steps, or no time, are left)."""
+        """For every member "converged", "diverged", "stalled" or "steps" (the limit of steps or time)."""
         ends = {"converged": self.converged, "diverged": self.diverged, "stalled": self.stalled}
         flags = torch.stack([*ends.values(), torch.ones_like(self.converged)]).long()
         return tuple((*ends, "steps")[i] for i in flags.argmax(0).tolist())
@@ -150,7 +150,7 @@ class Training(Base):
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the relative error of every member as training goes on.
+        """Draw the relative error of every member during training; return the axes.
 
         Args:
             ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
