@@ -1,9 +1,9 @@
 """Progress of long computations: a line on a terminal or in a notebook, removed when the computation ends.
 
 :func:`following` is put around a public function. In the first two seconds it draws nothing, starts no thread
-and imports nothing, so that fast calls stay fast. Nothing is ever drawn if standard error is not a terminal
-and the process is not a notebook. Inside a followed function, code at any depth reports the state of a loop
-by :func:`step`. Only one function at a time draws: functions that it calls report to its line.
+and imports nothing, so that fast calls stay fast. Outside of notebooks, nothing is ever drawn if standard
+error is not a terminal. Inside a followed function, code at any depth reports the state of a loop by
+:func:`step`. Only one function at a time draws: functions that it calls report to its line.
 """
 
 from __future__ import annotations

@@ -243,7 +243,7 @@ def tangent_rank(
     Args:
         model: the template.
         theta: (..., P) parameter points, columns as in :func:`llr.layout`.
-        x: (n, ...) samples; at least as many outputs as parameters, if the rank is not to be limited by them.
+        x: (n, ...) samples; take at least as many as the model has parameters, or they may limit the rank.
         rtol: as for :func:`llr.rank`.
 
     Returns:
