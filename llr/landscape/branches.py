@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Role = Literal["", "free", "centred", "balanced"]
 Isolation = Literal["not isolated", "undecided", "isolated"]
 
-_MOST = 10_000  # rows; a larger table is of no use
+_MOST = 10_000  # largest number of rows
 
 
 @dataclass(frozen=True, repr=False)
