@@ -58,7 +58,7 @@ class Branch(Record):
 
     @property
     def codimension(self) -> int:
-        """P - dim Q, at least dim T: the branch is isolated from so many observations on."""
+        """P - dim Q, at least dim T. The branch is isolated with at least so many observations."""
         return self.n_params - self.dimension
 
     @property
