@@ -46,7 +46,7 @@ from contenders import (
     jax_contender,
 )
 from gpu_model import GPUS
-from gpu_model import jacobian as reckoned
+from gpu_model import jacobian as modelled
 from harness import (
     VERDICTS,
     clock_of,
@@ -168,7 +168,7 @@ def on_gpu(case: Case, found: dict[str, Any], settings: argparse.Namespace) -> d
     expected = None
     if card is not None:
         itemsize = settings.dtype.itemsize
-        work = reckoned(case.widths, case.n, case.points, itemsize, card, copy)
+        work = modelled(case.widths, case.n, case.points, itemsize, card, copy)
         expected = {"of copy": work.limits["memory"] / work.seconds, "limit": work.limit}
     return {
         "of copy": took and found["bytes"] / took / copy,

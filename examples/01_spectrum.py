@@ -2,10 +2,10 @@
 The spectrum of a trained network
 =================================
 
-The Jacobian of a network's outputs by its parameters has a row for each sample and a column for
-each parameter. Its rank is the number of directions in which the function can move on these
-samples, to first order. This example trains an ordinary PyTorch network and looks at the singular
-values before and after.
+The Jacobian of a network's outputs with respect to its parameters has a row for each sample and a
+column for each parameter. Its rank is the number of directions in which the function can move on
+these samples, to first order. This example trains an ordinary PyTorch network and compares the
+singular values before and after training.
 """
 
 import matplotlib.pyplot as plt
@@ -40,10 +40,9 @@ print(f"mean squared error {loss.item():.1e}")
 print(after)
 
 # %%
-# Both ranks are 161, the number of parameters, and both are exact: every singular value is above a
-# bound of its error, and there are no more than 161. Neurons that differ from each other are
-# independent functions (:doc:`Theorem 2.2 of the theory </theory>`; Fefferman, 1994), however they
-# were trained.
+# Both ranks are 161, the number of parameters. Both are exact: every singular value is above a bound
+# of its error, and there are no more than 161. Neurons with different parameters are independent
+# functions (:doc:`Theorem 2.2 of the theory </theory>`; Fefferman, 1994), before and after training.
 
 fig, ax = plt.subplots(figsize=(6.4, 3.8), layout="constrained")
 for result, name, colour in ((before, "at the start", "#56B4E9"), (after, "trained", "#D55E00")):
@@ -62,9 +61,9 @@ ax.legend(frameon=False)
 plt.show()
 
 # %%
-# The values fall smoothly over many powers of ten, and there is no gap. A number such as "the rank
-# above a tolerance of 1e-6" would depend on the tolerance: that is another question, which
-# ``rtol=`` asks.
+# The values decrease smoothly over many powers of ten, and there is no gap. The number of singular
+# values above a tolerance depends on the tolerance. This number is not the rank; ``rtol=`` asks for
+# it.
 
 for rtol in (1e-2, 1e-4, 1e-6):
     print(f"above {rtol:g} of the largest: {llr.rank(model, x, rtol=rtol).rank}")

@@ -3,9 +3,9 @@ The sample sizes of three architectures
 =======================================
 
 A convolution kernel of size 3 on five inputs is a function that three architectures can represent:
-a convolutional network, the same network without weight sharing, and a fully connected one. How
-many samples does each of them need to find the function again? The theory answers before anything
-is trained: 6, 12 and 18 (Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear
+a convolutional network, the same network without weight sharing, and a fully connected network.
+How many samples does each of them need to recover the function? The theory gives the numbers
+without any training: 6, 12 and 18 (Zhang et al., "Optimistic Estimate Uncovers the Potential of Nonlinear
 Models", 2023; :doc:`Theorem 3.2 </theory>`).
 """
 
@@ -31,9 +31,9 @@ sizes = {name: int(optimistic_sample_size(net, kernel)) for name, net in archite
 print(sizes)
 
 # %%
-# Now the experiment: draw random kernels, sample each at n random inputs, and fit every
-# architecture from 60 random starts. Of the fits that agree with the samples to rounding, how many
-# are the right function everywhere?
+# The experiment draws random kernels, samples each kernel at n random inputs, and fits every
+# architecture from 60 random starts. Of the fits that agree with the samples to rounding, it counts
+# those that are the right function everywhere.
 
 
 def share_of_right_fits(net, n, kernels=8, starts=60):
@@ -63,8 +63,8 @@ fig.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small")
 plt.show()
 
 # %%
-# With fewer than O samples every fit is another function. With exactly O some are, since these
-# narrow networks have as many parameters as samples, and several solutions. From O + 1 samples on
-# all fits are the right function: an analytic network that agrees with more random samples than it
-# has parameters is the function (:doc:`Theorem 1.1 of recovery </recovery>`). Without the knowledge
-# that weights are shared the same function takes three times as many samples.
+# With fewer than O samples every fit is another function. With exactly O samples some fits are,
+# because these narrow networks have as many parameters as samples, and several solutions. From O + 1
+# samples on all fits are the right function: an analytic network that agrees with more random
+# samples than it has parameters is the function (:doc:`Theorem 1.1 of recovery </recovery>`). In the
+# fully connected network the same function needs three times as many samples as with weight sharing.

@@ -2,11 +2,11 @@
 A critical embedding and its Hessian
 ====================================
 
-Split a neuron into two that share its outgoing weight: 1 - t for the one and t for its copy. The
-function stays the same, and a critical point of the loss stays critical, for every t (Zhang et al.,
-"Embedding Principle of Loss Landscape of Deep Neural Networks", 2021). But a minimum may become a
-saddle, and t decides (Fukumizu and Amari, "Local minima and plateaus in hierarchical structures of
-multilayer perceptrons", 2000). The Hessian shows it.
+Split a neuron into two that share its outgoing weight: the neuron keeps the share 1 - t, its copy
+gets t. The function stays the same, and a critical point of the loss stays critical, for every t
+(Zhang et al., "Embedding Principle of Loss Landscape of Deep Neural Networks", 2021). But a minimum
+may become a saddle, depending on t (Fukumizu and Amari, "Local minima and plateaus in hierarchical
+structures of multilayer perceptrons", 2000). The Hessian shows which of the two it is.
 """
 
 import matplotlib.pyplot as plt
@@ -17,7 +17,7 @@ from llr.models import TwoLayer
 
 # %%
 # A narrow network of two tanh neurons without biases, and noisy targets that it cannot fit.
-# ``critical_targets`` moves the targets by as little as it takes to make the gradient zero. All
+# ``critical_targets`` changes the targets as little as possible such that the gradient is zero. All
 # eigenvalues of the Hessian are positive: this is a local minimum.
 
 x = torch.linspace(-3, 3, 40, dtype=torch.float64)[:, None]
@@ -30,8 +30,8 @@ print(landscape.criticality(narrow, x, y))
 
 # %%
 # Split the first neuron, once with t = 1/2 and once with t = 2. ``check`` confirms that the
-# function and its tangent space are kept, and so is the critical point. ``embedded_spectrum``
-# compares the Hessians.
+# function, its tangent space and the critical point are kept. ``embedded_spectrum`` compares the
+# Hessians.
 
 spectra = {}
 for t in (0.5, 2.0):
@@ -43,8 +43,8 @@ for t in (0.5, 2.0):
 
 # %%
 # For t = 1/2 the wide network is at a minimum, too, with one flat direction: t itself. For t = 2 it
-# is at a strict saddle, from which gradient descent escapes. Here is the smallest eigenvalue beside
-# the flat direction for other t.
+# is at a strict saddle, from which gradient descent escapes. The right figure has the smallest
+# eigenvalue, without that of the flat direction, for other t.
 
 shares = torch.linspace(-0.5, 1.5, 81).tolist()
 smallest = []
@@ -88,7 +88,7 @@ for ax in (left, right):
 plt.show()
 
 # %%
-# The sign is that of t(1 - t) times one number, the second derivative that the residuals give to
-# the split neuron. Were that number negative, the interval from 0 to 1 would be the saddle, and
-# everything outside of it a minimum. With more inputs, or with biases, the number is a matrix, and
-# if it has eigenvalues of both signs every split is a saddle.
+# The eigenvalue has the sign of t(1 - t) times one number: the second derivative of the loss that
+# the residuals give to the split neuron. Here the number is positive. If it were negative, all t
+# between 0 and 1 would give a saddle, and all other t a minimum. With more inputs, or with biases,
+# the number is a matrix. If this matrix has eigenvalues of both signs, every split is a saddle.

@@ -3,8 +3,8 @@ Recovery at O + 1 samples
 =========================
 
 Three tanh neurons on five inputs have an optimistic sample size of O = 18. With one sample more,
-``recover`` finds the function again without knowing how many neurons it has, and says what that
-claim rests on.
+``recover`` recovers the function without knowing how many neurons it has, and says what is proved
+and what is assumed.
 """
 
 import matplotlib.pyplot as plt
@@ -20,18 +20,18 @@ print(found)
 print(f"relative squared error on fresh points: {target.error(found.model):.1e}")
 
 # %%
-# What is proved, in ball arithmetic, holds whatever the targets are: near these parameters there is
-# no other network of this width that fits. What is assumed is spelled out. The evidence says how
-# large a coincidence it would be otherwise.
+# ``proved`` holds for any targets, by ball arithmetic: near these parameters no other network of
+# this width fits. ``assumed`` lists the assumptions. ``evidence`` says how large a coincidence the
+# fit would be if they did not hold.
 
 print(found.proved)
 print(*found.assumed, sep="\n")
 print(f"a coincidence of about 10^-{found.evidence.decades:.0f} otherwise")
 
 # %%
-# Fewer samples do not decide. The status says so, instead of returning a network as if it were the
-# answer. Here are six targets with sample sizes around O. Errors are measured on fresh points,
-# which ``recover`` does not know.
+# Fewer samples do not determine the function, and then the status is not "recovered". The figure has
+# six targets with sample sizes around O. Errors are measured on fresh points, which ``recover`` does
+# not get.
 
 ns = range(size - 4, size + 5)
 points = []
@@ -60,8 +60,9 @@ ax.legend(frameon=False, loc="center right")
 plt.show()
 
 # %%
-# Two of the fits at n = O are right, too, and yet not claimed: 18 samples cannot tell them from the
-# wrong ones. Every network that is claimed to be the function is the function, to rounding. Theorem
-# 1.1 of :doc:`recovery </recovery>` has the reason: for almost all samples, a network with fewer
-# parameters than samples that agrees with an analytic function at all of them is that function. The
-# tables there say how often ``recover`` was wrong: never in 3,600 planted targets.
+# Two of the fits at n = O are right, too, but ``recover`` does not claim them: with 18 samples it
+# cannot distinguish them from the wrong fits. Every network that is claimed to be the function is
+# the function, to rounding. Theorem 1.1 of :doc:`recovery </recovery>` has the reason: for almost all
+# samples, a network with fewer parameters than samples that agrees with an analytic function at all
+# samples is that function. The tables there say how often ``recover`` was wrong: never in 3,600
+# planted targets.

@@ -3,9 +3,9 @@ A certificate, made and checked
 ===============================
 
 A random tanh network on one input has independent neurons, so the rank of its Jacobian is the
-number of its parameters (:doc:`Theorem 2.2 of the theory </theory>`). But singular values of smooth
-functions fall so fast that floating point cannot see it. Ball arithmetic proves the rank, and the
-proof is a file that anybody can check.
+number of its parameters (:doc:`Theorem 2.2 of the theory </theory>`). But the singular values of
+smooth functions decrease so fast that floating point finds a lower rank. Ball arithmetic proves the
+rank, and the proof is a file that others can check.
 """
 
 import tempfile
@@ -33,9 +33,9 @@ certificate = llr.certify(network(15), x)
 print(certificate)
 
 # %%
-# Keep it, and check it. ``verify`` believes nothing of the file: it computes the Jacobian again,
-# with another method and at twice the precision. With other samples, or other parameters, the
-# certificate does not hold.
+# Save the certificate, and check it. ``verify`` does not believe the file: it computes the Jacobian
+# again, and proves the rank by another method and at twice the precision. For other samples, or
+# other parameters, the certificate is not valid.
 
 with tempfile.TemporaryDirectory() as folder:
     path = Path(folder, "proof.json")
@@ -45,8 +45,7 @@ print(llr.verify(kept, network(15), x))
 print(llr.verify(kept, network(15), x + 1e-12))
 
 # %%
-# What would counting have said? Singular values above their error are counted, in float32 and in
-# float64.
+# For comparison, count the singular values above their error, in float32 and in float64.
 
 widths = list(range(2, 16))
 ranks = {"float32": [], "float64": [], "proved": []}
@@ -81,9 +80,9 @@ for ax in (left, right):
 plt.show()
 
 # %%
-# The count stops growing where singular values reach rounding; the proof does not. ``llr.rank``
-# never calls such a count exact: it is ambiguous, and small cases are settled by a certificate at
-# once.
+# The count stops growing when singular values reach rounding; the proved rank keeps growing.
+# ``llr.rank`` never calls such a count exact. It is ambiguous, and in small cases ``llr.rank`` makes a
+# certificate, which proves the rank.
 
 print(llr.rank(network(15), x, resolve=False))
 print(llr.rank(network(15), x))

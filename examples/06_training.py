@@ -2,11 +2,11 @@
 Ranks along training
 ====================
 
-A wide network that starts from small parameters does not use all of its neurons at once. They
+A wide network that starts from small parameters does not use all of its neurons at once. First they
 condense on one direction (Zhou et al., "Towards Understanding the Condensation of Neural Networks
-at Initial Training", 2022), and the loss waits near a critical point of a narrower network (Zhang
+at Initial Training", 2022), and the loss stays near a critical point of a narrower network (Zhang
 et al., "Embedding Principle of Loss Landscape of Deep Neural Networks", 2021). The singular values
-of the Jacobian show how many directions the function has at each time.
+of the Jacobian show in how many directions the function can move at each time.
 """
 
 import matplotlib.pyplot as plt
@@ -40,9 +40,8 @@ run = train(
 print(run)
 
 # %%
-# At every recorded step: singular values above 1e-2 of the largest, singular values above their
-# error, and the number of directions in which neurons point that carry at least some of the
-# function.
+# At every recorded step, count the singular values above 1e-2 of the largest, the singular values
+# above their error, and the effective neurons: the number of directions that carry the function.
 
 seen = torch.randn(200, 2, generator=generator, dtype=torch.float64)
 theta, steps = run.history.theta[:, 0], run.history.at
@@ -82,7 +81,7 @@ plt.show()
 
 # %%
 # On the plateau all neurons point in one direction, and the rank above 1e-2 is 3: the sample size
-# of a single neuron. Then some of them leave for the second one, and the rank goes beyond the 6 of
-# the target, because the neurons do not end on exactly two directions. It stays far below the 60
-# parameters. The rank above rounding counts everything that floating point can see, and it grows to
-# nearly 60: what a rank means depends on the question.
+# of a single neuron. Then some neurons turn to the second direction. The rank becomes larger than
+# the 6 of the target, because the neurons do not end on exactly two directions. It stays far below
+# the 60 parameters. The rank above rounding counts all directions that floating point can
+# distinguish, and grows to nearly 60.

@@ -75,4 +75,4 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(llr.__version__, prog_name="llr")
 def main() -> None:
-    """How many samples a network needs: Jacobians, their rank, and how sure it is."""
+    """How many samples a network needs: ranks of Jacobians, and how reliable they are."""

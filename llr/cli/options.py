@@ -163,7 +163,7 @@ def _options(inputs: bool, required: bool, params: bool) -> list[Callable[[Any],
             type=file,
             help="State dict: .safetensors, or .pt/.pth/.ckpt of plain tensors.",
         ),
-        click.option("--key", metavar="NAME", help="Where in --weights the state dict is."),
+        click.option("--key", metavar="NAME", help="Key of the state dict in --weights."),
     ]
     if params:
         selection = "Only parameters whose names match; may be repeated."

@@ -12,7 +12,7 @@ import torch
 import llr
 from llr.cli.options import max_bits_option, model_options
 from llr.cli.output import apart
-from llr.cli.shell import OPEN, OutputText, deliver, in_shell_words, reported
+from llr.cli.shell import OPEN, OutputText, deliver, reported, with_option_names
 from llr.cli.source import Source
 
 
@@ -77,7 +77,7 @@ def verify(source: Source, certificate: Path, max_bits: int, timeout: float | No
         proof, net, x, params=list(source.params) or None, max_bits=max_bits, timeout=timeout
     )
     if not verdict.checked:
-        click.echo(in_shell_words(verdict.reason))
+        click.echo(with_option_names(verdict.reason))
         sys.exit(OPEN)
     click.echo(f"{'holds' if verdict else 'does NOT hold'}: {verdict.reason}")
     click.echo(source.line(net))

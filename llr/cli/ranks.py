@@ -13,7 +13,7 @@ from torch import Tensor
 import llr
 from llr.cli.options import json_option, max_bits_option, model_options, plot_option
 from llr.cli.output import apart
-from llr.cli.shell import OPEN, Write, as_json, deliver, in_shell_words, plotting, reported
+from llr.cli.shell import OPEN, Write, as_json, deliver, plotting, reported, with_option_names
 from llr.cli.source import Source
 from llr.inputs.samplers import all_samples
 from llr.inputs.samplers import sample_shape as sample_shape_of
@@ -87,10 +87,10 @@ def rank(
     lines = [
         source.line(net),
         f"J      {len(x)} samples x {outputs} outputs x {result.n_params} parameters",
-        in_shell_words(str(result)),
+        with_option_names(str(result)),
     ]
     if result.open and result.reason:
-        lines.append(f"how    {in_shell_words(result.reason)}")
+        lines.append(f"how    {with_option_names(result.reason)}")
     document = {**source.to_dict(), "samples": len(x), **result.to_dict(spectrum=True)}
     files: list[tuple[str | None, Write]] = [
         (json_out, as_json(document)),
@@ -126,7 +126,7 @@ def _own_dtype(net: torch.nn.Module) -> torch.dtype:
 @click.option(
     "--sample-shape",
     metavar="SIZES",
-    help="Shape of one sample, such as 3x32x32, if MODEL does not tell it.",
+    help="Shape of one sample, such as 3x32x32, if MODEL does not define it.",
 )
 @click.option("--upper", type=int, help="A known upper bound.")
 @click.option("--max-samples", type=click.IntRange(min=1), help="Largest number of samples to try.")
@@ -171,7 +171,7 @@ def model_rank(
         sample_shape=shape,
         **options,
     )
-    lines = [source.line(net), in_shell_words(str(result))]
+    lines = [source.line(net), with_option_names(str(result))]
     found = result.to_dict(spectrum=True)
     if result.samples.numel() > _LISTED_NUMBERS:
         found["samples"] = None

@@ -29,10 +29,10 @@ from llr.cli.shell import (
     Write,
     as_json,
     deliver,
-    in_shell_words,
     reported,
     require_weights,
     save_weights,
+    with_option_names,
 )
 from llr.cli.sweep import logging, resumable
 from llr.inputs.files.layout import Layout
@@ -145,7 +145,7 @@ def recover_command(
         (out, lambda path: save_weights(found.model, path)),
         (json_out, as_json({"data": str(data), **found.to_dict()})),
     ]
-    deliver([in_shell_words(str(found))], files)
+    deliver([with_option_names(str(found))], files)
     if interrupted:
         click.echo("interrupted", err=True)
         sys.exit(130)

@@ -100,12 +100,13 @@ def _fail(err: Exception, debug: bool) -> None:
             click.echo(traceback.format_exc(), err=True, nl=False)
         text = _one_line(err)
         click.echo(
-            f"error: {in_shell_words(text) if isinstance(err, _OF_ARGUMENTS) else text}", err=True
+            f"error: {with_option_names(text) if isinstance(err, _OF_ARGUMENTS) else text}",
+            err=True,
         )
     sys.exit(2)
 
 
-def in_shell_words(text: str) -> str:
+def with_option_names(text: str) -> str:
     """Replace names of arguments in a message by the options of the current command.
 
     ``noise_std=`` becomes ``--noise-std``, ``max_bits=64`` becomes ``--max-bits 64``, and ``seed is -5`` at

@@ -1,4 +1,4 @@
-"""Where a model, its weights and its samples come from, as the options say."""
+"""The source of a model, its weights and its samples, as given by options."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llr.inputs.widths import names_widths
 
 @dataclass(frozen=True)
 class Source:
-    """Where a model and its samples come from, as the options say."""
+    """The source of a model and its samples, as given by options."""
 
     model: str
     weights: Path | None

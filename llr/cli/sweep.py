@@ -35,7 +35,7 @@ class _SpecFirst(click.Group):
 
 
 EXAMPLE = """\
-# From how many samples are two tanh neurons found again? Predicted: 6.
+# From how many samples are two tanh neurons recovered? Predicted: 6.
 architecture = "two-layer"    # of the model that is fitted
 target = "separated"          # neurons far apart
 strategy = ["lm", "recover"]

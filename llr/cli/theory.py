@@ -26,11 +26,11 @@ from llr.cli.shell import (
     Write,
     as_json,
     deliver,
-    in_shell_words,
     plotting,
     reported,
     require_weights,
     save_weights,
+    with_option_names,
 )
 from llr.cli.source import Source
 from llr.inputs.files.load import load_inputs
@@ -144,7 +144,7 @@ def branches(
         llr.models.TwoLayer(d, k, q, bias=bias, generator=_seeded()).double(), width
     )
     figure = (plot_out, lambda path: drawing.save(drawing.branches(found).figure, path))
-    deliver([in_shell_words(str(found))], [figure, (json_out, as_json(found.to_dict()))])
+    deliver([with_option_names(str(found))], [figure, (json_out, as_json(found.to_dict()))])
 
 
 @theory.command()
@@ -185,11 +185,11 @@ def deep(
         _stratify(model, json_out, plot_out)
         return
     if plot_out is not None:
-        raise ValueError("--plot draws the classes of all functions; leave --target away")
+        raise ValueError("--plot draws the classes of all functions; omit --target")
     narrow = llr.models.mlp(read_widths(target), activation, generator=_seeded()).double()
     size = llr.theory.optimistic_sample_size(model, narrow)
     document = {"optimistic_sample_size": size.to_dict()}
-    deliver([in_shell_words(str(size))], [(json_out, as_json(document))])
+    deliver([with_option_names(str(size))], [(json_out, as_json(document))])
 
 
 @theory.command()
@@ -207,7 +207,7 @@ def model(source: Source, json_out: str | None) -> None:
         "model_rank_of_function": apart(llr.theory.model_rank_of_function)(net),
     }
     document = {**source.to_dict(), **{name: value.to_dict() for name, value in found.items()}}
-    lines = [source.line(net), *(in_shell_words(str(value)) for value in found.values())]
+    lines = [source.line(net), *(with_option_names(str(value)) for value in found.values())]
     deliver(lines, [(json_out, as_json(document))])
 
 

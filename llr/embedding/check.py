@@ -31,7 +31,7 @@ from llr.theory.spans.symbols import Symbols
 _BITS, _MOST_BITS = 64, 4096
 # At this precision, a rank that has stopped growing is not limited by the precision.
 _ENOUGH_BITS = 512
-# On some samples torch's functions are not the analytic ones: on kinks, and beyond 20.
+# Functions of torch that are not analytic on some samples: on kinks of ReLU, and beyond 20 for softplus.
 _PIECEWISE = ("relu", "softplus")
 
 
@@ -166,7 +166,7 @@ def check(
         y: targets, of the shape of the outputs. Criticality is tested at the targets nearest to `y` for
             which the narrow network is at a critical point of its squared error; default: random targets. The
             test is in float64 and misses directions that rounding hides; the ranks do not.
-        seed: of random targets.
+        seed: the seed of random targets.
 
     Returns:
         A `Check`.

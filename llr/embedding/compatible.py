@@ -161,7 +161,7 @@ def random_compatible(
     Args:
         model: as for :func:`llr.embedding.split`.
         widths: as for :func:`llr.embedding.widen`.
-        generator: of the random choices, on the CPU; default: torch's.
+        generator: the generator of the random choices, on the CPU; default: that of torch.
 
     Returns:
         The wide model and the `Embedding`.

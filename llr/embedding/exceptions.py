@@ -26,7 +26,7 @@ class _Copy:
 
 
 _Role = _Copy | str
-"""What a wide neuron is: a copy of a narrow one, "constant", or "new"."""
+"""The role of a wide neuron: a copy of a narrow one, "constant", or "new"."""
 
 
 def exceptions(narrow: Network, wide: Network, below: Formal, above: Formal) -> tuple[str, ...]:

@@ -173,9 +173,9 @@ def widen(
 
     Args:
         model: as for :func:`split`.
-        widths: inputs, hidden widths, outputs, as of ``llr.models.mlp``; of a convolution the number of
+        widths: inputs, hidden widths, outputs, as for ``llr.models.mlp``; for a convolution the number of
             channels.
-        generator: of the random choices, on the CPU; default: torch's.
+        generator: the generator of the random choices, on the CPU; default: that of torch.
 
     Returns:
         The wide model and the `Embedding`, whose steps list the moves.

@@ -34,7 +34,7 @@ class Network:
     layer: nn.Module
     """The activation as a layer."""
     places: tuple[Tensor, ...]
-    """Where the entries of :attr:`tensors` are in the parameter vector of the model."""
+    """The positions of the entries of :attr:`tensors` in the parameter vector of the model."""
     like: nn.Module
     """The model it was read from, or one with the same kind of layers."""
     flattens: bool = False

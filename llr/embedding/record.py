@@ -1,4 +1,4 @@
-"""How the parameters of a narrow network become those of a wide one."""
+"""The affine map from the parameters of a narrow network to those of a wide one."""
 
 from __future__ import annotations
 

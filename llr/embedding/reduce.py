@@ -34,9 +34,9 @@ from llr.theory.structures.structure import (
     warn_of_near_copies,
 )
 
-# How many standard normal points outputs are compared at.
+# The number of standard normal points at which outputs are compared.
 _SAMPLES = 256
-# How many terms of polynomials are written out at most, which takes seconds.
+# The largest number of terms of polynomials that are written out; more would take too long.
 _MOST_TERMS = 200_000
 
 

@@ -45,7 +45,7 @@ class Probe:
     draws_own: bool
     """Whether it draws random numbers from a generator of its own."""
     count: int
-    """How many samples may be run once more without much cost."""
+    """The number of samples that may be run again at little cost."""
     run_together: Callable[[], Tensor | None]
     try_vmap: Callable[[], str]
 
@@ -92,7 +92,7 @@ class Probe:
 
 
 class Examination:
-    """One model and its samples under examination."""
+    """Examines one model and its samples."""
 
     def __init__(self, problem: Problem) -> None:
         x = problem.x.detach()

@@ -361,7 +361,7 @@ def compiled_by_torch(call: Any, module: nn.Module) -> bool:
     )
 
 
-# --- what numbers have confirmed ---------------------------------------------------------------------
+# --- confirmed by numbers ----------------------------------------------------------------------------
 
 _confirmed: dict[int, tuple[weakref.ref[nn.Module], object]] = {}
 

@@ -39,7 +39,7 @@ class _Writes(Observer):
 def overwriting(problem: Problem) -> str:
     """Where a model's forward changes a tensor that autograd has saved; empty if no such place is found.
 
-    The forward is run on the first sample once more.
+    The forward is run again on the first sample.
     """
     writes = _Writes(
         problem.private.path_of if isinstance(problem.model, nn.Module) else lambda _: None

@@ -1,4 +1,4 @@
-"""Which parameters are columns of the Jacobian, and where.
+"""The parameters that are columns of the Jacobian, and their positions.
 
 The columns are the trainable parameters in ``model.named_parameters()`` order, each flattened row-major.
 A tied parameter is one tensor and counts once; a frozen one (``requires_grad=False``) does not count.

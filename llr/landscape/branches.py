@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Role = Literal["", "free", "centred", "balanced"]
 Isolation = Literal["not isolated", "undecided", "isolated"]
 
-_MOST = 10_000  # rows; a larger table is of no use
+_MOST = 10_000  # largest number of rows
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,7 +58,7 @@ class Branch(Record):
 
     @property
     def codimension(self) -> int:
-        """P - dim Q, at least dim T: the branch is isolated from so many observations on."""
+        """P - dim Q, at least dim T. The branch is isolated with at least so many observations."""
         return self.n_params - self.dimension
 
     @property

@@ -39,7 +39,7 @@ def critical_targets(
         x: (n, ...) samples, with more outputs in total than the rank of the Jacobian.
         y: targets to approximate, of the outputs' shape; default: none, the error is random.
         size: root of the mean square of a random error.
-        generator: of the random numbers; default: torch's own.
+        generator: the generator of the random numbers; default: that of torch.
 
     Returns:
         (n, ...) of the outputs' shape, in float64.

@@ -71,7 +71,7 @@ class EmbeddedSpectrum(Record):
         return f"narrow: {self.narrow}\nwide:   {self.wide}\n{new}; {same}"
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the eigenvalues of both Hessians, coloured by what the embedding explains.
+        """Draw the eigenvalues of both Hessians, coloured by what the embedding explains; return the axes.
 
         Args:
             ax: where to draw the wide Hessian's; None makes a new figure with both. Needs matplotlib

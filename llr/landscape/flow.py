@@ -107,7 +107,7 @@ class Flow(Record):
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the loss against the time.
+        """Draw the loss against the time; return the axes.
 
         Args:
             ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).

@@ -37,7 +37,7 @@ def random_point(
     Args:
         target: the function, as for :func:`llr.landscape.branches`.
         branch: one of its branches.
-        generator: of the random numbers; default torch's own.
+        generator: the generator of the random numbers; default: that of torch.
 
     Returns:
         A float64 network. Outgoing weights of copies add to the target's exactly, if float64 can hold these.

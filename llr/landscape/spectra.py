@@ -82,7 +82,7 @@ class HessianSpectrum(Record):
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the eigenvalues, in powers of ten on both sides of zero.
+        """Draw the eigenvalues, in powers of ten on both sides of zero; return the axes.
 
         Args:
             ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).

@@ -41,7 +41,7 @@ class LiftedPoint(Record):
         model: the wide network, in float64.
         critical: the gradient on the sample.
         elsewhere: the gradient on another sample, on which the narrow network is also critical.
-        spectrum: of the wide network's Hessian on the sample.
+        spectrum: the spectrum of the wide network's Hessian on the sample.
         coupling: rank of the second derivatives by incoming and outgoing weights of the new neuron; at least
             so many eigenvalues of the Hessian are negative.
         dimension: the dimension of the solutions to first order. If `coupling` is the number of equations,
@@ -75,7 +75,7 @@ class LiftedPoint(Record):
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the Hessian's eigenvalues, as of :class:`llr.landscape.HessianSpectrum`."""
+        """Draw the Hessian's eigenvalues, as :class:`llr.landscape.HessianSpectrum` does; return the axes."""
         return self.spectrum.plot(ax)
 
     def _verdict(self) -> Verdict:
@@ -202,7 +202,7 @@ def lifted_critical_points(
         scale: approximate standard deviation of their preactivations on the samples.
         rtol: tolerance of the gradients, as for :func:`llr.landscape.criticality`; needed if training reached
             the narrow point only approximately.
-        seed: of the starts, and of the other sample.
+        seed: the seed of the starts, and of the other sample.
         progress: False for none; or a function, called as ``progress(done, total)`` with starts. Default:
             after two seconds a line on a terminal or in a notebook.
 

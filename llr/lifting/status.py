@@ -119,7 +119,7 @@ def lift_status(
     """Whether a wide network is critical on every sample on which the narrow network is.
 
     The gradient of any loss is J'e, and both networks have the same outputs, so the same e. The wide network
-    is critical with the narrow one, whatever the samples and the targets, if and only if its tangent
+    is critical with the narrow one, for all samples and targets, if and only if its tangent
     functions are combinations of the narrow network's: T_wide within T_narrow.
 
     Containment is proved by the matrix C of J_wide = J_narrow C. It is found in exact arithmetic as an
@@ -135,7 +135,7 @@ def lift_status(
             than both networks have parameters.
         bits: the first precision of the ranks; it is doubled until the bounds are equal or stop growing.
         max_bits: the last precision.
-        seed: of the default samples.
+        seed: the seed of the default samples.
 
     Returns:
         A `LiftStatus`, true if T_wide is within T_narrow. If the functions agree to rounding only, the

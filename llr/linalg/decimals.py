@@ -1,4 +1,4 @@
-"""Exact positive numbers as decimals that are rounded down, whatever their exponents."""
+"""Exact positive numbers as decimals that are rounded down, for all exponents."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def shorten(tall: Tensor) -> Tensor:
 def threshold(
     spectrum: Tensor, short_side: int, *, rtol: float | None = None, atol: float | None = None
 ) -> Tensor:
-    """What :func:`llr.tolerance` returns."""
+    """The tolerance; see :func:`llr.tolerance`."""
     for name, value in (("rtol", rtol), ("atol", atol)):
         if value is not None and not 0 <= value < math.inf:
             raise ValueError(f"{name} must be a finite number >= 0, got {value}")
@@ -153,7 +153,7 @@ class Counted:
     lower: Tensor
     """How many are above their error."""
     tol: Tensor
-    """What was counted above."""
+    """The threshold of the count."""
     gap: Tensor
     """The smallest counted value divided by the largest other one, or by the error if that is larger."""
     ambiguous: Tensor

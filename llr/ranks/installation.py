@@ -1,4 +1,4 @@
-"""What :func:`llr.info` and :func:`llr.selftest` return."""
+"""The results of :func:`llr.info` and :func:`llr.selftest`."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether the error is within bounds; NaN is not."""
+        """Whether the error is allowed; False for NaN."""
         return self.error <= self.allowed
 
     @property
     def verdict(self) -> str:
-        """The same as text, and what was wrong beyond numbers."""
+        """The result as text, with any problem other than an error of numbers."""
         return ("ok" if self.ok else "WRONG") + (f": {self.note}" if self.note else "")
 
 

@@ -20,8 +20,8 @@ from llr.linalg.equilibrate import scaled, scales
 from llr.linalg.error_bound import svd_error
 from llr.linalg.integers import rank_of_floats
 from llr.linalg.spectrum import counted, singular_values, threshold
-from llr.ranks.different import bounds_of_matrices
 from llr.ranks.result import RankResult
+from llr.ranks.upper_bounds import bounds_of_matrices
 
 # Up to these sizes exact elimination takes a few milliseconds, and is used if a count leaves a rank open.
 _SMALL_SIDE, _SMALL_ENTRIES = 16, 1024

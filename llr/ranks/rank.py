@@ -21,10 +21,10 @@ from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS
 from llr.ranks.certificates.certificate import Certificate
 from llr.ranks.certificates.certify import Progress, certify
 from llr.ranks.counting import Count, ImmoderateSquaresError
-from llr.ranks.different import bounds_of_model
 from llr.ranks.matrices import rank_of_matrix
 from llr.ranks.methods import METHODS, choose, costs
 from llr.ranks.result import RankResult
+from llr.ranks.upper_bounds import bounds_of_model
 from llr.results.progress import followed
 from llr.theory.tangents.upper import upper_bound
 

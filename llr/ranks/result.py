@@ -94,7 +94,7 @@ class RankResult(Record):
 
     @property
     def exact(self) -> bool:
-        """Whether the rank is certain: its bounds are equal, none is estimated; for a batch, all ranks."""
+        """Whether the rank is certain, with equal bounds and none estimated; for a batch, all ranks."""
         lower, rank = (torch.as_tensor(v) for v in (self.lower, self.rank))
         return not bool((is_open(lower, self.upper, self.lower_from) | (rank != self.upper)).any())
 

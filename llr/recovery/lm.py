@@ -317,8 +317,8 @@ def _check_squares(y: Tensor) -> None:
     if bool(wrong.any()):
         which = int(wrong.nonzero()[0])
         raise ValueError(
-            f"y of data set {which} has a sum of squares of {float(squares[which])}; expected targets whose "
-            f"squares are in the range of float64, and the largest is {float(largest[which]):.3g}: scale them"
+            f"y of data set {which} has a sum of squares of {float(squares[which])}; expected targets of a "
+            f"size that can be squared, and the largest is {float(largest[which]):.3g}: scale them"
         )
 
 

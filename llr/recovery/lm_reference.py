@@ -164,18 +164,18 @@ def solve(
     queue = torch.arange(count, device=device)
     pool: _Pool | None = None
     while len(queue) or pool is not None:
-        room = batch - (0 if pool is None else len(pool.start))
-        if room > batch // 4 or pool is None:
+        free = batch - (0 if pool is None else len(pool.start))
+        if free > batch // 4 or pool is None:
             if first:
                 queue = queue[queue < accepted[which[queue]]]
-            taken, queue = queue[:room], queue[room:]
+            taken, queue = queue[:free], queue[free:]
             if len(taken):
                 begun = _begin(functions, taken, starts, x, y, which, goals, damping)
                 pool = begun if pool is None else pool.joined(begun)
         if pool is None:
             break
         status = _status(pool, damping, torch.zeros_like(pool.start, dtype=torch.bool))
-        if not bool((status >= 0).any()):  # otherwise the pool may be empty
+        if not bool((status >= 0).any()):  # ended starts are removed before the next step
             status = _iterate(functions, pool, damping)
         ended = status >= 0
         if bool(ended.any()):

@@ -59,7 +59,7 @@ def _other_dtype(y: Function, dtype: torch.dtype) -> str:
     )
 
 
-def asked(y: Function, x: Tensor, q: int | None = None) -> Tensor:
+def evaluated(y: Function, x: Tensor, q: int | None = None) -> Tensor:
     """The function's values at x, (m,) or (m, q), in the dtype that the function returns.
 
     The function gets a copy of x, which it may change.

@@ -273,7 +273,7 @@ class Recovery(Record):
         return next(iter(self.fits.values())).net.activation
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the error of the best fit of every width.
+        """Draw the error of the best fit of every width; return the axes.
 
         Args:
             ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).

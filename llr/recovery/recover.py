@@ -16,7 +16,7 @@ from llr.recovery.case import Case, Points
 from llr.recovery.domain import Domain
 from llr.recovery.hunt import Hunt
 from llr.recovery.judge import Data64
-from llr.recovery.oracle import FRESH, asked, fresh
+from llr.recovery.oracle import FRESH, evaluated, fresh
 from llr.recovery.outcome import Recovery
 from llr.recovery.rounding import Rounding
 from llr.recovery.samples import Kind, check, check_frequency, read
@@ -64,53 +64,56 @@ def recover(
     """Find the two-layer network that made the data.
 
     Networks of width 1, 2, ... are fitted by Levenberg-Marquardt from many small random starts, narrow ones
-    first, in rounds that double. A fit counts if its residuals are what rounding leaves: y computed in
-    float64 or float32, or stored to some decimals, is recognised. The status says what is known of it:
+    first, in rounds of doubling size. A fit counts if rounding explains its residuals. Targets computed in
+    float64 or float32, or stored to some decimals, are recognised. The status is one of:
 
-    * "recovered": if the samples are rounded values of a network of at most this width and kind, it is this
-      one, to ``evidence.eps`` of its size on the box of the samples. That is no theorem: ``proved`` says what
-      is proved, ``assumed`` what else it rests on, and ``evidence`` how surprising the fit is otherwise.
+    * "recovered": if the samples are rounded values of a network of at most this width and kind, the function
+      is this network, to ``evidence.eps`` of its size on the box of the samples. This is not a theorem:
+      ``proved`` says what is proved, ``assumed`` which assumptions are made, and ``evidence`` how improbable
+      the fit would be otherwise.
     * "ambiguous": this network fits to rounding, but the data do not decide for it; ``reasons`` says why.
-    * "approximate": this network comes close, but not as close as rounding would leave it: it is not where
-      the samples come from. They may be noisy, or stored less exactly than they look.
-    * "not_found": nothing came close within the budget.
+    * "approximate": this network comes close, but its residuals are larger than rounding: the samples are not
+      its values. They may be noisy, or stored less exactly than they appear to be.
+    * "not_found": no network came close within the budget.
     * "accepted", only with ``noise_std``: the narrowest width that the residuals do not reject at the level
-      of one percent. A statistical test, no proof; ``tests`` has its numbers.
+      of one percent. This is a statistical test, not a proof; ``tests`` has its numbers.
 
-    A function that can be asked (a callable y), or samples that are held out, give more: ``tested`` bounds
-    the share of inputs at which the network is wrong, without any assumption about the function.
+    With a function (a callable y), or with samples that are held out, ``tested`` bounds the share of inputs
+    at which the network is wrong, without any assumption about the function.
 
     Args:
-        x: (n, d) samples, or (n,) for one input. The largest number of every column is from 1e-120 to 1e120
-            in size, or zero; that of y too.
-        y: (n,) or (n, q) targets; or a callable that gives them for x, (n, d), and is asked at fresh points
-            afterwards. It gets copies in the dtype of x, and gives what y may be otherwise.
-        max_width: hidden neurons at most.
+        x: (n, d) samples, or (n,) for one input. The largest absolute value of every column of x and y is
+            from 1e-120 to 1e120, or zero.
+        y: (n,) or (n, q) targets; or a callable that returns such targets for x, (n, d), and is evaluated at
+            fresh points afterwards. The callable gets copies in the dtype of x.
+        max_width: the largest number of hidden neurons.
         activation: a name of :data:`llr.models.ACTIVATIONS`. ReLU networks are ambiguous at best: two
             of them may agree on whole regions.
         bias: whether the neurons have biases.
-        output_bias: whether the outputs have.
+        output_bias: whether the outputs have biases.
         budget: starts, or a :class:`Budget`; default 100,000 starts.
         noise_std: standard deviation of the noise on y; None for data without noise.
-        y_error: how far each y may be off, as a number or a tensor; or "float32", "float64", ... for values
-            computed in that format. Default: read off dtype and values.
-        x_error: how far each x may be off, if inputs were rounded after y was computed; 0 if they are exact.
-            Default: exact, unless x and y are both decimals, as in a table that was rounded.
-        domain: (low, high), the box of inputs that the claim is about, each a number or (d,). Default: the
-            box of the samples.
-        max_frequency: of a sine network, the largest norm that the weights of a neuron may have. On a lattice
-            of samples, other frequencies look the same.
-        held_out: (x, y), samples that are not fitted, and tested instead; drawn independently of each other.
-        sampler: m -> (m, d) fresh points to ask a callable y at; default: uniform on the domain.
-        fresh_points: how many of them.
-        seed: of the starts and fresh points: the same seed, data and budget in starts give the same result.
-        progress: False for none; or a function, told the starts so far, and the smallest squared residuals so
-            far, relative to the mean square of the targets, after every round. If it returns True, the search
-            ends as if the budget were spent. Default: after two seconds a line on a terminal or in a
-            notebook.
+        y_error: the largest error of each y, as a number or a tensor; or "float32", "float64", ... for values
+            computed in that format. Default: inferred from dtype and values.
+        x_error: the largest error of each x, if inputs were rounded after y was computed; 0 if they are
+            exact. Default: exact, unless x and y are both decimals, as in a table that was rounded.
+        domain: (low, high), the box of inputs for which the function is claimed, each a number or (d,).
+            Default: the box of the samples.
+        max_frequency: the largest norm of the weights of a neuron in a sine network. On a lattice of samples,
+            sines of different frequencies have the same values.
+        held_out: (x, y), samples for a test, which are not fitted; drawn independently of each other.
+        sampler: m -> (m, d) fresh points at which to evaluate a callable y; default: uniform on the domain.
+        fresh_points: how many fresh points.
+        seed: the seed of the starts and fresh points: the same seed, data and budget in starts give the same
+            result.
+        progress: False for none; or a function, which is called after every round with the starts so far, and
+            the smallest squared residuals so far, relative to the mean square of the targets. If it returns
+            True, the search ends as if the budget were spent. Default: after two seconds a line on a terminal
+            or in a notebook.
 
     Raises:
-        TypeError: what is no tensor, dtypes that are no numbers, a callable that computes in another dtype.
+        TypeError: arguments that are no tensors, dtypes that are no numbers, a callable that computes in
+            another dtype.
         ValueError: shapes that do not fit; NaN or infinity; numbers of a size that needs another unit;
             targets that are constant; fewer observations than one neuron has parameters; repeated inputs with
             different targets and no noise; an unknown activation; options that exclude each other.
@@ -138,14 +141,16 @@ def recover(
         if not isinstance(x, Tensor):
             raise TypeError(f"x is {type(x).__name__}; expected a tensor (torch.as_tensor)")
         x = x[:, None] if x.dim() == 1 else x
-        y = asked(function, x)
+        y = evaluated(function, x)
     elif sampler is not None:
-        raise ValueError("sampler= draws points to ask a callable y at, and y is a tensor")
+        raise ValueError(
+            "sampler= draws points at which a callable y is evaluated, but y is a tensor"
+        )
     if noise_std is not None and (
         y_error is not None or function is not None or held_out is not None
     ):
         raise ValueError(
-            "noise_std= goes with neither y_error= nor a callable y nor held_out=: with noise, residuals "
+            "noise_std= cannot be combined with y_error=, a callable y or held_out=: with noise, residuals "
             "are tested"
         )
     assert isinstance(y, Tensor) or function is None
@@ -166,7 +171,7 @@ def recover(
     if held_out is not None:
         if function is not None:
             raise ValueError(
-                "held_out= goes with a tensor y; a callable y is asked at fresh points"
+                "held_out= is for a tensor y; a callable y is evaluated at fresh points"
             )
         test = _held_out(held_out, kind)
         return case.without_noise(lambda: test)
@@ -175,7 +180,7 @@ def recover(
 
     def ask() -> Points:
         points = fresh(sampler, fresh_points, real.domain, given, seed)
-        values = asked(function, points, kind.q)
+        values = evaluated(function, points, kind.q)
         return (*read(points, values), words.where(real.domain, sampler is not None))
 
     return case.without_noise(ask)

@@ -1,4 +1,4 @@
-"""The experiments of the theory, as sweeps with a figure each: ``llr reproduce NAME``."""
+"""The experiments of the theory: each is a sweep with a figure, ``llr reproduce NAME``."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from llr.results import Record
 from llr.results.progress import followed
 
 Document = Mapping[str, Any]
-"""A sweep's specification, as a TOML file would say it."""
+"""The specification of a sweep, with the content of a TOML file."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A question, and the grid that answers it.
+    """A question, and the grid of cells that answers it.
 
     Attributes:
-        question: what is asked.
-        expected: what the theory says.
+        question: the question.
+        expected: the answer of the theory.
         full: the grid of the figure.
-        quick: one of seconds, to see that it works.
-        runner: what computes a cell.
-        figure: draws the rows.
+        quick: a small grid that takes seconds, to see that it works.
+        runner: the function that computes a cell.
+        figure: the function that draws the rows.
     """
 
     question: str
@@ -82,8 +82,8 @@ _FEW_STARTS = {"starts": 64}
 
 EXPERIMENTS: dict[str, Experiment] = {
     "two-layer": Experiment(
-        question="How many samples of three tanh neurons on three inputs find them again?",
-        expected="the optimistic sample size is 12: narrow networks take 13, wide ones by gradients far more",
+        question="From how many samples are three tanh neurons on three inputs recovered?",
+        expected="the optimistic sample size is 12: narrow networks need 13, wide ones by gradients far more",
         full={
             "grid": [
                 _two_layer(d=3, k=3, n=_range(9, 20), seed=_TWENTY, width=[3, 4, 5]),
@@ -107,20 +107,20 @@ EXPERIMENTS: dict[str, Experiment] = {
         },
     ),
     "linear": Experiment(
-        question="How many samples of one tanh neuron that is nearly linear, on five inputs?",
-        expected="6, one more than of a linear function",
+        question="From how many samples is one nearly linear tanh neuron on five inputs recovered?",
+        expected="6, one more than for a linear function",
         full=_two_layer(d=5, k=1, target="linear-like", n=_range(3, 10), seed=_TWENTY),
         quick=_two_layer(d=2, k=1, target="linear-like", n=[2, 4], seed=_TWO, options=_FEW_STARTS),
     ),
     "cnn": Experiment(
-        question="How many samples of one convolution kernel, in three architectures that contain it?",
+        question="From how many samples is one convolution kernel recovered, in three architectures?",
         expected="6 with shared weights, 12 without sharing, 18 fully connected",
         full=_kernels(n=_range(3, 21), seed=_TWENTY),
         quick=_kernels(d=3, kernel=2, n=[3, 5, 9], seed=_TWO, options=_FEW_STARTS),
     ),
     "matrix": Experiment(
-        question="How many entries of a 5 x 5 matrix, for gradient descent on full factors from 1e-30?",
-        expected="r (10 - r): 9 of rank one, 16 of rank two",
+        question="From how many entries does gradient descent from 1e-30 recover a 5 x 5 matrix?",
+        expected="r (10 - r): 9 for rank one, 16 for rank two",
         full={
             "grid": [
                 _matrix(rank=1, n=_range(6, 12), seed=_TWENTY),
@@ -144,8 +144,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
     ),
     "embedding": Experiment(
-        question="What does a wider network change for a function that a narrow one has?",
-        expected="neither its rank nor, for a search from narrow to wide, the samples that it takes",
+        question="What changes if a function of a narrow network is embedded in a wider one?",
+        expected="neither its rank nor, for a search from narrow to wide, the samples that it needs",
         full=_two_layer(
             d=3, k=2, n=9, seed=_TWENTY, width=[2, 3, 4, 6, 8], strategy=["recover", "lm"]
         ),
@@ -156,8 +156,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         figure="llr.recovery.figure:embedded",
     ),
     "free-width": Experiment(
-        question="What costs samples: more neurons, or more connections?",
-        expected="neurons are free, 6 samples for any width; connections are not: 6, 12, 18",
+        question="Do more neurons need more samples, or more connections?",
+        expected="6 samples for any number of neurons; with more connections 6, 12 and 18",
         full={
             "grid": [
                 _two_layer(
@@ -191,14 +191,14 @@ EXPERIMENTS: dict[str, Experiment] = {
 
 @dataclass(frozen=True, repr=False)
 class Reproduction(Record):
-    """What an experiment left.
+    """The results of an experiment.
 
     Attributes:
-        name: of the experiment.
-        tally: of its cells.
-        results: the sweep's file.
-        table: the same as CSV.
-        figure: drawn from it, the predicted sizes marked.
+        name: the name of the experiment.
+        tally: the state of its sweep.
+        results: the file of the sweep.
+        table: the results as a CSV file.
+        figure: the figure, with the predicted sizes marked.
     """
 
     name: str
@@ -228,21 +228,21 @@ def reproduce(
     suffix: str = ".png",
     progress: Callable[[Tally], None] | bool | None = None,
 ) -> Reproduction:
-    """Run an experiment, or what is left of it, and draw its figure.
+    """Run an experiment, or the cells of it that are missing, and draw its figure.
 
     Args:
         name: one of :data:`EXPERIMENTS`.
         out: a directory, for NAME.sqlite, NAME.csv and the figure.
-        quick: a grid of seconds, to see that it works; its files are called NAME-quick.
-        jobs: processes.
-        suffix: of the figure: .png, .pdf or .svg.
+        quick: use a small grid that takes seconds, to see that it works; its files are called NAME-quick.
+        jobs: the number of processes.
+        suffix: the suffix of the figure: .png, .pdf or .svg.
         progress: as for :func:`llr.recovery.sweep.run`.
 
     Raises:
         ValueError: no such experiment; a figure of another kind.
         StoreError: the results cannot be written.
-        RuntimeError: cells failed; the same call tries them again.
-        ImportError: figures need matplotlib.
+        RuntimeError: cells failed; the same call computes them again.
+        ImportError: matplotlib is missing.
 
     Example:
         >>> import tempfile
@@ -265,7 +265,7 @@ def reproduce(
     tally = run(
         spec, results, runner=experiment.runner, jobs=jobs, retry_failed=True, progress=progress
     )
-    assert tally is not None, "only ranks other than 0 get none"
+    assert tally is not None, "only ranks other than 0 get None"
     with read_store(results) as store:
         export(store, table)
         if tally.failed:

@@ -1,4 +1,4 @@
-"""How exactly numbers are given: float64, float32, or decimals, and what that leaves open in each target.
+"""The precision of given numbers (float64, float32 or decimals), and the rounding error of each target.
 
 Source: N. J. Higham, "Accuracy and Stability of Numerical Algorithms", SIAM (2002), chapters 2 and 3.
 """
@@ -23,30 +23,30 @@ _DIGITS = range(3, 13)
 _CHANCE = (
     -6.0
 )  # log10 of the chance that ordinary numbers look rounded, below which they are taken as rounded
-_FINE = 1e-4  # a step of inputs above this part of their spread is a grid that was chosen
-_LARGEST = 1e100  # error whose square is far from the end of float64
-_FLOOR = 1e-6  # of the median: a target without any rounding would have an infinite weight
+_FINE = 1e-4  # inputs with steps above this fraction of their spread are a grid, and not rounded
+_LARGEST = 1e100  # the largest error; its square is well within the range of float64
+_FLOOR = 1e-6  # least rounding relative to the median: a target without rounding would have infinite weight
 _HALF = (
     1e8,
     1e4,
 )  # units of float64, and of narrower formats, that a network may lose to cancellation
-_BY_ARGUMENT = {"gelu", "silu"}  # evaluated as z times something
+_BY_ARGUMENT = {"gelu", "silu"}  # evaluated as z times a factor
 
 
 @dataclass(frozen=True)
 class Storage:
-    """How a column of numbers is stored."""
+    """The precision in which a column of numbers is stored."""
 
     unit: float
-    """Relative, of the floating-point format."""
+    """The relative rounding unit of the floating-point format."""
     error: np.ndarray
-    """(n), absolute, on top of that: half a step of the decimals."""
+    """(n), additional absolute errors: half a step of the decimals."""
     words: str
     """"float64", "float32", "6 decimals", ..."""
 
     @classmethod
     def of(cls, v: np.ndarray, dtype: torch.dtype) -> Storage:
-        """Of a column, from its dtype and its values."""
+        """Infer the precision of a column from its dtype and its values."""
         name = str(dtype).removeprefix("torch.")
         if name not in UNIT:
             name = "float64"
@@ -59,7 +59,7 @@ class Storage:
             error += 0.5 * 10.0**-decimals
         if digits is not None:
             error = np.maximum(error, 0.5 * _last_place(v, digits))
-            # Digits beyond those of float32 which are what float32 numbers are written with.
+            # 8 or 9 digits, with which float32 numbers are written as decimals.
             if name == "float64" and digits in (8, 9) and _all_written_single(v):
                 return cls(UNIT["float32"], np.zeros(len(v)), "float32")
         if digits is not None and (decimals is None or float(error.max()) > 10.0**-decimals):
@@ -71,20 +71,20 @@ class Storage:
 
 @dataclass(frozen=True, eq=False)
 class Rounding:
-    """What rounding leaves open in samples and targets."""
+    """The rounding errors of samples and targets."""
 
     unit: float
-    """Of the arithmetic that the targets came from."""
+    """The rounding unit of the arithmetic that computed the targets."""
     y: Tensor
-    """(n, q), absolute errors of the targets beyond those of the arithmetic."""
+    """(n, q), absolute errors of the targets in addition to those of the arithmetic."""
     x: Tensor | None
-    """(n, d), absolute errors of the inputs; None if they are exact, or right to the arithmetic."""
+    """(n, d), absolute errors of the inputs; None if they are exact."""
     words: str
     """What is assumed, as part of a sentence."""
     inputs: Tensor | None = None
-    """(n, d), the errors of inputs that look rounded, if they were rounded after y was computed."""
+    """(n, d), the errors that inputs would have if they were rounded to their digits after y was computed."""
     x_stored: str = "float64"
-    """How they look: "float32", "6 decimals", ..."""
+    """The apparent precision of the inputs: "float32", "6 decimals", ..."""
 
     @classmethod
     def of(
@@ -95,14 +95,14 @@ class Rounding:
         y_error: float | Tensor | str | None,
         x_error: float | Tensor | None,
     ) -> Rounding:
-        """Read off the numbers, where the caller does not say.
+        """The rounding that the caller gives, otherwise inferred from the numbers.
 
         Args:
             x: (n, d) float64.
             y: (n, q) float64.
-            dtypes: those in which they were given.
-            y_error: of every target at most; or the name of a floating-point format.
-            x_error: of every input at most; 0: none.
+            dtypes: the dtypes in which x and y were given.
+            y_error: the largest error of every target; or the name of a floating-point format.
+            x_error: the largest error of every input; 0 for none.
 
         Raises:
             TypeError, ValueError: errors that are negative, infinite, of a wrong shape or unknown.
@@ -119,7 +119,7 @@ class Rounding:
             unit, errors, words = UNIT[y_error], torch.zeros_like(y), f"y computed in {y_error}"
         elif y_error is not None:
             given = _checked("y_error", y_error, y)
-            words = f"every y off by at most {_size(given)}, as y_error= says"
+            words = f"every y has an error of at most {_size(given)} (y_error=)"
             unit, errors = UNIT["float64"], given
         moved = None
         if x_error is not None:
@@ -127,9 +127,9 @@ class Rounding:
             if float(moved.max()) == 0:
                 moved = None
             else:
-                words += f", every x by at most {_size(moved)}, as x_error= says"
+                words += f", every x of at most {_size(moved)} (x_error=)"
         elif y_error is None and all(float(c.error.max()) > 0 for c in columns):
-            # Rows of a table, rounded as they were written: inputs as well as targets.
+            # A table whose inputs and targets were both rounded when it was written.
             fine = [
                 c.error.max() <= 0.5 * _FINE * v.std()
                 for c, v in zip(inputs, x.T.numpy(), strict=True)
@@ -142,9 +142,9 @@ class Rounding:
         return cls(unit, errors, moved, words, looks if rounded else None, x_stored)
 
     def noise(self, x: Tensor, y: Tensor) -> float:
-        """A typical error of the targets, relative to their root mean square, for ordinary slopes.
+        """A typical error of the targets relative to their root mean square, for functions of moderate slope.
 
-        At most 1e100, so that its square is finite.
+        It is at most 1e100, so that its square is finite.
         """
         size = float(y.square().mean().sqrt())
         total = float(self.y.square().mean().sqrt()) / size
@@ -156,19 +156,20 @@ class Rounding:
         return min(total, 1e100)
 
     def usable(self, delta: Tensor, x: Tensor, y: Tensor) -> bool:
-        """Whether a network with this rounding can be evaluated to about half of the digits there are."""
+        """Whether a network with this rounding can be evaluated to about half of the available digits."""
         limit = _HALF[0] * UNIT["float64"] + 30 * self.noise(x, y)
         if self.unit > UNIT["float64"]:
             limit += _HALF[1] * self.unit
         return float(delta.square().mean().sqrt()) <= limit * float(y.square().mean().sqrt())
 
     def delta(self, net: Net, x: Tensor, y: Tensor | None) -> Tensor:
-        """(n, q): what a forward pass in this arithmetic, and storing, can be off by at most.
+        """(n, q): an upper bound of the error by a forward pass in this arithmetic and by storing its result.
 
-        To first order in the unit roundoff, with activations that are within two units in the last place.
+        The bound is of first order in the unit roundoff, and assumes activations within two units in the last
+        place.
 
         Args:
-            net: where the bound is computed.
+            net: the network for which the bound is computed.
             x: (n, d).
             y: (n, q) targets; None for fresh points, whose inputs are exact.
         """
@@ -203,8 +204,8 @@ def _said(columns: list[Storage]) -> str:
     if kinds == ["float64"]:
         return "y computed in float64"
     if len(kinds) == 1 and kinds[0] in UNIT:
-        return f"y computed in {kinds[0]}, as its values look"
-    return f"y rounded to {', '.join(kinds)}, as its values look"
+        return f"y computed in {kinds[0]}, inferred from its values"
+    return f"y rounded to {', '.join(kinds)}, inferred from its values"
 
 
 def _size(errors: Tensor) -> str:
@@ -213,7 +214,7 @@ def _size(errors: Tensor) -> str:
 
 
 def _checked(name: str, error: float | Tensor, like: Tensor) -> Tensor:
-    """The error of every entry."""
+    """The error of every entry, checked."""
     if isinstance(error, bool) or not isinstance(error, int | float | Tensor):
         raise TypeError(f"{name} is {type(error).__name__}; expected a number or a tensor")
     refuse_complex(name, error)
@@ -247,7 +248,7 @@ def _all_written_single(v: np.ndarray) -> bool:
 
 
 def _rounded(t: np.ndarray, unit: float) -> bool:
-    """Whether all are integers up to rounding, and ordinary numbers of this size would not be."""
+    """Whether all numbers are integers up to rounding, and this is improbable for numbers not rounded."""
     size = np.abs(t)
     if not (np.abs(t - np.rint(t)) <= 8 * unit * size).all():
         return False
@@ -256,12 +257,12 @@ def _rounded(t: np.ndarray, unit: float) -> bool:
 
 
 def _decimals(v: np.ndarray, unit: float) -> int | None:
-    """The fewest decimals that the numbers have."""
+    """The least number of decimals with which all numbers can be written; None if there is none."""
     return next((k for k in _DECIMALS if _rounded(v * 10.0**k, unit)), None)
 
 
 def _digits(v: np.ndarray, unit: float) -> int | None:
-    """The fewest significant digits that the numbers have."""
+    """The least number of significant digits with which all can be written; None if there is none."""
     size = np.abs(v[v != 0])
     if not len(size) or size.min() < 1e-280 or size.max() > 1e280:
         return None

@@ -1,4 +1,4 @@
-"""Samples of a function, and the kind of network that it is sought among, checked."""
+"""Checks of samples of a function, and of the kind of networks to search."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llr.recovery.phrases import counted, there_are
 
 
 def read(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Copies of both in float64, with a column for each input and output."""
+    """Copies of x and y in float64, with a column for each input and output."""
     for name, t in (("x", x), ("y", y)):
         if not isinstance(t, Tensor):
             raise TypeError(f"{name} is {type(t).__name__}; expected a tensor (torch.as_tensor)")
@@ -42,12 +42,12 @@ def check_size(name: str, t: Tensor, least: float = 0.0) -> None:
     """Refuse numbers whose squares leave the range of float64 somewhere in a search.
 
     Args:
-        name: what the caller calls them.
+        name: the caller's name of the numbers.
         t: (n, columns), finite.
-        least: that the largest number of a column must have, unless all are zero.
+        least: the least size of the largest number of a column, unless all are zero.
 
     Raises:
-        ValueError: names the size, the range that works, and another unit.
+        ValueError: names the size, the allowed range, and another unit.
     """
     for i, size in enumerate(t.abs().amax(0).tolist()):
         if size == 0 or least <= size <= MOST:
@@ -61,13 +61,13 @@ def check_size(name: str, t: Tensor, least: float = 0.0) -> None:
 
 
 LEAST, MOST = 1e-120, 1e120
-"""Sizes of samples and targets."""
-_NOISE = 1e30  # a noise_std of a size this many times away from that of the targets is a mistake
+"""The allowed sizes of samples and targets."""
+_NOISE = 1e30  # a noise_std so many times larger or smaller than the targets is a mistake
 
 
 @dataclass(frozen=True)
 class Kind:
-    """The two-layer networks among which the function is sought."""
+    """The kind of two-layer networks among which the function is searched for."""
 
     d: int
     q: int
@@ -76,7 +76,7 @@ class Kind:
     output_bias: bool
 
     def template(self, width: int) -> TwoLayer:
-        """One of them; its parameters do not matter."""
+        """A network of this kind; its parameters do not matter."""
         return TwoLayer(
             self.d,
             width,
@@ -89,7 +89,7 @@ class Kind:
         )
 
     def net(self, width: int, theta: Tensor) -> Net:
-        """The one with these parameters, in the order of the module's."""
+        """The network with these parameters, in the order of the module's."""
         sizes = [width * self.d, width * self.bias, self.q * width, self.q * self.output_bias]
         w, b, a, c = theta.split(sizes)
         return Net(
@@ -101,21 +101,21 @@ class Kind:
         )
 
     def parameters(self, width: int, q: int | None = None) -> int:
-        """P, of a network with so many outputs."""
+        """The number of parameters of a network with `q` outputs."""
         q = self.q if q is None else q
         return width * (q + self.d + self.bias) + q * self.output_bias
 
     @property
     def analytic(self) -> bool:
-        """Whether functions that agree on an open set are the same."""
+        """Whether the activation is analytic: functions that agree on an open set are then equal."""
         return self.activation != "relu"
 
 
 def check(x: Tensor, y: Tensor, kind: Kind, noise_std: float | None) -> None:
-    """Refuse samples that no search can do anything with.
+    """Refuse samples that are unsuitable for any search.
 
     Raises:
-        ValueError: as :func:`llr.recovery.recover` says.
+        ValueError: as described in :func:`llr.recovery.recover`.
     """
     names = [name for name in ACTIVATIONS if name != "identity"]
     if kind.activation not in names:
@@ -150,7 +150,7 @@ def check(x: Tensor, y: Tensor, kind: Kind, noise_std: float | None) -> None:
 
 
 def check_frequency(max_frequency: float | None, activation: str) -> None:
-    """Refuse bounds of frequencies that mean nothing.
+    """Refuse bounds of frequencies that are invalid or have no meaning.
 
     Raises:
         ValueError: a number that is not positive, or an activation that has no frequency.
@@ -173,6 +173,6 @@ def _refuse_contradictions(x: Tensor, y: Tensor) -> None:
         gap = float((y[i] - y[j]).abs().max())
         if gap > 0:
             raise ValueError(
-                f"x[{j}] and x[{i}] are the same point, but their targets differ by {gap:.3g}; no function "
-                "has both. Remove one, or give the standard deviation of the noise, noise_std="
+                f"x[{j}] and x[{i}] are the same point, but their targets differ by {gap:.3g}, which no "
+                "function allows. Remove one, or give the standard deviation of the noise, noise_std="
             )

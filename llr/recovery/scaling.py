@@ -1,4 +1,4 @@
-"""Data in units in which random starts make sense, and networks back from there."""
+"""Scales data to units that suit random starts, and networks back to the caller's units."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 from llr.recovery.net import Net
 from llr.recovery.search import Data
 
-_FAR = 2.0  # a mean this many standard deviations from zero is moved there
-_BITS = 8  # of a shift, so that shifted data lose little
+_FAR = 2.0  # a mean more than so many standard deviations from zero is shifted to zero
+_BITS = 8  # bits of a shift: few, so that shifting hardly rounds the data
 
 
 @dataclass(frozen=True, eq=False)
 class Scaling:
-    """``x = shift + scale * x'``, ``y = unit * y'``, with powers of two as units: they cost no rounding.
+    """``x = shift + scale * x'``, ``y = unit * y'``. Units are powers of two, so that scaling is exact.
 
-    Data of ordinary size are left as they are.
+    Data of moderate size are not changed.
 
     Attributes:
         shift: (d)
         scale: (d)
-        unit: of the targets.
+        unit: the unit of the targets.
     """
 
     shift: Tensor
@@ -32,7 +32,7 @@ class Scaling:
 
     @classmethod
     def of(cls, x: Tensor, y: Tensor, *, shift: bool) -> Scaling:
-        """The units of the data; with `shift` (networks with biases) inputs far from zero are moved there."""
+        """The units of the data; `shift` (for networks with biases) moves inputs far from zero to zero."""
         mean, moved = x.mean(0), torch.zeros_like(x[0])
         if shift:
             far = mean.abs() > _FAR * (x - mean).square().mean(0).sqrt()
@@ -45,7 +45,7 @@ class Scaling:
         return Data((x - self.shift) / self.scale, y / self.unit)
 
     def outside(self, net: Net) -> Net:
-        """The network that does to the data what `net` does to them in these units."""
+        """The network for the original data that corresponds to `net` for the scaled data."""
         w = net.w / self.scale
         b = None if net.b is None else net.b - w @ self.shift
         c = None if net.c is None else net.c * self.unit
@@ -53,12 +53,12 @@ class Scaling:
 
 
 def _power_of_two(size: Tensor) -> Tensor:
-    """The nearest one; 1 for nothing."""
+    """The nearest power of two; 1 for size 0."""
     exponent = torch.where(size > 0, size, torch.ones_like(size)).log2().round()
     return torch.exp2(exponent)
 
 
 def _rounded(v: Tensor) -> Tensor:
-    """Numbers of a few bits."""
+    """The numbers, rounded to a few bits."""
     mantissa, exponent = torch.frexp(v)
     return torch.ldexp((mantissa * 2**_BITS).round() / 2**_BITS, exponent)

@@ -23,33 +23,33 @@ FITTED = 1e-20
 """A fit is accepted if its mean squared residual, relative to the targets' mean square, is below this."""
 
 EXACT = 1e-22
-"""After polishing a fit is better than this, or it was a near miss: rounding alone leaves far less."""
+"""A polished fit is exact if its error is below this. Rounding alone causes much smaller errors."""
 
 NEAR = 1e-6
-"""A fit that is not better than this is no near miss."""
+"""A fit is polished only if its error is below this."""
 
 DEFAULT_STARTS = 100_000
 _FIRST_ROUND, _LARGEST_ROUND = 8, 2048
-# Standard deviations of the parameters at the start, in turns: each of them hardly ever finds some targets
-# that another finds from one start in ten.
+# Standard deviations of the first parameters, used in turns. For each there are targets that it hardly ever
+# finds, and that another one finds from one start in ten.
 _SCALES = (0.1, 0.3, 1.0)
-_POLISHED = 1e-32  # a fit is as good as rounding allows: worked on until nothing improves
+_POLISHED = 1e-32  # an error below rounding: polishing goes on until no step improves the fit
 _CANDIDATES = 8
-# Where neurons nearly cancel, solutions lie in narrow, bent valleys: steps along one are short, thousands of
-# them lead to its end, and a damping that changes by little from step to step is the one that follows it.
-_PATIENT = Damping(1e-6, 0.9, 1.5, stall=100, iterations=20_000, progress=0.0)
+# If neurons nearly cancel, solutions lie in narrow curved valleys. Steps along a valley are short, and
+# thousands are needed; a damping that changes only little from step to step follows it best.
+_SLOW = Damping(1e-6, 0.9, 1.5, stall=100, iterations=20_000, progress=0.0)
 
 Report = Callable[[int, float], object]
-"""Told the starts so far, and the smallest squared residuals so far, relative to the targets.
+"""Called with the starts so far, and the smallest squared residuals so far, relative to the targets.
 
-The search ends where it returns True.
+The search ends if it returns True.
 """
 
 
 @takes_fields(seconds=real)
 @dataclass(frozen=True)
 class Budget:
-    """When to give up: whichever comes first. The number of starts alone is deterministic.
+    """When a search gives up: at the first limit reached. Only a limit of starts is deterministic.
 
     Example:
         >>> from llr.recovery import Budget
@@ -70,7 +70,7 @@ class Budget:
 
     @classmethod
     def of(cls, budget: Budget | int | None) -> Budget:
-        """A budget as users may give it: a number stands for starts."""
+        """The budget for an argument; a number is a number of starts, None the default."""
         if budget is None:
             return cls()
         if isinstance(budget, Budget):
@@ -85,18 +85,18 @@ class Budget:
 
 @dataclass
 class Spent:
-    """What has been spent of a budget, and the best error that came of it."""
+    """The part of a budget that has been spent, and the best error so far."""
 
     budget: Budget
     report: Report | None = None
     starts: int = 0
     best: float = math.inf
     stopped: bool = False
-    """By the report."""
+    """Whether the report ended the search."""
     began: float = field(default_factory=time.monotonic)
 
     def left(self, wanted: int) -> int:
-        """How many of the wanted starts there may be: the first ones, however little time there is."""
+        """How many of the wanted starts the budget allows. The first round is allowed after any time."""
         if self.stopped:
             return 0
         late = self.budget.seconds is not None and self.seconds > self.budget.seconds
@@ -116,7 +116,7 @@ class Spent:
 
     @contextmanager
     def capped(self, share: float) -> Iterator[None]:
-        """Leave all but this share of the budget for later."""
+        """Limit the block to this share of the budget; the rest is kept for later."""
         whole = self.budget
         self.budget = Budget(
             None if whole.starts is None else max(1, math.ceil(share * whole.starts)),
@@ -129,7 +129,7 @@ class Spent:
 
     @property
     def seconds(self) -> float:
-        """Since the search began."""
+        """Seconds since the search began."""
         return time.monotonic() - self.began
 
 
@@ -148,7 +148,7 @@ def round_of_starts(
 ) -> Fits | None:
     """A round: 8, 16, 32, ... starts, with fast and slow damping in turns; None if the budget is spent.
 
-    The starts are those of the seed, the number of parameters, and the round.
+    The starts depend only on the seed, the number of parameters, and the round.
     """
     size = spent.left(min(_FIRST_ROUND << number, _LARGEST_ROUND))
     if size <= 0:
@@ -179,8 +179,8 @@ def many_first(
     Args:
         template: the model; its parameters do not matter.
         data: what to fit.
-        sets: how many sets, an even number, and how many starts of each.
-        seed: of the starts.
+        sets: the number of sets, which is even, and the number of starts of each.
+        seed: the seed of the starts.
         tol: see :func:`levenberg_marquardt`.
     """
     count, size = sets
@@ -211,16 +211,17 @@ def many_first(
 
 
 def polished(template: nn.Module, data: Data, fits: Fits, *, near: float = NEAR) -> Fits:
-    """The best few of the fits, worked on until rounding stops them; the best first.
+    """The best few of the fits, iterated until rounding stops them; the best first.
 
-    Those whose relative error is not below `near` are left as they are.
+    Only fits with a relative error below `near` are iterated and returned. If there are none, the best fits
+    are returned unchanged.
     """
     best = _best_first(fits)[:_CANDIDATES]
     hopeful = best[fits.relative[best] < near]
     if not len(hopeful):
         return _chosen(fits, best)
     theta = fits.theta[hopeful]
-    better = levenberg_marquardt(template, theta, data.x, data.y, damping=_PATIENT, tol=_POLISHED)
+    better = levenberg_marquardt(template, theta, data.x, data.y, damping=_SLOW, tol=_POLISHED)
     return _chosen(better, _best_first(better))
 
 
@@ -247,17 +248,17 @@ def first_fit(
     seed: int = 0,
     report: Report | None = None,
 ) -> tuple[Fits, Spent]:
-    """Start a model again and again until it fits the data.
+    """Fit a model from random starts until it fits the data.
 
     Args:
         template: the model; its parameters do not matter.
         data: what to fit.
-        budget: starts or seconds at most.
-        seed: of the starts.
-        report: told how far it is.
+        budget: the largest number of starts or seconds.
+        seed: the seed of the starts.
+        report: called after every round.
 
     Returns:
-        The polished fits of the round that came closest, best first, and what was spent.
+        The polished fits of the round that came closest, best first, and the part of the budget spent.
     """
     spent, number = Spent(Budget.of(budget), report), 0
     best: Fits | None = None
@@ -269,5 +270,5 @@ def first_fit(
         if best is None or float(found.relative[0]) < float(best.relative[0]):
             best = found
         number += 1
-    assert best is not None  # a budget has room for a start
+    assert best is not None  # a budget allows at least one start
     return best, spent

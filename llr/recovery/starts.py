@@ -1,4 +1,4 @@
-"""Where training starts."""
+"""Random starts of training."""
 
 from __future__ import annotations
 
@@ -35,27 +35,27 @@ def initial(
     dtype: torch.dtype = torch.float64,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Random parameters of many members.
+    """Random parameters for many members.
 
     A small `scale` (1e-3 to 1e-10) is the small initialisation under which neurons condense.
 
     Args:
         model: the template.
-        count: S, how many.
+        count: S, the number of members.
         kind: "normal", all parameters from N(0, scale^2); "fan-in", those of each layer of an MLP from
             N(0, scale^2 / number of its inputs); "torch", as ``nn.Linear`` draws them (uniform up to one
             over the root of the number of inputs), times scale.
-        scale: positive.
-        generator: of the random numbers, on the CPU; default: torch's.
+        scale: a positive number.
+        generator: the generator of the random numbers, on the CPU; default: that of torch.
         dtype: float64 or float32; numbers are drawn in float64.
-        device: of the result.
+        device: the device of the result.
 
     Returns:
         (S, P), columns as in :func:`llr.layout`.
 
     Raises:
         ValueError: an unknown kind, a scale or count that is not positive, a model without trainable
-            parameters, a kind for MLPs and another model.
+            parameters, a kind for MLPs with a model that is none.
 
     Source: Luo, Xu, Ma, Zhang, "Phase diagram for two-layer ReLU neural networks at infinite-width limit",
     J. Mach. Learn. Res. 22 (2021).
@@ -86,7 +86,7 @@ def initial(
 
 
 def _inputs(model: nn.Module, kind: str) -> dict[str, int]:
-    """Of every parameter of an MLP, how many inputs its layer has."""
+    """For every parameter of an MLP, the number of inputs of its layer."""
     try:
         mlp: MLP = read_mlp(model)
     except NotAnMLP as departure:

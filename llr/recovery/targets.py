@@ -1,4 +1,4 @@
-"""Targets: the functions that recovery is tried on, and samples of them."""
+"""Targets: functions for experiments on recovery, and samples of them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Kind = Literal["generic", "separated", "linear-like", "given"]
 RECOVERED = 1e-8
 """A function is recovered if its squared error on fresh points, relative to its mean square, is below it."""
 
-_FRESH = 1000  # points
-_FRESH_SEED = 2**62  # of inputs that no sample has
+_FRESH = 1000  # fresh points
+_FRESH_SEED = 2**62  # the seed of fresh points, which no sample has
 _TRIES = 20_000
-# What "separated" asks for: outgoing and incoming weights of some size, neurons apart from each other.
+# Conditions of "separated" targets: least sizes of weights, and the least distance of neurons.
 _LEAST_OUTGOING, _LEAST_INCOMING, _LEAST_APART = 0.3, 0.5, 0.7
 _NEARLY_LINEAR = 0.1  # the norm of incoming weights
 
@@ -61,8 +61,8 @@ class Target:
         """A model with standard normal parameters.
 
         Args:
-            architecture: its size; its parameters do not matter.
-            seed: of the parameters.
+            architecture: a model of the wanted size; its parameters do not matter.
+            seed: the seed of the parameters.
         """
         model = _copy(architecture)
         _draw(model, torch.Generator().manual_seed(seed))
@@ -71,7 +71,7 @@ class Target:
     @classmethod
     @takes(architecture=a_module, seed=a_seed)
     def separated(cls, architecture: nn.Module, *, seed: int) -> Target:
-        """Well-conditioned neurons: standard normal parameters, drawn until they are far apart.
+        """Well-conditioned neurons: standard normal parameters, drawn until the neurons are far apart.
 
         Every neuron (kernel) has incoming weights of norm above 0.5 and outgoing weights of norm above 0.3,
         and any two have incoming weights more than 0.7 apart, up to sign. Biases are a part of the incoming
@@ -79,11 +79,11 @@ class Target:
 
         Args:
             architecture: a two-layer network or a convolution with shared kernels.
-            seed: of the parameters.
+            seed: the seed of the parameters.
 
         Raises:
-            ValueError: another architecture, or one with so many neurons on so few inputs that random ones
-                are never that far apart.
+            ValueError: another architecture, or one with so many neurons on so few inputs that random
+                neurons are never so far apart.
         """
         model = _copy(architecture)
         generator = torch.Generator().manual_seed(seed)
@@ -99,13 +99,13 @@ class Target:
     @classmethod
     @takes(architecture=a_module, seed=a_seed)
     def linear_like(cls, architecture: nn.Module, *, seed: int) -> Target:
-        """Neurons that see the nearly linear part of their activation: incoming weights of norm 0.1.
+        """Neurons in the nearly linear range of their activation: incoming weights of norm 0.1.
 
         The outgoing weights are ten times as large as those of a generic target.
 
         Args:
             architecture: a two-layer network or a convolution with shared kernels.
-            seed: of the parameters.
+            seed: the seed of the parameters.
 
         Raises:
             ValueError: another architecture.
@@ -121,7 +121,7 @@ class Target:
     @classmethod
     @takes(model=a_module)
     def given(cls, model: nn.Module) -> Target:
-        """The function of a model at the parameters that it has, in float64."""
+        """The function of a model at its own parameters, in float64."""
         return cls(_copy(model), "given")
 
     @property
@@ -150,8 +150,8 @@ class Target:
         """n random inputs and the function's values there, (n, d) and (n, q).
 
         Args:
-            n: how many.
-            seed: of the inputs, and of the noise.
+            n: how many samples.
+            seed: the seed of the inputs, and of the noise.
             noise_std: standard deviation of normal noise on the values.
         """
         x = self.inputs(n, seed=seed)
@@ -170,7 +170,8 @@ class Target:
     def error(self, found: Callable[[Tensor], Tensor]) -> float:
         """The squared error of a model on fresh points, relative to the mean square of the function.
 
-        Below :data:`RECOVERED` it counts as the same function. Of a matrix every entry is looked at.
+        A model with an error below :data:`RECOVERED` counts as the same function. For a matrix, the error is
+        over all entries.
 
         Args:
             found: a model in float64, or any function of (n, d) to (n, q).
@@ -201,7 +202,7 @@ def _d(model: nn.Module) -> int:
 
 
 def _ends(model: nn.Module) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The model's own incoming weights, biases and outgoing weights; a row each, for a neuron or kernel."""
+    """The model's own incoming weights, biases and outgoing weights, with a row for each neuron or kernel."""
     if isinstance(model, Conv1dTwoLayer) and model.shared:
         return model.weight.detach(), None, model.out.detach()
     try:
@@ -222,7 +223,7 @@ def _ends(model: nn.Module) -> tuple[Tensor, Tensor | None, Tensor]:
 
 
 def _neurons(model: nn.Module) -> tuple[Tensor, Tensor]:
-    """Incoming parameters and outgoing weights of the neurons or kernels, a row each."""
+    """Incoming parameters and outgoing weights of the neurons or kernels, with a row for each."""
     weight, bias, outgoing = _ends(model)
     return (weight if bias is None else torch.cat((weight, bias[:, None]), 1)), outgoing
 

@@ -1,4 +1,4 @@
-"""What a search without noise ends with, in sentences."""
+"""The results of a search without noise as sentences."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from llr.recovery.phrases import a, counted
 from llr.recovery.samples import Kind
 
 NEARLY = 1e3
-"""Roundings: a fit this close, with samples to spare, says more than one without."""
+"""In roundings: a fit this close, with more samples than parameters, is reported even if it is rejected."""
 
 
 def kind_in_words(kind: Kind, width: int) -> str:
@@ -26,7 +26,7 @@ def kind_in_words(kind: Kind, width: int) -> str:
 
 
 def assumptions(kind: Kind, width: int, data: Data64) -> tuple[str, ...]:
-    """What "recovered" rests on and no computation shows."""
+    """The assumptions of "recovered" that no computation can check."""
     said = [f"the function is {a(kind_in_words(kind, width))}", data.rounding.words]
     if data.rounding.x is None:
         said.append("the inputs are exact")
@@ -37,14 +37,14 @@ def assumptions(kind: Kind, width: int, data: Data64) -> tuple[str, ...]:
 
 
 def recovered(found: Judgement, data: Data64, kind: Kind, tests: Checked | None) -> str:
-    """One sentence: what is assumed, what follows, and how surprising it is."""
+    """The claim: what is assumed, what follows, how improbable it is otherwise, and what is proved."""
     width = found.fit.form.k
     sentence = (
         f"if the samples are rounded values of {a(kind_in_words(kind, width))} (assumed; "
-        f"{data.rounding.words}), it is this one, to {found.eps:.1e} of its size on {data.domain.name}; "
-        f"otherwise {counted(len(data.x), 'sample')} would agree by a coincidence of about "
-        f"10^-{found.evidence.decades:.0f} (evidence). No other such network that fits lies within "
-        f"{found.isolation.radius:.1e} of its parameters, relatively (proved)"
+        f"{data.rounding.words}), the function is this one, to {found.eps:.1e} of its size on "
+        f"{data.domain.name}; otherwise {counted(len(data.x), 'sample')} would agree by a coincidence of "
+        f"probability about 10^-{found.evidence.decades:.0f} (evidence). No other such network that fits has "
+        f"parameters within {found.isolation.radius:.1e} of these, relatively (proved)"
     )
     return sentence + _test(tests)
 
@@ -59,24 +59,24 @@ def _test(tests: Checked | None) -> str:
 
 
 def rivals(count: int) -> Reason:
-    """Why other networks that fit are in the way."""
+    """The reason that other networks fit as well."""
     text = f"{count} other function{'s' * (count > 1)} of this width found that fit"
     return Reason("rivals", count, 0, text, "more samples")
 
 
 def beyond(tests: Checked) -> Reason:
-    """Why points that were not fitted are."""
+    """The reason that points of the test differ from the network."""
     text = f"{tests.beyond} of {tests.points} {tests.where} differ from it beyond rounding"
     return Reason("test", tests.beyond, 0, text, "those points as samples, or a larger max_width")
 
 
 def narrower(hunt: Hunt, width: int) -> Reason | None:
-    """A narrower network that comes so close that inexact data could be the reason why it does not fit."""
+    """The reason that a narrower network comes close: inexact data may keep it from fitting."""
     close = [fit for j, fit in sorted(hunt.closest.items()) if j < width and fit.ratio <= NEARLY]
     if not close:
         return None
     fit = close[0]
-    text = f"width {fit.form.k} comes within {fit.ratio:.2g} times what rounding leaves"
+    text = f"the residuals of width {fit.form.k} are only {fit.ratio:.2g} times the rounding"
     moved = rounded_inputs(hunt.real, fit.net)
     return Reason(
         "width", fit.ratio, 1.0, text, moved or "y_error= if the targets are stored less exactly"
@@ -84,19 +84,19 @@ def narrower(hunt: Hunt, width: int) -> Reason | None:
 
 
 def ambiguous(found: Judgement, reasons: tuple[Reason, ...], n: int) -> str:
-    """One sentence with every condition that fails."""
+    """The claim of an ambiguous result, with every condition that fails."""
     why = "; ".join(reason.text for reason in reasons)
     fits = f"width {found.fit.form.k} fits {counted(n, 'sample')} to rounding"
     return f"{fits}, but the data do not decide for it: {why}"
 
 
 def advice(reasons: tuple[Reason, ...]) -> str:
-    """What each of them suggests."""
+    """The advice of all reasons."""
     return "; ".join(dict.fromkeys(reason.advice for reason in reasons))
 
 
 def interpolants(found: list[Net], distinct: int, kind: Kind) -> Reason:
-    """Why networks that fit with as many parameters as samples say little."""
+    """The reason that a fit with as many parameters as samples does not decide."""
     width = found[0].width
     most = kind.parameters(width, q=1)
     several = f"{len(found)} different functions" if len(found) > 1 else "one function"
@@ -119,13 +119,13 @@ def _others(several: str, width: int, why: str) -> str:
 
 
 def approximate(hunt: Hunt, net: Net, error: float, roundings: float) -> tuple[str, str]:
-    """Of a fit that is close, but not to rounding: the claim and the advice."""
+    """The claim and the advice for a fit that is close, but not to rounding."""
     data = hunt.real
     off = math.sqrt(error) * data.size
     claim = (
         f"width {net.width} comes within {off:.2g} of the samples (root mean square, {math.sqrt(error):.1e} "
-        f"of their size), {roundings:.2g} times what rounding leaves ({data.rounding.words}): "
-        f"it is not where they come from. {stopped(hunt)}"
+        f"of their size), {roundings:.2g} times the rounding ({data.rounding.words}): "
+        f"the samples are not its values. {stopped(hunt)}"
     )
     spare = data.y.numel() - hunt.kind.parameters(net.width)
     std = off * math.sqrt(data.y.numel() / spare) if spare > 0 else off
@@ -136,12 +136,12 @@ def approximate(hunt: Hunt, net: Net, error: float, roundings: float) -> tuple[s
     hints.append(
         f"noise_std={std:.2g} if the targets are noisy; y_error= if they are stored less exactly"
     )
-    hints.append("a larger max_width or another activation if they are not")
+    hints.append("otherwise a larger max_width or another activation")
     return claim, "; ".join(hints)
 
 
 def rounded_inputs(data: Data64, net: Net) -> str:
-    """Whether rounding of the inputs would explain the residuals."""
+    """Advice if rounding of the inputs would explain the residuals; empty otherwise."""
     if data.rounding.x is not None or data.rounding.inputs is None:
         return ""
     worst = float(data.rounding.inputs.max())
@@ -156,9 +156,9 @@ def rounded_inputs(data: Data64, net: Net) -> str:
 
 
 def not_found(hunt: Hunt, widths: str, closest: Net, error: float) -> tuple[str, str]:
-    """Of a search in which nothing came close."""
+    """The claim and the advice for a search in which no network came close."""
     claim = (
-        f"no network of {widths} fits; {counted(hunt.spent.starts, 'start')} came to a relative error of "
+        f"no network of {widths} fits; {counted(hunt.spent.starts, 'start')} reached a relative error of "
         f"{math.sqrt(error):.1e} (root mean square, width {closest.width}). {stopped(hunt)}"
     )
     hints = ["a larger max_width, another activation, or noise_std= if the targets are noisy"]
@@ -170,20 +170,20 @@ def not_found(hunt: Hunt, widths: str, closest: Net, error: float) -> tuple[str,
 def stopped(hunt: Hunt) -> str:
     """Why the search ended."""
     if hunt.spent.stopped:
-        return "The search was ended from outside"
+        return "The search was interrupted"
     budget = hunt.spent.budget
     if budget.starts is not None and hunt.spent.starts >= budget.starts:
         return f"The budget of {counted(budget.starts, 'start')} is spent"
     if hunt.spent.left(1) <= 0:
         return f"The budget of {budget.seconds:g} seconds is spent"
     why = (
-        "ReLU networks that fit need not be the function"
+        "ReLU networks that fit may differ from the function"
         if not hunt.kind.analytic
-        else "so few samples do not determine any width"
+        else "there are too few samples to determine a network of any width"
     )
-    return f"Every width had its {LEAST_ROUNDS} rounds of starts; {why}, so that no more are made"
+    return f"Every width had {LEAST_ROUNDS} rounds of starts; {why}, so that no more are made"
 
 
 def where(domain: Domain, sampled: bool) -> str:
-    """How fresh points are drawn."""
+    """A text that says how fresh points are drawn."""
     return "fresh points of the sampler" if sampled else f"fresh points, uniform on {domain.name}"

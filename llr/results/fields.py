@@ -181,7 +181,7 @@ def check_names(
         )
 
 
-def untold(value: Tensor, listed: torch.dtype | None) -> dict[str, Any] | None:
+def undetermined(value: Tensor, listed: torch.dtype | None) -> dict[str, Any] | None:
     """The entry of "tensors" for a tensor; None if the nested list of its numbers determines it.
 
     Args:
@@ -191,10 +191,10 @@ def untold(value: Tensor, listed: torch.dtype | None) -> dict[str, Any] | None:
     looks = listed or _looks_like(value)
     if value.dtype == looks and value.dim() and (value.numel() or value.dim() == 1):
         return None
-    return told(value)
+    return dtype_and_shape(value)
 
 
-def told(value: Tensor) -> dict[str, Any]:
+def dtype_and_shape(value: Tensor) -> dict[str, Any]:
     """The entry of "tensors" for a tensor: its dtype and shape."""
     return {"dtype": NAMES[value.dtype], "shape": list(value.shape)}
 
@@ -214,7 +214,7 @@ def _tensor(value: Any, extra: Any, where: str) -> Tensor:
     if isinstance(extra, torch.dtype):
         dtype = extra
     elif extra is not None:
-        shape, dtype = _read_told(extra, shape, len(flat), where)
+        shape, dtype = _read_extra(extra, shape, len(flat), where)
     elif not floating:
         dtype = torch.bool if isinstance(flat[0], bool) else torch.int64
     kinds = {type(v) for v in flat}
@@ -231,7 +231,7 @@ def _tensor(value: Any, extra: Any, where: str) -> Tensor:
         raise ValueError(f"{where} has entries that {NAMES[dtype]} cannot hold") from error
 
 
-def _read_told(
+def _read_extra(
     extra: Any, shape: tuple[int, ...], count: int, where: str
 ) -> tuple[tuple[int, ...], torch.dtype]:
     if not isinstance(extra, dict) or set(extra) != {"dtype", "shape"}:

@@ -1,9 +1,9 @@
 """Progress of long computations: a line on a terminal or in a notebook, removed when the computation ends.
 
 :func:`following` is put around a public function. In the first two seconds it draws nothing, starts no thread
-and imports nothing, so that fast calls stay fast. Nothing is ever drawn if standard error is not a terminal
-and the process is not a notebook. Inside a followed function, code at any depth reports the state of a loop
-by :func:`step`. Only one function at a time draws: functions that it calls report to its line.
+and imports nothing, so that fast calls stay fast. Outside of notebooks, nothing is ever drawn if standard
+error is not a terminal. Inside a followed function, code at any depth reports the state of a loop by
+:func:`step`. Only one function at a time draws: functions that it calls report to its line.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class following:  # noqa: N801 - called like a function, and a generator takes m
         if progress is False:
             sink = nothing
         elif callable(progress) and self._tell:
-            sink = _told(progress)
+            sink = _passing_to(progress)
         elif outer is not None:
             sink = outer
         elif callable(progress):
@@ -138,7 +138,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _told(progress: Callable[..., Any]) -> Sink:
+def _passing_to(progress: Callable[..., Any]) -> Sink:
     def sink(text: str, done: int | None, total: int | None) -> None:  # noqa: ARG001
         progress(done, total)
 

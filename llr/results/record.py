@@ -98,14 +98,14 @@ class Record(Shown):
             value = getattr(self, name)
             if isinstance(value, Tensor):
                 if name in self._long and not spectrum:
-                    tensors[name] = fields.told(self._emptied(name))
+                    tensors[name] = fields.dtype_and_shape(self._emptied(name))
                     continue
-                tensors[name] = fields.untold(value, self._dtype_of(name))
+                tensors[name] = fields.undetermined(value, self._dtype_of(name))
             content[self._keys.get(name, name)] = self._written(name, found[name], spectrum)
         for name in self._also:
             content[name] = fields.plain(getattr(self, name), found.get(name, Any), spectrum)
-        told = {name: extra for name, extra in tensors.items() if extra is not None}
-        return {**content, "tensors": told} if told else content
+        extras = {name: extra for name, extra in tensors.items() if extra is not None}
+        return {**content, "tensors": extras} if extras else content
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
@@ -119,19 +119,19 @@ class Record(Shown):
         if not isinstance(content, Mapping):
             raise ValueError(f"{me} is {shown(content)}; expected its fields by name")
         keys = {name: cls._keys.get(name, name) for name in cls.stored()}
-        told = content.get("tensors", {})
-        if not isinstance(told, Mapping):
-            raise ValueError(f"{me}: tensors is {shown(told)}; expected fields by name")
-        left_out = {n for n in cls._long if keys[n] not in content and n in told}
+        extras = content.get("tensors", {})
+        if not isinstance(extras, Mapping):
+            raise ValueError(f"{me}: tensors is {shown(extras)}; expected fields by name")
+        left_out = {n for n in cls._long if keys[n] not in content and n in extras}
         needed = [key for name, key in keys.items() if name not in left_out]
         fields.check_names(content, needed, [*keys.values(), *cls._also, "tensors"], me)
-        fields.check_names(told, [], list(keys), f"tensors of {me}")
+        fields.check_names(extras, [], list(keys), f"tensors of {me}")
         found = fields.hints(cls)
         values = {}
         for name, key in keys.items():
             where = f"{key!r} of {me}"
             if name in left_out:
-                values[name] = fields.restored([], Tensor, where, told[name])
+                values[name] = fields.restored([], Tensor, where, extras[name])
             else:
                 values[name] = cls._read(name, found[name], content, where)
         try:

@@ -269,7 +269,7 @@ def test_the_whole_run_on_a_gpu(modules, monkeypatch, tmp_path, capsys):
         reached = case["bytes"] / case["median"]["op graph"] / copy
         assert case["of copy"] == pytest.approx(reached)
         quick = (jacobian.CASES | jacobian.GPU_CASES)[key].quick
-        work = jacobian.reckoned(quick.widths, quick.n, quick.points, 4, known, copy)
+        work = jacobian.modelled(quick.widths, quick.n, quick.points, 4, known, copy)
         assert case["expected"]["of copy"] == pytest.approx(work.limits["memory"] / work.seconds)
         assert case["gpu"]["clock_mhz"] == 1755
     text = capsys.readouterr().out

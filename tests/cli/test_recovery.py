@@ -53,7 +53,7 @@ class TestRecover:
         )
         assert result.stderr == "interrupted\n"
         assert result.stdout.startswith("not_found")
-        assert "ended from outside" in result.stdout
+        assert "was interrupted" in result.stdout
         assert "a larger budget" not in result.stdout
         written = json.loads(Path("r.json").read_text())
         assert 0 < written["starts"] < 10**9
@@ -87,7 +87,7 @@ class TestProgress:
         assert found.starts == told[-1]
         assert len(told) == 3
         assert found.status == "not_found"
-        assert "The search was ended from outside" in found.claim
+        assert "The search was interrupted" in found.claim
 
     @pytest.mark.parametrize("noise_std", [None, 0.1])
     def test_no_time_is_one_round(self, noise_std: float | None) -> None:

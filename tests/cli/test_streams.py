@@ -150,7 +150,10 @@ class TestWords:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (("--noise-std", "0.1", "--y-error", "0.1"), "--noise-std goes with neither --y-error"),
+            (
+                ("--noise-std", "0.1", "--y-error", "0.1"),
+                "--noise-std cannot be combined with --y-error",
+            ),
             (("--y-error", "abc"), "--y-error is 'abc'"),
             (("--seed", "-5"), "--seed is -5"),
         ],

@@ -117,7 +117,7 @@ class TestRun:
         [
             (("absent.toml",), "spec absent.toml: cannot be read"),
             (("spec.toml", "--runner", "nowhere:f"), "there is no module 'nowhere'"),
-            (("spec.toml", "--out", "spec.toml"), "spec.toml is not an SQLite file; it was left"),
+            (("spec.toml", "--out", "spec.toml"), "spec.toml is not an SQLite file; it was not"),
             (("spec.toml", "--lease", 0), "lease is 0.0; expected 0.1 to 3600 seconds"),
         ],
     )

@@ -118,7 +118,7 @@ class TestTheory:
         assert "ending in .png" in refusal("theory", "linear", "3-2", "--plot", "t.gif")
         assert "needs [1, 3, 2, 1]" in refusal("theory", "mlp", "1-2-2-1", "--target", "1-3-2-1")
         draw = ("--target", "1-2-2-1", "--plot", "t.png")
-        assert "leave --target away" in refusal("theory", "mlp", "1-3-3-1", *draw)
+        assert "omit --target" in refusal("theory", "mlp", "1-3-3-1", *draw)
         unknown = run("theory", "model", "mlp:2-2-1", "--params", "*", code=2).stderr
         assert "No such option" in unknown
         run("theory", "two-layer", "--d", 0, "--k", 1, code=2)

@@ -41,16 +41,16 @@ def test_the_version_is_written_in_one_place() -> None:
 
 def test_what_repeats_the_version_agrees() -> None:
     assert str(CITATION["version"]) == llr.__version__
-    start = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
-    assert re.findall(r"^  version = \{(.*)\},$", start, flags=re.MULTILINE) == [llr.__version__]
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.findall(r"^  version = \{(.*)\},$", readme, flags=re.MULTILINE) == [llr.__version__]
 
 
 def test_the_citation_is_of_this_package() -> None:
     project = PYPROJECT["project"]
     assert CITATION["license"] == project["license"]
     assert [a["name"] for a in CITATION["authors"]] == [a["name"] for a in project["authors"]]
-    start = (ROOT / "docs" / "start.md").read_text(encoding="utf-8")
-    assert f"title = {{{CITATION['title']}}}" in start
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"title = {{{CITATION['title']}}}" in readme
 
 
 def test_every_paper_of_the_theory_is_cited() -> None:

@@ -96,3 +96,17 @@ def test_pages_whose_names_differ_in_case_alone_have_files_of_their_own() -> Non
     files = Counter(names.get(name, name).lower() for name in own)
     assert [file for file, times in files.items() if times > 1] == []
     assert set(names) <= own
+
+
+def test_a_property_s_first_line_has_no_colon() -> None:
+    """Sphinx would take what is in front of the colon for the property's type."""
+    found = []
+    for name in listed():
+        module, _, last = name.rpartition(".")
+        cls = getattr(importlib.import_module(module), last, None)
+        if inspect.isclass(cls):
+            for attribute, value in inspect.getmembers(cls, lambda v: isinstance(v, property)):
+                first = (inspect.getdoc(value) or "").partition("\n")[0]
+                if re.search(r":(\s|$)", re.sub(r":\w+:`[^`]*`|`[^`]*`", "", first)):
+                    found.append(f"{name}.{attribute}")
+    assert found == []

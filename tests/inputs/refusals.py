@@ -18,7 +18,7 @@ def complaint(error: BaseException, also: tuple[type[Exception], ...] = ()) -> s
     `also` are exceptions that this function documents beside the usual ones.
     """
     if not isinstance(error, (*OURS, *also)):
-        return f"{type(error).__name__} is no refusal"
+        return f"{type(error).__name__} is not a refusal"
     trace = error.__traceback__
     assert trace is not None
     while trace.tb_next is not None:
@@ -28,8 +28,8 @@ def complaint(error: BaseException, also: tuple[type[Exception], ...] = ()) -> s
         return f"it comes from {code.co_filename}:{trace.tb_lineno}"
     raised = code.co_code[trace.tb_lasti] in _RAISES
     if not raised and not (isinstance(error, TypeError) and "argument" in str(error)):
-        return f"nobody raised it at {code.co_filename}:{trace.tb_lineno}"
+        return f"it was not raised on purpose, at {code.co_filename}:{trace.tb_lineno}"
     text = str(error)
     if "\n" in text or len(text) > 900 or "Facebook" in text or "stateless" in text:
-        return "its message is not one line of ours"
+        return "its message is not one line by llr"
     return None

@@ -405,10 +405,10 @@ def test_memory_stays_far_below_the_jacobian(case):
         warnings.simplefilter("ignore")
         J = llr.jacobian(model, x)
     K = J.flatten(0, 1) @ J.flatten(0, 1).T
-    room = J.nbytes // 12
+    budget = J.nbytes // 12
     largest = Largest()
     layers = read_layers(problem_of(model, x), J.shape[1])
     with largest, torch.no_grad():
-        parts = list(stream(layers, room))
-    assert largest.nbytes <= 4 * room < J.nbytes
+        parts = list(stream(layers, budget))
+    assert largest.nbytes <= 4 * budget < J.nbytes
     assert_matches(gram_of(parts), K)

@@ -48,7 +48,10 @@ def test_the_architecture_names_every_file_and_no_other():
         for name in (first, *others):
             found = {*ROOT.glob(name), *folder.glob(name)}
             assert found, f"{name} is not there"
+            assert not found & named, f"{name} is in two rows"
             named |= found
     files = [*(ROOT / "llr").rglob("*.py"), *(ROOT / "csrc").rglob("*.*")]
     missing = [f for f in files if f.name != "__init__.py" and not named & {f, *f.parents}]
     assert not missing
+    questions = re.findall(r"^\| ([^|]*\?) \| ", page, flags=re.MULTILINE)
+    assert len(questions) == len(set(questions)) > 20

@@ -114,8 +114,8 @@ class TestSampleSizes:
         assert json.loads(json.dumps(few.to_dict(), allow_nan=False))["proved"] is True
 
     def test_observed_entries(self) -> None:
-        # A matrix of rank 1: dim T = m + n - 1, and a set of entries has the guarantee iff the rows and
-        # columns it meets form a connected graph that spans all.
+        # A matrix of rank 1: dim T = m + n - 1, and a set of entries has the guarantee iff it
+        # connects all rows and columns in one graph.
         g = torch.Generator().manual_seed(0)
         model = Entries(*(torch.randn(*s, generator=g, dtype=F64) for s in ((3, 1), (1, 4))))
         pairs = torch.cartesian_prod(torch.arange(3), torch.arange(4))

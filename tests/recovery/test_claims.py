@@ -73,7 +73,7 @@ class TestWhatIsSaid:
         x, y = target.sample(30, seed=1, noise_std=1e-9)
         found = recover(x, y, max_width=2, bias=False, budget=500)
         assert (found.status, bool(found), found.width) == ("approximate", False, 2)
-        assert "it is not where they come from" in found.claim
+        assert "the samples are not its values" in found.claim
         assert "The budget of 500 starts is spent" in found.claim
         assert found.fits[2].roundings > 100
         suggested = float(found.advice.split("noise_std=")[1].split()[0])
@@ -90,7 +90,7 @@ class TestWhatIsSaid:
         relu = recover(x, y, max_width=2, activation="relu", budget=100_000)
         assert relu.status == "not_found"
         assert relu.starts == 240
-        assert "had its 4 rounds of starts" in relu.claim
+        assert "had 4 rounds of starts" in relu.claim
         assert "larger budget" not in relu.advice
         spent = recover(x, y, max_width=1, budget=50)
         assert "larger budget" in spent.advice
@@ -102,7 +102,7 @@ class TestWhatIsSaid:
         x, y = (x * 1e6).round() / 1e6, (y * 1e6).round() / 1e6
         found = recover(x, y, max_width=4, noise_std=3e-7, budget=2000)
         assert (found.status, found.width) == ("accepted", 4)
-        assert "since width 2 leaves residuals of only" in found.advice
+        assert "since width 2 has residuals of only" in found.advice
         assert "4 is the widest network that was tried" in found.advice
         assert str(found).count("chi-squared") == 5
         assert "certified" not in str(found)
@@ -169,7 +169,7 @@ class TestShortNumbers:
         assert "x_error=5e-07" in exact.advice
         told = recover(rounded, y, max_width=2, x_error=5e-7)
         assert (told.status, told.width) == ("recovered", 2)
-        assert any("every x by at most 5e-07" in said for said in told.assumed)
+        assert any("every x of at most 5e-07" in said for said in told.assumed)
 
     def test_errors_that_are_told(self) -> None:
         target = Target.separated(TwoLayer(2, 2, bias=False), seed=0)
@@ -282,8 +282,11 @@ class TestOptions:
             ({"domain": (torch.zeros(3), 1.0)}, r"domain has a bound of shape \(3,\)"),
             ({"max_frequency": 3.0}, "for the activation 'sin', not for 'tanh'"),
             ({"max_frequency": 0.0, "activation": "sin"}, "max_frequency is 0.0"),
-            ({"sampler": lambda m: torch.zeros(m, 2)}, "draws points to ask a callable y at"),
-            ({"noise_std": 0.1, "y_error": 0.1}, "noise_std= goes with neither"),
+            (
+                {"sampler": lambda m: torch.zeros(m, 2)},
+                "draws points at which a callable y is evaluated",
+            ),
+            ({"noise_std": 0.1, "y_error": 0.1}, "noise_std= cannot be combined with"),
             ({"held_out": (torch.zeros(4, 3), torch.zeros(4))}, "held_out has shapes"),
         ],
     )

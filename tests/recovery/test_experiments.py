@@ -270,7 +270,7 @@ class TestCommands:
     @pytest.mark.usefixtures("table")
     def test_reproduce(self) -> None:
         out = run("reproduce", "linear", "--quick", "--svg", "--out", "here")
-        assert "expected for the full grid  6, one more than of a linear function" in out.stdout
+        assert "expected for the full grid  6, one more than for a linear function" in out.stdout
         assert "4 of 4 cells done, 0 failed" in out.stdout
         assert sorted(p.name for p in Path("here").iterdir()) == [
             "linear-quick.csv",

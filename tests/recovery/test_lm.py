@@ -429,7 +429,7 @@ def test_memory():
     with llr.set_memory_budget(8 * one - 1):
         there = levenberg_marquardt(model, theta, x[0], y[0], damping=Damping(iterations=5))
     assert here.method == "native"
-    assert there.method.startswith("torch: 8 starts side by side take ")
+    assert there.method.startswith("torch: 8 simultaneous starts take ")
     agree(here, there)
     with llr.set_memory_budget(one - 1), pytest.raises(ValueError, match="of one start take 7"):
         levenberg_marquardt(model, theta, x[0], y[0])

@@ -141,7 +141,7 @@ class TestWhatIsNotRecovered:
         found = found_again(target, 30, 0, max_width=2, bias=False, budget=300)
         assert (found.status, found.width, found.size) == ("not_found", 2, None)
         assert found.starts == 300
-        assert "300 starts came to a relative error of" in found.claim
+        assert "300 starts reached a relative error of" in found.claim
         assert "The budget of 300 starts is spent" in found.claim
         assert "a larger budget" in found.advice
         assert not found
@@ -153,7 +153,7 @@ class TestWhatIsNotRecovered:
         assert lines[2].startswith(
             f"  width 2: relative error {off:.1e} (root mean square), Jacobian of"
         )
-        assert "optimistic sample size O unknown (it does not fit); 30 samples" in lines[2]
+        assert "optimistic sample size O unknown (the network does not fit); 30 samples" in lines[2]
         assert f"  width 2: relative error {off:.1e}, " in lines[4]
 
     def test_another_function(self) -> None:
@@ -245,7 +245,7 @@ class TestNoise:
     def test_too_small_a_noise_is_noticed(self) -> None:
         found = self.of(1, std=0.1, told=0.001)
         assert found.status == "not_found"
-        assert "larger than noise of 0.001 leaves" in found.claim
+        assert "larger than noise of 0.001 explains" in found.claim
 
     def test_repeated_inputs_may_differ(self) -> None:
         target = Target.separated(TwoLayer(1, 1), seed=1)

@@ -73,7 +73,7 @@ class TestTables:
             ((2, 3, True, False, 3), 18, 15),
         ],
     )
-    def test_different_neurons(
+    def test_upper_bounds_neurons(
         self, act: str, setting: tuple[int, int, bool, bool, int], expected: int, relu: int
     ) -> None:
         # For any width, k neurons have the same rank as in a network of width k.

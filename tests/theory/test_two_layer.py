@@ -232,7 +232,7 @@ class TestRandomParameters:
 
 class TestSine:
     def test_exact_and_numerical_ranks_agree(self) -> None:
-        # Phases in arithmetic progression: sums of phases coincide, so that terms of minors meet.
+        # Phases in arithmetic progression: sums of phases coincide, so that terms of minors combine.
         chance = random.Random(0)
         full = 0
         for _ in range(count := random_cases(40)):

@@ -25,7 +25,7 @@
 
 namespace llr {
 
-// Thrown by interruption_point() to leave the loops; call_interruptibly() turns it into Python's exception.
+// Thrown by interruption_point() to leave the loops; Call::raise() replaces it by Python's exception.
 struct Stopped {};
 
 // A call of an operator. It lives on the stack of the calling thread, and is the current call of that thread

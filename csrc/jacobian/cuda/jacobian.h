@@ -70,7 +70,7 @@ struct Net {
   int inputs_at[most_layers], slopes_at[most_layers], deltas_at[most_layers];  // among the signals
   int weight_numbers, signal_numbers;
   int group;   // samples at once
-  int groups;  // of them, for each block
+  int groups;  // groups of samples for each block
 };
 
 // Whether one block can compute the net: `widths` has layers + 1 entries.

@@ -246,7 +246,7 @@ class ErrorSignals {
     return rounded_up * std::sqrt(squares + static_cast<double>(count) * least);
   }
 
-  // A sum of zeros is exactly zero and has no error, so ReLU's kink causes none either.
+  // A sum of zeros is exactly zero: it has no error, and is on the right side of ReLU's kink.
   void spare_zeros(const Block& block, int l, int64_t first, int64_t width, const double* z, double* e,
                    const double* a, const double* ea) const {
     const int64_t in = layout_.in(l);

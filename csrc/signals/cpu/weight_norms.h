@@ -11,10 +11,11 @@
 
 namespace llr {
 
-// sum_j |W_ij| v_j <= row[i] * norm(column_unit * v) for v >= 0, and sum_i |W_ij| w_i <= column[j] *
-// norm(row_unit * w): the Cauchy-Schwarz inequality. If the columns (rows) of W differ much in size,
-// column_unit (row_unit) holds their norms, so that the scale of the neurons does not matter. Otherwise it is
-// 1. All within a factor of 1.01.
+// By the Cauchy-Schwarz inequality, for v, w >= 0:
+//   sum_j |W_ij| v_j <= row[i] * norm(column_unit * v),
+//   sum_i |W_ij| w_i <= column[j] * norm(row_unit * w).
+// If the columns (rows) of W differ much in size, column_unit (row_unit) holds their norms, up to a common
+// factor, so that the scale of the neurons does not matter. Otherwise it is 1. All within a factor of 1.01.
 struct WeightNorms {
   std::vector<double> row, column, row_unit, column_unit;
 };

@@ -47,7 +47,8 @@ constexpr int64_t qr_at_once = 64;  // blocks of rows, in torch
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// The number of rows after pieces of `rows` rows have been replaced by their R until only one piece is left.
+// How many rows are left of `rows` rows after pieces of them have been replaced by their R until only one piece
+// is left.
 int64_t shortest_rows(int64_t rows, int64_t columns) {
   while (rows > piece_rows(columns)) rows = ceil_div(rows, piece_rows(columns)) * columns;
   return rows;

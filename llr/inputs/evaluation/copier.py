@@ -1,4 +1,4 @@
-"""How the attributes of a module are copied: containers, functions, objects, references to modules."""
+"""Copies the attributes of a module: containers, functions, objects, references to modules."""
 
 from __future__ import annotations
 

@@ -191,7 +191,7 @@ def _in_balls(
         if upper_from == "theory" and best.rank > goal:
             raise RuntimeError(
                 f"the rank is at least {best.rank}, which is certain, but the closed form says at most "
-                f"{goal}: this is a mistake in llr, please report it with the model; params='*' does without"
+                f"{goal}: this is a mistake in llr, please report it with the model; params='*' avoids it"
             )
         report(bits, best.rank, goal)
         if best.rank >= goal:

@@ -127,7 +127,7 @@ def verify(
     if reason:
         return Verdict(False, reason)
     above = (
-        "believed as the caller gave it, and not disproved"
+        "trusted as the caller gave it, and not disproved"
         if certificate.upper_from == "caller"
         else "checked"
     )

@@ -96,7 +96,7 @@ class Cell:
 
     @property
     def json(self) -> str:
-        """The coordinates as canonical JSON: names sorted, no spaces, numbers in their shortest form."""
+        """The coordinates as canonical JSON, with sorted names, no spaces and the shortest numbers."""
         return json.dumps(dict(self.values), separators=(",", ":"), allow_nan=False)
 
     @property

@@ -1,4 +1,4 @@
-"""Training experiments: many seeds, targets and sample sizes at once, and what their neurons do."""
+"""Training experiments: many seeds, targets and sample sizes at once, and the behaviour of the neurons."""
 
 from llr.recovery.starts import initial as initial
 from llr.recovery.train.condensation import Condensation as Condensation

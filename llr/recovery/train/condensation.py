@@ -1,4 +1,4 @@
-"""Condensation: do the neurons of a layer point in few directions, and in how many?"""
+"""Condensation: the number of directions in which the neurons of a layer point."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ from llr.models import TwoLayer
 from llr.results import Record
 from llr.results.html import Table
 
-# s(-z) = -s(z): such neurons are the same in both directions, up to the sign of what goes out.
+# s(-z) = -s(z): opposite directions give the same neuron, up to the sign of its outgoing weights.
 _ODD = frozenset({"identity", "tanh", "erf", "sin"})
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Condensation(Record):
-    """Directions of the m neurons of a layer, and how they cluster; for every parameter point in the batch.
+    """Directions of the m neurons of a layer, and their clusters; for every parameter point in the batch.
 
-    A neuron's direction is that of its incoming parameters (w, b), up to sign where the activation is odd.
-    Its mass is the norm of (w, b) times the norm of its outgoing weights: the size of its contribution, where
-    the activation is homogeneous or the neuron small.
+    A neuron's direction is that of its incoming parameters (w, b), up to sign if the activation is odd. Its
+    mass is the norm of (w, b) times the norm of its outgoing weights. If the activation is homogeneous or the
+    neuron small, this is the size of its contribution.
 
     Attributes:
-        directions: (..., m, d) unit vectors, d inputs and the bias if there is one; oriented like the
-            heaviest of the cluster where the activation is odd. Zero for a neuron without incoming
-            parameters.
-        norms: (..., m) of (w, b).
-        masses: (..., m).
-        labels: (..., m) int64: the cluster of each neuron; cluster 0 was built around the heaviest neuron,
-            and so on, each around the heaviest neuron that the ones before had left.
-        shares: (..., m): the part of all mass in cluster 0, 1, ...; they add to 1, or to 0 without any mass.
+        directions: (..., m, d) unit vectors, d inputs and the bias if there is one; if the activation is odd,
+            oriented like the heaviest neuron of the cluster. Zero for a neuron without incoming parameters.
+        norms: (..., m) norms of (w, b).
+        masses: (..., m) masses.
+        labels: (..., m) int64: the cluster of each neuron. Cluster 0 is built around the heaviest neuron, and
+            each further one around the heaviest neuron that has no cluster yet.
+        shares: (..., m): the share of cluster 0, 1, ... in the mass of all; the sum is 1, or 0 without mass.
         effective: (...) int64: the effective neuron count, which is the number of clusters that have at least
             `share` of the mass.
         participation: (...): one over the sum of squared shares; k for k clusters of equal mass.
-        direction_spread: (...): how far directions are from being one, by mass: 0 for one direction, near 1
-            for many. One minus the largest eigenvalue of the mean of u u' for odd activations, one minus the
-            squared length of the mean of u for others.
-        norm_spread: (..., m): in each cluster, the standard deviation of the norms over their mean, by mass.
+        direction_spread: (...): the spread of directions u, weighted by mass: 0 for one direction, near 1 for
+            many. It is 1 minus the largest eigenvalue of the mean of u u' for odd activations, and 1 minus
+            the squared length of the mean of u for other activations.
+        norm_spread: (..., m): for each cluster, the standard deviation of the norms divided by their mean,
+            weighted by mass.
     """
 
     directions: Tensor
@@ -111,23 +111,23 @@ def condensation(
     angle: float = 0.1,
     share: float = 0.01,
 ) -> Condensation:
-    """How the neurons of a hidden layer have condensed.
+    """Measure how far the neurons of a hidden layer have condensed.
 
     Args:
-        model: an MLP: `TwoLayer`, :func:`llr.models.mlp` or anything that :func:`llr.jacobian` recognises as
-            one.
+        model: an MLP: `TwoLayer`, :func:`llr.models.mlp` or any module that :func:`llr.jacobian` recognises
+            as an MLP.
         theta: (..., P) parameter points, such as those of a `Training` or its history; default: the model's
             own.
         layer: which hidden layer, from 0 on.
-        angle: neurons within this angle (radians) of the heaviest one of a cluster belong to it.
-        share: clusters with less than this part of the mass do not count as effective neurons.
+        angle: neurons within this angle (radians) of the heaviest neuron of a cluster belong to the cluster.
+        share: clusters with less than this share of the mass do not count as effective neurons.
 
     Returns:
         A `Condensation`.
 
     Raises:
-        ValueError: no MLP, a layer that is not there, parameters of another shape or not finite, an angle
-            that is not in (0, pi/2], a share not in [0, 1).
+        ValueError: a model that is no MLP, a layer that does not exist, parameters of another shape or not
+            finite, an angle not in (0, pi/2], a share not in [0, 1).
 
     Source: Luo et al., "Phase diagram for two-layer ReLU neural networks at infinite-width limit" (2021);
     Zhou et al., "Towards understanding the condensation of neural networks at initial training" (2022).
@@ -181,26 +181,26 @@ def merge(
     share: float = 0.0,
     width: int | None = None,
 ) -> TwoLayer:
-    """A narrower two-layer network in which parallel neurons are one: a start for fitting the rest.
+    """Merge parallel neurons of a two-layer network; the narrower network is a start for further fitting.
 
-    The neurons of a cluster become one with the sum of their outgoing weights (each with its sign) and the
-    mean of their incoming parameters, weighted by the outgoing ones. Equal neurons, up to sign where the
-    activation is odd, are merged exactly; otherwise the function changes, to first order in w x + b not at
-    all if the outgoing weights of a cluster have one direction.
+    The neurons of a cluster become one neuron with the sum of their outgoing weights (each with its sign) and
+    the mean of their incoming parameters, weighted by the outgoing ones. Equal neurons, up to sign if the
+    activation is odd, are merged exactly. Otherwise the function changes; if the outgoing weights of each
+    cluster have one direction, it does not change to first order in w x + b.
 
     Args:
         model: a two-layer network, as for :func:`condensation`.
         theta: (P,) parameters; default: the model's own.
         angle: which neurons are parallel, as for :func:`condensation`.
-        share: clusters with less than this part of the mass are left out, those without any in any case.
+        share: clusters with less than this share of the mass are left out, as are clusters without mass.
         width: keep at most so many clusters, the heaviest ones.
 
     Returns:
-        A `TwoLayer`, neurons by decreasing mass of their clusters.
+        A `TwoLayer`, with its neurons ordered by decreasing mass of their clusters.
 
     Raises:
-        ValueError: what :func:`condensation` refuses, a network with more hidden layers, several parameter
-            points, all neurons without mass, a width that is not positive.
+        ValueError: arguments that :func:`condensation` refuses, a network with more hidden layers, several
+            parameter points, all neurons without mass, a width that is not positive.
 
     Example:
         >>> import torch
@@ -248,22 +248,24 @@ def tangent_rank(
 ) -> RankResult:
     """The rank of the Jacobian on samples, at many parameter points, such as those of a trajectory.
 
-    Near condensed parameters singular values fall in two groups, with a gap that closes as neurons part;
-    `rtol` between them tells what the network does with its neurons, the default what it could do.
+    Near condensed parameters the singular values form two groups, with a gap that closes as neurons separate.
+    With an `rtol` between the groups, the rank is that of the condensed network; the default counts the small
+    singular values, too.
 
     Args:
         model: the template.
         theta: (..., P) parameter points, columns as in :func:`llr.layout`.
-        x: (n, ...) samples, as many as the model has parameters or more to see them all.
+        x: (n, ...) samples; take at least as many as the model has parameters, or they may limit the rank.
         rtol: as for :func:`llr.rank`.
 
     Returns:
-        A `RankResult`, batched as `theta`: the singular values above their error are counted, which is exact
-        where they meet the shape; ``ambiguous`` says where not, ``clear`` whether the count does not hang on
-        the error. A network that has condensed has fewer, and floating point cannot tell it from one near it.
+        A `RankResult`, batched like `theta`. It counts the singular values above their error. The count is
+        exact if it equals the smaller size of the matrix; otherwise ``ambiguous`` is true, and ``clear`` says
+        whether the count is independent of the error. A condensed network has a smaller rank, but floating
+        point cannot distinguish it from nearby networks.
 
     Raises:
-        ValueError: parameters of another shape; what :func:`llr.rank` refuses.
+        ValueError: parameters of another shape; arguments that :func:`llr.rank` refuses.
 
     Example:
         >>> import torch
@@ -307,7 +309,7 @@ def _read(model: nn.Module, theta: Tensor | None) -> tuple[MLP, list[tuple[Tenso
         mlp = read_mlp(model)
     except NotAnMLP as departure:
         raise ValueError(
-            f"neurons are those of an MLP, and {type(model).__name__} is none: {departure}"
+            f"expected an MLP, and {type(model).__name__} is none: {departure}"
         ) from None
     if 0 in mlp.widths:
         raise ValueError(f"the model is a {mlp}; expected layers of at least one neuron")
@@ -346,12 +348,12 @@ def _neurons(model: nn.Module, theta: Tensor | None, layer: int) -> tuple[Tensor
 
 
 def _clusters(directions: Tensor, masses: Tensor, angle: float, odd: bool) -> tuple[Tensor, Tensor]:
-    """The cluster of each neuron, and the sign with which it belongs to it; (..., m) both."""
+    """The cluster of each neuron, and its sign relative to the cluster; both (..., m)."""
     shape, m = masses.shape, masses.shape[-1]
     directions, masses = directions.reshape(-1, m, directions.shape[-1]), masses.reshape(-1, m)
     labels = torch.full_like(masses, -1, dtype=torch.int64)
     signs = torch.ones_like(masses)
-    widest = 2 * math.sin(angle / 2)  # the chord; cosines of small angles would not resolve them
+    widest = 2 * math.sin(angle / 2)  # the chord: cosines of small angles round to 1
     rows = torch.arange(len(masses), device=masses.device)
     for cluster in range(m):
         free = labels < 0

@@ -9,17 +9,17 @@ from llr import jacobian
 from llr.inputs.parameters import layout
 from llr.recovery.train.result import Task
 
-_LARGEST_POWER = 1000  # of 2, by which starts are scaled up
-_NUMBERS_AT_ONCE = 1 << 23  # of Jacobians
+_LARGEST_POWER = 1000  # largest exponent of the power of 2 by which starts are multiplied
+_NUMBERS_AT_ONCE = 1 << 23  # entries of Jacobians
 
 
 def stable_rate(task: Task, theta: Tensor) -> Tensor:
-    """A step size for each member, (S,): one over the largest eigenvalue of its tangent kernel J'J/n.
+    """A step size for each member, (S,): 1 / (the largest eigenvalue of its tangent kernel J'J/n).
 
-    That is the largest curvature of the loss where residuals are small, and half of the largest step that
-    does not diverge there. Small initial parameters say nothing about it: they are first multiplied with the
-    least power of 2 at which the outputs are as large as the targets (or are infinite, or constant). Larger
-    steps may do; where functions bend sharply, only smaller ones do.
+    If residuals are small, this eigenvalue is the largest curvature of the loss, and the step size is half of
+    the largest one that does not diverge. At small initial parameters the curvature is too small. Therefore
+    these are first multiplied by the least power of 2 at which the outputs are as large as the targets (or
+    are infinite, or constant). Larger steps may work; functions with strong curvature may need smaller ones.
     """
     theta = theta * _growth(task, theta)[:, None]
     rates = torch.ones_like(theta[:, 0])
@@ -42,7 +42,7 @@ def stable_rate(task: Task, theta: Tensor) -> Tensor:
 
 
 def _growth(task: Task, theta: Tensor) -> Tensor:
-    """The powers of 2, from 1 on, (S,)."""
+    """The powers of 2 for the members, at least 1, (S,)."""
     ensemble = task.ensemble
     factor, scale = torch.ones_like(theta[:, 0]), 1.0
     before = torch.full_like(factor, -1.0)

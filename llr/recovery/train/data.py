@@ -1,4 +1,4 @@
-"""Data sets of an ensemble: which samples each member sees, and with what weight."""
+"""Data sets of an ensemble: the samples that each member sees, and their weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from llr.inputs.tensors import as_double, check_finite, refuse_complex
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """B data sets of the same length and, for each of S members, the one it is trained on.
+    """B data sets of the same length and, for each of S members, the data set it is trained on.
 
     Samples that a data set does not see (`counts`) are zero in `x` and `y`, and have weight 0.
 
     Attributes:
         x: (B, n, ...), floating point as `y`, or integers.
         y: (B, n, q).
-        weights: (B, n), one over the number of samples seen, or zero.
+        weights: (B, n), 1 / (the number of samples seen), or zero.
         which: (S,) int64.
     """
 
@@ -60,7 +60,7 @@ class Data:
         _check_kinds(starts, x, y)
         seen = _seen(counts, y)
         if not bool(seen.all()):
-            # What nobody sees may be anything, NaN included, but 0 * NaN would spoil sums.
+            # Unseen samples may be NaN, and 0 * NaN is NaN in sums.
             x = x * seen.view(*seen.shape, *[1] * (x.dim() - 2)) if not x.is_floating_point() else x
             if x.is_floating_point():
                 x = x.where(seen.view(*seen.shape, *[1] * (x.dim() - 2)), 0.0)
@@ -72,7 +72,7 @@ class Data:
         return cls(x.detach(), y.detach(), weights, _members(which, len(starts), len(y), y.device))
 
     def gather(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """x, y and weights (B, n, 1) of some members; with one data set, that one, of leading size 1."""
+        """x, y and weights (S, n, 1) of some members; with a leading size of 1 if there is one data set."""
         if len(self.y) == 1:
             return self.x, self.y, self.weights[..., None]
         which = self.which[rows]

@@ -1,4 +1,4 @@
-"""Methods that take a gradient of the whole data set per step: gradient descent and Adam."""
+"""Methods that use the gradient on the whole data set in each step: gradient descent and Adam."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from llr.recovery.train.curvature import stable_rate
 from llr.recovery.train.ledger import Ledger
 from llr.recovery.train.result import Plan, Record, Task, Training
 
-# Losses are looked at every so many steps: more often would cost more than it saves.
+# Losses are checked every so many steps. Checking more often would cost more time than it saves.
 CHECK_EVERY = 32
 
 Schedule = str | Callable[[float], float]
-"""A name of :data:`SCHEDULES`, or a function of the part of the steps that is over, in [0, 1)."""
+"""A name of :data:`SCHEDULES`, or a function of the fraction of the steps that is done, in [0, 1)."""
 
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "constant": lambda _: 1.0,
     "linear": lambda part: 1 - part,
     "cosine": lambda part: (1 + math.cos(math.pi * part)) / 2,
 }
-"""What a rate is multiplied with while training goes on."""
+"""The factor of a rate during training, by name."""
 
 
 class Rule(Protocol):
@@ -37,7 +37,7 @@ class Rule(Protocol):
         """Take a step in place; the gradient may be overwritten."""
 
     def keep(self, rows: Tensor) -> None:
-        """Forget all members but these."""
+        """Keep the state of these members only."""
 
 
 @takes_fields(momentum=number)
@@ -48,7 +48,7 @@ class GD:
     Args:
         lr: one step size, or (S,), one for each member. Default: one over the
             largest eigenvalue of a member's tangent kernel J'J/n.
-        momentum: from 0 up to, not including, 1.
+        momentum: in [0, 1).
     """
 
     lr: float | Tensor | None = None
@@ -66,17 +66,17 @@ class GD:
 class Adam:
     """Adam on the full batch, as ``torch.optim.Adam`` and ``AdamW``, with rates that may be annealed.
 
-    Weight decay that is annealed to zero prefers small parameters on the way, and leaves the minimum of the
-    loss itself where it is: ``Adam(lr=1e-2, weight_decay=1e-2, decay_schedule="linear")``.
+    Weight decay that is annealed to zero prefers small parameters during training, and does not change the
+    minimum of the loss: ``Adam(lr=1e-2, weight_decay=1e-2, decay_schedule="linear")``.
 
     Args:
         lr: one step size, or (S,), one for each member.
-        betas: how much of the mean of gradients, and of their squares, is kept per step.
+        betas: the decay rates of the running means of gradients and of their squares.
         eps: added to the root of the mean square.
         weight_decay: in the units of ``AdamW`` if decoupled (``theta -= lr weight_decay theta``), otherwise
             of ``Adam`` (``weight_decay theta`` is added to the gradient).
-        decay_schedule: what `weight_decay` is multiplied with: "constant", "linear" or "cosine" (to zero at
-            the last of all steps), or a function of the part of the steps that is over.
+        decay_schedule: the factor of `weight_decay`: "constant", "linear" or "cosine" (to zero at the last
+            step), or a function of the fraction of the steps that is done.
         lr_schedule: the same for `lr`.
         decoupled: see `weight_decay`.
 
@@ -144,7 +144,7 @@ class _Moments:
 
 
 def descend(rule: Rule, task: Task, theta: Tensor, plan: Plan) -> Training:
-    """Step after step, until all members are done."""
+    """Take steps until all members are done."""
     at = step_marks(plan.record, plan.steps)
     marks = {} if at is None else {int(step): mark for mark, step in enumerate(at)}
     ensemble = task.ensemble

@@ -1,4 +1,4 @@
-"""Gradient flow of many members at once, each with step sizes of its own."""
+"""Gradient flow of many members at once, each with its own step sizes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from llr.recovery.train.ledger import Ledger
 from llr.recovery.train.machines import Ensemble
 from llr.recovery.train.result import Plan, Record, Task, Training
 
-# Dormand and Prince's pair of orders 5 and 4. Row i: the slopes before stage i + 1, in parts of a step; the
-# last row is the solution of order 5. Below it, that solution minus the one of order 4.
+# Dormand and Prince's pair of orders 5 and 4. Row i has the coefficients of the slopes before stage i + 1;
+# the last row is the solution of order 5. _ERROR is this solution minus the one of order 4.
 _STAGES = (
     (1 / 5,),
     (3 / 40, 9 / 40),
@@ -27,7 +27,7 @@ _STAGES = (
 _ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
 
 _SAFETY, _SHRINK, _GROW = 0.9, 0.2, 10.0  # by how much a step size may change
-_FIRST_MARK = 1e-4  # of the whole time: the first after 0 on a logarithmic scale
+_FIRST_MARK = 1e-4  # the first mark after 0 on a logarithmic scale, as a fraction of the whole time
 
 
 @takes_fields(time=number, rtol=number, atol=real)
@@ -35,12 +35,11 @@ _FIRST_MARK = 1e-4  # of the whole time: the first after 0 on a logarithmic scal
 class Flow:
     """Gradient flow d theta/dt = - gradient of the loss, by Dormand and Prince's embedded Runge-Kutta pair.
 
-    The method is explicit: where the flow is stiff, it takes about a third of the time times the largest
-    curvature in steps, of six gradients each. For one small and stiff flow there is
-    :func:`llr.landscape.flow`, which factors Hessians.
+    The method is explicit: a stiff flow needs about time * (largest curvature) / 3 steps, of six gradients
+    each. For one small and stiff flow use :func:`llr.landscape.flow`, which factors Hessians.
 
     Args:
-        time: where it ends.
+        time: the end of the flow.
         rtol: relative error allowed per step.
         atol: absolute error allowed per step; default: `rtol` times 1e-3 times the root mean square of the
             member's start, so that small initialisations are resolved.
@@ -73,7 +72,7 @@ class Flow:
 
 
 def _without_end(ledger: Ledger, at: Tensor | None) -> Training:
-    """The result, without the end as a mark where it is none."""
+    """The result, without the mark at the end if the caller did not ask for it."""
     if at is not None:
         ledger.points, ledger.losses = ledger.points[: len(at)], ledger.losses[: len(at)]
     return ledger.close(at)
@@ -102,11 +101,11 @@ class _State:
     slope: Tensor
     """(S, P): minus the gradient at theta."""
     loss: Tensor
-    """(S,): at theta."""
+    """(S,): the losses at theta."""
     time: Tensor
     """(S,)."""
     size: Tensor
-    """(S,): of the next step."""
+    """(S,): the size of the next step."""
     stop: Tensor
     """(S,) int64: the next mark."""
     atol: Tensor
@@ -161,14 +160,14 @@ def _integrate(
             state.loss[landed],
         )
         state.stop = state.stop + landed
-    for late in range(len(stops)):  # who ended earlier stays there
+    for late in range(len(stops)):  # members that ended earlier keep their last point
         missing = reached <= late
         ledger.points[late, missing] = ledger.theta[missing]
         ledger.losses[late, missing] = ledger.loss[missing]
 
 
 def _first_size(theta: Tensor, slope: Tensor, rtol: float, atol: Tensor, time: Tensor) -> Tensor:
-    """Small beside the time in which parameters change by themselves; Hairer, Norsett, Wanner, II.4."""
+    """First step sizes, small on the time scale of the parameters; Hairer, Norsett, Wanner, II.4."""
     scale = atol[:, None] + rtol * theta.abs()
     sizes = [(v / scale).square().mean(1).sqrt() for v in (theta, slope)]
     guess = 0.01 * sizes[0] / sizes[1]
@@ -176,7 +175,7 @@ def _first_size(theta: Tensor, slope: Tensor, rtol: float, atol: Tensor, time: T
 
 
 def _advance(ensemble: Ensemble, state: _State, rtol: float, stops: Tensor) -> Tensor:
-    """Try a step of every member; which of them have landed on their next mark."""
+    """Try a step of every member; return which members have reached their next mark."""
     left = stops[state.stop] - state.time
     landing = state.size >= left
     h = torch.where(landing, left, state.size)
@@ -196,7 +195,7 @@ def _advance(ensemble: Ensemble, state: _State, rtol: float, stops: Tensor) -> T
         good, torch.where(landing, stops[state.stop], state.time + h), state.time
     )
     factor = (_SAFETY * error.clamp(min=1e-10) ** -0.2).nan_to_num(nan=_SHRINK)
-    # A step cut short to land on a mark says nothing against the longer one.
+    # A step that was shortened to reach a mark is no reason to reduce the step size.
     size = torch.where(landed, torch.maximum(state.size, h * factor), h * factor)
     state.size = torch.minimum(
         torch.maximum(size, _SHRINK * h), _GROW * torch.maximum(h, state.size)

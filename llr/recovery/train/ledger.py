@@ -1,4 +1,4 @@
-"""Who is still in training, and what became of the others."""
+"""Which members are still in training, and the results of the others."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from torch import Tensor
 from llr.recovery.train.machines import Ensemble
 from llr.recovery.train.result import History, Training
 
-# A loss that has grown by this much, beyond the start's and that of the function 0, does not come back.
+# A member has diverged if its loss exceeds both that of its start and that of the function 0 by this factor.
 _LOST = 1e6
 
 
 class Ledger:
-    """Parameters, losses and steps of all members, kept while those in training move on.
+    """Parameters, losses and steps of all members, during training.
 
     Args:
-        ensemble: all members' samples.
-        theta: (S, P) where they start.
+        ensemble: the samples of all members.
+        theta: (S, P), their starts.
         tol: as in `Plan`.
         marks: how many points of the trajectory are kept.
     """
@@ -37,11 +37,11 @@ class Ledger:
         self.losses = theta.new_empty(marks, S)
 
     def relative(self, loss: Tensor) -> Tensor:
-        """Of losses (..., S)."""
+        """The relative errors of losses (..., S)."""
         return 2 * loss / self.power.where(self.power > 0, float(self.ensemble.y.shape[2]))
 
     def look(self, theta: Tensor, loss: Tensor, steps: int | Tensor) -> Tensor:
-        """Enter where the members in training are now.
+        """Record the current state of the members in training.
 
         Args:
             theta: their parameters.
@@ -49,7 +49,7 @@ class Ledger:
             steps: how many steps they have taken.
 
         Returns:
-            Which of them stay in training, as indices; the others have converged or diverged.
+            The indices of those that stay in training; the others have converged or diverged.
         """
         lost = ~((loss <= self.bound[self.active]) & theta.isfinite().all(1))
         here, found = self.active[~lost], ~lost
@@ -62,17 +62,17 @@ class Ledger:
         return stay
 
     def converged(self) -> Tensor:
-        """(S,) bool."""
+        """(S,) bool: which members have converged."""
         if self.tol is None:
             return torch.zeros_like(self.diverged)
         return (self.relative(self.loss) <= self.tol) & ~self.diverged
 
     def record(self, mark: int) -> None:
-        """Keep a point of the trajectory: where every member was last seen."""
+        """Store a point of the trajectory: the last known state of every member."""
         self.points[mark], self.losses[mark] = self.theta, self.loss
 
     def close(self, at: Tensor | None) -> Training:
-        """The result; `at` says where the marks are, None if no history was asked for."""
+        """The result; `at` has the steps or times of the marks, None without a history."""
         history = None
         if at is not None:
             history = History(at, self.points, self.losses, self.relative(self.losses))

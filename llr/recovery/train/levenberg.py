@@ -1,4 +1,4 @@
-"""Levenberg-Marquardt as a method of training: the same face for the same search."""
+"""Levenberg-Marquardt as a method of training, with the interface of the other methods."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from llr.recovery.train.result import History, Plan, Task, Training
 @takes_fields()
 @dataclass(frozen=True)
 class LM:
-    """Levenberg-Marquardt, by :func:`llr.recovery.levenberg_marquardt`: natively on a CPU where it can be.
+    """Levenberg-Marquardt, by :func:`llr.recovery.levenberg_marquardt`: native on a CPU, if possible.
 
     It computes in float64 only. A member takes at most `steps` steps and no more than its damping allows;
-    tries that lower nothing count. Members that no longer get anywhere are "stalled" before. A history
-    repeats the run up to each of its points.
+    rejected steps count. Members that make no progress end earlier, as "stalled". To record a history, the
+    run is repeated up to each of its points.
 
     Args:
         damping: "fast", "slow" or a :class:`llr.recovery.Damping`.
@@ -69,7 +69,7 @@ class LM:
 
 
 def _fitted(task: Task, theta: Tensor, plan: Plan, damping: Damping, steps: int) -> Training:
-    """Where all members are after so many steps."""
+    """The state of all members after `steps` steps."""
     damping = replace(damping, iterations=min(steps, damping.iterations))
     ends, loss = theta.clone(), torch.empty_like(theta[:, 0])
     relative, taken = torch.empty_like(loss), torch.empty_like(loss, dtype=torch.int64)
@@ -85,7 +85,7 @@ def _fitted(task: Task, theta: Tensor, plan: Plan, damping: Damping, steps: int)
             tol=plan.tol or 0.0,
         )
         ends[members], relative[members] = fits.theta, fits.relative
-        loss[members] = fits.loss * (y.shape[2] / 2)  # of a mean over samples and outputs
+        loss[members] = fits.loss * (y.shape[2] / 2)  # fits.loss is a mean over samples and outputs
         taken[members], codes[members] = fits.iterations, fits.codes
     return Training(
         theta=ends,
@@ -99,7 +99,7 @@ def _fitted(task: Task, theta: Tensor, plan: Plan, damping: Damping, steps: int)
 
 
 def _alike(task: Task) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Members with one sample size at a time: who, their data sets, and these, (B, n, ...) and (B, n, q)."""
+    """For each sample size: members, their data sets, and x (B, n, ...) and y (B, n, q) of these."""
     data, which = task.data, task.data.which[task.rows]
     seen = data.weights > 0
     sizes = seen.sum(1)

@@ -1,8 +1,8 @@
-"""Outputs and gradients of many members at once, written out as batched matrix products.
+"""Outputs and gradients of many members at once, as batched matrix products.
 
-A machine knows a model's structure and no numbers: parameters come as rows of ``theta`` (S, P), samples as
-``x`` (S, n, ...), or (1, n, ...) if all members share them. One step of an ensemble is a handful of launches,
-whatever S is.
+A machine holds the structure of a model and no numbers: parameters are rows of ``theta`` (S, P), samples are
+``x`` (S, n, ...), or (1, n, ...) if all members share them. One step of an ensemble takes a few launches, for
+any S.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from llr.operators.formula import ACTIVATIONS
 from llr.recovery.train.data import Data
 
 Tape = Any
-"""What the backward pass needs from the forward pass; each machine has its own."""
+"""What the backward pass needs from the forward pass; each machine has its own kind."""
 
 
 class Machine(Protocol):
-    """Outputs of all members, and what moves their parameters."""
+    """Computes outputs of all members, and products with transposed Jacobians."""
 
     def prepare(self, x: Tensor) -> Tensor:
-        """The samples as the machine takes them; once, before all steps."""
+        """The samples in the form that the machine takes; called once, before all steps."""
 
     def forward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tape]:
         """Outputs (S, n, q), and the tape."""
@@ -46,13 +46,14 @@ def machine_for(model: nn.Module, data: Data, starts: Tensor) -> Machine:
     """The fastest machine that computes this model.
 
     Raises:
-        TypeError: no module, an output that is not one tensor.
-        ValueError: targets that do not fit the outputs, starts that do not fit the parameters; what
+        TypeError: a model that is no module, or whose output is not one tensor.
+        ValueError: targets that do not fit the outputs, starts that do not fit the parameters; a model that
             :func:`llr.jacobian` refuses.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is {type(model).__name__}; expected an nn.Module")
-    Surface.of(model, data.x[0], data.y[0], _squares)  # it runs on the samples, and can be trained
+    # Checks that the model runs on the samples and can be trained.
+    Surface.of(model, data.x[0], data.y[0], _squares)
     problem = read_problem(model, data.x[0], None, starts.dtype)
     if starts.shape[1] != problem.columns.count:
         raise ValueError(
@@ -83,12 +84,12 @@ def _squares(outputs: Tensor, y: Tensor) -> Tensor:
 
 
 def _names(problem: Problem) -> list[str | None]:
-    """Of the MLP's tensors, those that are there."""
+    """The names of the MLP's weights and biases, None for missing ones."""
     return [name for name, tensor in problem.chain() if tensor is not None]
 
 
 def _with_slope(activation: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """z -> sigma(z), sigma'(z), one from the other where that is cheaper (as torch's own gradients do)."""
+    """z -> sigma(z), sigma'(z); the slope is computed from the value if this is cheaper, as torch does."""
     sigma, slope = ACTIVATIONS[activation]
 
     def tanh(z: Tensor) -> tuple[Tensor, Tensor]:
@@ -105,7 +106,7 @@ def _with_slope(activation: str) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a tensor lies in a row of parameters."""
+    """The position of a tensor in a row of parameters."""
 
     columns: slice
     shape: tuple[int, ...]
@@ -134,7 +135,7 @@ class Layers:
         return cls(mlp.activation, layers)
 
     def prepare(self, x: Tensor) -> Tensor:
-        """Samples as columns (S, d, n): neurons come first everywhere, and samples lie side by side."""
+        """Samples as columns (S, d, n): in all tensors neurons are the rows and samples the columns."""
         return x.flatten(2).mT.contiguous()
 
     def forward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tape]:
@@ -147,7 +148,7 @@ class Layers:
         return _affine(signals[-1], *self.layers[-1], theta).mT, (signals, slopes)
 
     def backward(self, theta: Tensor, tape: Tape, delta: Tensor, out: Tensor) -> None:
-        """Layer by layer, from the last."""
+        """Layer by layer, from the last one."""
         signals, slopes = tape
         delta = delta.mT
         for k in reversed(range(len(self.layers))):
@@ -175,7 +176,7 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
 
 
 class Kernels:
-    """Two-layer networks of convolution kernels: their patches are the samples of a first layer."""
+    """Two-layer networks of convolution kernels: the patches are the samples of the first layer."""
 
     def __init__(self, model: Conv1dTwoLayer) -> None:
         slices = layout(model)
@@ -206,7 +207,7 @@ class Kernels:
         return torch.bmm(a.flatten(2), v), (x, a, slope, v)
 
     def backward(self, theta: Tensor, tape: Tape, delta: Tensor, out: Tensor) -> None:
-        """The sums over samples, and over positions where kernels are shared."""
+        """The sums over samples, and over positions if kernels are shared."""
         x, a, slope, v = tape
         S, n = len(theta), delta.shape[1]
         dv = torch.bmm(delta.mT, a.flatten(2)).view(S, self.positions, -1)
@@ -220,7 +221,7 @@ class Kernels:
 
 
 class Factors:
-    """Matrix factorizations: the whole product, of which the samples are entries."""
+    """Matrix factorizations: computes the whole product; the samples are entries of it."""
 
     def __init__(self, model: MatrixFactorization) -> None:
         slices = layout(model)
@@ -263,11 +264,11 @@ class General:
         }
 
     def prepare(self, x: Tensor) -> Tensor:
-        """As they are."""
+        """The samples, unchanged."""
         return x
 
     def forward(self, theta: Tensor, x: Tensor) -> tuple[Tensor, Tape]:
-        """The model of every member; the tape is the way back."""
+        """The model of every member; the tape is its vector-Jacobian product."""
         shared = len(x) == 1 and len(theta) > 1
         samples = x[0] if shared else x
 
@@ -291,19 +292,19 @@ class General:
 
 
 class Ensemble:
-    """Members, their samples, and the loss ``1/(2 n) sum r^2`` of each; n is what the member sees.
+    """Members, their samples, and the loss ``1/(2 n) sum r^2`` of each, for the n samples that it sees.
 
     Args:
-        machine: of the model.
+        machine: the machine of the model.
         x: (S, n, ...) or (1, n, ...), prepared by the machine.
         y: (S, n, q) or (1, n, q).
-        weights: (S, n, 1) or (1, n, 1), one over the number of samples seen, or zero.
+        weights: (S, n, 1) or (1, n, 1), 1 / (the number of samples seen), or zero.
     """
 
     def __init__(self, machine: Machine, x: Tensor, y: Tensor, weights: Tensor) -> None:
         self.machine, self.x, self.y, self.weights = machine, x, y, weights
         self.power = (weights * y * y).sum((1, 2))
-        """Mean over samples of the sum of squares of the targets; (S,) or (1,)."""
+        """The mean over samples of the squared norm of the targets; (S,) or (1,)."""
 
     def outputs(self, theta: Tensor) -> Tensor:
         """f, (S, n, q)."""
@@ -325,13 +326,13 @@ class Ensemble:
         return (self.weights * residual * residual).sum((1, 2)) / 2
 
     def select(self, rows: Tensor) -> Ensemble:
-        """These members alone; `rows` are their numbers."""
+        """The ensemble of these members only; `rows` are their indices."""
         if len(self.y) == 1:
             return self
         return Ensemble(self.machine, self.x[rows], self.y[rows], self.weights[rows])
 
     def working_bytes(self, P: int) -> int:
-        """Roughly what a step of one member touches."""
+        """Roughly the memory that a step of one member reads and writes."""
         count = 8 * P + 4 * self.y[0].numel() + 2 * math.prod(self.x.shape[1:])
         if isinstance(self.machine, Layers):
             widths = sum(weight.shape[0] for weight, _ in self.machine.layers[:-1])

@@ -1,4 +1,4 @@
-"""From a wide trained network to a narrow one that fits: neurons merged, then Levenberg-Marquardt."""
+"""From a wide trained network to a narrow one that fits: merge neurons, then run Levenberg-Marquardt."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from llr.results import Record
 from llr.results.html import Verdict
 
 ANGLES = (0.05, 0.1, 0.2, 0.3, 0.5)
-"""Within which neurons are merged; no one of them is best everywhere."""
+"""The angles within which neurons are merged; no single angle is best for all networks."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -30,9 +30,9 @@ class Narrow(Record):
     """The narrowest network that fits, or the one that came closest.
 
     Attributes:
-        model: in float64.
-        relative: its sum of squared residuals over the sum of squares of the targets.
-        converged: whether that is at most the tolerance.
+        model: the network, in float64.
+        relative: its sum of squared residuals divided by the sum of squares of the targets.
+        converged: whether `relative` is at most the tolerance.
     """
 
     model: TwoLayer
@@ -43,7 +43,7 @@ class Narrow(Record):
 
     @property
     def width(self) -> int:
-        """Hidden neurons."""
+        """The number of hidden neurons."""
         return len(cast(nn.Linear, self.model[0]).weight)
 
     def __str__(self) -> str:
@@ -86,18 +86,19 @@ def narrow(
 ) -> Narrow:
     """The narrowest network that fits the samples among those that start from merged neurons.
 
-    A wide network that has condensed knows the directions of the neurons sought, but its own fit of the
-    samples is one of many. For widths 1, 2, ... the heaviest clusters of its neurons, merged, are the start
-    of Levenberg-Marquardt; the first width with a fit is taken. As long as that has fewer parameters than y
-    has numbers, the fit is almost surely the function sought itself (docs/recovery.md).
+    The neurons of a condensed wide network have the directions of the target's neurons, but its own fit of
+    the samples is one of many. For widths 1, 2, ... its heaviest clusters, each merged into one neuron, are
+    the start of Levenberg-Marquardt; the first width with a fit is the result. If it has fewer parameters
+    than y has numbers, the fit is almost surely the target function itself (docs/recovery.md).
 
     Args:
         model: the two-layer network that was trained, as for :func:`merge`.
-        theta: (P,) its parameters, or (S, P), those of several members; all of them give starts.
+        theta: (P,), its parameters, or (S, P), those of several members; each member gives starts.
         x: (n, d) samples, float64.
         y: (n, q) targets, float64.
-        angles: as of :func:`merge`; each gives a start.
-        widest: the last width to be tried. Default: 1, and all with fewer parameters than y has numbers.
+        angles: see :func:`merge`; each angle gives a start.
+        widest: the last width to try. Default: the largest with fewer parameters than y has numbers, at
+            least 1.
         damping: as for :func:`llr.recovery.levenberg_marquardt`.
         tol: a network fits if its relative error is at most this.
 
@@ -105,8 +106,8 @@ def narrow(
         A `Narrow`; one that has not converged if no width fits.
 
     Raises:
-        ValueError: what :func:`merge` and :func:`llr.recovery.levenberg_marquardt` refuse, no angles, a
-            width that is not positive.
+        ValueError: arguments that :func:`merge` or :func:`llr.recovery.levenberg_marquardt` refuses, no
+            angles, a width that is not positive.
 
     Example:
         >>> import torch
@@ -148,7 +149,7 @@ def narrow(
             best = Narrow(cast(TwoLayer, fits.model(closest)), relative, converged)
         if best.converged:
             break
-    assert best is not None  # merging leaves a neuron at least
+    assert best is not None  # merging leaves at least one neuron
     return best
 
 
@@ -157,7 +158,7 @@ def _width(net: TwoLayer) -> int:
 
 
 def _heaviest(net: TwoLayer, width: int) -> TwoLayer:
-    """The first neurons of a merged network: merging sorts them."""
+    """The first neurons of a merged network, which merging sorts by mass."""
     hidden, last = cast(nn.Linear, net[0]), cast(nn.Linear, net[2])
     bias = None if hidden.bias is None else hidden.bias[:width].detach()
     weight, outgoing = hidden.weight[:width].detach(), last.weight[:, :width].detach()

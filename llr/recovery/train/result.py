@@ -1,4 +1,4 @@
-"""What a training method is asked for, and what it returns."""
+"""The arguments and results of training methods."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int], None]
 """Called as ``progress(step, members still in training)``."""
 Record = None | int | Sequence[float]
-"""How many points of the trajectory to keep, or which."""
+"""The number of points of the trajectory to keep, or a list of points."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is asked of every method.
+    """Arguments of all methods.
 
     Attributes:
-        steps: at most so many.
-        tol: a member is done when its relative training error is at most this; None: never.
+        steps: the largest number of steps.
+        tol: a member is done if its relative training error is at most this; None to take all steps.
         record: which points of the trajectory to keep.
-        progress: to be called now and then.
+        progress: a function to call now and then.
     """
 
     steps: int
@@ -46,9 +46,9 @@ class Task:
 
     Attributes:
         model: the template.
-        data: of all members.
-        rows: which members these are.
-        ensemble: the machine with these members' samples.
+        data: the data of all members.
+        rows: the members of this task.
+        ensemble: the machine with the samples of these members.
     """
 
     model: nn.Module
@@ -59,18 +59,18 @@ class Task:
 
 @runtime_checkable
 class Method(Protocol):
-    """A way to train; what :func:`llr.recovery.train.train` takes as ``method=``."""
+    """A training method, as :func:`llr.recovery.train.train` takes it as ``method=``."""
 
     def run(self, task: Task, theta: Tensor, plan: Plan) -> Training:
-        """Train these members from ``theta`` (S, P), which is theirs to overwrite."""
+        """Train these members from ``theta`` (S, P), which the method may overwrite."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class History(Base):
-    """Points of the trajectories. Members that are done stay where they are.
+    """Points of the trajectories. Members that are done keep their last point.
 
     Attributes:
-        at: (T,) the steps after which, or of gradient flow the times at which; from 0 on.
+        at: (T,) the steps of the points, or for gradient flow their times; from 0 on.
         theta: (T, S, P).
         loss: (T, S).
         relative: (T, S).
@@ -92,11 +92,11 @@ class History(Base):
         super()._check(content)
 
     def __str__(self) -> str:
-        """One line: how many points of how many members."""
+        """One line: the numbers of points and of members."""
         return f"{len(self.at)} points of {self.theta.shape[1]} trajectories, to {float(self.at[-1]):g}"
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the relative error of every member as training goes on.
+        """Draw the relative error of every member during training; return the axes.
 
         Args:
             ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
@@ -112,19 +112,18 @@ class History(Base):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Training(Base):
-    """How the training of an ensemble ended.
+    """The result of training an ensemble.
 
     Attributes:
-        theta: (S, P) parameters; of diverged members the last ones that were looked at with a finite loss.
+        theta: (S, P) parameters; for diverged members the last checked ones with a finite loss.
         loss: (S,) 1/(2n) times the sum of squared residuals at `theta`.
-        relative: (S,) sum of squared residuals over the sum of squares of the targets; over
-            their number n q if those are 0.
+        relative: (S,) sum of squared residuals divided by the sum of squares of the targets; by their number
+            n q if all targets are 0.
         steps: (S,) int64, how many steps each member took.
-        converged: (S,) bool, whether `relative` came down to the tolerance.
-        diverged: (S,) bool, whether the loss left all bounds; a smaller step size would help.
-        stalled: (S,) bool, whether the member was given up because its steps led nowhere any more; only
-            of `LM`.
-        history: points of the trajectories, if they were asked for.
+        converged: (S,) bool, whether `relative` is at most the tolerance.
+        diverged: (S,) bool, whether the loss diverged; a smaller step size would help.
+        stalled: (S,) bool, whether the member ended because its steps made no progress; only for `LM`.
+        history: points of the trajectories, if ``record`` was given.
     """
 
     theta: Tensor
@@ -141,13 +140,13 @@ class Training(Base):
 
     @property
     def status(self) -> tuple[str, ...]:
-        """Of every member "converged", "diverged", "stalled" or, at the end of steps or time, "steps"."""
+        """For every member "converged", "diverged", "stalled" or "steps" (the limit of steps or time)."""
         ends = {"converged": self.converged, "diverged": self.diverged, "stalled": self.stalled}
         flags = torch.stack([*ends.values(), torch.ones_like(self.converged)]).long()
         return tuple((*ends, "steps")[i] for i in flags.argmax(0).tolist())
 
     def __str__(self) -> str:
-        """One line: how many members ended how, and with which errors."""
+        """One line: how many members ended in each way, and the errors."""
         status, middle = self.status, float(self.relative.median())
         counts = {end: status.count(end) for end in ("converged", "diverged", "stalled")}
         counts = {end: n for end, n in counts.items() if n or end != "stalled"}
@@ -159,7 +158,7 @@ class Training(Base):
         )
 
     def plot(self, ax: Axes | None = None) -> Axes:
-        """The axes of a figure of the relative error of every member as training goes on.
+        """Draw the relative error of every member during training; return the axes.
 
         Args:
             ax: where to draw; None makes a new figure. Needs matplotlib (``pip install 'llr[plot]'``).
@@ -169,7 +168,7 @@ class Training(Base):
         """
         if self.history is None:
             raise ValueError(
-                "this Training has no history to draw; train(..., record=100) keeps so many of its points"
+                "this Training has no history to draw; train(..., record=100) keeps 100 points of it"
             )
         return self.history.plot(ax)
 

@@ -17,8 +17,8 @@ from llr.recovery.train.machines import Ensemble, Machine, machine_for
 from llr.recovery.train.result import Method, Plan, Progress, Record, Task, Training, joined
 from llr.results.progress import followed, step
 
-# Members in training stay in the cache of a core, group after group; fewer at a time would pay more for the
-# launches than for the numbers.
+# Members are trained in groups that fit the cache of a core, one group after the other. For smaller groups,
+# the overhead of launches would exceed the time of the arithmetic.
 _CACHED_BYTES = 2 << 20
 _LEAST_AT_ONCE = 32
 
@@ -52,40 +52,42 @@ def train(
 ) -> Training:
     """Train an ensemble: one model from many starts, on many data sets, with different sample sizes at once.
 
-    The loss of a member is ``1/(2n) sum r^2`` over its n samples and all outputs, always over all of them at
-    a time. Members know nothing of each other: one alone ends where it ends among others, up to rounding.
-    A step of all of them is a few batched matrix products; MLPs, `Conv1dTwoLayer` and `MatrixFactorization`
-    are written out, other models go through ``torch.func``.
+    The loss of a member is ``1/(2n) sum r^2`` over its n samples and all outputs; every step uses all
+    samples. Members are independent: a member trained alone has the same result, up to rounding. A step of
+    all members is a few batched matrix products for MLPs, `Conv1dTwoLayer` and `MatrixFactorization`; other
+    models are evaluated by ``torch.func``.
 
     Args:
         model: the template, which is not changed; frozen parameters keep its values.
-        starts: (S, P) parameters, columns as in :func:`llr.layout`, float64 or float32: what is computed in.
-            :func:`initial` draws them.
+        starts: (S, P) parameters, columns as in :func:`llr.layout`, float64 or float32, which is the dtype of
+            the computation. :func:`initial` draws them.
         x: (n, ...) samples, or (B, n, ...) for B data sets.
         y: (n, q) or (B, n, q) targets.
-        which: (S,) int64, the data set of each member; default: the only one, or one each if S = B.
-        counts: (B,) int64, so many samples of each data set are seen, from the first on; or (B, n) bool,
-            which.
+        which: (S,) int64, the data set of each member; default: the only one, or one for each member if
+            S = B.
+        counts: (B,) int64, the number of samples of each data set that are seen, from the first on; or (B, n)
+            bool, which samples are seen.
         method: `GD`, `Adam`, `Flow` or `LM`; default: ``GD()``.
-        steps: at most so many; of `Flow`, Runge-Kutta steps; of `LM`, steps tried.
-        tol: a member is done when ``sum r^2 / sum y^2`` is at most this (`GD` and `Adam` look every 32
-            steps); default: it goes on to the last step.
-        record: how many points of the trajectories to keep, evenly spaced on a logarithmic scale from step 1
-            on, beside the start; or after which steps. Of `Flow`, times.
+        steps: the largest number of steps; for `Flow`, Runge-Kutta steps; for `LM`, steps tried.
+        tol: a member is done if ``sum r^2 / sum y^2`` is at most this (`GD` and `Adam` check every 32
+            steps); default: all steps are taken.
+        record: how many points of the trajectories to keep: the start, and further points evenly spaced on a
+            logarithmic scale from step 1 on; or a list of steps. For `Flow`, times instead of steps.
         progress: False for none; or a function, called as ``progress(step, members in training)`` now and
             then. On a CPU, groups of members that fit its cache are trained one after the other, and steps
-            begin anew with each. Default: after two seconds a line on a terminal or in a notebook.
+            are counted from 0 for each group. Default: after two seconds a line on a terminal or in a
+            notebook.
 
     Returns:
         A `Training`, in the dtype of the starts and on their device.
 
     Raises:
-        TypeError: what is no tensor, dtypes that do not go together, `LM` in float32.
-        ValueError: shapes that do not fit each other, NaN or infinity, sample sizes or members that are not
-            there, rates that are not positive, a history beyond the memory budget; what
+        TypeError: arguments that are no tensors, dtypes that do not fit each other, `LM` in float32.
+        ValueError: shapes that do not fit each other, NaN or infinity, sample sizes or data sets out of
+            range, rates that are not positive, a history beyond the memory budget; a model that
             :func:`llr.jacobian` refuses.
 
-    Source: docs/theory.md, section 9, for what these runs are held against.
+    Source: docs/theory.md, section 9, the theory with which these runs are compared.
 
     Example:
         >>> import torch
@@ -119,7 +121,7 @@ def _ensemble(machine: Machine, data: Data, rows: slice) -> Ensemble:
 
 
 def _groups(machine: Machine, data: Data, starts: Tensor) -> list[slice]:
-    """Members that are trained together."""
+    """The groups of members that are trained together."""
     S, P = starts.shape
     at_once = S
     if starts.device.type == "cpu":
@@ -129,7 +131,7 @@ def _groups(machine: Machine, data: Data, starts: Tensor) -> list[slice]:
 
 
 def _reporting(progress: Progress | bool | None, later: int, steps: int) -> Progress:
-    """Tells of the members in training and of those whose turn is yet to come."""
+    """Progress that counts the members in training and those of later groups."""
 
     def report(done: int, members: int) -> None:
         if callable(progress):

@@ -80,7 +80,7 @@ def _in_architecture(found: Reduction, net: DeepNet) -> DeepNet:
     if any(r > n for r, n in zip(reduced.widths, net.widths, strict=True)):
         raise ValueError(
             f"the architecture has widths {list(net.widths)}, but the target needs "
-            f"{list(reduced.widths)} as it stands; llr looks for no others"
+            f"{list(reduced.widths)} after its reduction; llr does not look for other networks"
         )
     biases: list[Row | None] = []
     for layer, (b, ours) in enumerate(zip(reduced.biases, net.biases, strict=True), 1):

@@ -146,7 +146,8 @@ def _own_bound(architecture: ConvNet, target: TwoLayerNet | ConvNet) -> Dimensio
     if len(target.kernels) > len(architecture.kernels):
         raise ValueError(
             f"the architecture has {len(architecture.kernels)} kernels, but the target has "
-            f"{len(target.kernels)}; llr looks for no narrower form of a convolution of {target.activation}"
+            f"{len(target.kernels)}; llr does not look for narrower forms of a convolution of "
+            f"{target.activation}"
         )
     term = Term(dimension_of(target).upper, "at most, from the target's own kernels")
     return Dimension.between("model rank", 0, [term], "Theorem 6.2", architecture.n_params)

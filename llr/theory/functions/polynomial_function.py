@@ -70,7 +70,7 @@ def _merged(target: TwoLayerNet, net: TwoLayerNet) -> tuple[TwoLayerNet, int]:
             "the target has an output bias, and the architecture has none (output_bias=True)"
         )
     if len(kept) > net.m:
-        raise not_in_width(net, f"{len(kept)} neurons as it stands; llr looks for no others")
+        raise not_in_width(net, f"{len(kept)} neurons once merged; llr does not look for others")
     zero = (Fraction(0),) * net.q
     neurons = kept or {((Fraction(0),) * net.d, Fraction(0)): zero}
     merged = replace(

@@ -169,7 +169,7 @@ class TestBoundsOfCallers:
         verdict = verify(self.forged(honest, upper), model, x, params="*")
         assert verdict.checked
         assert verdict.valid == (upper >= 11)
-        word = "believed as the caller gave it" if verdict else f"at least {upper + 1}"
+        word = "trusted as the caller gave it" if verdict else f"at least {upper + 1}"
         assert word in verdict.reason
 
     def test_of_a_relu_network(self) -> None:

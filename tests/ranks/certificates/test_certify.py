@@ -358,7 +358,7 @@ class TestVerify:
         model, x, _ = case
         certificate = certify(model, x, params="*", upper=13)
         assert (certificate.exact, certificate.upper_from) == (True, "caller")
-        assert "believed" in verify(certificate, model, x).reason
+        assert "trusted" in verify(certificate, model, x).reason
 
     def test_not_a_certificate(self) -> None:
         with pytest.raises(TypeError, match="certificate is dict; expected a Certificate"):

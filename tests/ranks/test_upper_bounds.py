@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import llr
 from llr.inputs.activations import ACTIVATIONS, activation_layer
 from llr.inputs.problem import read_problem
-from llr.ranks.different import bounds_of_matrices, bounds_of_model
+from llr.ranks.upper_bounds import bounds_of_matrices, bounds_of_model
 
 F64 = torch.float64
 
