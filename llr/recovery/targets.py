@@ -15,7 +15,7 @@ from llr.inputs.accept import a_module, needed, takes, takes_fields
 from llr.inputs.evaluation.forward_errors import explained
 from llr.inputs.mlp import NotAnMLP, read_mlp
 from llr.inputs.roles import a_seed, number, whole
-from llr.models import Conv1dTwoLayer, MatrixFactorization
+from llr.models import Conv1dTwoLayer, MatrixFactorization, NormalizedTwoLayer, SkipTwoLayer
 from llr.models.parts import check_sizes
 from llr.theory import Dimension, model_rank_of_function
 
@@ -198,6 +198,10 @@ def _draw(model: nn.Module, generator: torch.Generator) -> None:
 
 
 def _d(model: nn.Module) -> int:
+    if isinstance(model, SkipTwoLayer):
+        return model.skip.in_features
+    if isinstance(model, NormalizedTwoLayer):
+        model = model.neurons
     return model.d if isinstance(model, Conv1dTwoLayer) else read_mlp(model).widths[0]
 
 

@@ -252,6 +252,20 @@ class TestNetworks:
             )
             assert weights(again).shape == weights(target).shape
 
+    def test_targets_of_recovery(self) -> None:
+        x = double(np.random.default_rng(2).standard_normal((5, 2)))
+        w = torch.ones(1, 2)
+        for model in (
+            SkipTwoLayer.of(w[0], w, w[0, :1]),
+            NormalizedTwoLayer.on(x.float().abs(), w, w[0, :1]),
+        ):
+            target = llr.recovery.Target.given(model)
+            points, values = target.sample(7, seed=1)
+            assert outputs(target.model, points.numpy()).numpy() == pytest.approx(
+                values[:, 0].numpy()
+            )
+            assert target.error(target.model) == 0.0
+
     def test_a_relaxed_solution_is_no_network(self) -> None:
         x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]).double()
         cells, vectors = torch.tensor([[True, True, True]]), torch.tensor([[1.0, -3.0]]).double()
