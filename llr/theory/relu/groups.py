@@ -103,10 +103,17 @@ class NormalizedGates:
 
     def curvature(self, which: Tensor, plain: Tensor, along: Tensor, e: Tensor) -> Tensor:
         """The sum of A_j (plain_j I + along_j e_j e_j') A_j' over some groups, (n, n)."""
-        blocks = self.mask[which, :, None] * (self.x @ self.back[which])  # (k, n, d)
-        features = torch.einsum("knr,kr->kn", blocks, e)
-        flat = (blocks * plain.sqrt()[:, None, None]).transpose(0, 1).reshape(self.rows, -1)
-        return flat @ flat.T + (features * along[:, None]).T @ features
+        H = self.x.new_zeros(self.rows, self.rows)
+        step = max(1, _CHUNK // (self.rows * self.width))
+        for start in range(0, len(which), step):
+            part = slice(start, start + step)
+            some = which[part]
+            blocks = self.mask[some, :, None] * (self.x @ self.back[some])  # (k, n, d)
+            features = torch.einsum("knr,kr->kn", blocks, e[part])
+            flat = blocks * plain[part].sqrt()[:, None, None]
+            flat = flat.transpose(0, 1).reshape(self.rows, -1)
+            H += flat @ flat.T + (features * along[part, None]).T @ features
+        return H
 
 
 class Within:
