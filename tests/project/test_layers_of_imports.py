@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
+from types import ModuleType
 
 import grimp
 import pytest
@@ -141,6 +143,14 @@ def test_dir() -> None:
     shown = [name for name in dir(llr) if not (name.startswith("__") and name.endswith("__"))]
     assert sorted(shown) == sorted([*FUNCTIONS, *RESULTS, *PACKAGES])
     assert all(callable(getattr(llr, name)) for name in (*FUNCTIONS, *RESULTS))
+
+
+@pytest.mark.parametrize("name", [*PACKAGES, "recovery.sweep", "recovery.train"])
+def test_sub_packages_show_what_is_public(name: str) -> None:
+    module = importlib.import_module(f"llr.{name}")
+    shown = {n for n in dir(module) if not n.startswith("__")}
+    assert shown - {"sweep", "train"} == set(module.__all__) - {"sweep", "train"}
+    assert not [n for n in module.__all__ if isinstance(getattr(module, n), ModuleType)]
 
 
 def test_sub_packages_are_loaded_on_first_use() -> None:
