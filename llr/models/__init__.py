@@ -1,14 +1,27 @@
 """Models of the theory as ordinary modules, usable wherever llr or torch takes a module."""
 
-from llr.inputs.activations import ACTIVATIONS as ACTIVATIONS
-from llr.inputs.activations import Erf as Erf
-from llr.inputs.activations import Polynomial as Polynomial
-from llr.inputs.activations import Sine as Sine
-from llr.models.convolution import Conv1dTwoLayer as Conv1dTwoLayer
-from llr.models.factorization import MatrixFactorization as MatrixFactorization
-from llr.models.load import load_model as load_model
-from llr.models.networks import DeepLinear as DeepLinear
-from llr.models.networks import TwoLayer as TwoLayer
-from llr.models.networks import mlp as mlp
-from llr.models.relu import NormalizedTwoLayer as NormalizedTwoLayer
-from llr.models.relu import SkipTwoLayer as SkipTwoLayer
+from llr.inputs.activations import ACTIVATIONS, Erf, Polynomial, Sine
+from llr.models.convolution import Conv1dTwoLayer
+from llr.models.factorization import MatrixFactorization
+from llr.models.load import load_model
+from llr.models.networks import DeepLinear, TwoLayer, mlp
+from llr.models.relu import NormalizedTwoLayer, SkipTwoLayer
+
+__all__ = [
+    "ACTIVATIONS",
+    "Conv1dTwoLayer",
+    "DeepLinear",
+    "Erf",
+    "MatrixFactorization",
+    "NormalizedTwoLayer",
+    "Polynomial",
+    "Sine",
+    "SkipTwoLayer",
+    "TwoLayer",
+    "load_model",
+    "mlp",
+]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]

@@ -187,9 +187,11 @@ def _draw_tolerance(ax: Axes, tols: Sequence[float], name: str) -> None:
         return
     low, high = tols[0], tols[-1]
     if high > 1.05 * low:
-        ax.axhspan(low, high, color=GREY, alpha=0.18, lw=0, label=f"{name}s")
+        ax.axhspan(low, high, color=GREY, alpha=0.18, lw=0, label=rf"{name}s $/\,\sigma_1$")
     else:
-        ax.axhline(high, color=GREY, ls=(0, (4, 2)), lw=1, label=f"{name} {_power(high)}")
+        ax.axhline(
+            high, color=GREY, ls=(0, (4, 2)), lw=1, label=rf"{name} $/\,\sigma_1$ = {_power(high)}"
+        )
 
 
 def _power(value: float) -> str:

@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from llr.exact.network import read_network
 from llr.inputs.accept import a_model_or_matrix, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
@@ -23,7 +24,7 @@ from llr.ranks.certificates.certify import Progress, certify
 from llr.ranks.counting import Count, ImmoderateSquaresError
 from llr.ranks.matrices import rank_of_matrix
 from llr.ranks.methods import METHODS, choose, costs
-from llr.ranks.result import RankResult
+from llr.ranks.result import NO_CERTIFICATE, RankResult
 from llr.ranks.upper_bounds import bounds_of_model
 from llr.results.progress import followed
 from llr.theory.tangents.upper import upper_bound
@@ -105,7 +106,8 @@ def rank(
         upper: an upper bound known from theory; trusted. A certificate stops when it reaches this bound.
         resolve: whether a certificate settles a rank that the count leaves open: True at any cost, False
             never; default: with method "auto", if this is fast.
-        max_bits: the precision at which a certificate stops, from 32 to 2^20.
+        max_bits: the precision at which a certificate stops, from 32 to 2^20. A certificate that was not
+            requested stops at 512 bits or less.
         chunk_size: samples per step, as in `llr.jacobian`.
         backend: which code computes the Jacobian, as in `llr.jacobian`.
         progress: False for none; or a function, called as ``progress(bits, proved, upper)`` while a
@@ -198,7 +200,8 @@ def rank(
     quick = method == "auto" and dtype in ("auto", torch.float64)
     if not found.open or resolve is False or problem.columns.points is not None:
         return found
-    return _resolved(found, prove, upper, max_bits, quick, bool(resolve))
+    read = partial(read_network, model, x, params)
+    return _resolved(found, read, prove, upper, max_bits, quick, bool(resolve))
 
 
 def _certified(
@@ -229,6 +232,7 @@ def _bounded(found: RankResult, counted: Count, params: Selection) -> RankResult
 
 def _resolved(
     found: RankResult,
+    read: Callable[[], object],
     prove: Callable[..., Certificate],
     upper: int | None,
     max_bits: int,
@@ -238,19 +242,20 @@ def _resolved(
     """The result of a certificate if it was requested or is fast; else the count, with its cost."""
     N, P = found.n_rows, found.n_params
     work = N * P * (200 + min(N, P))
-    if not asked and not (quick and work <= _AT_ONCE):
-        cost = (
-            f"a certificate would take about {_SECONDS_PER_OPERATION * work:.1g} s (resolve=True)"
-        )
-        return replace(found, reason=f"{found.reason}; {cost}")
     if asked:
         proof = prove(upper=upper, max_bits=max_bits)
     else:
+        at_once = quick and work <= _AT_ONCE
         most = _BITS_OF_SMALL if work <= _SMALL else _BITS_AT_ONCE
         try:
+            if not at_once:
+                read()
+                seconds = _SECONDS_PER_OPERATION * work
+                cost = f"a certificate would take about {seconds:.1g} s (resolve=True)"
+                return replace(found, reason=f"{found.reason}; {cost}")
             proof = prove(max_bits=min(max_bits, most))
         except ValueError as obstacle:  # a certificate was not requested
-            return replace(found, reason=f"{found.reason}; no certificate: {obstacle}")
+            return replace(found, reason=f"{found.reason}; {NO_CERTIFICATE}{obstacle}")
     below = int(torch.as_tensor(found.lower))
     if proof.rank < below:
         return found.at_most(proof.upper, proof.upper_from)

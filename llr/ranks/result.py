@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
+NO_CERTIFICATE = "no certificate: "
+"""In a reason, what stands before why there can be none."""
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class RankResult(Record):
     """A rank and the evidence for it.
@@ -234,9 +238,7 @@ class RankResult(Record):
         least = ""
         if self.lower_from not in PROVED:
             if self.lower == self.upper:
-                return (
-                    f"that is the most ({self.upper_from}), but the error is estimated, not bounded"
-                )
+                return f"no larger rank is possible ({self.upper_from}), but the error is estimated, not bounded"
             least = ", by an estimate of the error,"
         others = "the other singular values are below their error"
         if self.path is None and self.reason:
@@ -244,6 +246,8 @@ class RankResult(Record):
         return f"the rank is{least} at least {self.lower} and at most {self.upper}, and {others}"
 
     def _advice(self) -> str:
+        if self.reason and NO_CERTIFICATE in self.reason:
+            return "no proof is possible (see .reason)"
         if self.path is not None and self.counted_above == "error":
             return "resolve=True tries a proof"
         if self.dtype != torch.float64:
@@ -255,9 +259,14 @@ class RankResult(Record):
         if self.exact:
             return f"rank {self.rank} of a {size} matrix, proved (certified, {arithmetic})"
         stopped = "" if self.certificate is None else f", {self.certificate.stopped}"
+        more = (
+            "; more bits may settle it (resolve=True, a larger max_bits)"
+            if "precision cap" in stopped
+            else ""
+        )
         return (
             f"rank between {self.lower} and {self.upper} of a {size} matrix, proved "
-            f"(certified, {arithmetic}{stopped}); AMBIGUOUS: the bounds do not meet"
+            f"(certified, {arithmetic}{stopped}); AMBIGUOUS: the bounds do not meet{more}"
         )
 
     def _cut(self) -> str:

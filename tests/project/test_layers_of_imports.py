@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
+from types import ModuleType
 
 import grimp
 import pytest
@@ -50,6 +52,7 @@ FUNCTIONS = [
     "selftest",
 ]
 RESULTS = ["Certificate", "Guarantee", "ModelRank", "RankResult", "Verdict"]
+FOLDERS = {"relu": "theory.relu"}  # public packages that are elsewhere than directly in llr/
 PACKAGES = ["embedding", "landscape", "lifting", "models", "neurons", "recovery", "relu", "theory"]
 
 
@@ -143,6 +146,14 @@ def test_dir() -> None:
     assert all(callable(getattr(llr, name)) for name in (*FUNCTIONS, *RESULTS))
 
 
+@pytest.mark.parametrize("name", [*PACKAGES, "recovery.sweep", "recovery.train"])
+def test_sub_packages_show_what_is_public(name: str) -> None:
+    module = importlib.import_module(f"llr.{FOLDERS.get(name, name)}")
+    shown = {n for n in dir(module) if not n.startswith("__")}
+    assert shown - {"sweep", "train"} == set(module.__all__) - {"sweep", "train"}
+    assert not [n for n in module.__all__ if isinstance(getattr(module, n), ModuleType)]
+
+
 def test_sub_packages_are_loaded_on_first_use() -> None:
     code = f"""
 import sys
@@ -150,7 +161,7 @@ import llr
 for name in ("recovery", "embedding", "lifting", "landscape", "theory.relu", "cli"):
     assert f"llr.{{name}}" not in sys.modules, name
 for name in {PACKAGES}:
-    folder = "theory.relu" if name == "relu" else name
+    folder = {FOLDERS}.get(name, name)
     assert getattr(llr, name).__name__ == f"llr.{{folder}}"
 try:
     llr.nothing

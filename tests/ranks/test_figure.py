@@ -59,7 +59,7 @@ def test_several_results_are_labelled(deficient: llr.RankResult) -> None:
     full = llr.numerical_rank(torch.eye(5).double())
     ax = spectra.spectrum({"narrow": deficient, "wide": full})
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels == ["narrow: rank 3", "wide: rank 5", "error or tolerances"]
+    assert labels == ["narrow: rank 3", "wide: rank 5", r"error or tolerances $/\,\sigma_1$"]
     colours = {by_label(ax, name).get_color() for name in ("narrow", "wide")}
     assert len(colours) == 2
 

@@ -387,3 +387,27 @@ class TestBadInput:
     def test_tolerances(self, name: str) -> None:
         with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0"):
             llr.rank(nn.Linear(2, 1), torch.ones(3, 2), **{name: -1.0})
+
+
+@pytest.mark.parametrize(
+    "width", [8, 300]
+)  # where a proof would be tried at once, and where it would not
+def test_no_proof_is_advised_where_there_can_be_none(width: int) -> None:
+    model = nn.Sequential(nn.Linear(4, width), nn.LayerNorm(width), nn.Tanh(), nn.Linear(width, 1))
+    found = llr.rank(model, torch.randn(60, 4))
+    assert found.ambiguous
+    assert "no certificate: exact arithmetic has no rule for LayerNorm" in str(found.reason)
+    assert "resolve=True" not in f"{found} {found.reason}"
+    with pytest.raises(ValueError, match="no rule for LayerNorm"):
+        llr.rank(model, torch.randn(60, 4), resolve=True)
+
+
+def test_more_bits_are_advised_where_they_ran_out() -> None:
+    torch.manual_seed(0)
+    model = llr.models.TwoLayer(1, 32).double()
+    x = torch.randn(120, 1).double()
+    found = llr.rank(model, x)
+    assert found.certificate is not None
+    assert found.certificate.stopped == "precision cap"
+    assert "more bits may settle it (resolve=True, a larger max_bits)" in str(found)
+    assert llr.rank(model, x, resolve=True).exact

@@ -17,17 +17,29 @@ Example:
     (4, [2, 2, 4, 4], [False, False, True, True], [3, 3, 3, 3])
 """
 
-from llr.recovery.sweep.run import Tally as Tally
-from llr.recovery.sweep.run import run as run
-from llr.recovery.sweep.run import tally as tally
-from llr.recovery.sweep.runner import Outcome as Outcome
-from llr.recovery.sweep.spec import COORDINATES as COORDINATES
-from llr.recovery.sweep.spec import Cell as Cell
-from llr.recovery.sweep.spec import Spec as Spec
-from llr.recovery.sweep.store import Row as Row
-from llr.recovery.sweep.store import Store as Store
-from llr.recovery.sweep.store import StoreError as StoreError
-from llr.recovery.sweep.store import open_store as open_store
-from llr.recovery.sweep.store import read_store as read_store
-from llr.recovery.sweep.table import export as export
-from llr.recovery.sweep.table import table as table
+from llr.recovery.sweep.run import Tally, run, tally
+from llr.recovery.sweep.runner import Outcome
+from llr.recovery.sweep.spec import COORDINATES, Cell, Spec
+from llr.recovery.sweep.store import Row, Store, StoreError, open_store, read_store
+from llr.recovery.sweep.table import export, table
+
+__all__ = [
+    "COORDINATES",
+    "Cell",
+    "Outcome",
+    "Row",
+    "Spec",
+    "Store",
+    "StoreError",
+    "Tally",
+    "export",
+    "open_store",
+    "read_store",
+    "run",
+    "table",
+    "tally",
+]
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *(name for name in globals() if name.startswith("__"))]
