@@ -238,7 +238,10 @@ class RankResult(Record):
         least = ""
         if self.lower_from not in PROVED:
             if self.lower == self.upper:
-                return f"no larger rank is possible ({self.upper_from}), but the error is estimated, not bounded"
+                return (
+                    f"no larger rank is possible ({self.upper_from}), but the error is estimated, not "
+                    "bounded"
+                )
             least = ", by an estimate of the error,"
         others = "the other singular values are below their error"
         if self.path is None and self.reason:
