@@ -11,10 +11,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
 
 from llr.theory.relu.arguments import Kind
 from llr.theory.relu.clarabel_program import Block, least_norms
+from llr.theory.relu.nonnegative import nonnegative_least_squares
 from llr.theory.relu.search import climb, neurons
 from llr.theory.relu.search import starts as random_starts
 
@@ -114,7 +114,7 @@ class Cells:
         free = float(np.linalg.norm(z))
         if free == 0:
             return 0.0
-        return float(nnls((C @ T).T, -z, maxiter=100 * len(C))[1])
+        return nonnegative_least_squares((C @ T).T, -z)[1]
 
     def found(self, lam: Array, starts: Array, above: float) -> dict[Pair, float]:
         """Cells in which a search finds that lam is above a number."""

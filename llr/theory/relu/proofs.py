@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 from flint import arb, arb_mat
-from scipy.optimize import nnls
 
 from llr.linalg.balls import precision
 from llr.linalg.deadline import poll
 from llr.linalg.integers import as_integers
 from llr.theory.relu.arguments import Network
 from llr.theory.relu.cells import signs
+from llr.theory.relu.nonnegative import nonnegative_least_squares
 
 Array = np.ndarray[Any, np.dtype[Any]]
 BITS = 192
@@ -151,7 +151,7 @@ def _below_one(
     C = np.where(mask, 1.0, -1.0)[:, None] * x
     near = (mask * lam) @ x
     if search:
-        found = [nnls(C.T, -sign * near, maxiter=100 * len(C))[0] for sign in (1, -1)]
+        found = [nonnegative_least_squares(C.T, -sign * near)[0] for sign in (1, -1)]
         multipliers[mask.tobytes()] = np.array(found)
     given = multipliers.get(mask.tobytes())
     if given is None or not (given >= 0).all():
