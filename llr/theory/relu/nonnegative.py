@@ -21,7 +21,10 @@ def nonnegative_least_squares(A: Array, b: Array) -> tuple[Array, float]:
     """
     try:
         x, residual = nnls(A, b, maxiter=100 * A.shape[1])
-    except RuntimeError:  # the active sets of nnls cycle for some matrices in scipy before 1.15
+    except (
+        RuntimeError,
+        np.linalg.LinAlgError,
+    ):  # nnls cycles in scipy before 1.15, or meets singular sets
         found = lsq_linear(A, b, (0, np.inf), "bvls", tol=1e-15, max_iter=100 * A.shape[1])
         x = found.x.clip(0)
         residual = np.linalg.norm(A @ x - b)
