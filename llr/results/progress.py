@@ -149,17 +149,17 @@ class _Line:
     """The default: a line that is drawn after `DELAY` seconds, on a terminal or in a notebook."""
 
     def __init__(self) -> None:
-        self._due = clock() + DELAY
+        self._begun = clock()
         self._screen: Screen | None = None
         self._hidden = False
 
     def __call__(self, text: str, done: int | None, total: int | None) -> None:
-        if self._hidden or clock() < self._due:
+        if self._hidden or clock() < self._begun + DELAY:
             return
         if self._screen is None:
             if not _drawing.acquire(blocking=False):
                 return  # another thread draws
-            self._screen = screen()
+            self._screen = screen(self._begun)
             if self._screen is None:
                 _drawing.release()
                 self._hidden = True
@@ -176,8 +176,12 @@ class _Line:
             _drawing.release()
 
 
-def screen() -> Screen | None:
-    """The current notebook or terminal; None if there is neither."""
+def screen(begun: float) -> Screen | None:
+    """The current notebook or terminal; None if there is neither, or the caller's code draws there already.
+
+    Args:
+        begun: the :data:`clock` at the start of the computation.
+    """
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is not None and hasattr(shell, "kernel"):
         return _Notebook()
@@ -185,13 +189,30 @@ def screen() -> Screen | None:
         is_terminal = sys.stderr.isatty()
     except (AttributeError, ValueError):  # standard error is None, or closed
         return None
-    return _Terminal() if is_terminal else None
+    return _Terminal(begun) if is_terminal and not _others_draw() else None
+
+
+def _others_draw() -> bool:
+    """Whether a live display of rich, or a bar of tqdm, is active. Two lines would overwrite each other.
+
+    Neither library says so in public, so all marks that their versions leave are looked for. Nothing is
+    imported: a library that is not loaded draws nothing.
+    """
+    rich, proxy = sys.modules.get("rich"), sys.modules.get("rich.file_proxy")
+    console = getattr(rich, "_console", None)  # the one of all displays that name no other
+    if getattr(console, "_live", None) or getattr(console, "_live_stack", None):
+        return True
+    redirected = getattr(proxy, "FileProxy", ())  # displays of all consoles redirect the streams
+    if isinstance(sys.stdout, redirected) or isinstance(sys.stderr, redirected):
+        return True
+    bar = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    return any(not one.disable for one in tuple(getattr(bar, "_instances", ())))
 
 
 class _Terminal:
     """A line on standard error, drawn by rich."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: float) -> None:
         # Imported here because the import takes longer than most calls.
         from rich.console import Console  # noqa: PLC0415
         from rich.progress import (  # noqa: PLC0415
@@ -204,8 +225,16 @@ class _Terminal:
 
         self._text = TextColumn("{task.description}", markup=False)
         self._bar = (BarColumn(bar_width=24), MofNCompleteColumn())
+        self._begun = begun
+        # Without redirection: what the caller's code prints stays in the stream that it prints to.
         self._progress = Progress(
-            self._text, TimeElapsedColumn(), console=Console(stderr=True), transient=True
+            self._text,
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            get_time=clock,
         )
         self._task: Any = None
 
@@ -216,8 +245,7 @@ class _Terminal:
             self._progress.update(self._task, description=text, completed=done or 0, total=total)
             return
         self._task = self._progress.add_task(text, completed=done or 0, total=total)
-        begun = self._progress.tasks[0].start_time
-        self._progress.tasks[0].start_time = None if begun is None else begun - DELAY
+        self._progress.tasks[0].start_time = self._begun
         self._progress.start()
 
     def close(self) -> None:

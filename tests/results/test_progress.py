@@ -167,6 +167,95 @@ class TestTerminal:
         assert "[red]x[/nothing]" in terminal.seen()
 
 
+class TestOthersOnTheTerminal:
+    def test_the_time_counts_from_the_start(
+        self, terminal: _Terminal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        terminal.open()
+        now = [100.0]
+        monkeypatch.setattr(progress, "clock", lambda: now[0])
+        with progress.following(None):
+            now[0] += 4000
+            progress.step("late")
+        assert "1:06:40" in terminal.seen()
+
+    @pytest.mark.parametrize("stream", ["stdout", "stderr"])
+    def test_what_the_caller_prints_goes_where_it_was_printed_to(
+        self, terminal: _Terminal, monkeypatch: pytest.MonkeyPatch, stream: str
+    ) -> None:
+        terminal.open()
+        file = io.StringIO()
+        monkeypatch.setattr(sys, "stdout", file)
+        with progress.following(None):
+            for i in range(9):
+                progress.step("working", i)
+                print(f"printed {i}", file=getattr(sys, stream))
+        seen = terminal.seen()
+        assert "working" in seen
+        printed = [f"printed {i}" for i in range(9)]
+        assert file.getvalue().splitlines() == (printed if stream == "stdout" else [])
+        assert all((text in seen) == (stream == "stderr") for text in printed)
+
+    @pytest.mark.parametrize("own_console", [False, True])
+    def test_silent_inside_a_display_of_rich(
+        self, terminal: _Terminal, monkeypatch: pytest.MonkeyPatch, own_console: bool
+    ) -> None:
+        import rich  # noqa: PLC0415
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import Progress  # noqa: PLC0415
+
+        terminal.open()
+        monkeypatch.setattr(rich, "_console", None)
+        with Progress(console=Console(stderr=True) if own_console else None):
+            terminal.seen()
+            proved()
+        assert "proving" not in terminal.seen()
+        proved()
+        assert "proving" in terminal.seen()
+
+    def test_silent_beside_a_bar_of_tqdm(self, terminal: _Terminal) -> None:
+        tqdm = pytest.importorskip("tqdm.std").tqdm
+        terminal.open()
+        for _ in tqdm(range(1), file=sys.stderr):
+            proved()
+        assert "proving" not in terminal.seen()
+        for _ in tqdm(range(1), disable=True):
+            proved()
+        assert "proving" in terminal.seen()
+
+
+def test_prints_of_a_call_stay_in_a_redirected_file(tmp_path: Path) -> None:
+    """In a process of its own, as with ``python script.py > out.txt``."""
+    code = r"""
+import itertools, torch, llr
+from llr.results import progress
+ticks = itertools.count()
+progress.clock = lambda: float(next(ticks))
+class Loud(torch.nn.Linear):
+    def forward(self, x):
+        print("in the forward")
+        return super().forward(x)
+llr.jacobian(Loud(2, 1), torch.randn(9, 2), backend="loop", chunk_size=1)
+"""
+    ours, theirs = pty.openpty()
+    out = tmp_path / "out.txt"
+    with out.open("w") as file:
+        environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=file, stderr=theirs, env=environment
+        )
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # of the end, on Linux
+            while part := os.read(ours, 1 << 16):
+                seen += part
+    os.close(ours)
+    assert process.wait() == 0, seen
+    assert b"Jacobian: samples" in seen
+    assert b"forward" not in seen
+    assert out.read_text().count("in the forward\n") >= 9
+
+
 def test_a_command_shows_it_and_fast_ones_do_not_import_rich(tmp_path: Path) -> None:
     code = r"""
 import itertools, sys, torch, llr
@@ -222,7 +311,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> _Screen:
     """A screen that can be seen, and a clock that is seconds later at every look."""
     made = _Screen()
     fast_clock(monkeypatch)
-    monkeypatch.setattr(progress, "screen", lambda: made)
+    monkeypatch.setattr(progress, "screen", lambda _: made)
     return made
 
 
@@ -387,7 +476,7 @@ class TestNotebook:
         module.get_ipython = lambda: types.SimpleNamespace()
         monkeypatch.setitem(sys.modules, "IPython", module)
         monkeypatch.setattr(sys, "stderr", None)
-        assert progress.screen() is None
+        assert progress.screen(0.0) is None
 
 
 def test_a_sweep_shows_cells_and_not_what_they_do(screen: _Screen, tmp_path: Path) -> None:

@@ -93,7 +93,9 @@ def test_one_process(tmp_path: Path, out: Path) -> None:
         ) as process:
             # From the moment when it may write, so that the first kills happen while the file is made.
             wait_for(lambda process=process: is_locked_by(process, out), process)
-            if number >= KILLS // 2:  # on a busy machine the first cell may take longer than the sleep
+            if (
+                number >= KILLS // 2
+            ):  # on a busy machine the first cell may take longer than the sleep
                 wait_for(lambda marks=marks: len(begun(tmp_path)) > marks + 1, process)
             time.sleep(dice.uniform(0, 0.02 + 0.02 * number))
             assert process.poll() is None
