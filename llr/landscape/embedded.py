@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -57,6 +57,8 @@ class EmbeddedSpectrum(Record):
     new_negative: int
     explained: Tensor
 
+    _order = ("0 <= mismatch",)
+    _signed = ("new_negative",)
     _long = ("inside", "outside", "explained")
 
     def __repr__(self) -> str:
@@ -86,6 +88,13 @@ class EmbeddedSpectrum(Record):
         if ax is not None:
             return figure.explained(self, ax)
         return figure.embedded(self).axes[1]
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        new = self.wide.index - self.narrow.index
+        yield self.new_negative == new, f"new_negative to be the difference of the indices, {new}"
+        least, most = self.narrow.n_params, self.wide.n_params
+        for name, size in (("inside", least), ("outside", most - least), ("explained", most)):
+            yield getattr(self, name).shape in ((0,), (size,)), f"{size} values in {name}"
 
     def _verdict(self) -> Verdict:
         new = self.new_negative

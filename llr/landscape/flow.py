@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -57,6 +57,12 @@ class Rate(Record):
     n_observations: int
     n_params: int
 
+    _order = (
+        "0 <= rate <= fastest",
+        "rank <= n_observations",
+        "rank <= n_params",
+    )
+
     def __float__(self) -> float:
         return self.rate
 
@@ -67,6 +73,10 @@ class Rate(Record):
             f"rate {self.rate:.4g}, fastest {self.fastest:.4g}; rank {self.rank} from {self.n_observations} "
             f"observations of {self.n_params} parameters{doubt}"
         )
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        whole = self.n_samples and self.n_observations % self.n_samples == 0
+        yield bool(whole), "n_observations to be a multiple of n_samples"
 
     def _verdict(self) -> Verdict | None:
         return ("ambiguous", "doubt") if self.ambiguous else None
@@ -92,6 +102,10 @@ class Flow(Record):
     evaluations: int
 
     _long = ("parameters",)
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield bool((self.times.diff() > 0).all()), "increasing times"
+        yield len(self.parameters) == len(self.times), "parameters at every time"
 
     def _check(self, content: Mapping[str, Any]) -> None:
         if self.times.dim() != 1 or not len(self.times) or self.losses.shape != self.times.shape:

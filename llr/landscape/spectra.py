@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -65,6 +65,11 @@ class HessianSpectrum(Record):
     n_params: int
     method: Method
 
+    _order = (
+        "0 <= tolerance",
+        "index <= n_params",
+        "nullity <= n_params",
+    )
     _long = ("eigenvalues",)
 
     def __str__(self) -> str:
@@ -94,6 +99,22 @@ class HessianSpectrum(Record):
         from llr.landscape import figure  # noqa: PLC0415 - matplotlib is optional
 
         return figure.hessian(self, ax=ax)
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        whole = self.nullity is not None
+        yield self.complete == (whole or self.index == 0), "complete to fit index and nullity"
+        if not self.kept("eigenvalues"):
+            return
+        values = self.eigenvalues
+        yield bool((values.diff() >= 0).all()), "ascending eigenvalues"
+        yield whole == (len(values) == self.n_params), "a nullity if all eigenvalues are known"
+        index = int((values < -self.tolerance).sum())
+        yield (
+            self.index == index,
+            f"index to be the number of eigenvalues below -tolerance, {index}",
+        )
+        zero = int((values.abs() <= self.tolerance).sum())
+        yield not whole or self.nullity == zero, f"nullity to be that of the eigenvalues, {zero}"
 
     def _check(self, content: Mapping[str, Any]) -> None:
         if self.eigenvalues.dim() != 1:

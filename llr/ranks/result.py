@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -91,6 +91,7 @@ class RankResult(Record):
 
     _long = ("spectrum", "equilibrated")
     _also = ("clear", "exact")
+    _order = ("0 <= tol",)
 
     @property
     def exact(self) -> bool:
@@ -333,6 +334,40 @@ class RankResult(Record):
                     f"{name!r} of RankResult has shape {tuple(value.shape)}; expected {(*shape, short)}"
                 )
         super()._check(content)
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        rank, lower, upper = (torch.as_tensor(v) for v in (self.rank, self.lower, self.upper))
+        by_error = self.counted_above == "error"
+        yield by_error or self.counted_above == "tolerance", "counted_above error or tolerance"
+        if by_error:
+            fits = bool(((lower == rank) & (rank <= upper)).all())
+            yield fits, "lower, which is the rank, to be at most upper"
+            ambiguous = is_open(lower, upper, self.lower_from)
+            yield (
+                torch.equal(ambiguous, torch.as_tensor(self.ambiguous)),
+                "ambiguous to fit the bounds",
+            )
+        elif self.lower_from in PROVED:
+            yield bool((lower <= upper).all()), "lower to be at most upper"
+        certified = self.method == "certified"
+        yield (
+            certified == (self.certificate is not None),
+            "a certificate for certified, and only then",
+        )
+        if self.certificate is not None:
+            bounds = self.certificate.rank, self.certificate.n_rows, self.certificate.n_params
+            fits = bounds == (self.rank, self.n_rows, self.n_params)
+            yield fits, "the rank and the size of the matrix of the certificate"
+            return
+        counted = "spectrum" if self.equilibrated is None else "equilibrated"
+        values = getattr(self, counted)
+        if self.kept(counted) and values.dtype == torch.float64:  # others have been rounded
+            above = (values > torch.as_tensor(self.tol)[..., None]).sum(-1)
+            above = above.minimum(upper) if by_error else above
+            yield (
+                torch.equal(above, rank),
+                f"rank to be the number of values of {counted} above tol",
+            )
 
     def _verdict(self) -> Verdict:
         if self.exact:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from llr.inputs.files.arrays import read_file
 from llr.inputs.files.writing import write_atomic
 from llr.inputs.roles import shown
-from llr.results import fields, html
+from llr.results import fields, html, rules
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,12 +69,16 @@ class Record(Shown):
     * ``_also``: properties that ``to_dict()`` adds for its readers; ``from_dict`` checks them.
     * ``_keys``: field -> another name in ``to_dict()``.
     * ``_unstored``: fields that are not written, and get their default values when read.
+    * ``_order``: orders of fields, such as "0 <= lower <= upper", which ``from_dict`` checks.
+    * ``_signed``: fields of integers that may be negative. All others are counts or indices.
     """
 
     _long: tuple[str, ...] = ()
     _also: tuple[str, ...] = ()
     _keys: ClassVar[Mapping[str, str]] = {}
     _unstored: tuple[str, ...] = ()
+    _order: tuple[str, ...] = ()
+    _signed: tuple[str, ...] = ()
 
     @classmethod
     def stored(cls) -> list[str]:
@@ -110,6 +114,11 @@ class Record(Shown):
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The result that :meth:`to_dict` wrote, with its tensors on the CPU.
+
+        Checked are the names and types of the fields, shapes of tensors, the order of bounds, that counts are
+        not negative, and values that follow from other fields that were kept, such as the index of a Hessian
+        from its eigenvalues. Nothing is computed again from models or samples, so that consistent fields may
+        still be false. Only the proof of a certificate can be checked, by :func:`llr.verify`.
 
         Raises:
             ValueError: fields that are missing or unknown, of another type, or that contradict each other;
@@ -203,8 +212,20 @@ class Record(Shown):
         value = content[cls._keys.get(name, name)]
         return fields.restored(value, hint, where, content.get("tensors", {}).get(name))
 
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        """Whether the fields fit each other, as pairs of a condition and what is expected, as text."""
+        yield from ()
+
     def _check(self, content: Mapping[str, Any]) -> None:
-        """Refuse properties in `content` that contradict the fields that were read."""
+        """Refuse fields, and properties in `content`, that contradict each other."""
+        rules.check_counts(self, self._signed)
+        for chain in self._order:
+            rules.check_order(self, chain)
+        for holds, expected in self._rules():
+            if not holds:
+                raise ValueError(
+                    f"the fields of {type(self).__name__} contradict each other; expected {expected}"
+                )
         for name in self._also:
             if name not in content:
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -37,6 +37,11 @@ class Verdict(Record):
     reason: str
     checked: bool = True
     """False if `timeout` or `max_bits` ended the check, which then has no result."""
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield self.checked or not self.valid, "valid to be false without a check"
+        yield self.checked != self.reason.startswith("not checked"), "a reason that fits checked"
+        yield self.valid == self.reason.startswith("rank >= "), "a reason that fits valid"
 
     def __bool__(self) -> bool:
         return self.valid
