@@ -361,8 +361,9 @@ class RankResult(Record):
             return
         counted = "spectrum" if self.equilibrated is None else "equilibrated"
         values = getattr(self, counted)
-        if self.kept(counted) and values.dtype == torch.float64:  # others have been rounded
-            above = (values > torch.as_tensor(self.tol)[..., None]).sum(-1)
+        # Values in float32 have been rounded, and a value within its rounding of the error does not count.
+        if self.kept(counted) and (values.dtype == torch.float64 or not by_error):
+            above = (values.double() > torch.as_tensor(self.tol)[..., None]).sum(-1)
             above = above.minimum(upper) if by_error else above
             yield (
                 torch.equal(above, rank),
