@@ -106,6 +106,7 @@ class HessianSpectrum(Record):
         if not self.kept("eigenvalues"):
             return
         values = self.eigenvalues
+        yield not bool(values.isnan().any()), "no NaN in eigenvalues"
         yield bool((values.diff() >= 0).all()), "ascending eigenvalues"
         yield whole == (len(values) == self.n_params), "a nullity if all eigenvalues are known"
         index = int((values < -self.tolerance).sum())

@@ -349,6 +349,9 @@ class RankResult(Record):
             )
         elif self.lower_from in PROVED:
             yield bool((lower <= upper).all()), "lower to be at most upper"
+        for name in self._long:
+            value = getattr(self, name)
+            yield value is None or not bool(value.isnan().any()), f"no NaN in {name}"
         certified = self.method == "certified"
         yield (
             certified == (self.certificate is not None),

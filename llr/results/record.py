@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from llr.inputs.files.arrays import read_file
+from llr.inputs.files.arrays import read_file, require_existing
 from llr.inputs.files.writing import write_atomic
 from llr.inputs.roles import shown
 from llr.results import fields, html, rules
@@ -153,8 +153,12 @@ class Record(Shown):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result as JSON, with its spectrum. A failure leaves no partial file.
 
+        Args:
+            path: a file in a directory that exists; a file that is there is replaced.
+
         Raises:
-            OSError: the file cannot be written.
+            FileNotFoundError: the directory does not exist.
+            OSError: the file cannot be written, or `path` is a device or a pipe.
         """
         document = {"format": FORMAT, "type": type(self).__name__, **self.to_dict(spectrum=True)}
         write_atomic(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -164,8 +168,11 @@ class Record(Shown):
         """The result in a file that :meth:`save` wrote. Reads numbers and text only, executes nothing.
 
         Raises:
-            ValueError: the file cannot be read, or holds no such result; names the file and the field.
+            FileNotFoundError: there is no such file.
+            ValueError: the file cannot be read, is a directory, a device or a pipe, or holds no such result;
+                names the file and the field.
         """
+        require_existing(Path(path))
         try:
             content = read_object(read_file(Path(path)))
             kind = content.pop("format", None)
@@ -184,11 +191,16 @@ class Record(Shown):
         return value is not None and bool(value.numel())
 
     def _require(self, name: str) -> None:
-        """Refuse to draw a tensor that was left out when the result was written.
+        """Refuse to draw a tensor of NaN, or one that was left out when the result was written.
 
         Raises:
-            ValueError: names the tensor, and says how to keep it.
+            ValueError: names the tensor, and says which; how to keep it.
         """
+        value = getattr(self, name)
+        if value is not None and value.numel() and bool(value.isnan().all()):
+            raise ValueError(
+                f"the {name} of this {type(self).__name__} has NaN only, so there is nothing to draw"
+            )
         if not self.kept(name):
             raise ValueError(
                 f"the {name} of this {type(self).__name__} was not kept, so there is nothing to draw; write "

@@ -112,7 +112,7 @@ def test_dictionaries(results: dict[str, Any], name: str, spectrum: bool) -> Non
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_files(results: dict[str, Any], name: str, tmp_path: Path) -> None:
-    result, path = results[name], tmp_path / "new" / "result.json"
+    result, path = results[name], tmp_path / "result.json"
     result.save(path)
     assert same(type(result).load(path), result)
     assert json.loads(path.read_text())["type"] == type(result).__name__
@@ -312,9 +312,29 @@ class TestFiles:
             broken.save(path)
         assert path.read_bytes() == before
 
-    def test_missing_file(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"none\.json"):
-            landscape.Rate.load(tmp_path / "none.json")
+    @pytest.mark.parametrize("kind", [landscape.Rate, llr.RankResult, llr.Certificate])
+    def test_missing_file(self, tmp_path: Path, kind: Any) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no such file.*none\.json"):
+            kind.load(tmp_path / "none.json")
+        with pytest.raises(ValueError, match="is a directory"):
+            kind.load(tmp_path)
+
+    @pytest.mark.parametrize("name", ["rank", "certificate"])
+    def test_missing_directory(self, results: dict[str, Any], tmp_path: Path, name: str) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no directory .*new'; make it first.*r\.json"):
+            results[name].save(tmp_path / "new" / "r.json")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+    @pytest.mark.parametrize("name", ["rank", "certificate"])
+    def test_pipes_and_devices(self, results: dict[str, Any], tmp_path: Path, name: str) -> None:
+        """Opening a pipe without a reader would wait forever."""
+        os.mkfifo(pipe := tmp_path / "pipe")
+        for path in (pipe, os.devnull):
+            with pytest.raises(OSError, match="is a device or a pipe; expected the name of a reg"):
+                results[name].save(path)
+            with pytest.raises(ValueError, match="not a file"):
+                type(results[name]).load(path)
 
 
 class TestNetworks:
@@ -394,6 +414,17 @@ class TestPlots:
             again.plot()
         with pytest.raises(ValueError, match="no history to draw"):
             results["training"].plot()
+
+    def test_what_is_not_a_number(self, results: dict[str, Any]) -> None:
+        for name, field in (("rank", "spectrum"), ("hessian", "eigenvalues")):
+            content = strict(results[name].to_dict(spectrum=True))
+            content[field][0] = "nan"
+            with pytest.raises(ValueError, match=f"no NaN in {field}"):
+                type(results[name]).from_dict(content)
+        history = results["history"]
+        broken = dataclasses.replace(history, relative=history.relative * math.nan)
+        with pytest.raises(ValueError, match="the relative of this History has NaN only"):
+            broken.plot()
 
     def test_a_hessian_says_what_it_has_lost(self, results: dict[str, Any]) -> None:
         again = HessianSpectrum.from_dict(results["hessian"].to_dict())
