@@ -366,7 +366,9 @@ class RankResult(Record):
         values = getattr(self, counted)
         # Values in float32 have been rounded, and a value within its rounding of the error does not count.
         if self.kept(counted) and (values.dtype == torch.float64 or not by_error):
-            above = (values.double() > torch.as_tensor(self.tol)[..., None]).sum(-1)
+            above = (
+                values.double() > torch.as_tensor(self.tol, dtype=torch.float64)[..., None]
+            ).sum(-1)
             above = above.minimum(upper) if by_error else above
             yield (
                 torch.equal(above, rank),

@@ -57,12 +57,20 @@ class following:  # noqa: N801 - called like a function, and a generator takes m
             replaces the line.
         tell: whether the steps are passed to the caller's function, as ``progress(done, total)``. If not, the
             block calls it itself.
+        first: arguments in front of these, for a function that the block calls itself with more arguments;
+            steps without a total are not passed then.
     """
 
-    __slots__ = ("_line", "_progress", "_tell", "_token")
+    __slots__ = ("_first", "_line", "_progress", "_tell", "_token")
 
-    def __init__(self, progress: Callable[..., Any] | bool | None, *, tell: bool = False) -> None:
-        self._progress, self._tell = progress, tell
+    def __init__(
+        self,
+        progress: Callable[..., Any] | bool | None,
+        *,
+        tell: bool = False,
+        first: tuple[Any, ...] = (),
+    ) -> None:
+        self._progress, self._tell, self._first = progress, tell, first
         self._line: _Line | None = None
 
     def __enter__(self) -> None:
@@ -71,7 +79,7 @@ class following:  # noqa: N801 - called like a function, and a generator takes m
         if progress is False:
             sink = nothing
         elif callable(progress) and self._tell:
-            sink = _passing_to(progress)
+            sink = _passing_to(progress, self._first)
         elif outer is not None:
             sink = outer
         elif callable(progress):
@@ -95,6 +103,20 @@ def followed(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def telling(*first: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """As :func:`followed`; the caller's function gets ``progress(*first, done, total)`` from the steps."""
+
+    def decorated(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with following(cast(Any, kwargs.get("progress")), tell=True, first=first):
+                return function(*args, **kwargs)
+
+        return wrapper
+
+    return decorated
 
 
 def step(text: str, done: int | None = None, total: int | None = None) -> None:
@@ -138,9 +160,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _passing_to(progress: Callable[..., Any]) -> Sink:
+def _passing_to(progress: Callable[..., Any], first: tuple[Any, ...]) -> Sink:
     def sink(text: str, done: int | None, total: int | None) -> None:  # noqa: ARG001
-        progress(done, total)
+        if total is not None or not first:
+            progress(*first, done, total)
 
     return sink
 

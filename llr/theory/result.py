@@ -80,10 +80,7 @@ class Dimension(Record):
         return "\n".join([head, *(f"  {t.dimension:+5d}  {t.text}" for t in self.terms)])
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
-        yield (
-            (self.status == "exact") == (self.lower == self.upper),
-            "status exact if lower is upper",
-        )
+        yield self.status != "exact" or self.lower == self.upper, "equal bounds for status exact"
         yield sum(t.dimension for t in self.terms) == self.upper, "terms with the sum upper"
 
     def _verdict(self) -> Verdict:

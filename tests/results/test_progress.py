@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import itertools
 import os
@@ -17,15 +18,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import llr
-from llr import lifting, recovery
+from llr import landscape, lifting, recovery
 from llr.models import TwoLayer, mlp
-from llr.recovery import Target, recover
+from llr.recovery import Target, lm_native, recover
 from llr.recovery.train import GD, initial, train
 from llr.results import progress
 
-from .makers import critical, net, points
+from .makers import critical, embedded, net, points
 
 SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"
 
@@ -330,7 +332,51 @@ def embedding_in_layers(**options: Any) -> Any:
     return llr.gram(net(2, 3, 3, 1), points(9, 2), backend="layers", **options)
 
 
+def softsigns(layers: int) -> nn.Module:
+    """A model that the native library does not know, so that it is computed in chunks."""
+    linear = (nn.Linear(2, 2), nn.Softsign())
+    return nn.Sequential(
+        *(copy.deepcopy(part) for _ in range(layers) for part in linear), nn.Linear(2, 1)
+    ).double()
+
+
+def ranked(method: str) -> Callable[..., Any]:
+    return lambda **o: llr.rank(softsigns(4), points(9, 2), method=method, chunk_size=2, **o)
+
+
+def verified(**options: Any) -> Any:
+    found = llr.certify(net(1, 3, 1), points(12), progress=False)
+    return llr.verify(found, net(1, 3, 1), points(12), **options)
+
+
+def fitted(model: nn.Module, **options: Any) -> Any:
+    starts = initial(model, 200, generator=torch.Generator().manual_seed(0))
+    return recovery.levenberg_marquardt(model, starts, points(6), points(6).sin(), **options)
+
+
+def spectrum(kind: str, method: str = "dense", k: int | None = None) -> Callable[..., Any]:
+    model, x = net(1, 80, 1), points(9)
+    return lambda **o: landscape.hessian_spectrum(
+        model, x, x.sin(), kind=kind, method=method, k=k, **o
+    )
+
+
 WORK: dict[str, Callable[..., Any]] = {
+    "rank by svd": ranked("svd"),
+    "rank by tsqr": ranked("tsqr"),
+    "rank by gram": ranked("gram"),
+    "rank by auto": ranked("auto"),
+    "verify": verified,
+    "flow": lambda **o: landscape.flow(
+        net(1, 2, 1), points(5), points(5).sin(), times=[0.0, 1.0], **o
+    ),
+    "levenberg_marquardt": lambda **o: fitted(net(1, 2, 1), **o),
+    "levenberg_marquardt by torch": lambda **o: fitted(
+        nn.Sequential(nn.Linear(1, 2), nn.Softsign(), nn.Linear(2, 1)), **o
+    ),
+    "hessian_spectrum": spectrum("full"),
+    "hessian_spectrum by Lanczos": spectrum("full", "lanczos", 2),
+    "embedded_spectrum": lambda **o: embedded(**o),
     "certify": lambda **o: llr.certify(net(1, 3, 1), points(12), **o),
     "rank": lambda **o: llr.rank(net(1, 3, 1), points(12), method="certified", **o),
     "model_rank": lambda **o: llr.model_rank(net(1, 3, 1), **o),
@@ -349,6 +395,18 @@ WORK: dict[str, Callable[..., Any]] = {
 }
 
 
+PAIRS = {
+    *("jacobian", "gram", "lifted_critical_points", "flow", "embedded_spectrum"),
+    *("levenberg_marquardt", "levenberg_marquardt by torch", "hessian_spectrum"),
+}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm_native, "_BLOCK_FLOPS", 0)
+
+
+@pytest.mark.usefixtures("small_blocks")
 class TestFunctions:
     @pytest.mark.parametrize("name", WORK)
     @pytest.mark.parametrize("default", [None, True])
@@ -369,8 +427,10 @@ class TestFunctions:
         WORK[name](progress=lambda *found: calls.append(found))
         assert calls
         assert not screen.drawn
-        if name in ("jacobian", "gram", "lifted_critical_points"):
+        if name in PAIRS:
             assert all(0 <= done <= total for done, total in calls)
+        elif name.startswith("rank by"):
+            assert all(bits == 0 and 0 <= done <= total for bits, done, total in calls)
         else:
             assert all(isinstance(value, int | float | None) for c in calls for value in c)
 

@@ -470,7 +470,7 @@ CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
     ("verdict", {"reason": "the samples differ from those of the certificate"}),
     ("verdict", {"checked": False}),
     ("dimension", {"lower": 50}),
-    ("dimension", {"status": "bounds"}),
+    ("dimension", {"upper": 50}),
     ("dimension", {"terms": []}),
     ("dimension", {"n_params": -1}),
     ("stratification", {"rows": [{"rank": 99, "text": "x", "status": "exact"}]}),
