@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llr.linalg.spectrum import CLEAR_GAP, PROVED, is_open
+from llr.ranks import consistency
 from llr.ranks.certificates.certificate import Certificate
 from llr.results import Record
 from llr.results.fields import restored
@@ -284,7 +285,8 @@ class RankResult(Record):
         """The fields, and `clear` and `exact`, as plain values for strict JSON.
 
         Tensors become nested lists, the dtype its name and the certificate a dictionary. An infinite gap
-        becomes None, since JSON has no infinity. :meth:`from_dict` makes an equal result of the dictionary.
+        becomes None, since JSON has no infinity. :meth:`from_dict` makes a result of the dictionary whose fields
+        are equal to the last bit; ``==`` is False, since it compares identity for results with tensors.
 
         Args:
             spectrum: whether to include the singular values.
@@ -313,67 +315,11 @@ class RankResult(Record):
         return super()._read(name, hint, content, where)
 
     def _check(self, content: Mapping[str, Any]) -> None:
-        shape = torch.as_tensor(self.rank).shape
-        for name in ("tol", "gap", "ambiguous", "lower", "upper"):
-            if torch.as_tensor(getattr(self, name)).shape != shape:
-                raise ValueError(
-                    f"{name!r} of RankResult has not the shape of rank, {tuple(shape)}"
-                )
-        short = min(self.n_rows, self.n_params)
-        for name in ("rank", "lower", "upper"):
-            value = torch.as_tensor(getattr(self, name))
-            whole = not value.is_floating_point() and value.dtype != torch.bool
-            if not whole or bool(((value < 0) | (value > short)).any()):
-                raise ValueError(f"{name!r} of RankResult is no rank; expected 0 to {short}")
-        if torch.as_tensor(self.ambiguous).dtype != torch.bool:
-            raise ValueError("'ambiguous' of RankResult holds numbers; expected true or false")
-        for name in self._long:
-            value = getattr(self, name)
-            if value is not None and value.shape not in ((*shape, short), (*shape, 0)):
-                raise ValueError(
-                    f"{name!r} of RankResult has shape {tuple(value.shape)}; expected {(*shape, short)}"
-                )
+        consistency.check_shapes(self)
         super()._check(content)
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
-        rank, lower, upper = (torch.as_tensor(v) for v in (self.rank, self.lower, self.upper))
-        by_error = self.counted_above == "error"
-        yield by_error or self.counted_above == "tolerance", "counted_above error or tolerance"
-        if by_error:
-            fits = bool(((lower == rank) & (rank <= upper)).all())
-            yield fits, "lower, which is the rank, to be at most upper"
-            ambiguous = is_open(lower, upper, self.lower_from)
-            yield (
-                torch.equal(ambiguous, torch.as_tensor(self.ambiguous)),
-                "ambiguous to fit the bounds",
-            )
-        elif self.lower_from in PROVED:
-            yield bool((lower <= upper).all()), "lower to be at most upper"
-        for name in self._long:
-            value = getattr(self, name)
-            yield value is None or not bool(value.isnan().any()), f"no NaN in {name}"
-        certified = self.method == "certified"
-        yield (
-            certified == (self.certificate is not None),
-            "a certificate for certified, and only then",
-        )
-        if self.certificate is not None:
-            bounds = self.certificate.rank, self.certificate.n_rows, self.certificate.n_params
-            fits = bounds == (self.rank, self.n_rows, self.n_params)
-            yield fits, "the rank and the size of the matrix of the certificate"
-            return
-        counted = "spectrum" if self.equilibrated is None else "equilibrated"
-        values = getattr(self, counted)
-        # Values in float32 have been rounded, and a value within its rounding of the error does not count.
-        if self.kept(counted) and (values.dtype == torch.float64 or not by_error):
-            above = (
-                values.double() > torch.as_tensor(self.tol, dtype=torch.float64)[..., None]
-            ).sum(-1)
-            above = above.minimum(upper) if by_error else above
-            yield (
-                torch.equal(above, rank),
-                f"rank to be the number of values of {counted} above tol",
-            )
+        return consistency.conditions(self)
 
     def _verdict(self) -> Verdict:
         if self.exact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,6 @@ from llr.inputs.problem import Problem, read_problem
 from llr.inputs.roles import a_flag, a_progress
 from llr.inputs.tensors import as_double
 from llr.inputs.warned import warn_of_no_kernel
-from llr.jacobians.jacobian import Progress
 from llr.models import MatrixFactorization
 from llr.operators import _ops
 from llr.recovery import lm_native, lm_reference
@@ -102,7 +102,7 @@ def levenberg_marquardt(
     damping: str | Damping = "fast",
     tol: float = 1e-20,
     first: bool = False,
-    progress: Progress | bool | None = None,
+    progress: Callable[[int, int], object] | bool | None = None,
 ) -> Fits:
     """Fit a model to data by least squares from many starts, thousands of small problems a second.
 

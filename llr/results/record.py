@@ -88,6 +88,9 @@ class Record(Shown):
     def to_dict(self, spectrum: bool = False) -> dict[str, Any]:
         """The fields as plain values for strict JSON: ``json.dumps(..., allow_nan=False)`` works.
 
+        With ``spectrum=True``, :meth:`from_dict` makes a result of them whose fields are equal to the last
+        bit. For results with tensors or networks ``==`` compares identity, and is False then.
+
         Tensors are written as nested lists, dtypes as names. Infinity is None, or "inf" for fields in which
         None has another meaning; NaN is "nan".
 
