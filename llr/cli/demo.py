@@ -107,6 +107,7 @@ def run(out: Path, quick: bool = False, console: Console | None = None) -> list[
         console.print(line, highlight=False, soft_wrap=True, markup=False)
     facts = {"data": "scikit-learn diabetes", "samples": len(x), "decay": DECAY, "seed": SEED}
     document = {**facts, "torch": str(torch.__version__), "networks": rows}
+    out.mkdir(parents=True, exist_ok=True)
     write_atomic(out / "ranks.json", json.dumps(document, indent=1, allow_nan=False))
     figures.save(figures.widths(rows, results), out / "spectra.png")
     wrote = f"wrote {out / 'ranks.json'} and {out / 'spectra.png'}"

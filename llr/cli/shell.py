@@ -227,7 +227,7 @@ def as_json(document: dict[str, Any]) -> Write:
         if str(path) == "-":
             click.echo(text)
         else:
-            write_atomic(path, text)
+            write_atomic(path, text, devices=True)
 
     return write
 
@@ -252,4 +252,4 @@ def save_weights(net: nn.Module, path: str | Path) -> None:
     """Write a model's state dict. A failure leaves no partial file."""
     require_weights(Path(path))
     state = {name: t.detach().contiguous().clone() for name, t in net.state_dict().items()}
-    write_atomic(path, safetensors.torch.save(state))
+    write_atomic(path, safetensors.torch.save(state), devices=True)

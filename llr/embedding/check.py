@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,8 @@ class Bounds(Record):
 
     lower: int
     upper: int
+
+    _order = ("lower <= upper",)
 
     @property
     def exact(self) -> bool:
@@ -94,6 +97,11 @@ class Check(Record):
     reasons: tuple[str, ...]
     n_observations: int
 
+    _order = (
+        "0 <= max_difference",
+        "0 <= narrow_gradient",
+        "0 <= wide_gradient",
+    )
     _also = ("verdict",)
 
     def __bool__(self) -> bool:
@@ -129,6 +137,16 @@ class Check(Record):
             f"{self.wide}, joint {self.joint})"
         )
         return "\n".join([head, *(f"  {reason}" for reason in self.reasons)])
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        found = _relation(self.excess, self.missing)
+        yield self.tangent == found, f"tangent to be {found!r} by excess and missing"
+        for name, bounds, part in (
+            ("excess", self.excess, self.narrow),
+            ("missing", self.missing, self.wide),
+        ):
+            fits = bounds in (Bounds(0, 0), _gap(self.joint, part))
+            yield fits, f"{name} to be the difference of the dimensions, or 0"
 
     def _verdict(self) -> html.Verdict:
         if not self.same_function:

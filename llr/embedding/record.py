@@ -170,11 +170,11 @@ class Embedding(Record):
         sizes = {name: getattr(self, name).shape for name in ("source", "factor", "constant")}
         if len(set(sizes.values())) > 1 or self.source.dim() != 1:
             raise ValueError(
-                f"source, factor and constant have shapes {sizes}; expected one vector each"
+                f"source, factor and constant of Embedding have shapes {sizes}; expected one vector each"
             )
         used = self.source.tolist()
         if self.source.dtype != torch.int64 or not all(0 <= i < self.n_narrow for i in used):
-            raise ValueError(f"source has entries outside of 0 to {self.n_narrow - 1}")
+            raise ValueError(f"source of Embedding has entries outside of 0 to {self.n_narrow - 1}")
         super()._check(content)
 
     def _facts(self) -> dict[str, object]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
@@ -63,6 +63,11 @@ class Reduction(Record):
     scale: float
     proved: bool
 
+    _order = (
+        "0 <= max_difference",
+        "0 <= scale",
+    )
+
     def __str__(self) -> str:
         """The widths, how the outputs compare, and a line for each step."""
         old, new = ("-".join(map(str, w)) for w in (self.before, self.widths))
@@ -72,6 +77,11 @@ class Reduction(Record):
             f"{self.scale:.3g}"
         )
         return "\n".join([head, *(f"  {step}" for step in self.steps)])
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        ends = self.widths[:1] + self.widths[-1:], self.before[:1] + self.before[-1:]
+        yield ends[0] == ends[1], "the same inputs and outputs in widths and before"
+        yield len(self.widths) <= len(self.before), "no more layers in widths than before"
 
     def _written(self, name: str, hint: Any, spectrum: bool) -> Any:
         return (

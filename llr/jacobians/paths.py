@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -60,6 +60,11 @@ class Plan(Record):
     """What the model did on a few samples; None if it was not run."""
 
     _unstored = ("probe",)
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield len(self.shape) in (3, 4), "a shape (n, q, P) or (B, n, q, P)"
+        nbytes = math.prod(self.shape) * self.dtype.itemsize
+        yield self.nbytes == nbytes, f"the {nbytes} bytes of shape and dtype"
 
     def _check(self, content: Mapping[str, Any]) -> None:
         if self.backend not in NAMES:

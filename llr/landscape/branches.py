@@ -54,6 +54,10 @@ class Branch(Record):
     orientations: int
     n_params: int
 
+    _order = (
+        "dimension <= n_params",
+        "tangent <= codimension",
+    )
     _also = ("codimension", "linearly_stable")
 
     @property
@@ -109,6 +113,11 @@ class Branch(Record):
             f"{self.assignments} assignments"
         )
 
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        for name, sizes in (("copies", self.copies), ("phantoms", self.phantoms)):
+            yield list(sizes) == sorted(sizes, reverse=True), f"the largest of {name} first"
+        yield bool(self.constants) or not self.role, "no role without constants"
+
 
 @dataclass(frozen=True, repr=False)
 class Branches(Record):
@@ -125,6 +134,18 @@ class Branches(Record):
     width: int
     neurons: int
     n_params: int
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        for row in self.rows:
+            used = sum(row.copies) + sum(row.phantoms) + row.constants
+            fits = (row.n_params, used, len(row.copies)) == (
+                self.n_params,
+                self.width,
+                self.neurons,
+            )
+            yield fits, "rows of the width, the neurons and the parameters"
+        found = [row.codimension for row in self.rows]
+        yield found == sorted(found), "rows by ascending codimension"
 
     def __iter__(self) -> Iterator[Branch]:
         return iter(self.rows)

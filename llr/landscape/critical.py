@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -51,6 +52,14 @@ class Criticality(Record):
     rounding: float
     critical: bool
 
+    _order = (
+        "0 <= gradient_norm",
+        "0 <= residual",
+        "0 <= sigma",
+        "0 <= relative",
+        "0 <= rounding",
+    )
+
     def __bool__(self) -> bool:
         return self.critical
 
@@ -60,6 +69,11 @@ class Criticality(Record):
             f"{'critical' if self.critical else 'not critical'}: loss {self.loss:.6g}, gradient "
             f"{self.gradient_norm:.3g} (relative {self.relative:.2g}; rounding alone {self.rounding:.2g})"
         )
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        most = self.sigma * self.residual
+        relative = self.gradient_norm / most if most > 0 else 0.0
+        yield math.isclose(self.relative, relative), f"relative to be {relative}"
 
     def _verdict(self) -> Verdict:
         return ("critical", "good") if self.critical else ("not critical", "bad")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 
 from llr.inputs.accept import a_module, takes, valued, with_matrix
 from llr.inputs.evaluation.surroundings import outside_inference_mode
-from llr.inputs.roles import real
+from llr.inputs.roles import a_progress, real
+from llr.jacobians.jacobian import Progress
 from llr.landscape.spectra import HessianSpectrum, check_affordable, spectrum_of
 from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.results import Record
 from llr.results.html import Spectrum, Table, Verdict
+from llr.results.progress import following
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +59,8 @@ class EmbeddedSpectrum(Record):
     new_negative: int
     explained: Tensor
 
+    _order = ("0 <= mismatch",)
+    _signed = ("new_negative",)
     _long = ("inside", "outside", "explained")
 
     def __repr__(self) -> str:
@@ -87,6 +91,13 @@ class EmbeddedSpectrum(Record):
             return figure.explained(self, ax)
         return figure.embedded(self).axes[1]
 
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        new = self.wide.index - self.narrow.index
+        yield self.new_negative == new, f"new_negative to be the difference of the indices, {new}"
+        least, most = self.narrow.n_params, self.wide.n_params
+        for name, size in (("inside", least), ("outside", most - least), ("explained", most)):
+            yield getattr(self, name).shape in ((0,), (size,)), f"{size} values in {name}"
+
     def _verdict(self) -> Verdict:
         new = self.new_negative
         return f"{new} new negative directions", "bad" if new else "good"
@@ -110,6 +121,7 @@ class EmbeddedSpectrum(Record):
     x=valued,
     y=valued,
     rtol=real,
+    progress=a_progress,
 )
 @outside_inference_mode
 def embedded_spectrum(
@@ -121,6 +133,7 @@ def embedded_spectrum(
     loss: Loss = "mse",
     *,
     rtol: float | None = None,
+    progress: Progress | bool | None = None,
 ) -> EmbeddedSpectrum:
     """Which eigenvalues of a wide network's Hessian come from the narrow network embedded in it.
 
@@ -136,6 +149,8 @@ def embedded_spectrum(
         y: targets, as for :func:`llr.landscape.criticality`.
         loss: "mse", "cross_entropy" or a function, as for :func:`llr.landscape.criticality`.
         rtol: tolerance of the spectra, as for :func:`llr.landscape.hessian_spectrum`.
+        progress: False for none; or a function, called as ``progress(done, total)`` with columns of the
+            Hessians, one after the other. Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
         An `EmbeddedSpectrum`.
@@ -180,7 +195,8 @@ def embedded_spectrum(
         )
     for surface in (above, below):
         check_affordable(surface)
-    H_narrow, H_wide = hessian_of(below, below.theta), hessian_of(above, above.theta)
+    with following(progress, tell=True):
+        H_narrow, H_wide = hessian_of(below, below.theta), hessian_of(above, above.theta)
     Q = torch.linalg.qr(A, mode="complete").Q
     image, complement = Q[:, : A.shape[1]], Q[:, A.shape[1] :]
     compressed = A.mT @ H_wide @ A

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,14 +18,15 @@ from llr.inputs.evaluation.forward_errors import derivatives
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model
-from llr.inputs.roles import a_sequence, check_int, number, real
-from llr.jacobians.jacobian import evaluate
+from llr.inputs.roles import a_progress, a_sequence, check_int, number, real
+from llr.jacobians.jacobian import Progress, evaluate
 from llr.landscape.spectra import check_affordable
 from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.linalg.error_bound import estimated_error
 from llr.linalg.spectrum import CLEAR_GAP, counted, singular_values
 from llr.results import Record
 from llr.results.html import Verdict
+from llr.results.progress import following, silent, step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,6 +58,12 @@ class Rate(Record):
     n_observations: int
     n_params: int
 
+    _order = (
+        "0 <= rate <= fastest",
+        "rank <= n_observations",
+        "rank <= n_params",
+    )
+
     def __float__(self) -> float:
         return self.rate
 
@@ -67,6 +74,10 @@ class Rate(Record):
             f"rate {self.rate:.4g}, fastest {self.fastest:.4g}; rank {self.rank} from {self.n_observations} "
             f"observations of {self.n_params} parameters{doubt}"
         )
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        whole = self.n_samples and self.n_observations % self.n_samples == 0
+        yield bool(whole), "n_observations to be a multiple of n_samples"
 
     def _verdict(self) -> Verdict | None:
         return ("ambiguous", "doubt") if self.ambiguous else None
@@ -92,6 +103,10 @@ class Flow(Record):
     evaluations: int
 
     _long = ("parameters",)
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield bool((self.times.diff() > 0).all()), "increasing times"
+        yield len(self.parameters) == len(self.times), "parameters at every time"
 
     def _check(self, content: Mapping[str, Any]) -> None:
         if self.times.dim() != 1 or not len(self.times) or self.losses.shape != self.times.shape:
@@ -174,7 +189,15 @@ def rate(model: Model, x: Tensor, *, params: Selection = None, rtol: float | Non
     )
 
 
-@takes(model=a_model, x=valued, y=valued, times=a_sequence, rtol=number, atol=number)
+@takes(
+    model=a_model,
+    x=valued,
+    y=valued,
+    times=a_sequence,
+    rtol=number,
+    atol=number,
+    progress=a_progress,
+)
 @outside_inference_mode
 def flow(
     model: Model,
@@ -187,6 +210,7 @@ def flow(
     atol: float = 1e-13,
     params: Selection = None,
     max_evaluations: int = 10_000,
+    progress: Progress | bool | None = None,
 ) -> Flow:
     """Follow the gradient flow of a loss from the model's parameters, and measure how fast residuals fall.
 
@@ -205,6 +229,8 @@ def flow(
         params: which parameters move, as for :func:`llr.jacobian`.
         max_evaluations: the largest number of gradients. A flow along a kink of ReLU may need infinitely
             many steps.
+        progress: False for none; or a function, called as ``progress(done, total)`` with gradients so far and
+            `max_evaluations`. Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
         A `Flow`.
@@ -242,6 +268,10 @@ def flow(
     def vector(theta: np.ndarray) -> Tensor:
         return torch.from_numpy(theta).to(surface.theta)
 
+    def curvature(_: float, theta: np.ndarray) -> np.ndarray:
+        with silent():  # the gradients are counted
+            return -hessian_of(surface, vector(theta)).cpu().numpy()
+
     slope, evaluations = grad(surface), 0
 
     def down(time: float, theta: np.ndarray) -> np.ndarray:
@@ -253,19 +283,25 @@ def flow(
                 "Raise max_evaluations, or take a larger rtol or earlier times; along a kink, as of ReLU, no "
                 "number of gradients may be enough"
             )
+        step(
+            f"gradient flow at time {time:.4g} of {at[-1]:g}, gradients",
+            evaluations,
+            max_evaluations,
+        )
         with derivatives(surface.theta, "parameters"):
             return cast(np.ndarray, -slope(vector(theta)).cpu().numpy())
 
-    solution = solve_ivp(
-        down,
-        (0.0, float(at[-1])),
-        surface.theta.cpu().numpy(),
-        method="LSODA",
-        t_eval=at,
-        jac=lambda _, theta: -hessian_of(surface, vector(theta)).cpu().numpy(),
-        rtol=rtol,
-        atol=atol,
-    )
+    with following(progress, tell=True):
+        solution = solve_ivp(
+            down,
+            (0.0, float(at[-1])),
+            surface.theta.cpu().numpy(),
+            method="LSODA",
+            t_eval=at,
+            jac=curvature,
+            rtol=rtol,
+            atol=atol,
+        )
     if not solution.success:
         raise RuntimeError(f"gradient flow could not be integrated: {solution.message}")
     parameters = torch.from_numpy(np.ascontiguousarray(solution.y.T))

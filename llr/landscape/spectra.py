@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,12 +18,13 @@ from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model
-from llr.inputs.roles import maybe, real, whole
-from llr.jacobians.jacobian import evaluate
+from llr.inputs.roles import a_progress, maybe, real, whole
+from llr.jacobians.jacobian import Progress, evaluate
 from llr.landscape.surface import Loss, Surface, hessian_of, pullback
 from llr.linalg.spectrum import singular_values, threshold
 from llr.results import Record
 from llr.results.html import Spectrum, Verdict
+from llr.results.progress import following, step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -65,6 +66,11 @@ class HessianSpectrum(Record):
     n_params: int
     method: Method
 
+    _order = (
+        "0 <= tolerance",
+        "index <= n_params",
+        "nullity <= n_params",
+    )
     _long = ("eigenvalues",)
 
     def __str__(self) -> str:
@@ -95,6 +101,23 @@ class HessianSpectrum(Record):
 
         return figure.hessian(self, ax=ax)
 
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        whole = self.nullity is not None
+        yield self.complete == (whole or self.index == 0), "complete to fit index and nullity"
+        if not self.kept("eigenvalues"):
+            return
+        values = self.eigenvalues
+        yield not bool(values.isnan().any()), "no NaN in eigenvalues"
+        yield bool((values.diff() >= 0).all()), "ascending eigenvalues"
+        yield whole == (len(values) == self.n_params), "a nullity if all eigenvalues are known"
+        index = int((values < -self.tolerance).sum())
+        yield (
+            self.index == index,
+            f"index to be the number of eigenvalues below -tolerance, {index}",
+        )
+        zero = int((values.abs() <= self.tolerance).sum())
+        yield not whole or self.nullity == zero, f"nullity to be that of the eigenvalues, {zero}"
+
     def _check(self, content: Mapping[str, Any]) -> None:
         if self.eigenvalues.dim() != 1:
             raise ValueError(
@@ -115,7 +138,7 @@ class HessianSpectrum(Record):
         return (Spectrum(sizes, self.tolerance, "zero up to", "sizes of eigenvalues"),)
 
 
-@takes(model=a_model, x=valued, y=valued, k=maybe(whole), rtol=real)
+@takes(model=a_model, x=valued, y=valued, k=maybe(whole), rtol=real, progress=a_progress)
 @outside_inference_mode
 def hessian_spectrum(
     model: Model,
@@ -128,6 +151,7 @@ def hessian_spectrum(
     method: Method = "auto",
     rtol: float | None = None,
     params: Selection = None,
+    progress: Progress | bool | None = None,
 ) -> HessianSpectrum:
     """The eigenvalues of the Hessian of a loss, with index and nullity.
 
@@ -150,6 +174,10 @@ def hessian_spectrum(
             and 4e-9 for "lanczos"; for squares of singular values the square of the default of
             :func:`llr.tolerance`.
         params: which parameters may move, as for :func:`llr.jacobian`.
+        progress: False for none; or a function, called as ``progress(done, total)`` with columns of the
+            Hessian, with samples of J for J' L'' J, or for "lanczos" with products so far and None. Default:
+            after two seconds a line on a terminal or in a notebook. "dense" then computes all eigenvalues in
+            one call, which shows nothing.
 
     Returns:
         A `HessianSpectrum`.
@@ -175,7 +203,22 @@ def hessian_spectrum(
         raise ValueError(f"method is {method!r}; expected 'auto', 'dense' or 'lanczos'")
     if rtol is not None and not 0 <= rtol < math.inf:
         raise ValueError(f"rtol is {rtol!r}; expected a finite number >= 0, or None")
-    surface = Surface.of(model, x, y, loss, params)
+    with following(progress, tell=True):
+        return _spectrum(
+            model, x, Surface.of(model, x, y, loss, params), kind, k, method, rtol, params
+        )
+
+
+def _spectrum(
+    model: Model,
+    x: Tensor,
+    surface: Surface,
+    kind: Kind,
+    k: int | None,
+    method: Method,
+    rtol: float | None,
+    params: Selection,
+) -> HessianSpectrum:
     P = len(surface.theta)
     if k is not None and not 1 <= k <= P:
         raise ValueError(f"k is {k!r}; expected an integer from 1 to the number of parameters, {P}")
@@ -290,7 +333,12 @@ def _lanczos(surface: Surface, kind: Kind, k: int) -> Tensor:
         def product(v: Tensor) -> Tensor:
             return linear.pull(curve(linear.push(v)))
 
+    products = 0
+
     def times(v: np.ndarray) -> np.ndarray:
+        nonlocal products
+        products += 1
+        step(f"Lanczos: {products:,} products", products)
         return product(torch.from_numpy(v.reshape(-1)).to(theta)).cpu().numpy()
 
     start = torch.randn(P, generator=torch.Generator().manual_seed(0), dtype=torch.float64).numpy()

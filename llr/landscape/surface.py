@@ -17,6 +17,7 @@ from llr.inputs.parameters import Columns, Selection
 from llr.inputs.probe import refuse_interactions
 from llr.inputs.problem import Model, Problem, read_problem
 from llr.inputs.tensors import refuse_complex
+from llr.results.progress import step
 
 _COLUMNS_AT_ONCE = 64  # columns of a Hessian
 
@@ -152,14 +153,22 @@ def hessian_of(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     with torch.enable_grad():  # without it, torch differentiates LU factors wrongly under vmap
         _, times = pullback(grad(function), at)
         eye = torch.eye(len(at), dtype=at.dtype, device=at.device)
+        parts: list[Tensor] = []
         with silent_vmap():
-            H = vmap(times, chunk_size=_COLUMNS_AT_ONCE)(eye)
+            for columns in eye.split(_COLUMNS_AT_ONCE):
+                step("Hessian: columns", len(parts) * _COLUMNS_AT_ONCE, len(at))
+                parts.append(vmap(times)(columns))
+        H = torch.cat(parts)
         generator = torch.Generator().manual_seed(0)
         mix = torch.randn(len(at), generator=generator, dtype=at.dtype).to(at)
         off, size = mix @ H - times(mix), mix.norm() * torch.linalg.vector_norm(H, torch.inf)
         if not bool((off.abs() <= torch.finfo(at.dtype).eps ** 0.5 * size).all()):
             # Some vmap rules of torch are wrong (torch.cdist).
-            H = torch.stack([times(row) for row in eye])
+            parts = []
+            for row in eye:
+                step("Hessian: columns, one at a time", len(parts), len(at))
+                parts.append(times(row))
+            H = torch.stack(parts)
     H = H.detach()
     return (H + H.mT) / 2
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -58,6 +58,12 @@ class Lift(Record):
 
     _long = ("matrix", "constant")
     _also = ("contained",)
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        rows = self.matrix.shape[0] if self.matrix.dim() == 2 else -1
+        kept = self.kept("matrix") and self.kept("constant")
+        fits = rows == len(self.constant) or not kept
+        yield fits and self.constant.dim() == 1, "a matrix with a row for each entry of constant"
 
     @property
     def contained(self) -> bool:

@@ -136,6 +136,9 @@ class LiftedPoints(Record):
         )
         return "\n".join([head, *(f"  {point}" for point in self)])
 
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield len(self.points) <= self.starts, "no more points than starts"
+
     def _table(self) -> Table:
         rows = [
             (

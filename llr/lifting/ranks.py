@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from flint import arb, arb_mat
@@ -36,6 +36,7 @@ class RankBounds(Record):
     determinant: str
     bits: int
 
+    _order = ("lower <= upper",)
     _also = ("exact",)
 
     @property
@@ -46,6 +47,10 @@ class RankBounds(Record):
     def __str__(self) -> str:
         """The number, or the bounds."""
         return str(self.lower) if self.exact else f"{self.lower} to {self.upper}"
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        sizes = len(self.rows), len(self.columns)
+        yield sizes == (self.lower, self.lower), "as many rows and columns as lower"
 
 
 def rank_bounds(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -69,6 +69,12 @@ class LiftStatus(Record):
     n_samples: int
     reason: str
 
+    _order = (
+        "0 <= difference",
+        "0 <= deviation",
+        "0 <= radius",
+        "0 <= distance",
+    )
     _long = ("matrix",)
     _also = ("proved",)
 
@@ -92,6 +98,19 @@ class LiftStatus(Record):
             f"{verdict} ({'proved' if self.proved else 'not proved'})\n"
             f"  ranks {self.narrow} / {self.wide} / {self.joint} (narrow / wide / joint); functions equal "
             f"{same}\n  {self.reason}"
+        )
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            self.agreement != "exact" or self.difference == 0,
+            "difference 0 for an exact agreement",
+        )
+        grown = self.joint.lower > self.narrow.upper
+        yield not (self.contained and grown), "joint to be no larger than narrow where contained"
+        same = self.joint.upper <= self.narrow.lower
+        yield (
+            not (self.contained is False and same),
+            "joint to be larger than narrow where not contained",
         )
 
     def _verdict(self) -> Verdict:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 _end: ContextVar[float] = ContextVar("end", default=math.inf)
+_listener: ContextVar[Callable[[], object] | None] = ContextVar("listener", default=None)
 
 
 class TimeLimit(Exception):
@@ -30,10 +31,23 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         _end.reset(token)
 
 
+@contextlib.contextmanager
+def polls_call(listener: Callable[[], object]) -> Iterator[None]:
+    """Let every :func:`poll` in the block call a function, too."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
+
+
 def poll() -> None:
     """Raise `TimeLimit` if the time is up. The call also lets Python handle signals."""
     if time.monotonic() > _end.get():
         raise TimeLimit
+    listener = _listener.get()
+    if listener is not None:
+        listener()
 
 
 def check_timeout(timeout: object) -> None:

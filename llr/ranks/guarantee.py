@@ -11,6 +11,7 @@ Source: Zhang et al., "Local Linear Recovery Guarantee of Deep Neural Networks a
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,6 +52,16 @@ class Guarantee(Record):
     proved: bool
     n_samples: int
     reason: str
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            self.holds == (self.rank >= self.model_rank),
+            "holds to be whether rank reaches model_rank",
+        )
+        start = f"the rank on {self.n_samples} samples is "
+        start += f"{'that' if self.holds else f'{self.rank}, that'} of the model"
+        yield self.reason.startswith(start), f"a reason that begins with {start!r}"
+        yield self.proved == (" (proved)" in self.reason), "a reason that says whether it is proved"
 
     def __bool__(self) -> bool:
         return self.holds

@@ -14,7 +14,7 @@ Overparameterization" (2024), for the guarantee.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -79,6 +79,7 @@ class ModelRank(Record):
     sampler: str
     n_params: int
 
+    _order = ("lower <= rank <= upper <= n_params",)
     _long = ("samples",)
     _also = ("exact", "n_samples")
 
@@ -125,6 +126,16 @@ class ModelRank(Record):
 
     def _emptied(self, name: str) -> Tensor:
         return getattr(self, name).new_empty((self.n_samples, 0))
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield self.result.n_params == self.n_params, "as many parameters in result as n_params"
+        yield (
+            int(self.result.rank) >= self.rank or self.lower == self.rank,
+            "the rank of result to be that of the model",
+        )
+        yield all(rank <= self.upper for _, rank in self.trace), "no rank in trace above upper"
+        yield self.saturated or not self.exact, "saturated to be true where lower is upper"
+        yield self.exact <= (not self.ambiguous), "ambiguous to be false where lower is upper"
 
     def _verdict(self) -> Verdict:
         if not self.saturated:

@@ -26,7 +26,7 @@ from llr.ranks.matrices import rank_of_matrix
 from llr.ranks.methods import METHODS, choose, costs
 from llr.ranks.result import NO_CERTIFICATE, RankResult
 from llr.ranks.upper_bounds import bounds_of_model
-from llr.results.progress import followed
+from llr.results.progress import telling
 from llr.theory.tangents.upper import upper_bound
 
 __all__ = ["METHODS", "RankResult", "rank"]
@@ -54,7 +54,7 @@ _OPERATIONS_PER_PARAMETER = 1e5
     progress=a_progress,
 )
 @outside_inference_mode
-@followed
+@telling(0)
 def rank(
     model: Model | Tensor,
     x: Tensor | None = None,
@@ -110,8 +110,11 @@ def rank(
             requested stops at 512 bits or less.
         chunk_size: samples per step, as in `llr.jacobian`.
         backend: which code computes the Jacobian, as in `llr.jacobian`.
-        progress: False for none; or a function, called as ``progress(bits, proved, upper)`` while a
-            certificate is made. Default: after two seconds a line on a terminal or in a notebook.
+        progress: False for none; or a function, called as ``progress(bits, done, total)``. While the Jacobian
+            is computed in chunks, bits is 0, and done and total are numbers of samples, or of parameters for
+            "tsqr" and "gram". While a certificate is made, bits is its precision (None for rational
+            arithmetic), done the rank that is proved, and total its upper bound. Default: after two seconds a
+            line on a terminal or in a notebook.
 
     Returns:
         A `RankResult`. ``exact``, ``ambiguous`` and ``clear`` tell how certain the rank is; ``lower``,

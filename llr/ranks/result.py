@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from llr.linalg.spectrum import CLEAR_GAP, PROVED, is_open
+from llr.ranks import consistency
 from llr.ranks.certificates.certificate import Certificate
 from llr.results import Record
 from llr.results.fields import restored
@@ -95,6 +96,7 @@ class RankResult(Record):
 
     _long = ("spectrum", "equilibrated")
     _also = ("clear", "exact")
+    _order = ("0 <= tol",)
 
     @property
     def exact(self) -> bool:
@@ -295,7 +297,8 @@ class RankResult(Record):
         """The fields, and `clear` and `exact`, as plain values for strict JSON.
 
         Tensors become nested lists, the dtype its name and the certificate a dictionary. An infinite gap
-        becomes None, since JSON has no infinity. :meth:`from_dict` makes an equal result of the dictionary.
+        becomes None, since JSON has no infinity. :meth:`from_dict` makes a result of the dictionary whose fields
+        are equal to the last bit; ``==`` is False, since it compares identity for results with tensors.
 
         Args:
             spectrum: whether to include the singular values.
@@ -324,27 +327,11 @@ class RankResult(Record):
         return super()._read(name, hint, content, where)
 
     def _check(self, content: Mapping[str, Any]) -> None:
-        shape = torch.as_tensor(self.rank).shape
-        for name in ("tol", "gap", "ambiguous", "lower", "upper"):
-            if torch.as_tensor(getattr(self, name)).shape != shape:
-                raise ValueError(
-                    f"{name!r} of RankResult has not the shape of rank, {tuple(shape)}"
-                )
-        short = min(self.n_rows, self.n_params)
-        for name in ("rank", "lower", "upper"):
-            value = torch.as_tensor(getattr(self, name))
-            whole = not value.is_floating_point() and value.dtype != torch.bool
-            if not whole or bool(((value < 0) | (value > short)).any()):
-                raise ValueError(f"{name!r} of RankResult is no rank; expected 0 to {short}")
-        if torch.as_tensor(self.ambiguous).dtype != torch.bool:
-            raise ValueError("'ambiguous' of RankResult holds numbers; expected true or false")
-        for name in self._long:
-            value = getattr(self, name)
-            if value is not None and value.shape not in ((*shape, short), (*shape, 0)):
-                raise ValueError(
-                    f"{name!r} of RankResult has shape {tuple(value.shape)}; expected {(*shape, short)}"
-                )
+        consistency.check_shapes(self)
         super()._check(content)
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        return consistency.conditions(self)
 
     def _verdict(self) -> Verdict:
         if self.exact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +16,7 @@ from llr.inputs.memory import fits, format_bytes, memory_budget
 from llr.inputs.parameters import layout
 from llr.inputs.probe import refuse_interactions
 from llr.inputs.problem import Problem, read_problem
-from llr.inputs.roles import a_flag
+from llr.inputs.roles import a_flag, a_progress
 from llr.inputs.tensors import as_double
 from llr.inputs.warned import warn_of_no_kernel
 from llr.models import MatrixFactorization
@@ -23,6 +24,7 @@ from llr.operators import _ops
 from llr.recovery import lm_native, lm_reference
 from llr.recovery.damping import CONVERGED, STATUS, Damping
 from llr.results import Shown
+from llr.results.progress import following
 
 _POOL_BYTES = 2**28  # memory of the torch path for Jacobians and normal matrices
 _LARGEST_POOL = 1024
@@ -80,7 +82,15 @@ class Fits(Shown):
         return f"{len(self.theta)} starts: {counts}"
 
 
-@takes(model=a_module, starts=valued, x=valued, y=valued, which=valued, first=a_flag)
+@takes(
+    model=a_module,
+    starts=valued,
+    x=valued,
+    y=valued,
+    which=valued,
+    first=a_flag,
+    progress=a_progress,
+)
 @outside_inference_mode
 def levenberg_marquardt(
     model: nn.Module,
@@ -92,6 +102,7 @@ def levenberg_marquardt(
     damping: str | Damping = "fast",
     tol: float = 1e-20,
     first: bool = False,
+    progress: Callable[[int, int], object] | bool | None = None,
 ) -> Fits:
     """Fit a model to data by least squares from many starts, thousands of small problems a second.
 
@@ -114,6 +125,9 @@ def levenberg_marquardt(
             squared targets (of n q, if the targets are all zero).
         first: for each data set, skip all starts after the first one, in the given order, that converges.
             The choice does not depend on time or threads.
+        progress: False for none; or a function, called as ``progress(done, total)`` with starts; the native
+            library reports only between blocks of many starts. Default: after two seconds a line on a
+            terminal or in a notebook.
 
     Returns:
         A :class:`Fits`. A start is "converged"; "stalled" for too many iterations, or because its steps
@@ -172,12 +186,13 @@ def levenberg_marquardt(
     _check_outputs(problem, known, samples, y, starts)
     _check_memory(y[0].numel(), starts)
     obstacle = lm_native.why_not(problem, known, starts, y[0].numel())
-    if known is None or obstacle:
-        if known is not None and not _ops.NATIVE:
-            warn_of_no_kernel(starts.device, obstacle)
-        solution = _in_torch(problem, known, starts, samples, y, which, chosen, tol, first)
-    else:
-        solution = lm_native.solve(known, starts, samples, y, which, chosen, tol, first)
+    with following(progress, tell=True):
+        if known is None or obstacle:
+            if known is not None and not _ops.NATIVE:
+                warn_of_no_kernel(starts.device, obstacle)
+            solution = _in_torch(problem, known, starts, samples, y, which, chosen, tol, first)
+        else:
+            solution = lm_native.solve(known, starts, samples, y, which, chosen, tol, first)
     method = f"torch: {obstacle}" if obstacle else "native"
     squares = y.square().mean((1, 2))
     relative = solution.loss / torch.where(squares > 0, squares, 1.0)[which]

@@ -12,10 +12,12 @@ from llr.inputs.problem import Problem
 from llr.models import Conv1dTwoLayer, MatrixFactorization
 from llr.models.parts import departure_from
 from llr.operators import _ops
-from llr.recovery.damping import Damping
+from llr.recovery.damping import CONVERGED, SKIPPED, Damping
 from llr.recovery.lm_reference import Solution
+from llr.results.progress import step
 
 _MOST_LANES = 8  # lanes of a vector register; each has a start
+_BLOCK_FLOPS = 1e11
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,55 @@ def solve(
     tol: float,
     first: bool,
 ) -> Solution:
-    """The same as :func:`llr.recovery.lm_reference.solve`, by the native operator."""
+    """The same as :func:`llr.recovery.lm_reference.solve`, by the native operator.
+
+    Many starts are solved in blocks, with their progress between them. Results do not depend on the blocks.
+    """
+    count, size = len(starts), _block(y[0].numel(), starts.shape[1], damping)
+    if count <= size:
+        return _solved(known, starts, x, y, which, damping, tol, first)
+    found = Solution(
+        starts.clone(),
+        starts.new_full((count,), torch.inf),
+        torch.zeros(count, dtype=torch.int64),
+        torch.full((count,), SKIPPED),
+    )
+    fitted = torch.zeros(
+        len(x), dtype=torch.bool
+    )  # data sets of which the other starts are skipped
+    for begin in range(0, count, size):
+        step("Levenberg-Marquardt: starts", begin, count)
+        rows = torch.arange(begin, min(begin + size, count))
+        rows = rows[~fitted[which[rows]]]
+        if not len(rows):
+            continue
+        part = _solved(known, starts[rows], x, y, which[rows], damping, tol, first)
+        for whole, some in zip(found, part, strict=True):
+            whole[rows] = some
+        if first:
+            fitted[which[rows[part.status == CONVERGED]]] = True
+    step("Levenberg-Marquardt: starts", count, count)
+    return found
+
+
+def _block(rows: int, P: int, damping: Damping) -> int:
+    """How many starts take about a second: as many as `_BLOCK_FLOPS` allow, at least a few per thread."""
+    side = min(rows, P)
+    flops = max(1, damping.iterations) * (2.0 * rows * P * side + side**3)
+    least = 4 * _MOST_LANES * torch.get_num_threads()
+    return max(least, int(_BLOCK_FLOPS / flops))
+
+
+def _solved(
+    known: Known,
+    starts: Tensor,
+    x: Tensor,
+    y: Tensor,
+    which: Tensor,
+    damping: Damping,
+    tol: float,
+    first: bool,
+) -> Solution:
     theta, loss, iterations, status = _ops.lm_solve(
         starts[:, known.order],
         x.double(),

@@ -21,6 +21,7 @@ from llr.inputs.problem import Problem
 from llr.operators.formula import ACTIVATIONS, mlp_jacobian
 from llr.recovery import damping as codes
 from llr.recovery.damping import CONVERGED, FAILED, LIMIT, SKIPPED, STALLED, Damping
+from llr.results.progress import step
 
 
 class Functions(NamedTuple):
@@ -164,6 +165,8 @@ def solve(
     queue = torch.arange(count, device=device)
     pool: _Pool | None = None
     while len(queue) or pool is not None:
+        running = 0 if pool is None else len(pool.start)
+        step("Levenberg-Marquardt: starts", count - len(queue) - running, count)
         free = batch - (0 if pool is None else len(pool.start))
         if free > batch // 4 or pool is None:
             if first:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -65,6 +65,10 @@ class WidthFit(Record):
     consistent: bool
     net: Net
 
+    _order = (
+        "0 <= error",
+        "0 <= roundings",
+    )
     _keys: ClassVar[Mapping[str, str]] = {"net": "model"}
     _also = ("activation",)
 
@@ -85,6 +89,9 @@ class WidthFit(Record):
         """The name of the network's activation."""
         return self.net.activation
 
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield self.width == self.net.width, f"the width of its network, {self.net.width}"
+
     def _written(self, name: str, hint: Any, spectrum: bool) -> Any:
         return _numbers(self.model) if name == "net" else super()._written(name, hint, spectrum)
 
@@ -93,10 +100,6 @@ class WidthFit(Record):
         if name == "net":
             return _net(content["model"], _activation(content, where), where)
         return super()._read(name, hint, content, where)
-
-    def _check(self, content: Mapping[str, Any]) -> None:
-        _check_error("error", self.error)
-        super()._check(content)
 
 
 @dataclass(frozen=True)
@@ -230,6 +233,10 @@ class Recovery(Record):
     seconds: float
     n: int
 
+    _order = (
+        "0 <= train_error",
+        "0 <= seconds",
+    )
     _keys: ClassVar[Mapping[str, str]] = {"size": "optimistic_sample_size", "n": "samples"}
     _also = ("activation",)
 
@@ -282,6 +289,22 @@ class Recovery(Record):
 
         return curves.widths(self, ax=ax)
 
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield self.width == len(self.model[0].weight), "the width of model"
+        yield self.width in self.fits, "a fit of width"
+        yield self.proved.isolated or self.proved.rank is None, "no proved rank if not isolated"
+        if self.evidence is not None:
+            found = self.evidence
+            counts = found.n_effective, found.needed, found.rivals_tried
+            yield min(counts) >= 0, "no negative counts in evidence"
+        if self.tested is not None:
+            shares = self.tested.share, self.tested.confidence
+            yield all(0 <= v <= 1 for v in shares), "share and confidence from 0 to 1 in tested"
+            yield 0 <= self.tested.beyond <= self.tested.points, "beyond from 0 to points in tested"
+        for test in self.tests:
+            yield min(test.width, test.dof) >= 0, "no negative counts in tests"
+            yield 0 <= test.p_value <= 1, "p_value from 0 to 1 in tests"
+
     def _written(self, name: str, hint: Any, spectrum: bool) -> Any:
         if name == "fits":
             return [fit.to_dict() for fit in self.fits.values()]
@@ -308,10 +331,6 @@ class Recovery(Record):
         activation = _activation(content, where)
         return tuple(_net(net, activation, f"{where}[{i}]").model() for i, net in enumerate(value))
 
-    def _check(self, content: Mapping[str, Any]) -> None:
-        _check_error("train_error", self.train_error)
-        super()._check(content)
-
     def _verdict(self) -> Verdict:
         tones: dict[str, Tone] = {"recovered": "good", "accepted": "good", "ambiguous": "doubt"}
         return self.status.replace("_", " "), tones.get(self.status, "bad")
@@ -326,11 +345,6 @@ class Recovery(Record):
             (f.width, math.sqrt(f.error), f.roundings, f.consistent) for f in self.fits.values()
         ]
         return ("width", "relative error", "roundings", "explained by rounding"), rows
-
-
-def _check_error(name: str, value: float) -> None:
-    if value < 0:
-        raise ValueError(f"{name!r} is {value}; expected a squared error, at least 0")
 
 
 def _numbers(net: nn.Module) -> dict[str, Any]:

@@ -57,12 +57,20 @@ class following:  # noqa: N801 - called like a function, and a generator takes m
             replaces the line.
         tell: whether the steps are passed to the caller's function, as ``progress(done, total)``. If not, the
             block calls it itself.
+        first: arguments in front of these, for a function that the block calls itself with more arguments;
+            steps without a total are not passed then.
     """
 
-    __slots__ = ("_line", "_progress", "_tell", "_token")
+    __slots__ = ("_first", "_line", "_progress", "_tell", "_token")
 
-    def __init__(self, progress: Callable[..., Any] | bool | None, *, tell: bool = False) -> None:
-        self._progress, self._tell = progress, tell
+    def __init__(
+        self,
+        progress: Callable[..., Any] | bool | None,
+        *,
+        tell: bool = False,
+        first: tuple[Any, ...] = (),
+    ) -> None:
+        self._progress, self._tell, self._first = progress, tell, first
         self._line: _Line | None = None
 
     def __enter__(self) -> None:
@@ -71,7 +79,7 @@ class following:  # noqa: N801 - called like a function, and a generator takes m
         if progress is False:
             sink = nothing
         elif callable(progress) and self._tell:
-            sink = _passing_to(progress)
+            sink = _passing_to(progress, self._first)
         elif outer is not None:
             sink = outer
         elif callable(progress):
@@ -95,6 +103,20 @@ def followed(function: Callable[_P, _R]) -> Callable[_P, _R]:
             return function(*args, **kwargs)
 
     return wrapper
+
+
+def telling(*first: Any) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """As :func:`followed`; the caller's function gets ``progress(*first, done, total)`` from the steps."""
+
+    def decorated(function: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(function)
+        def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            with following(cast(Any, kwargs.get("progress")), tell=True, first=first):
+                return function(*args, **kwargs)
+
+        return wrapper
+
+    return decorated
 
 
 def step(text: str, done: int | None = None, total: int | None = None) -> None:
@@ -138,9 +160,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def _passing_to(progress: Callable[..., Any]) -> Sink:
+def _passing_to(progress: Callable[..., Any], first: tuple[Any, ...]) -> Sink:
     def sink(text: str, done: int | None, total: int | None) -> None:  # noqa: ARG001
-        progress(done, total)
+        if total is not None or not first:
+            progress(*first, done, total)
 
     return sink
 
@@ -149,17 +172,17 @@ class _Line:
     """The default: a line that is drawn after `DELAY` seconds, on a terminal or in a notebook."""
 
     def __init__(self) -> None:
-        self._due = clock() + DELAY
+        self._begun = clock()
         self._screen: Screen | None = None
         self._hidden = False
 
     def __call__(self, text: str, done: int | None, total: int | None) -> None:
-        if self._hidden or clock() < self._due:
+        if self._hidden or clock() < self._begun + DELAY:
             return
         if self._screen is None:
             if not _drawing.acquire(blocking=False):
                 return  # another thread draws
-            self._screen = screen()
+            self._screen = screen(self._begun)
             if self._screen is None:
                 _drawing.release()
                 self._hidden = True
@@ -176,8 +199,12 @@ class _Line:
             _drawing.release()
 
 
-def screen() -> Screen | None:
-    """The current notebook or terminal; None if there is neither."""
+def screen(begun: float) -> Screen | None:
+    """The current notebook or terminal; None if there is neither, or the caller's code draws there already.
+
+    Args:
+        begun: the :data:`clock` at the start of the computation.
+    """
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     if shell is not None and hasattr(shell, "kernel"):
         return _Notebook()
@@ -185,13 +212,30 @@ def screen() -> Screen | None:
         is_terminal = sys.stderr.isatty()
     except (AttributeError, ValueError):  # standard error is None, or closed
         return None
-    return _Terminal() if is_terminal else None
+    return _Terminal(begun) if is_terminal and not _others_draw() else None
+
+
+def _others_draw() -> bool:
+    """Whether a live display of rich, or a bar of tqdm, is active. Two lines would overwrite each other.
+
+    Neither library says so in public, so all marks that their versions leave are looked for. Nothing is
+    imported: a library that is not loaded draws nothing.
+    """
+    rich, proxy = sys.modules.get("rich"), sys.modules.get("rich.file_proxy")
+    console = getattr(rich, "_console", None)  # the one of all displays that name no other
+    if getattr(console, "_live", None) or getattr(console, "_live_stack", None):
+        return True
+    redirected = getattr(proxy, "FileProxy", ())  # displays of all consoles redirect the streams
+    if isinstance(sys.stdout, redirected) or isinstance(sys.stderr, redirected):
+        return True
+    bar = getattr(sys.modules.get("tqdm.std"), "tqdm", None)
+    return any(not one.disable for one in tuple(getattr(bar, "_instances", ())))
 
 
 class _Terminal:
     """A line on standard error, drawn by rich."""
 
-    def __init__(self) -> None:
+    def __init__(self, begun: float) -> None:
         # Imported here because the import takes longer than most calls.
         from rich.console import Console  # noqa: PLC0415
         from rich.progress import (  # noqa: PLC0415
@@ -204,8 +248,16 @@ class _Terminal:
 
         self._text = TextColumn("{task.description}", markup=False)
         self._bar = (BarColumn(bar_width=24), MofNCompleteColumn())
+        self._begun = begun
+        # Without redirection: what the caller's code prints stays in the stream that it prints to.
         self._progress = Progress(
-            self._text, TimeElapsedColumn(), console=Console(stderr=True), transient=True
+            self._text,
+            TimeElapsedColumn(),
+            console=Console(stderr=True),
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            get_time=clock,
         )
         self._task: Any = None
 
@@ -216,8 +268,7 @@ class _Terminal:
             self._progress.update(self._task, description=text, completed=done or 0, total=total)
             return
         self._task = self._progress.add_task(text, completed=done or 0, total=total)
-        begun = self._progress.tasks[0].start_time
-        self._progress.tasks[0].start_time = None if begun is None else begun - DELAY
+        self._progress.tasks[0].start_time = self._begun
         self._progress.start()
 
     def close(self) -> None:

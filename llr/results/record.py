@@ -5,17 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from llr.inputs.files.arrays import read_file
+from llr.inputs.files.arrays import read_file, require_existing
 from llr.inputs.files.writing import write_atomic
 from llr.inputs.roles import shown
-from llr.results import fields, html
+from llr.results import fields, html, rules
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -69,12 +69,16 @@ class Record(Shown):
     * ``_also``: properties that ``to_dict()`` adds for its readers; ``from_dict`` checks them.
     * ``_keys``: field -> another name in ``to_dict()``.
     * ``_unstored``: fields that are not written, and get their default values when read.
+    * ``_order``: orders of fields, such as "0 <= lower <= upper", which ``from_dict`` checks.
+    * ``_signed``: fields of integers that may be negative. All others are counts or indices.
     """
 
     _long: tuple[str, ...] = ()
     _also: tuple[str, ...] = ()
     _keys: ClassVar[Mapping[str, str]] = {}
     _unstored: tuple[str, ...] = ()
+    _order: tuple[str, ...] = ()
+    _signed: tuple[str, ...] = ()
 
     @classmethod
     def stored(cls) -> list[str]:
@@ -83,6 +87,9 @@ class Record(Shown):
 
     def to_dict(self, spectrum: bool = False) -> dict[str, Any]:
         """The fields as plain values for strict JSON: ``json.dumps(..., allow_nan=False)`` works.
+
+        With ``spectrum=True``, :meth:`from_dict` makes a result of them whose fields are equal to the last
+        bit. For results with tensors or networks ``==`` compares identity, and is False then.
 
         Tensors are written as nested lists, dtypes as names. Infinity is None, or "inf" for fields in which
         None has another meaning; NaN is "nan".
@@ -110,6 +117,11 @@ class Record(Shown):
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Self:
         """The result that :meth:`to_dict` wrote, with its tensors on the CPU.
+
+        Checked are the names and types of the fields, shapes of tensors, the order of bounds, that counts are
+        not negative, and values that follow from other fields that were kept, such as the index of a Hessian
+        from its eigenvalues. Nothing is computed again from models or samples, so that consistent fields may
+        still be false. Only the proof of a certificate can be checked, by :func:`llr.verify`.
 
         Raises:
             ValueError: fields that are missing or unknown, of another type, or that contradict each other;
@@ -144,8 +156,12 @@ class Record(Shown):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result as JSON, with its spectrum. A failure leaves no partial file.
 
+        Args:
+            path: a file in a directory that exists; a file that is there is replaced.
+
         Raises:
-            OSError: the file cannot be written.
+            FileNotFoundError: the directory does not exist.
+            OSError: the file cannot be written, or `path` is a device or a pipe.
         """
         document = {"format": FORMAT, "type": type(self).__name__, **self.to_dict(spectrum=True)}
         write_atomic(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
@@ -155,8 +171,11 @@ class Record(Shown):
         """The result in a file that :meth:`save` wrote. Reads numbers and text only, executes nothing.
 
         Raises:
-            ValueError: the file cannot be read, or holds no such result; names the file and the field.
+            FileNotFoundError: there is no such file.
+            ValueError: the file cannot be read, is a directory, a device or a pipe, or holds no such result;
+                names the file and the field.
         """
+        require_existing(Path(path))
         try:
             content = read_object(read_file(Path(path)))
             kind = content.pop("format", None)
@@ -175,11 +194,16 @@ class Record(Shown):
         return value is not None and bool(value.numel())
 
     def _require(self, name: str) -> None:
-        """Refuse to draw a tensor that was left out when the result was written.
+        """Refuse to draw a tensor of NaN, or one that was left out when the result was written.
 
         Raises:
-            ValueError: names the tensor, and says how to keep it.
+            ValueError: names the tensor, and says which; how to keep it.
         """
+        value = getattr(self, name)
+        if value is not None and value.numel() and bool(value.isnan().all()):
+            raise ValueError(
+                f"the {name} of this {type(self).__name__} has NaN only, so there is nothing to draw"
+            )
         if not self.kept(name):
             raise ValueError(
                 f"the {name} of this {type(self).__name__} was not kept, so there is nothing to draw; write "
@@ -203,8 +227,20 @@ class Record(Shown):
         value = content[cls._keys.get(name, name)]
         return fields.restored(value, hint, where, content.get("tensors", {}).get(name))
 
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        """Whether the fields fit each other, as pairs of a condition and what is expected, as text."""
+        yield from ()
+
     def _check(self, content: Mapping[str, Any]) -> None:
-        """Refuse properties in `content` that contradict the fields that were read."""
+        """Refuse fields, and properties in `content`, that contradict each other."""
+        rules.check_counts(self, self._signed)
+        for chain in self._order:
+            rules.check_order(self, chain)
+        for holds, expected in self._rules():
+            if not holds:
+                raise ValueError(
+                    f"the fields of {type(self).__name__} contradict each other; expected {expected}"
+                )
         for name in self._also:
             if name not in content:
                 continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -44,6 +44,8 @@ class Dimension(Record):
     statement: str
     n_params: int
 
+    _order = ("lower <= upper",)
+
     @classmethod
     def between(
         cls, what: str, lower: int, terms: Sequence[Term], statement: str, n_params: int
@@ -76,6 +78,10 @@ class Dimension(Record):
             statement += f"; for almost all parameters, at least {self.lower} for all"
         head = f"{self.what} = {proved} of {self.n_params} parameters ({statement})"
         return "\n".join([head, *(f"  {t.dimension:+5d}  {t.text}" for t in self.terms)])
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield self.status != "exact" or self.lower == self.upper, "equal bounds for status exact"
+        yield sum(t.dimension for t in self.terms) == self.upper, "terms with the sum upper"
 
     def _verdict(self) -> Verdict:
         return self.status, "good" if self.exact else "doubt"

@@ -18,6 +18,7 @@ from .test_files import line
 
 class TestWriteAtomic:
     def test_text_and_bytes(self, tmp_path: Path) -> None:
+        (tmp_path / "deep/down").mkdir(parents=True)
         write_atomic(tmp_path / "deep/down/a.txt", "σ\n")
         assert (tmp_path / "deep/down/a.txt").read_bytes() == "σ\n".encode()
         write_atomic(tmp_path / "deep/down/a.txt", b"\0new")
@@ -74,8 +75,15 @@ class TestWriteAtomic:
                 write_atomic(path, "x")
             assert ".tmp" not in str(err.value)
 
+    def test_missing_directories_are_not_made(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no directory .*new'; make it.*a\.txt"):
+            write_atomic(tmp_path / "new/a.txt", "x")
+        assert not list(tmp_path.iterdir())
+
     def test_a_device_stays_one(self) -> None:
-        write_atomic(os.devnull, "x")
+        with pytest.raises(OSError, match=f"is a device or a pipe.*{os.devnull}"):
+            write_atomic(os.devnull, "x")
+        write_atomic(os.devnull, "x", devices=True)
         assert not Path(os.devnull).is_file()
 
     @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL on Windows")

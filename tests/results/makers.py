@@ -50,9 +50,9 @@ def split() -> tuple[nn.Module, nn.Module, embedding.Embedding]:
     return narrow, wide, record
 
 
-def embedded() -> landscape.EmbeddedSpectrum:
+def embedded(**options: Any) -> landscape.EmbeddedSpectrum:
     (narrow, wide, record), x = split(), points(9)
-    return landscape.embedded_spectrum(narrow, wide, record, x, x.sin())
+    return landscape.embedded_spectrum(narrow, wide, record, x, x.sin(), **options)
 
 
 def wide_model() -> nn.Module:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import itertools
 import os
@@ -17,15 +18,16 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import llr
-from llr import lifting, recovery
+from llr import landscape, lifting, recovery
 from llr.models import TwoLayer, mlp
-from llr.recovery import Target, recover
+from llr.recovery import Target, lm_native, recover
 from llr.recovery.train import GD, initial, train
 from llr.results import progress
 
-from .makers import critical, net, points
+from .makers import critical, embedded, net, points
 
 SHOW, HIDE = "\x1b[?25h", "\x1b[?25l"
 
@@ -167,6 +169,95 @@ class TestTerminal:
         assert "[red]x[/nothing]" in terminal.seen()
 
 
+class TestOthersOnTheTerminal:
+    def test_the_time_counts_from_the_start(
+        self, terminal: _Terminal, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        terminal.open()
+        now = [100.0]
+        monkeypatch.setattr(progress, "clock", lambda: now[0])
+        with progress.following(None):
+            now[0] += 4000
+            progress.step("late")
+        assert "1:06:40" in terminal.seen()
+
+    @pytest.mark.parametrize("stream", ["stdout", "stderr"])
+    def test_what_the_caller_prints_goes_where_it_was_printed_to(
+        self, terminal: _Terminal, monkeypatch: pytest.MonkeyPatch, stream: str
+    ) -> None:
+        terminal.open()
+        file = io.StringIO()
+        monkeypatch.setattr(sys, "stdout", file)
+        with progress.following(None):
+            for i in range(9):
+                progress.step("working", i)
+                print(f"printed {i}", file=getattr(sys, stream))
+        seen = terminal.seen()
+        assert "working" in seen
+        printed = [f"printed {i}" for i in range(9)]
+        assert file.getvalue().splitlines() == (printed if stream == "stdout" else [])
+        assert all((text in seen) == (stream == "stderr") for text in printed)
+
+    @pytest.mark.parametrize("own_console", [False, True])
+    def test_silent_inside_a_display_of_rich(
+        self, terminal: _Terminal, monkeypatch: pytest.MonkeyPatch, own_console: bool
+    ) -> None:
+        import rich  # noqa: PLC0415
+        from rich.console import Console  # noqa: PLC0415
+        from rich.progress import Progress  # noqa: PLC0415
+
+        terminal.open()
+        monkeypatch.setattr(rich, "_console", None)
+        with Progress(console=Console(stderr=True) if own_console else None):
+            terminal.seen()
+            proved()
+        assert "proving" not in terminal.seen()
+        proved()
+        assert "proving" in terminal.seen()
+
+    def test_silent_beside_a_bar_of_tqdm(self, terminal: _Terminal) -> None:
+        tqdm = pytest.importorskip("tqdm.std").tqdm
+        terminal.open()
+        for _ in tqdm(range(1), file=sys.stderr):
+            proved()
+        assert "proving" not in terminal.seen()
+        for _ in tqdm(range(1), disable=True):
+            proved()
+        assert "proving" in terminal.seen()
+
+
+def test_prints_of_a_call_stay_in_a_redirected_file(tmp_path: Path) -> None:
+    """In a process of its own, as with ``python script.py > out.txt``."""
+    code = r"""
+import itertools, torch, llr
+from llr.results import progress
+ticks = itertools.count()
+progress.clock = lambda: float(next(ticks))
+class Loud(torch.nn.Linear):
+    def forward(self, x):
+        print("in the forward")
+        return super().forward(x)
+llr.jacobian(Loud(2, 1), torch.randn(9, 2), backend="loop", chunk_size=1)
+"""
+    ours, theirs = pty.openpty()
+    out = tmp_path / "out.txt"
+    with out.open("w") as file:
+        environment = os.environ | {"TERM": "xterm", "COLUMNS": "120"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", code], stdout=file, stderr=theirs, env=environment
+        )
+        os.close(theirs)
+        seen = b""
+        with contextlib.suppress(OSError):  # of the end, on Linux
+            while part := os.read(ours, 1 << 16):
+                seen += part
+    os.close(ours)
+    assert process.wait() == 0, seen
+    assert b"Jacobian: samples" in seen
+    assert b"forward" not in seen
+    assert out.read_text().count("in the forward\n") >= 9
+
+
 def test_a_command_shows_it_and_fast_ones_do_not_import_rich(tmp_path: Path) -> None:
     code = r"""
 import itertools, sys, torch, llr
@@ -222,7 +313,7 @@ def screen(monkeypatch: pytest.MonkeyPatch) -> _Screen:
     """A screen that can be seen, and a clock that is seconds later at every look."""
     made = _Screen()
     fast_clock(monkeypatch)
-    monkeypatch.setattr(progress, "screen", lambda: made)
+    monkeypatch.setattr(progress, "screen", lambda _: made)
     return made
 
 
@@ -241,7 +332,51 @@ def embedding_in_layers(**options: Any) -> Any:
     return llr.gram(net(2, 3, 3, 1), points(9, 2), backend="layers", **options)
 
 
+def softsigns(layers: int) -> nn.Module:
+    """A model that the native library does not know, so that it is computed in chunks."""
+    linear = (nn.Linear(2, 2), nn.Softsign())
+    return nn.Sequential(
+        *(copy.deepcopy(part) for _ in range(layers) for part in linear), nn.Linear(2, 1)
+    ).double()
+
+
+def ranked(method: str) -> Callable[..., Any]:
+    return lambda **o: llr.rank(softsigns(4), points(9, 2), method=method, chunk_size=2, **o)
+
+
+def verified(**options: Any) -> Any:
+    found = llr.certify(net(1, 3, 1), points(12), progress=False)
+    return llr.verify(found, net(1, 3, 1), points(12), **options)
+
+
+def fitted(model: nn.Module, **options: Any) -> Any:
+    starts = initial(model, 200, generator=torch.Generator().manual_seed(0))
+    return recovery.levenberg_marquardt(model, starts, points(6), points(6).sin(), **options)
+
+
+def spectrum(kind: str, method: str = "dense", k: int | None = None) -> Callable[..., Any]:
+    model, x = net(1, 80, 1), points(9)
+    return lambda **o: landscape.hessian_spectrum(
+        model, x, x.sin(), kind=kind, method=method, k=k, **o
+    )
+
+
 WORK: dict[str, Callable[..., Any]] = {
+    "rank by svd": ranked("svd"),
+    "rank by tsqr": ranked("tsqr"),
+    "rank by gram": ranked("gram"),
+    "rank by auto": ranked("auto"),
+    "verify": verified,
+    "flow": lambda **o: landscape.flow(
+        net(1, 2, 1), points(5), points(5).sin(), times=[0.0, 1.0], **o
+    ),
+    "levenberg_marquardt": lambda **o: fitted(net(1, 2, 1), **o),
+    "levenberg_marquardt by torch": lambda **o: fitted(
+        nn.Sequential(nn.Linear(1, 2), nn.Softsign(), nn.Linear(2, 1)), **o
+    ),
+    "hessian_spectrum": spectrum("full"),
+    "hessian_spectrum by Lanczos": spectrum("full", "lanczos", 2),
+    "embedded_spectrum": lambda **o: embedded(**o),
     "certify": lambda **o: llr.certify(net(1, 3, 1), points(12), **o),
     "rank": lambda **o: llr.rank(net(1, 3, 1), points(12), method="certified", **o),
     "model_rank": lambda **o: llr.model_rank(net(1, 3, 1), **o),
@@ -260,6 +395,18 @@ WORK: dict[str, Callable[..., Any]] = {
 }
 
 
+PAIRS = {
+    *("jacobian", "gram", "lifted_critical_points", "flow", "embedded_spectrum"),
+    *("levenberg_marquardt", "levenberg_marquardt by torch", "hessian_spectrum"),
+}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lm_native, "_BLOCK_FLOPS", 0)
+
+
+@pytest.mark.usefixtures("small_blocks")
 class TestFunctions:
     @pytest.mark.parametrize("name", WORK)
     @pytest.mark.parametrize("default", [None, True])
@@ -280,8 +427,10 @@ class TestFunctions:
         WORK[name](progress=lambda *found: calls.append(found))
         assert calls
         assert not screen.drawn
-        if name in ("jacobian", "gram", "lifted_critical_points"):
+        if name in PAIRS:
             assert all(0 <= done <= total for done, total in calls)
+        elif name.startswith("rank by"):
+            assert all(bits == 0 and 0 <= done <= total for bits, done, total in calls)
         else:
             assert all(isinstance(value, int | float | None) for c in calls for value in c)
 
@@ -387,7 +536,7 @@ class TestNotebook:
         module.get_ipython = lambda: types.SimpleNamespace()
         monkeypatch.setitem(sys.modules, "IPython", module)
         monkeypatch.setattr(sys, "stderr", None)
-        assert progress.screen() is None
+        assert progress.screen(0.0) is None
 
 
 def test_a_sweep_shows_cells_and_not_what_they_do(screen: _Screen, tmp_path: Path) -> None:

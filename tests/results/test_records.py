@@ -112,7 +112,7 @@ def test_dictionaries(results: dict[str, Any], name: str, spectrum: bool) -> Non
 
 @pytest.mark.parametrize("name", MAKERS)
 def test_files(results: dict[str, Any], name: str, tmp_path: Path) -> None:
-    result, path = results[name], tmp_path / "new" / "result.json"
+    result, path = results[name], tmp_path / "result.json"
     result.save(path)
     assert same(type(result).load(path), result)
     assert json.loads(path.read_text())["type"] == type(result).__name__
@@ -312,9 +312,29 @@ class TestFiles:
             broken.save(path)
         assert path.read_bytes() == before
 
-    def test_missing_file(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"none\.json"):
-            landscape.Rate.load(tmp_path / "none.json")
+    @pytest.mark.parametrize("kind", [landscape.Rate, llr.RankResult, llr.Certificate])
+    def test_missing_file(self, tmp_path: Path, kind: Any) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no such file.*none\.json"):
+            kind.load(tmp_path / "none.json")
+        with pytest.raises(ValueError, match="is a directory"):
+            kind.load(tmp_path)
+
+    @pytest.mark.parametrize("name", ["rank", "certificate"])
+    def test_missing_directory(self, results: dict[str, Any], tmp_path: Path, name: str) -> None:
+        with pytest.raises(FileNotFoundError, match=r"no directory .*new'; make it first.*r\.json"):
+            results[name].save(tmp_path / "new" / "r.json")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names")
+    @pytest.mark.parametrize("name", ["rank", "certificate"])
+    def test_pipes_and_devices(self, results: dict[str, Any], tmp_path: Path, name: str) -> None:
+        """Opening a pipe without a reader would wait forever."""
+        os.mkfifo(pipe := tmp_path / "pipe")
+        for path in (pipe, os.devnull):
+            with pytest.raises(OSError, match="is a device or a pipe; expected the name of a reg"):
+                results[name].save(path)
+            with pytest.raises(ValueError, match="not a file"):
+                type(results[name]).load(path)
 
 
 class TestNetworks:
@@ -363,7 +383,7 @@ class TestNetworks:
 
     def test_an_embedding_stays_in_range(self, results: dict[str, Any]) -> None:
         content = strict(results["embedding"].to_dict())
-        with pytest.raises(ValueError, match="source has entries outside"):
+        with pytest.raises(ValueError, match="source of Embedding has entries outside"):
             llr.embedding.Embedding.from_dict(content | {"source": [9] * len(content["source"])})
 
 
@@ -395,6 +415,17 @@ class TestPlots:
         with pytest.raises(ValueError, match="no history to draw"):
             results["training"].plot()
 
+    def test_what_is_not_a_number(self, results: dict[str, Any]) -> None:
+        for name, field in (("rank", "spectrum"), ("hessian", "eigenvalues")):
+            content = strict(results[name].to_dict(spectrum=True))
+            content[field][0] = "nan"
+            with pytest.raises(ValueError, match=f"no NaN in {field}"):
+                type(results[name]).from_dict(content)
+        history = results["history"]
+        broken = dataclasses.replace(history, relative=history.relative * math.nan)
+        with pytest.raises(ValueError, match="the relative of this History has NaN only"):
+            broken.plot()
+
     def test_a_hessian_says_what_it_has_lost(self, results: dict[str, Any]) -> None:
         again = HessianSpectrum.from_dict(results["hessian"].to_dict())
         assert "eigenvalues not kept" in str(again)
@@ -409,3 +440,115 @@ def test_numbers_of_numpy_do_not_come_in(results: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="'rank' of Rate"):
         landscape.Rate.from_dict(content | {"rank": np.int64(3)})
     assert recovery
+
+
+CONTRADICTIONS: list[tuple[str, dict[str, Any]]] = [
+    ("rank", {"tol": -1.0}),
+    ("rank", {"tol": "nan"}),
+    ("rank", {"rank": 3, "lower": 3}),
+    ("rank", {"lower": 3}),
+    ("rank", {"upper": 3}),
+    ("rank", {"ambiguous": True, "exact": True}),
+    ("rank", {"counted_above": "luck"}),
+    ("rank", {"method": "certified"}),
+    ("rank", {"actual_bytes": -8}),
+    ("rank of a batch", {"rank": [0, 0, 0], "lower": [0, 0, 0]}),
+    ("rank by a tolerance", {"rank": 0}),
+    ("rank certified", {"rank": 1, "lower": 1}),
+    ("rank equilibrated", {"rank": 1, "lower": 1}),
+    ("model rank", {"rank": -7}),
+    ("model rank", {"n_params": 0}),
+    ("model rank", {"lower": 8}),
+    ("model rank", {"trace": [[3, -1]]}),
+    ("model rank", {"saturated": False}),
+    ("guarantee", {"rank": 3}),
+    ("guarantee", {"holds": False}),
+    ("guarantee", {"model_rank": 9}),
+    ("guarantee", {"reason": "the rank on 9 samples is 3, that of the model 7"}),
+    ("guarantee", {"proved": False}),
+    ("verdict", {"valid": False}),
+    ("verdict", {"reason": "the samples differ from those of the certificate"}),
+    ("verdict", {"checked": False}),
+    ("dimension", {"lower": 50}),
+    ("dimension", {"upper": 50}),
+    ("dimension", {"terms": []}),
+    ("dimension", {"n_params": -1}),
+    ("stratification", {"rows": [{"rank": 99, "text": "x", "status": "exact"}]}),
+    ("points", {"lower": 50}),
+    ("points", {"outputs": -1}),
+    ("bounds", {"lower": 4}),
+    ("bounds", {"lower": -1}),
+    ("check", {"tangent": "neither"}),
+    ("check", {"excess": {"lower": 1, "upper": 2}}),
+    ("rank bounds", {"lower": 99}),
+    ("rank bounds", {"rows": []}),
+    ("lift status", {"difference": 1.0}),
+    ("lift status", {"contained": False}),
+    ("lifted points", {"starts": 0}),
+    ("independence", {"upper": 9}),
+    ("independence", {"basis": [7]}),
+    ("criticality", {"relative": 3.0}),
+    ("criticality", {"sigma": -1.0}),
+    ("rate", {"fastest": 0.0}),
+    ("rate", {"rank": 99}),
+    ("rate", {"n_samples": 7}),
+    ("flow", {"times": [2.0, 1.0, 0.0]}),
+    ("hessian", {"index": 4}),
+    ("hessian", {"tolerance": -1.0}),
+    ("hessian", {"tolerance": 1e9}),
+    ("hessian", {"nullity": 4}),
+    ("hessian", {"nullity": None}),
+    ("hessian", {"n_params": 5}),
+    ("hessian", {"eigenvalues": [4.0, 3.0, 2.0, 1.0]}),
+    ("embedded spectrum", {"new_negative": 9}),
+    ("branch", {"dimension": 99}),
+    ("branch", {"copies": [1, 2]}),
+    ("branches", {"width": 9}),
+    ("branches", {"n_params": 99}),
+    ("reduction", {"widths": [9, 1, 1]}),
+    ("tally", {"done": 9}),
+    ("tally", {"failed": -1}),
+    ("tally", {"now": 5}),
+    ("condensation", {"effective": 9}),
+    ("narrow", {"relative": -1.0}),
+    ("recovery", {"train_error": -1.0}),
+    ("recovery", {"width": 2}),
+    ("fit of a width", {"width": 9}),
+    ("training", {"diverged": [True, True, True], "converged": [True, True, True]}),
+    ("history", {"at": [3, 2, 1, 0]}),
+    ("plan", {"nbytes": 8}),
+    ("embedding", {"n_narrow": -4}),
+]
+
+
+@pytest.mark.parametrize(("name", "change"), CONTRADICTIONS)
+def test_fields_that_contradict_each_other(
+    results: dict[str, Any], name: str, change: dict[str, Any]
+) -> None:
+    """Each change is of the right type, so that only the other fields tell that it is wrong."""
+    kind, content = type(results[name]), strict(results[name].to_dict(spectrum=True))
+    assert set(change) <= set(content)
+    derived = set(kind._also) - {"activation"}
+    content = {key: value for key, value in content.items() if key not in derived}
+    kind.from_dict(content)
+    with pytest.raises(ValueError, match=rf"{kind.__name__}"):
+        kind.from_dict(content | change)
+
+
+def test_the_message_names_the_fields(results: dict[str, Any]) -> None:
+    kind, content = type(results["dimension"]), results["dimension"].to_dict()
+    with pytest.raises(
+        ValueError, match="'lower' is 50 and 'upper' is 10; expected lower <= upper"
+    ):
+        kind.from_dict(content | {"lower": 50, "upper": 10})
+    with pytest.raises(ValueError, match="'n_params' of Dimension is -1; expected no negative"):
+        kind.from_dict(content | {"n_params": -1})
+
+
+def test_negative_integers_are_refused_in_every_result(results: dict[str, Any]) -> None:
+    for name in MAKERS:
+        kind, content = type(results[name]), strict(results[name].to_dict(spectrum=True))
+        for key, value in content.items():
+            if type(value) is int and key not in (*kind._also, *kind._signed):
+                with pytest.raises(ValueError, match=kind.__name__):
+                    kind.from_dict(content | {key: -1})

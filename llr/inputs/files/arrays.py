@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import math
 import warnings
@@ -32,6 +33,21 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as err:
         raise ValueError(f"cannot be read ({err.strerror or err})") from err
+
+
+def require_existing(path: Path) -> None:
+    """Refuse a path at which there is nothing.
+
+    Raises:
+        FileNotFoundError: names the path.
+    """
+    try:
+        path.stat()
+    except FileNotFoundError as error:
+        told = "there is no such file; expected one that save() wrote"
+        raise FileNotFoundError(errno.ENOENT, told, str(path)) from error
+    except (OSError, ValueError):  # read_file says what is wrong
+        return
 
 
 def require_file(path: Path) -> None:

@@ -3,36 +3,47 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes | str) -> None:
+def write_atomic(path: str | os.PathLike[str], data: bytes | str, *, devices: bool = False) -> None:
     """Write a whole file or none: a crash or Ctrl-C leaves the old content, never half of the new.
 
-    Missing parent directories are made. Text is written as UTF-8. Devices and pipes are written to
-    directly.
+    Text is written as UTF-8.
+
+    Args:
+        path: the name of the file, in a directory that exists.
+        data: the content.
+        devices: whether to write to devices and pipes, directly. Opening a pipe waits for its reader.
 
     Raises:
-        OSError: the system refuses; names `path`.
+        FileNotFoundError: the directory does not exist.
+        OSError: the system refuses, or `path` is a device or a pipe; names `path`.
 
     Example:
         >>> import tempfile, pathlib
         >>> from llr.inputs.files.writing import write_atomic
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     write_atomic(pathlib.Path(folder, "new", "r.json"), "{}")
-        ...     pathlib.Path(folder, "new", "r.json").read_text()
+        ...     write_atomic(pathlib.Path(folder, "r.json"), "{}")
+        ...     pathlib.Path(folder, "r.json").read_text()
         '{}'
     """
     with _named(path):
         # Resolve links: os.replace would replace the link itself.
         target = Path(path).resolve()
         if _is_device(target):
+            if not devices:
+                told = "is a device or a pipe; expected the name of a regular file"
+                raise OSError(errno.EINVAL, told)
             target.write_bytes(data.encode() if isinstance(data, str) else data)
             return
-        target.parent.mkdir(parents=True, exist_ok=True)
+        if not target.parent.exists():
+            told = f"there is no directory {str(target.parent)!r}; make it first"
+            raise FileNotFoundError(errno.ENOENT, told)
         temporary = _beside(target)
         try:
             with temporary.open("xb") as file:

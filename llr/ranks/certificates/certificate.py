@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from llr.inputs.files.arrays import read_file
+from llr.inputs.files.arrays import read_file, require_existing
 from llr.inputs.files.writing import write_atomic
 from llr.inputs.roles import check_int, shown
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS
@@ -205,7 +205,12 @@ class Certificate(Shown):
         return found
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the certificate as JSON, atomically. Raises OSError if that fails."""
+        """Write the certificate as JSON, atomically.
+
+        Raises:
+            FileNotFoundError: the directory does not exist.
+            OSError: the file cannot be written, or `path` is a device or a pipe.
+        """
         write_atomic(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
@@ -213,9 +218,11 @@ class Certificate(Shown):
         """Read a certificate from a file that :meth:`save` wrote. Only data is read; nothing is executed.
 
         Raises:
+            FileNotFoundError: there is no such file.
             ValueError: the file cannot be read, or has no well-formed certificate; names the file and the
                 field.
         """
+        require_existing(Path(path))
         try:
             data = read_file(Path(path))
             try:

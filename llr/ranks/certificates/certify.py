@@ -28,7 +28,7 @@ from llr.linalg.balls import HIGHEST_BITS as HIGHEST_BITS
 from llr.linalg.balls import LOWEST_BITS as LOWEST_BITS
 from llr.linalg.balls import MOST_BITS as MOST_BITS
 from llr.linalg.balls import precision
-from llr.linalg.deadline import TimeLimit, check_timeout, time_limit
+from llr.linalg.deadline import TimeLimit, check_timeout, polls_call, time_limit
 from llr.linalg.decimals import decimal_below
 from llr.linalg.elimination import Pivots, Scaled, find_pivots, prove, rational_pivots, remainder
 from llr.ranks.certificates.certificate import Certificate
@@ -120,16 +120,21 @@ def certify(
                 f"timeout={timeout} seconds were over before the model was read; give more"
             ) from None
 
+        line = "proving"
+
         def report(bits: int | None, proved: int, upper: int) -> None:
+            nonlocal line
             if callable(progress):
                 progress(bits, proved, upper)
             arithmetic = "in rationals" if bits is None else f"at {bits} bits"
-            step(f"proving {arithmetic}: rank >= {proved} of at most {upper}")
+            line = f"proving {arithmetic}: rank >= {proved} of at most {upper}"
+            step(line)
 
-        if network.rational:
-            return _in_rationals(network, goal, upper_from, upper, report)
-        first = min(_FIRST_BITS, max_bits) if bits is None else bits
-        return _in_balls(network, goal, upper_from, upper, first, max_bits, report)
+        with polls_call(lambda: step(line)):
+            if network.rational:
+                return _in_rationals(network, goal, upper_from, upper, report)
+            first = min(_FIRST_BITS, max_bits) if bits is None else bits
+            return _in_balls(network, goal, upper_from, upper, first, max_bits, report)
 
 
 def _in_rationals(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -14,15 +14,16 @@ from llr.inputs.accept import a_model, takes, valued
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.parameters import Selection
 from llr.inputs.problem import Model
-from llr.inputs.roles import check_int
+from llr.inputs.roles import a_progress, check_int
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS, MOST_BITS, Array, precision
 from llr.linalg.block_inverse import checked_inverse, largest_piece
-from llr.linalg.deadline import TimeLimit, check_timeout, time_limit
+from llr.linalg.deadline import TimeLimit, check_timeout, polls_call, time_limit
 from llr.linalg.decimals import at_most
 from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.linalg.integers import exact_rank, integer_rows, rank_at_least
 from llr.ranks.certificates.certificate import Certificate
 from llr.results import Record, html
+from llr.results.progress import followed, nothing, step
 from llr.theory.tangents.upper import upper_bound
 
 # The precision at which the check begins.
@@ -38,6 +39,11 @@ class Verdict(Record):
     checked: bool = True
     """False if `timeout` or `max_bits` ended the check, which then has no result."""
 
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield self.checked or not self.valid, "valid to be false without a check"
+        yield self.checked != self.reason.startswith("not checked"), "a reason that fits checked"
+        yield self.valid == self.reason.startswith("rank >= "), "a reason that fits valid"
+
     def __bool__(self) -> bool:
         return self.valid
 
@@ -51,8 +57,9 @@ class Verdict(Record):
         return ("holds", "good") if self.valid else ("does not hold", "bad")
 
 
-@takes(model=a_model, x=valued)
+@takes(model=a_model, x=valued, progress=a_progress)
 @outside_inference_mode
+@followed
 def verify(
     certificate: Certificate,
     model: Model,
@@ -61,6 +68,7 @@ def verify(
     params: Selection = None,
     max_bits: int = MOST_BITS,
     timeout: float | None = None,
+    progress: Callable[[int], object] | bool | None = None,
 ) -> Verdict:
     """Whether a certificate is true of this model and these samples.
 
@@ -82,6 +90,8 @@ def verify(
         params: as for :func:`certify`.
         max_bits: the largest precision that the certificate may have, as for :func:`certify`.
         timeout: seconds after which the check ends without a result (`checked` is False); None for no limit.
+        progress: False for none; or a function, called as ``progress(bits)`` before the rows are evaluated at
+            a precision. Default: after two seconds a line on a terminal or in a notebook.
 
     Returns:
         A `Verdict`, true or false, with a reason that names any difference.
@@ -119,9 +129,12 @@ def verify(
                     "the certificate was made like that",
                     checked=False,
                 )
-            reason = reason or _unproved(certificate, network)
+            tell = progress if callable(progress) else nothing
+            with polls_call(lambda: step(f"checking {len(certificate.rows)} independent rows")):
+                reason = reason or _unproved(certificate, network, tell)
             if not reason and certificate.upper_from == "caller":
-                reason = _disproved(certificate, network)
+                with polls_call(lambda: step(f"checking the upper bound {certificate.upper}")):
+                    reason = _disproved(certificate, network)
     except TimeLimit:
         return Verdict(False, f"not checked: timeout={timeout} seconds were over", checked=False)
     if reason:
@@ -184,12 +197,13 @@ def _disproved(certificate: Certificate, network: Network) -> str:
     return f"upper is {certificate.upper}, from a caller; the rank is certainly at least {least}"
 
 
-def _unproved(certificate: Certificate, network: Network) -> str:
+def _unproved(certificate: Certificate, network: Network, tell: Callable[[int], object]) -> str:
     """Why it is not proved that the submatrix is nonsingular with such a determinant; empty if it is."""
     most = 8 * max(certificate.bits or MOST_BITS // 2, _FIRST_BITS // 2)
     # Begin with the precision that a true certificate needs; a false one may claim any precision.
     bits = 2 * certificate.bits if certificate.bits and certificate.bits <= 1024 else _FIRST_BITS
     while True:
+        tell(bits)
         with precision(bits):
             least = arb(0)
             if network.rational:

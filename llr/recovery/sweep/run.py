@@ -42,6 +42,8 @@ class Tally(Record):
     now: int = 0
     seconds: float = 0.0
 
+    _order = ("0 <= seconds",)
+
     @property
     def left(self) -> int:
         """The number of cells that have neither result nor error."""
@@ -60,6 +62,11 @@ class Tally(Record):
     def __str__(self) -> str:
         text = f"{self.done} of {self.total} cells done, {self.failed} failed, {self.left} left"
         return text if not self.seconds else f"{text}; {self.now} computed in {self.seconds:.1f} s"
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        ended = self.done + self.failed
+        yield ended <= self.total, "no more cells done and failed than total"
+        yield self.now <= ended, "now to be no more than done and failed"
 
 
 def tally(store: Store) -> Tally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +61,11 @@ class Condensation(Record):
     direction_spread: Tensor
     norm_spread: Tensor
 
+    _order = (
+        "0 <= norms",
+        "0 <= masses",
+        "0 <= shares",
+    )
     _long = ("directions",)
 
     def __str__(self) -> str:
@@ -72,6 +77,13 @@ class Condensation(Record):
         span = str(least) if least == most else f"{least} to {most}"
         many = f" in each of {len(counts)} networks" if len(counts) > 1 else ""
         return f"{self.norms.shape[-1]} neurons{many}: {span} effective"
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        m = self.norms.shape[-1]
+        for name, least, most in (("labels", 0, m - 1), ("effective", 0, m)):
+            value: Tensor = getattr(self, name)
+            fits = not bool(((value < least) | (value > most)).any()) and value.dtype == torch.int64
+            yield fits, f"integers from {least} to {most} in {name}"
 
     def _check(self, content: Mapping[str, Any]) -> None:
         neurons = self.norms.shape

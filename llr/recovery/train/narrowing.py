@@ -39,6 +39,7 @@ class Narrow(Record):
     relative: float
     converged: bool
 
+    _order = ("0 <= relative",)
     _also = ("width",)
 
     @property

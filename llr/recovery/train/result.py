@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -83,6 +83,13 @@ class History(Base):
 
     _long = ("theta", "loss", "relative")
 
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield bool((self.at.diff() >= 0).all()), "ascending at"
+        for name in ("loss", "relative"):
+            value = getattr(self, name)
+            fits = not value.numel() or value.shape == self.theta.shape[:2]
+            yield fits, f"one number in {name} for each point and member"
+
     def _check(self, content: Mapping[str, Any]) -> None:
         points = len(self.at) if self.at.dim() == 1 else 0
         if not points or self.theta.dim() != 3 or len(self.theta) != points:
@@ -135,6 +142,7 @@ class Training(Base):
     stalled: Tensor
     history: History | None = None
 
+    _order = ("0 <= steps",)
     _long = ("theta",)
     _also = ("status",)
 
@@ -171,6 +179,12 @@ class Training(Base):
                 "this Training has no history to draw; train(..., record=100) keeps 100 points of it"
             )
         return self.history.plot(ax)
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        members = len(self.relative)
+        yield len(self.theta) == len(self.loss) == members, "as many members in every field"
+        ends = self.converged.int() + self.diverged.int() + self.stalled.int()
+        yield bool((ends <= 1).all()), "at most one end of every member"
 
     def _check(self, content: Mapping[str, Any]) -> None:
         members = self.relative.shape

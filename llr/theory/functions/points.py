@@ -64,6 +64,8 @@ class Points(Record):
     outputs: int
     dimension: Dimension
 
+    _order = ("lower <= upper",)
+
     def __int__(self) -> int:
         if self.status != "exact":
             raise ValueError(
@@ -77,6 +79,12 @@ class Points(Record):
         value = str(self.lower) if self.status == "exact" else f"{self.lower} to {self.upper}"
         of = f"{self.outputs} output{'s' * (self.outputs > 1)} each"
         return f"{value} points of {of} ({self.reason}; Proposition 2.7)\n{self.dimension}"
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        yield (
+            (self.status == "exact") == (self.lower == self.upper),
+            "status exact if lower is upper",
+        )
 
     def _verdict(self) -> Verdict:
         return self.status, "good" if self.status == "exact" else "doubt"

@@ -68,6 +68,11 @@ class Stratification(Record):
     n_params: int
     rows: tuple[FunctionClass, ...]
 
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        ranks = [row.rank for row in self.rows]
+        yield ranks == sorted(ranks), "rows by ascending rank"
+        yield all(0 <= rank <= self.n_params for rank in ranks), "ranks from 0 to n_params"
+
     def __str__(self) -> str:
         """A table."""
         head = f"{self.architecture}, {self.n_params} parameters"

@@ -8,7 +8,7 @@ points, in balls, give a lower bound.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
@@ -59,6 +59,7 @@ class Independence(Record):
     n_samples: int
     bits: int
 
+    _order = ("lower <= upper <= n_neurons",)
     _also = ("independent", "proved")
 
     @property
@@ -84,6 +85,14 @@ class Independence(Record):
             f"{self.n_samples} points)"
         )
         return "\n".join([head, *(f"  {relation}" for relation in self.relations)])
+
+    def _rules(self) -> Iterator[tuple[bool, str]]:
+        neurons = {i for i in self.basis if i < self.n_neurons}
+        yield len(neurons) == len(self.basis) == self.upper, "upper different neurons in basis"
+        yield (
+            len(self.relations) == self.n_neurons - self.upper,
+            "a relation for every other neuron",
+        )
 
     def _verdict(self) -> Verdict:
         if not self.proved:

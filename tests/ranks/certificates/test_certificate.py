@@ -40,11 +40,11 @@ class TestFiles:
         self, case: tuple[nn.Sequential, Tensor, Certificate], tmp_path: Path
     ) -> None:
         model, x, certificate = case
-        certificate.save(tmp_path / "new" / "c.json")
-        again = Certificate.load(tmp_path / "new" / "c.json")
+        certificate.save(tmp_path / "c.json")
+        again = Certificate.load(tmp_path / "c.json")
         assert again == certificate
         assert verify(again, model, x)
-        assert json.loads((tmp_path / "new" / "c.json").read_text())["rank"] == 11
+        assert json.loads((tmp_path / "c.json").read_text())["rank"] == 11
 
     def test_interrupted_save_leaves_the_old_file(
         self,
