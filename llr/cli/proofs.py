@@ -10,9 +10,10 @@ import click
 import torch
 
 import llr
+from llr.cli.files import OutputText
 from llr.cli.options import max_bits_option, model_options
 from llr.cli.output import apart
-from llr.cli.shell import OPEN, OutputText, deliver, reported, with_option_names
+from llr.cli.shell import OPEN, deliver, reported, with_option_names
 from llr.cli.source import Source
 
 

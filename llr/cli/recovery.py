@@ -14,6 +14,7 @@ import click
 import torch
 
 import llr
+from llr.cli.files import OutputDirectory
 from llr.cli.options import (
     POSITIVE,
     bias_option,
@@ -25,7 +26,6 @@ from llr.cli.options import (
 )
 from llr.cli.shell import (
     OPEN,
-    OutputDirectory,
     Write,
     as_json,
     deliver,

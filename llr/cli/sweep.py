@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from llr.cli.files import require_other
 from llr.cli.options import POSITIVE
 from llr.cli.shell import console_beside, plotting, reported
 from llr.recovery.sweep.board import Address
@@ -113,6 +114,7 @@ def run(
     The same command continues a sweep that was killed. Under torchrun, all processes share the cells.
     """
     out = spec.with_suffix(".sqlite") if out is None else out
+    require_other(out, "--out", spec, "SPEC")  # also the default
     with resumable():
         end = run_sweep(
             spec,
