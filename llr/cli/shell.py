@@ -83,12 +83,23 @@ def _fail(err: Exception, debug: bool) -> None:
     sys.exit(2)
 
 
+# What messages call the functions of Python, and the words of the command for it.
+_IN_SHELL = {
+    r"`?llr\.embedding\.reduce`?(\(\w+\))?": "`llr reduce`",
+    r"`?llr\.model_rank`?(\(\w+\))?": "`llr model-rank`",
+    r"`?llr\.theory\.tangent_dimension`?(\(\w+\))?": "`llr theory model`",
+    r"register the class with llr\.exact\.chain\.register, or ": "",
+}
+
+
 def with_option_names(text: str) -> str:
-    """Replace names of arguments in a message by the options of the current command.
+    """Replace names of arguments and functions in a message by options of the current command, and commands.
 
     ``noise_std=`` becomes ``--noise-std``, ``max_bits=64`` becomes ``--max-bits 64``, and ``seed is -5`` at
     the beginning of a message becomes ``--seed is -5``.
     """
+    for python, shell in _IN_SHELL.items():
+        text = re.sub(python, shell, text)
     context = click.get_current_context(silent=True)
     for option in context.command.params if context else ():
         if not isinstance(option, click.Option) or not option.name:
@@ -100,11 +111,12 @@ def with_option_names(text: str) -> str:
             text = re.sub(f"{name}=True\\b", on, text)
             text = re.sub(f"{name}=False\\b", off or f"no {on}", text)
             continue
+        text = re.sub(f"{name}=[\"'](\\w+)[\"']", f"{on} \\1", text)
         text = re.sub(f"{name}=(?=[\\w'\"+.-])", f"{on} ", text)
         text = re.sub(f"{name}=", on, text)
-        if re.match(f"{option.name} (is|pattern) ", text):
+        if re.match(f"{option.name} (is|are|has|pattern) ", text):
             text = re.sub(",? or None\\b", f", or no {on}", on + text[len(option.name) :])
-    return text
+    return re.sub(r'method="(\w+)"', r"`llr rank --method \1`", text)
 
 
 def _is_ours(end: SystemExit) -> bool:

@@ -28,6 +28,7 @@ from llr.ranks.model_rank import model_rank as find_model_rank
 from llr.ranks.saturation import Certify, Found, Look, Progress, Question, Search
 from llr.results import Record
 from llr.results.html import Verdict
+from llr.results.phrases import counted
 from llr.results.progress import followed
 from llr.theory.tangents.upper import upper_bound
 
@@ -255,14 +256,15 @@ class _Case:
         holds, last = r >= target.rank, self.found.trials[-1].result
         if holds:
             proved = self.found.proved >= target.upper
-            reason = f"the rank on {n} samples is that of the model, {target.rank}"
+            reason = f"the rank on {counted(n, 'sample')} is that of the model, {target.rank}"
         else:
             proved = self.upper < target.lower
             observations = n * self.search.look.outputs
-            reason = f"the rank on {n} samples is {r}, that of the model {target.rank}"
+            reason = f"the rank on {counted(n, 'sample')} is {r}, that of the model {target.rank}"
             differing = self.search.source.distinct(n)
             if observations < target.rank:
-                reason += f"; {observations} observations are too few"
+                few = "is" if observations == 1 else "are"
+                reason += f"; {counted(observations, 'observation')} {few} too few"
             elif differing < n:
                 reason += f"; only {differing} of the samples differ"
         if proved:

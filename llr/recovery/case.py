@@ -23,8 +23,8 @@ from llr.recovery.outcome import (
     Status,
     WidthFit,
 )
-from llr.recovery.phrases import counted
 from llr.recovery.search import NEAR
+from llr.results.phrases import counted
 from llr.theory import model_rank_of_function
 
 _AMBIGUOUS_SHARE = 8  # one eighth of the budget is for networks with as many parameters as samples

@@ -10,8 +10,8 @@ from torch import Tensor
 from llr.recovery.hunt import LEAST_ROUNDS, Hunt
 from llr.recovery.lm import Fits
 from llr.recovery.outcome import NoiseTest
-from llr.recovery.phrases import counted, there_are
 from llr.recovery.search import polished, round_of_starts
+from llr.results.phrases import counted, there_are
 
 LEVEL = 0.01
 """The level of the statistical test: how often a network of the right width is rejected."""

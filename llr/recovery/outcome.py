@@ -15,11 +15,11 @@ from llr.inputs.activations import ACTIVATIONS
 from llr.inputs.roles import shown
 from llr.models import TwoLayer
 from llr.recovery.net import Net
-from llr.recovery.phrases import counted
 from llr.results import Record
 from llr.results.fields import restored
 from llr.results.html import Table, Tone, Verdict
 from llr.results.networks import numbers
+from llr.results.phrases import counted
 from llr.theory import Dimension
 
 if TYPE_CHECKING:

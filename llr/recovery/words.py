@@ -15,8 +15,8 @@ from llr.recovery.hunt import LEAST_ROUNDS, Hunt
 from llr.recovery.judge import Data64, Judgement
 from llr.recovery.net import Net
 from llr.recovery.outcome import Checked, Reason, WidthFit
-from llr.recovery.phrases import a, counted
 from llr.recovery.samples import Kind
+from llr.results.phrases import a, counted
 
 NEARLY = 1e3
 """In roundings: a fit this close, with more samples than parameters, is reported even if it is rejected."""

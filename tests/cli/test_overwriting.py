@@ -85,7 +85,7 @@ def refused(*arguments: str) -> str:
         ("reduce mlp:3-2-1 --weights w.safetensors --out w.safetensors", "--weights"),
         ("theory model m.py:Own --json m.py", "MODEL"),
         ("certify mlp:3-2-1 --inputs x.npy --out x.npy", "--inputs"),
-        # ("verify proof.json mlp:3-2-1 --inputs x.npy --json proof.json", "CERTIFICATE"),
+        ("verify proof.json mlp:3-2-1 --inputs x.npy --json proof.json", "CERTIFICATE"),
         ("sweep run s.toml --out s.toml", "SPEC"),
         ("sweep run s.toml --runner m.py:cell --out m.py", "--runner"),
         ("sweep export results.csv results.csv", "FILE"),
