@@ -1,5 +1,6 @@
 """The ``llr`` command's first lines, outside of the package: Ctrl-C is heard while that imports torch."""
 
+import atexit
 import os
 import signal
 import sys
@@ -11,6 +12,8 @@ def main() -> int:
     if heard:
         # Raised in the middle of other packages' imports, KeyboardInterrupt may come out as anything.
         signal.signal(signal.SIGINT, _leave)
+        # Registered first, so called last: later Python restores the system's handler, which kills.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     from llr.cli.main import main as command  # noqa: PLC0415 - it is what takes long
 
     if heard:
@@ -20,6 +23,9 @@ def main() -> int:
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    finally:
+        if heard:
+            signal.signal(signal.SIGINT, _leave)  # until Python has ended
     return 0
 
 

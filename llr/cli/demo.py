@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
 import llr
-from llr.cli.shell import OutputDirectory, reported
+from llr.cli.files import OutputDirectory
+from llr.cli.shell import reported
 from llr.cli.streams import PlainConsole
 from llr.inputs.evaluation.surroundings import torch_threads
 from llr.inputs.files.writing import require_directory, write_atomic

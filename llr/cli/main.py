@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 import llr
+from llr.cli.groups import Group
 from llr.cli.streams import standard_streams
 
 # A command's module is imported when the command runs: `llr --help` imports none of them.
@@ -41,7 +42,7 @@ COMMANDS = {
 """For each command its module and function, and its line in the help."""
 
 
-class _Commands(click.Group):
+class _Commands(Group):
     """The group of commands. Its help text is written to standard output, so errors there are handled."""
 
     def make_context(self, *args: Any, **kwargs: Any) -> click.Context:

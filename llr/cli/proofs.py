@@ -10,9 +10,10 @@ import click
 import torch
 
 import llr
-from llr.cli.options import max_bits_option, model_options
+from llr.cli.files import OutputText
+from llr.cli.options import json_option, max_bits_option, model_options
 from llr.cli.output import apart
-from llr.cli.shell import OPEN, OutputText, deliver, reported, with_option_names
+from llr.cli.shell import OPEN, as_json, deliver, reported, with_option_names
 from llr.cli.source import Source
 
 
@@ -64,8 +65,11 @@ def _save(certificate: llr.Certificate, path: str | Path) -> None:
 @model_options(inputs=True)
 @max_bits_option("Highest precision in bits that CERTIFICATE may require.")
 @click.option("--timeout", type=float, help="Seconds after which to give up.")
+@json_option
 @reported
-def verify(source: Source, certificate: Path, max_bits: int, timeout: float | None) -> None:
+def verify(
+    source: Source, certificate: Path, max_bits: int, timeout: float | None, json_out: str | None
+) -> None:
     """Check a CERTIFICATE for MODEL and its samples.
 
     Exit code 1 if it does not hold, 3 if it could not be checked within --timeout or --max-bits.
@@ -76,10 +80,11 @@ def verify(source: Source, certificate: Path, max_bits: int, timeout: float | No
     verdict = apart(llr.verify)(
         proof, net, x, params=list(source.params) or None, max_bits=max_bits, timeout=timeout
     )
-    if not verdict.checked:
-        click.echo(with_option_names(verdict.reason))
-        sys.exit(OPEN)
-    click.echo(f"{'holds' if verdict else 'does NOT hold'}: {verdict.reason}")
-    click.echo(source.line(net))
+    said = f"{'holds' if verdict else 'does NOT hold'}: {verdict.reason}"
+    document = {**source.to_dict(), "certificate": str(certificate), **verdict.to_dict()}
+    deliver(
+        [source.line(net), said if verdict.checked else with_option_names(verdict.reason)],
+        [(json_out, as_json(document))],
+    )
     if not verdict:
-        sys.exit(1)
+        sys.exit(1 if verdict.checked else OPEN)

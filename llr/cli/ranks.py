@@ -18,6 +18,7 @@ from llr.cli.source import Source
 from llr.inputs.samplers import all_samples
 from llr.inputs.samplers import sample_shape as sample_shape_of
 from llr.ranks.rank import METHODS
+from llr.results.phrases import counted
 
 _DTYPES = {"float64": torch.float64, "float32": torch.float32}
 _LISTED_NUMBERS = 4096
@@ -84,9 +85,10 @@ def rank(
         **options,
     )
     outputs = result.n_rows // len(x)
+    sizes = ((len(x), "sample"), (outputs, "output"), (result.n_params, "parameter"))
     lines = [
         source.line(net),
-        f"J      {len(x)} samples x {outputs} outputs x {result.n_params} parameters",
+        f"J      {' x '.join(counted(*size) for size in sizes)}",
         with_option_names(str(result)),
     ]
     if result.open and result.reason:

@@ -14,6 +14,7 @@ import click
 import torch
 
 import llr
+from llr.cli.files import OutputDirectory
 from llr.cli.options import (
     POSITIVE,
     bias_option,
@@ -25,7 +26,6 @@ from llr.cli.options import (
 )
 from llr.cli.shell import (
     OPEN,
-    OutputDirectory,
     Write,
     as_json,
     deliver,
@@ -112,8 +112,8 @@ def recover_command(
     """Find the two-layer network that made DATA: rows of inputs and, in the last columns, outputs.
 
     DATA is a .csv, .tsv, .txt, .npy, .npz, .pt or .safetensors file, or - for text on standard input. Exit
-    code 0 if the network is recovered (or, with noise, accepted), 1 if no network fits to rounding, 3 if
-    networks fit, but the data do not decide between them. The closest network is written in all cases.
+    code 0 if the network is recovered (or, with noise, accepted), 1 if none was found that fits to rounding,
+    3 if networks fit, but the data do not decide between them. The closest network is written in all cases.
     Ctrl-C ends the search: what was found by then is printed and written, and the exit code is 130.
     """
     if out is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import os
 import re
 import sys
 import traceback
@@ -21,8 +20,9 @@ from rich.console import Console
 from torch import nn
 
 import llr
+from llr.cli.files import require_outputs
 from llr.cli.streams import PlainConsole, standard_streams
-from llr.inputs.files.writing import require_directory, require_writable, write_atomic
+from llr.inputs.files.writing import write_atomic
 
 OPEN = 3
 """The exit code where there is no definite answer."""
@@ -36,34 +36,11 @@ Write = Callable[[str | Path], None]
 # Exceptions whose messages are about the arguments of llr's functions.
 _OF_ARGUMENTS = (ValueError, TypeError, TimeoutError)
 
-# The parameters of commands that name output files, and their names on the command line.
-_OUTPUTS = {
-    "json_out": "--json",
-    "plot_out": "--plot",
-    "out": "--out",
-    "table": "TABLE",
-    "figure": "FIGURE",
-}
-
-
-class OutputDirectory(click.Path):
-    """The type of an option that names a directory of results, which is created if it is missing."""
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
-
-class OutputText(click.Path):
-    """The type of an option that names a text file, or standard output as ``-``."""
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
 
 def reported(command: Callable[..., None]) -> Callable[..., None]:
     """Turn exceptions into one line on stderr and exit code 2, Ctrl-C into exit code 130.
 
-    The names of all output files are checked before the command begins.
+    The names of all output files are checked before the command begins: see :mod:`llr.cli.files`.
     """
 
     @click.option("--debug", is_flag=True, help="Show the whole traceback of an error.")
@@ -72,7 +49,7 @@ def reported(command: Callable[..., None]) -> Callable[..., None]:
         try:
             with warnings.catch_warnings(), standard_streams():
                 warnings.showwarning = _show_warning
-                _require_outputs(kwargs)
+                require_outputs(kwargs)
                 command(*args, **kwargs)
         except (click.ClickException, click.exceptions.Exit):
             raise  # click handles these
@@ -106,12 +83,23 @@ def _fail(err: Exception, debug: bool) -> None:
     sys.exit(2)
 
 
+# What messages call the functions of Python, and the words of the command for it.
+_IN_SHELL = {
+    r"`?llr\.embedding\.reduce`?(\(\w+\))?": "`llr reduce`",
+    r"`?llr\.model_rank`?(\(\w+\))?": "`llr model-rank`",
+    r"`?llr\.theory\.tangent_dimension`?(\(\w+\))?": "`llr theory model`",
+    r"register the class with llr\.exact\.chain\.register, or ": "",
+}
+
+
 def with_option_names(text: str) -> str:
-    """Replace names of arguments in a message by the options of the current command.
+    """Replace names of arguments and functions in a message by options of the current command, and commands.
 
     ``noise_std=`` becomes ``--noise-std``, ``max_bits=64`` becomes ``--max-bits 64``, and ``seed is -5`` at
     the beginning of a message becomes ``--seed is -5``.
     """
+    for python, shell in _IN_SHELL.items():
+        text = re.sub(python, shell, text)
     context = click.get_current_context(silent=True)
     for option in context.command.params if context else ():
         if not isinstance(option, click.Option) or not option.name:
@@ -123,11 +111,12 @@ def with_option_names(text: str) -> str:
             text = re.sub(f"{name}=True\\b", on, text)
             text = re.sub(f"{name}=False\\b", off or f"no {on}", text)
             continue
+        text = re.sub(f"{name}=[\"'](\\w+)[\"']", f"{on} \\1", text)
         text = re.sub(f"{name}=(?=[\\w'\"+.-])", f"{on} ", text)
         text = re.sub(f"{name}=", on, text)
-        if re.match(f"{option.name} (is|pattern) ", text):
+        if re.match(f"{option.name} (is|are|has|pattern) ", text):
             text = re.sub(",? or None\\b", f", or no {on}", on + text[len(option.name) :])
-    return text
+    return re.sub(r'method="(\w+)"', r"`llr rank --method \1`", text)
 
 
 def _is_ours(end: SystemExit) -> bool:
@@ -147,37 +136,6 @@ def _one_line(err: Exception) -> str:
     if isinstance(err, _EXPECTED) and text:
         return text
     return f"{type(err).__name__}: {text} (--debug shows where)"
-
-
-def _require_outputs(arguments: dict[str, Any]) -> None:
-    """Refuse output files that cannot be written, before the computation."""
-    if os.environ.get("RANK", "0") != "0":
-        return  # under torchrun only the first process writes
-    kinds = {
-        parameter.name: parameter.type for parameter in click.get_current_context().command.params
-    }
-    files: dict[Path, str] = {}
-    for name, option in _OUTPUTS.items():
-        path = arguments.get(name)
-        if not isinstance(path, str | Path):
-            continue
-        if str(path) == "-":
-            if name != "json_out" and not isinstance(kinds.get(name), OutputText):
-                raise ValueError(
-                    f"{option} is '-', standard output, which takes text only; expected the name of a file"
-                )
-            if sys.stdout is None:
-                raise ValueError(f"{option} -: standard output is closed")
-            continue
-        if isinstance(kinds.get(name), OutputDirectory):
-            require_directory(path, option)
-            continue
-        require_writable(path, option)
-        other = files.setdefault(Path(path).resolve(), option)
-        if other != option:
-            raise ValueError(
-                f"{option} and {other} are both {str(path)!r}; expected different files"
-            )
 
 
 def console_beside(json_out: str | None) -> Console:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import click
 
+from llr.cli.files import require_other
+from llr.cli.groups import Group
 from llr.cli.options import POSITIVE
 from llr.cli.shell import console_beside, plotting, reported
 from llr.recovery.sweep.board import Address
@@ -19,12 +21,13 @@ from llr.recovery.sweep.store import Row, read_store
 from llr.recovery.sweep.table import export as export_table
 from llr.recovery.sweep.table import require_table_format
 from llr.recovery.sweep.worker import work
+from llr.results.phrases import counted
 
 _FAILURES_SHOWN = 5
 _BETWEEN_LINES = 30.0  # seconds
 
 
-class _SpecFirst(click.Group):
+class _SpecFirst(Group):
     """A group in which ``sweep spec.toml``, with or without options, means ``sweep run spec.toml``."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -113,6 +116,7 @@ def run(
     The same command continues a sweep that was killed. Under torchrun, all processes share the cells.
     """
     out = spec.with_suffix(".sqlite") if out is None else out
+    require_other(out, "--out", spec, "SPEC")  # also the default
     with resumable():
         end = run_sweep(
             spec,
@@ -141,7 +145,7 @@ def status(file: Path, tracebacks: bool) -> None:
     """Show how many cells of FILE are done, and which failed."""
     with read_store(file) as store:
         click.echo(f"{tally(store)}")
-        click.echo(f"runner {store.runner}, {store.threads} thread(s) a cell")
+        click.echo(f"runner {store.runner}, {counted(store.threads, 'thread')} a cell")
         failures = [row for row in store.rows() if row.status == "failed"]
     for row in failures if tracebacks else failures[:_FAILURES_SHOWN]:
         click.echo(_failure(row, tracebacks))
@@ -169,7 +173,7 @@ def export(file: Path, table: Path, provenance: bool) -> None:
     require_table_format(table)
     with read_store(file) as store:
         count = export_table(store, table, provenance=provenance)
-    click.echo(f"wrote {table}, {count} rows")
+    click.echo(f"wrote {table}, {counted(count, 'row')}")
 
 
 @sweep.command()

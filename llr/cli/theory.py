@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import llr
+from llr.cli.groups import Group
 from llr.cli.options import (
     POSITIVE,
     bias_option,
@@ -43,7 +44,7 @@ _q = click.option("--q", type=POSITIVE, default=1, show_default=True, help="Outp
 _classes = plot_option("the ranks of all classes of functions")
 
 
-@click.group()
+@click.group(cls=Group)
 def theory() -> None:
     """Closed forms: how many samples the functions of an architecture need.
 
@@ -166,7 +167,7 @@ def factorization(m: int, p: int, n: int, json_out: str | None, plot_out: str | 
 @reported
 def linear(widths: str, json_out: str | None, plot_out: str | None) -> None:
     """Linear maps of every rank in a deep linear network of WIDTHS, such as 3-4-2."""
-    _stratify(llr.models.DeepLinear(read_widths(widths)).double(), json_out, plot_out)
+    _stratify(llr.models.DeepLinear(read_widths(widths, "WIDTHS")).double(), json_out, plot_out)
 
 
 @theory.command("mlp")
@@ -180,13 +181,15 @@ def deep(
     widths: str, target: str | None, activation: str, json_out: str | None, plot_out: str | None
 ) -> None:
     """Functions of narrower networks in a network of WIDTHS, such as 2-3-3-1, with all biases."""
-    model = llr.models.mlp(read_widths(widths), activation).double()
+    model = llr.models.mlp(read_widths(widths, "WIDTHS"), activation).double()
     if target is None:
         _stratify(model, json_out, plot_out)
         return
     if plot_out is not None:
         raise ValueError("--plot draws the classes of all functions; omit --target")
-    narrow = llr.models.mlp(read_widths(target), activation, generator=_seeded()).double()
+    narrow = llr.models.mlp(
+        read_widths(target, "--target"), activation, generator=_seeded()
+    ).double()
     size = llr.theory.optimistic_sample_size(model, narrow)
     document = {"optimistic_sample_size": size.to_dict()}
     deliver([with_option_names(str(size))], [(json_out, as_json(document))])
@@ -215,6 +218,7 @@ def model(source: Source, json_out: str | None) -> None:
 @model_options(inputs=True, required=False, params=False)
 @click.option(
     "--to",
+    "widths",  # as the function in Python has it
     required=True,
     metavar="WIDTHS",
     help="Widths, such as 1-4-4-1; for convolutions d-channels-1.",
@@ -230,7 +234,7 @@ def model(source: Source, json_out: str | None) -> None:
 @reported
 def embed(
     source: Source,
-    to: str,
+    widths: str,
     general: bool,
     check: bool,
     targets: Path | None,
@@ -250,7 +254,7 @@ def embed(
         require_weights(out)
     net = source.load()
     move = llr.embedding.random_compatible if general else llr.embedding.widen
-    wide, record = apart(move)(net, read_widths(to), _seeded(source.seed))
+    wide, record = apart(move)(net, read_widths(widths, "--to"), _seeded(source.seed))
     document: dict[str, Any] = {**source.to_dict(), "embedding": record.to_dict(spectrum=True)}
     lines = [source.line(net), str(record)]
     figure: Any = None

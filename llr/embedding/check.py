@@ -25,6 +25,7 @@ from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.linalg.integers import exact_rank, integer_rows
 from llr.ranks.certificates.certify import certify
 from llr.results import Record, html
+from llr.results.phrases import there_are
 from llr.theory.spans.formal import Formal, formal
 from llr.theory.spans.formal_span import contained, formal_rank
 from llr.theory.spans.symbols import Symbols
@@ -118,7 +119,7 @@ class Check(Record):
             return f"neither contains the other: {self.excess} new directions, {self.missing} lost"
         if self.tangent == "undecided" and self.n_observations < self.joint.upper:
             return (
-                f"undecided: there are {self.n_observations} observations, and the dimensions may be "
+                f"undecided: {there_are(self.n_observations, 'observation')}, and the dimensions may be "
                 f"{self.joint.upper}; take more samples"
             )
         return self.tangent

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from llr.results import Record
 from llr.results.html import Table
+from llr.results.phrases import counted
 
 # A vector counts as a point of the image if rounding could have moved it there.
 _ROUNDINGS = 64
@@ -163,7 +164,8 @@ class Embedding(Record):
 
     def __str__(self) -> str:
         """The widths, and a line for each step."""
-        head = f"{_arrow(self.narrow)} in {_arrow(self.wide)}: {self.n_narrow} of {self.n_wide} parameters"
+        sizes = f"{self.n_narrow} of {counted(self.n_wide, 'parameter')}"
+        head = f"{_arrow(self.narrow)} in {_arrow(self.wide)}: {sizes}"
         return "\n".join([head, *(f"  {step}" for step in self.steps)])
 
     def _check(self, content: Mapping[str, Any]) -> None:

@@ -28,8 +28,12 @@ def names_widths(spec: str) -> bool:
     return kind == "mlp" and not re.fullmatch(r"[^\W\d][\w.]*", rest)
 
 
-def read_widths(text: str) -> list[int]:
+def read_widths(text: str, what: str = "model") -> list[int]:
     """The widths of a network written as ``10-64-1`` or ``mlp:10-64-1``.
+
+    Args:
+        text: the widths.
+        what: what names them, for messages.
 
     Raises:
         ValueError: anything else, or a network that is larger than the memory budget.
@@ -42,10 +46,10 @@ def read_widths(text: str) -> list[int]:
     widths = text.removeprefix("mlp:")
     if not re.fullmatch(r"[1-9]\d{0,8}(-[1-9]\d{0,8})+", widths, re.ASCII):
         raise ValueError(
-            f"model {text!r}: expected at least two positive widths joined by '-', such as mlp:10-64-1"
+            f"{what} {text!r}: expected at least two positive widths joined by '-', such as mlp:10-64-1"
         )
     found = [int(width) for width in widths.split("-")]
-    _require_bytes(text, found, 8)
+    _require_bytes(f"{what} {text!r}", found, 8)
     return found
 
 
@@ -57,16 +61,16 @@ def linear_numbers(widths: Sequence[int], bias: bool, last_bias: bool) -> int:
 
 def require_memory(spec: str, widths: Sequence[int]) -> None:
     """Refuse a network that may fit the memory, but not with the copies for reading and differentiation."""
-    _require_bytes(spec, widths, 8 * _COPIES, 8 * _ROWS * sum(widths))
+    _require_bytes(f"model {spec!r}", widths, 8 * _COPIES, 8 * _ROWS * sum(widths))
 
 
-def _require_bytes(spec: str, widths: Sequence[int], each: int, more: int = 0) -> None:
+def _require_bytes(named: str, widths: Sequence[int], each: int, more: int = 0) -> None:
     numbers = linear_numbers(widths, True, True)
     nbytes = each * numbers + more
     copies = f", and {format_bytes(nbytes)} with the copies that reading makes" if more else ""
     if not fits(nbytes, _CPU):
         raise ValueError(
-            f"model {spec!r}: its {numbers:,} parameters take {format_bytes(8 * numbers)} in float64"
+            f"{named}: its {numbers:,} parameters take {format_bytes(8 * numbers)} in float64"
             f"{copies}, more than the memory budget of {format_bytes(memory_budget(_CPU))}; give smaller "
             "widths, or more memory by LLR_MEMORY_BUDGET"
         )

@@ -15,6 +15,7 @@ from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.landscape.target import Target, read_target
 from llr.results import Record
 from llr.results.html import Table
+from llr.results.phrases import counted
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,8 +110,8 @@ class Branch(Record):
         stable = ", linearly stable" if self.linearly_stable else ""
         return (
             f"{self.description}: dimension {self.dimension} of {self.n_params}, dim T {self.tangent}; not "
-            f"isolated below {self.tangent} observations, isolated from {self.codimension} on{stable}; "
-            f"{self.assignments} assignments"
+            f"isolated below {counted(self.tangent, 'observation')}, isolated from "
+            f"{self.codimension} on{stable}; {counted(self.assignments, 'assignment')}"
         )
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
@@ -181,8 +182,8 @@ class Branches(Record):
             for row in table
         ]
         title = (
-            f"{len(self)} branches of a function of {self.neurons} neuron{'s' * (self.neurons != 1)} "
-            f"in width {self.width}, {self.n_params} parameters (docs/theory.md, 9.2)"
+            f"{counted(len(self), 'branch')} of a function of {counted(self.neurons, 'neuron')} "
+            f"in width {self.width}, {counted(self.n_params, 'parameter')} (docs/theory.md, 9.2)"
         )
         return "\n".join([title, *lines])
 

@@ -17,6 +17,7 @@ from llr.landscape.spectra import HessianSpectrum, check_affordable, spectrum_of
 from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.results import Record
 from llr.results.html import Spectrum, Table, Verdict
+from llr.results.phrases import counted
 from llr.results.progress import following
 
 if TYPE_CHECKING:
@@ -65,12 +66,12 @@ class EmbeddedSpectrum(Record):
 
     def __repr__(self) -> str:
         """One line: how many parameters each network has, and what is new."""
-        sizes = f"{self.narrow.n_params} in {self.wide.n_params} parameters"
-        return f"Hessian of {sizes}: {self.new_negative} new negative directions"
+        sizes = f"{self.narrow.n_params} in {counted(self.wide.n_params, 'parameter')}"
+        return f"Hessian of {sizes}: {counted(self.new_negative, 'new negative direction')}"
 
     def __str__(self) -> str:
         """Both spectra, and what is new."""
-        new = f"{self.new_negative} new negative directions"
+        new = f"{counted(self.new_negative, 'new negative direction')}"
         same = f"A'HA is the narrow Hessian to {self.mismatch:.1e}"
         return f"narrow: {self.narrow}\nwide:   {self.wide}\n{new}; {same}"
 

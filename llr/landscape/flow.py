@@ -24,7 +24,7 @@ from llr.landscape.spectra import check_affordable
 from llr.landscape.surface import Loss, Surface, hessian_of
 from llr.linalg.error_bound import estimated_error
 from llr.linalg.spectrum import CLEAR_GAP, counted, singular_values
-from llr.results import Record
+from llr.results import Record, phrases
 from llr.results.html import Verdict
 from llr.results.progress import following, silent, step
 
@@ -71,8 +71,9 @@ class Rate(Record):
         """One line: the rate, the stiffness and the rank."""
         doubt = "; AMBIGUOUS: some singular values are near the tolerance" if self.ambiguous else ""
         return (
-            f"rate {self.rate:.4g}, fastest {self.fastest:.4g}; rank {self.rank} from {self.n_observations} "
-            f"observations of {self.n_params} parameters{doubt}"
+            f"rate {self.rate:.4g}, fastest {self.fastest:.4g}; rank {self.rank} from "
+            f"{phrases.counted(self.n_observations, 'observation')} of "
+            f"{phrases.counted(self.n_params, 'parameter')}{doubt}"
         )
 
     def _rules(self) -> Iterator[tuple[bool, str]]:

@@ -24,6 +24,7 @@ from llr.landscape.surface import Loss, Surface, hessian_of, pullback
 from llr.linalg.spectrum import singular_values, threshold
 from llr.results import Record
 from llr.results.html import Spectrum, Verdict
+from llr.results.phrases import counted
 from llr.results.progress import following, step
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class HessianSpectrum(Record):
             ends = f"eigenvalues from {low:.4g} to {high:.4g}"
         gap = "the rest exactly 0" if math.isinf(self.gap) else f"gap {self.gap:.2g}"
         return (
-            f"{self.kind} Hessian, {self.n_params} parameters: {index}{nullity}, {ends} "
+            f"{self.kind} Hessian, {counted(self.n_params, 'parameter')}: {index}{nullity}, {ends} "
             f"(zero up to {self.tolerance:.1e}, {gap}; {self.method})"
         )
 

@@ -21,6 +21,7 @@ from llr.lifting.chain import Chain, chain_of, check_index, read_chain
 from llr.lifting.equations import Equations
 from llr.results import Record
 from llr.results.html import Spectrum, Table, Verdict
+from llr.results.phrases import counted
 from llr.results.progress import following
 
 if TYPE_CHECKING:
@@ -130,9 +131,10 @@ class LiftedPoints(Record):
     def __str__(self) -> str:
         """How many points were found, the kind of the narrow point, and a line for each point."""
         head = (
-            f"{len(self)} neurons found for hidden layer {self.layer} from {self.starts} starts: "
-            f"{self.equations} equations for {self.unknowns} numbers; the narrow network is at a "
-            f"{self.narrow_kind} (index {self.narrow.index}, nullity {self.narrow.nullity})"
+            f"{counted(len(self), 'neuron')} found for hidden layer {self.layer} from "
+            f"{counted(self.starts, 'start')}: {counted(self.equations, 'equation')} for "
+            f"{counted(self.unknowns, 'number')}; the narrow network "
+            f"is at a {self.narrow_kind} (index {self.narrow.index}, nullity {self.narrow.nullity})"
         )
         return "\n".join([head, *(f"  {point}" for point in self)])
 

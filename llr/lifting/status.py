@@ -21,6 +21,7 @@ from llr.lifting.ranks import RankBounds, rank_bounds
 from llr.linalg.balls import HIGHEST_BITS, LOWEST_BITS, precision
 from llr.results import Record
 from llr.results.html import Verdict
+from llr.results.phrases import counted
 from llr.theory.spans.formal import Formal
 from llr.theory.spans.formal_span import combination
 from llr.theory.spans.symbols import Vector, primitive
@@ -301,7 +302,7 @@ def _verdict(
     if combined:
         return True, (
             "J_wide = J_narrow C for an exact C, also entry by entry in balls on "
-            f"{pair.n_samples} samples"
+            f"{counted(pair.n_samples, 'sample')}"
         )
     if joint.upper <= narrow.lower:
         return True, (

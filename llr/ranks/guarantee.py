@@ -29,6 +29,7 @@ from llr.ranks.model_rank import model_rank as find_model_rank
 from llr.ranks.saturation import Certify, Found, Look, Progress, Question, Search
 from llr.results import Record
 from llr.results.html import Verdict
+from llr.results.phrases import counted
 from llr.results.progress import followed
 from llr.theory.tangents.upper import upper_bound
 
@@ -42,6 +43,8 @@ class Guarantee(Record):
         rank: the rank on the samples. A proof stops when it reaches the model's rank.
         model_rank: dim T as given or found.
         proved: whether the verdict is proved, assuming that a model rank from the caller is right.
+        ambiguous: whether it is open: not proved, and the count on the samples, or the model rank, is
+            ambiguous, or the model rank had not stopped growing.
         n_samples: the number of samples.
         reason: the verdict as text.
     """
@@ -50,6 +53,7 @@ class Guarantee(Record):
     rank: int
     model_rank: int
     proved: bool
+    ambiguous: bool
     n_samples: int
     reason: str
 
@@ -67,12 +71,14 @@ class Guarantee(Record):
         return self.holds
 
     def __str__(self) -> str:
-        """One line: the verdict and why."""
-        return f"{'LLR guarantee' if self.holds else 'no LLR guarantee'}: {self.reason}"
+        """One line: the verdict, whether it is counted or ambiguous, and why."""
+        return f"{self._verdict()[0]}: {self.reason}"
 
     def _verdict(self) -> Verdict:
         words = "LLR guarantee" if self.holds else "no LLR guarantee"
-        return words + ("" if self.proved else ", counted"), "good" if self.holds else "bad"
+        if self.ambiguous:
+            return f"{words}, by an ambiguous count", "doubt"
+        return words + ("" if self.proved else ", by a count"), "good" if self.holds else "bad"
 
 
 @takes(
@@ -108,8 +114,7 @@ def has_llr_guarantee(
 
     Returns:
         A `Guarantee`, true or false. A rank counted in floating point can be too small; the result is then
-        false. ``reason`` says whether the rank is counted, whether the count is ambiguous, and whether it has
-        a gap.
+        false. ``ambiguous`` says whether the count is ambiguous, and ``reason`` whether it has a gap.
 
     Raises:
         TypeError: `options` together with `model_rank`.
@@ -259,26 +264,27 @@ class _Case:
 
     def verdict(self) -> Guarantee:
         r, target, n = self.found.best, self.target, len(self.x)
-        holds = r >= target.rank
+        holds, last = r >= target.rank, self.found.trials[-1].result
         if holds:
             proved = self.found.proved >= target.upper
-            reason = f"the rank on {n} samples is that of the model, {target.rank}"
+            reason = f"the rank on {counted(n, 'sample')} is that of the model, {target.rank}"
         else:
             proved = self.upper < target.lower
             observations = n * self.search.look.outputs
-            reason = f"the rank on {n} samples is {r}, that of the model {target.rank}"
+            reason = f"the rank on {counted(n, 'sample')} is {r}, that of the model {target.rank}"
             differing = self.search.source.distinct(n)
             if observations < target.rank:
-                reason += f"; {observations} observations are too few"
+                few = "is" if observations == 1 else "are"
+                reason += f"; {counted(observations, 'observation')} {few} too few"
             elif differing < n:
                 reason += f"; only {differing} of the samples differ"
         if proved:
             reason += " (proved)"
         elif not self.found.prove:
-            last = self.found.trials[-1].result
             gap = "clear gap" if last.clear else "no clear gap"
             reason += " (counted in floating point" + (f", ambiguous, {gap})" if last.open else ")")
-        return Guarantee(holds, r, target.rank, proved, n, reason + target.doubt)
+        ambiguous = not proved and (last.open or bool(target.doubt))
+        return Guarantee(holds, r, target.rank, proved, ambiguous, n, reason + target.doubt)
 
 
 def _target(model_rank: int | ModelRank) -> _Target:

@@ -30,6 +30,7 @@ from llr.ranks.result import RankResult
 from llr.ranks.saturation import Certify, Look, Progress, Question, Search, proved, unclear
 from llr.results import Record
 from llr.results.html import Spectrum, Verdict
+from llr.results.phrases import counted
 from llr.results.progress import followed
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ class ModelRank(Record):
         else:
             known = f"counted by {self.result.method}, not proved"
         line = (
-            f"model rank {'' if self.saturated else '>= '}{self.rank} of {self.n_params} parameters "
-            f"({known}), attained on {self.n_samples} "
-            f"{'sample' if self.n_samples == 1 else 'samples'} ({self.sampler})"
+            f"model rank {'' if self.saturated else '>= '}{self.rank} of "
+            f"{counted(self.n_params, 'parameter')} ({known}), attained on "
+            f"{counted(self.n_samples, 'sample')} ({self.sampler})"
         )
         if self.ambiguous:
             line += (

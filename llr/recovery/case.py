@@ -23,13 +23,10 @@ from llr.recovery.outcome import (
     Status,
     WidthFit,
 )
-from llr.recovery.phrases import counted
 from llr.recovery.search import NEAR
+from llr.results.phrases import counted
 from llr.theory import model_rank_of_function
 
-_AS_CLOSE = (
-    2.0  # fits are about as close as the best if their residuals are at most so many times as large
-)
 _AMBIGUOUS_SHARE = 8  # one eighth of the budget is for networks with as many parameters as samples
 
 Points = tuple[Tensor, Tensor, str]
@@ -73,12 +70,12 @@ class Case:
         fits = self._fits()
         least = min(fit.error for fit in fits.values())
         # The narrowest network that is about as close as the closest one.
-        best = next(fit for fit in fits.values() if fit.error <= _AS_CLOSE**2 * least)
+        best = next(fit for fit in fits.values() if fit.error <= words.AS_CLOSE**2 * least)
         net = best.net
         if best.error < NEAR:
-            claim, advice = words.approximate(hunt, net, best.error, best.roundings)
+            claim, advice = words.approximate(hunt, self.max_width, fits, best)
             return self._recovery("approximate", claim, [net], advice, sized=False)
-        claim, advice = words.not_found(hunt, self._widths, net, best.error)
+        claim, advice = words.not_found(hunt, self.max_width, fits, net)
         return self._recovery("not_found", claim, [net], advice, sized=False)
 
     def _judged(self, hit: Hit, ask: Callable[[], Points] | None) -> Recovery:
@@ -143,14 +140,15 @@ class Case:
             return self._recovery("accepted", noisy.claim(test), [net], advice, tests)
         closest = min(tests, key=lambda t: t.statistic)
         claim = (
-            f"the residuals of every network of {self._widths} are larger than noise of {noise_std:g} "
-            f"explains; {counted(hunt.spent.starts, 'start')}"
+            f"no network was found whose residuals are explained by noise of {noise_std:g}, in "
+            f"{counted(hunt.spent.starts, 'start')} ({words.tried(hunt, self.max_width)})"
         )
         times = math.sqrt(closest.statistic / closest.dof)
-        advice = (
-            f"a noise_std {times:.2g} times as large, which the residuals of width {closest.width} suggest, "
-            f"if {noise_std:g} may be too small; a larger max_width; or another activation"
+        size = (
+            f"a value of noise_std= that is {times:.2g} times as large, which the residuals of width "
+            f"{closest.width} suggest, if {noise_std:g} may be too small"
         )
+        advice = "; ".join([size, *words.larger(hunt, self.max_width), "another activation"])
         net = hunt.network(closest.width, best[closest.width][1])
         return self._recovery("not_found", claim, [net], advice, tests, sized=False)
 
@@ -183,6 +181,9 @@ class Case:
         net, model = found[0], nets[0]
         error = (net(hunt.real.x) - hunt.real.y).square().mean() / hunt.real.y.square().mean()
         fits = self._fits()
+        bias = words.constant(net, hunt.real.x, hunt.real.size) if advice else ""
+        if bias:
+            advice = f"{bias}; otherwise {advice}"
         consistent = status in ("recovered", "ambiguous")
         roundings = hunt.roundings(net)
         fits[net.width] = WidthFit(net.width, float(error), roundings, consistent, net)
@@ -207,7 +208,3 @@ class Case:
             seconds=hunt.spent.seconds,
             n=len(hunt.real.x),
         )
-
-    @property
-    def _widths(self) -> str:
-        return "width 1" if self.max_width == 1 else f"widths 1 to {self.max_width}"

@@ -18,10 +18,10 @@ from llr.recovery.evidence import Evidence, evidence
 from llr.recovery.isolation import Isolation, isolation
 from llr.recovery.net import Net
 from llr.recovery.outcome import Reason
-from llr.recovery.phrases import counted
 from llr.recovery.polish import Polished, polished
 from llr.recovery.precise import BITS, Form
 from llr.recovery.rounding import Rounding
+from llr.results.phrases import counted
 
 DIGITS = 1e-4
 """Functions that differ by less than this, relatively, count as equal."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from llr.recovery.hunt import LEAST_ROUNDS, Hunt
 from llr.recovery.lm import Fits
 from llr.recovery.outcome import NoiseTest
-from llr.recovery.phrases import counted, there_are
 from llr.recovery.search import polished, round_of_starts
+from llr.results.phrases import counted, there_are
 
 LEVEL = 0.01
 """The level of the statistical test: how often a network of the right width is rejected."""
@@ -68,7 +68,7 @@ def _tested(hunt: Hunt, width: int, fits: Fits, noise_std: float) -> NoiseTest:
 
 def claim(test: NoiseTest) -> str:
     """The result of the test of the narrowest width that passes, as a sentence."""
-    narrower = ", all narrower ones are rejected" if test.width > 1 else ""
+    narrower = ", the best fits found of narrower ones are rejected" if test.width > 1 else ""
     return (
         f"width {test.width} is not rejected: chi-squared {test.statistic:.4g} with "
         f"{counted(test.dof, 'degree')} of freedom, p = {test.p_value:.2g}{narrower} at the level "
@@ -84,7 +84,7 @@ def advice(best: dict[int, tuple[NoiseTest, Tensor]], width: int, noise_std: flo
         times = math.sqrt(test.statistic / test.dof)
         if j < width and times <= _NEARLY:
             doubts.append(
-                f"a better noise_std, since width {j} has residuals of only {times:.2g} times "
+                f"a better noise_std=, since width {j} has residuals of only {times:.2g} times "
                 f"{noise_std:g}"
             )
             break
@@ -92,9 +92,9 @@ def advice(best: dict[int, tuple[NoiseTest, Tensor]], width: int, noise_std: flo
     if width == min(best) or test.p_value > 1 - LEVEL:
         times = math.sqrt(test.statistic / test.dof)
         doubts.append(
-            f"a smaller noise_std if {noise_std:g} may be too large, since width {width} has residuals of "
+            f"a smaller noise_std= if {noise_std:g} may be too large, since width {width} has residuals of "
             f"{times:.2g} times that" + (" and is the narrowest" if width == min(best) else "")
         )
     if width == max(best):
-        doubts.append(f"a larger max_width, since {width} is the widest network that was tried")
+        doubts.append(f"a larger max_width=, since {width} is the widest network that was tried")
     return "; ".join(doubts)

@@ -15,11 +15,11 @@ from llr.inputs.activations import ACTIVATIONS
 from llr.inputs.roles import shown
 from llr.models import TwoLayer
 from llr.recovery.net import Net
-from llr.recovery.phrases import counted
 from llr.results import Record
 from llr.results.fields import restored
 from llr.results.html import Table, Tone, Verdict
 from llr.results.networks import numbers
+from llr.results.phrases import counted
 from llr.theory import Dimension
 
 if TYPE_CHECKING:
@@ -200,7 +200,8 @@ class Recovery(Record):
         tested: the result of a test at points that were not fitted; None if there were none.
         reasons: the conditions that fail, each with its number.
         fits: width -> the best fit of every width that was tried.
-        model: the network found, of the least width that fits; otherwise the best fit of all widths.
+        model: the network found, of the least width that fits; otherwise the narrowest whose residuals
+            are at most twice as large as the smallest ones.
         width: the number of its hidden neurons.
         rank: the rank of its Jacobian on the samples: proved, or the number of directions above rounding.
         size: O, the optimistic sample size of its function; None if it does not fit, or is not isolated.
@@ -244,8 +245,8 @@ class Recovery(Record):
         return self.status in ("recovered", "accepted")
 
     def __str__(self) -> str:
-        """The verdict, what to try, and the numbers; with noise, or if no network fits, for every width."""
-        lines = [f"{self.status}: {self.claim}"]
+        """The verdict, what to try, and the numbers; with noise, or if nothing fits, for every width."""
+        lines = [f"{self.status.replace('_', ' ')}: {self.claim}"]
         lines += [f"  try: {self.advice}"] if self.advice else []
         lines.append(
             f"  width {self.width}: relative error {math.sqrt(self.train_error):.1e} (root mean square), "

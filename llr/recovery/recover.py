@@ -74,7 +74,8 @@ def recover(
     * "ambiguous": this network fits to rounding, but the data do not decide for it; ``reasons`` says why.
     * "approximate": this network comes close, but its residuals are larger than rounding: the samples are not
       its values. They may be noisy, or stored less exactly than they appear to be.
-    * "not_found": no network came close within the budget.
+    * "not_found": no network that comes close was found; ``claim`` says in how many starts, and which widths
+      were tried.
     * "accepted", only with ``noise_std``: the narrowest width that the residuals do not reject at the level
       of one percent. This is a statistical test, not a proof; ``tests`` has its numbers.
 

@@ -12,7 +12,7 @@ from llr.inputs.activations import ACTIVATIONS
 from llr.inputs.tensors import refuse_complex
 from llr.models import TwoLayer
 from llr.recovery.net import Net
-from llr.recovery.phrases import counted, there_are
+from llr.results.phrases import counted, there_are
 
 
 def read(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

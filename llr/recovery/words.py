@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+import torch
+from torch import Tensor
+
+from llr.operators.formula import ACTIVATIONS
 from llr.recovery.domain import Domain
 from llr.recovery.hunt import LEAST_ROUNDS, Hunt
 from llr.recovery.judge import Data64, Judgement
 from llr.recovery.net import Net
-from llr.recovery.outcome import Checked, Reason
-from llr.recovery.phrases import a, counted
+from llr.recovery.outcome import Checked, Reason, WidthFit
 from llr.recovery.samples import Kind
+from llr.results.phrases import a, counted
 
 NEARLY = 1e3
 """In roundings: a fit this close, with more samples than parameters, is reported even if it is rejected."""
+
+AS_CLOSE = 2.0
+"""Fits are about as close as the best if their residuals are at most so many times as large."""
+
+_CONSTANT = 1e-6  # a neuron is constant if its values differ by less than this share of the largest
 
 
 def kind_in_words(kind: Kind, width: int) -> str:
@@ -67,7 +77,7 @@ def rivals(count: int) -> Reason:
 def beyond(tests: Checked) -> Reason:
     """The reason that points of the test differ from the network."""
     text = f"{tests.beyond} of {tests.points} {tests.where} differ from it beyond rounding"
-    return Reason("test", tests.beyond, 0, text, "those points as samples, or a larger max_width")
+    return Reason("test", tests.beyond, 0, text, "those points as samples, or a larger max_width=")
 
 
 def narrower(hunt: Hunt, width: int) -> Reason | None:
@@ -118,14 +128,22 @@ def _others(several: str, width: int, why: str) -> str:
     return f"{several} of width {width} found that fit; {why}, so that others may fit as well"
 
 
-def approximate(hunt: Hunt, net: Net, error: float, roundings: float) -> tuple[str, str]:
+def approximate(
+    hunt: Hunt, max_width: int, fits: Mapping[int, WidthFit], best: WidthFit
+) -> tuple[str, str]:
     """The claim and the advice for a fit that is close, but not to rounding."""
-    data = hunt.real
+    data, net, error = hunt.real, best.net, best.error
     off = math.sqrt(error) * data.size
     claim = (
         f"width {net.width} comes within {off:.2g} of the samples (root mean square, {math.sqrt(error):.1e} "
-        f"of their size), {roundings:.2g} times the rounding ({data.rounding.words}): "
-        f"the samples are not its values. {stopped(hunt)}"
+        f"of their size), {best.roundings:.2g} times the rounding "
+        f"({data.rounding.words}): the samples are not its values"
+    )
+    if best.error > min(fit.error for fit in fits.values()):
+        claim += f"; the {_smallest(fits)}{_narrowest(fits, net)}"
+    claim += (
+        f". No network that fits was found in {counted(hunt.spent.starts, 'start')} "
+        f"({tried(hunt, max_width)}). {stopped(hunt, max_width)}"
     )
     spare = data.y.numel() - hunt.kind.parameters(net.width)
     std = off * math.sqrt(data.y.numel() / spare) if spare > 0 else off
@@ -136,7 +154,7 @@ def approximate(hunt: Hunt, net: Net, error: float, roundings: float) -> tuple[s
     hints.append(
         f"noise_std={std:.2g} if the targets are noisy; y_error= if they are stored less exactly"
     )
-    hints.append("otherwise a larger max_width or another activation")
+    hints.append(f"otherwise {', '.join([*larger(hunt, max_width), 'another activation'])}")
     return claim, "; ".join(hints)
 
 
@@ -155,19 +173,99 @@ def rounded_inputs(data: Data64, net: Net) -> str:
     )
 
 
-def not_found(hunt: Hunt, widths: str, closest: Net, error: float) -> tuple[str, str]:
-    """The claim and the advice for a search in which no network came close."""
+def not_found(
+    hunt: Hunt, max_width: int, fits: Mapping[int, WidthFit], net: Net
+) -> tuple[str, str]:
+    """The claim and the advice for a search in which no network came close.
+
+    Args:
+        hunt: the search.
+        max_width: the largest width that was asked for.
+        fits: the best fit of every width that was tried.
+        net: the network that is returned.
+    """
     claim = (
-        f"no network of {widths} fits; {counted(hunt.spent.starts, 'start')} reached a relative error of "
-        f"{math.sqrt(error):.1e} (root mean square, width {closest.width}). {stopped(hunt)}"
+        f"no network that fits was found in {counted(hunt.spent.starts, 'start')} "
+        f"({tried(hunt, max_width)}); the {_smallest(fits)}{_narrowest(fits, net)}. "
+        f"{stopped(hunt, max_width)}"
     )
-    hints = ["a larger max_width, another activation, or noise_std= if the targets are noisy"]
-    if hunt.spent.left(1) <= 0 and not hunt.spent.stopped:
-        hints.append("a larger budget")
+    hints = [*larger(hunt, max_width), "another activation", "noise_std= if the targets are noisy"]
     return claim, "; ".join(hints)
 
 
-def stopped(hunt: Hunt) -> str:
+def larger(hunt: Hunt, max_width: int) -> list[str]:
+    """Advice to search longer, and for wider networks if all of these widths were tried."""
+    if hunt.spent.stopped:
+        return []
+    if len(hunt.rounds) < max_width:
+        return ["a larger budget, so that the other widths are tried"]
+    spent = hunt.spent.left(1) <= 0 or len(_undetermined(hunt, max_width)) < max_width
+    return (["a larger budget"] if spent else []) + ["a larger max_width="]
+
+
+def _undetermined(hunt: Hunt, max_width: int) -> list[int]:
+    """The widths for which there are too few samples."""
+    if not hunt.kind.analytic:
+        return list(range(1, max_width + 1))
+    distinct = len(torch.unique(hunt.real.x, dim=0))
+    return [j for j in range(1, max_width + 1) if hunt.kind.parameters(j, q=1) >= distinct]
+
+
+def tried(hunt: Hunt, max_width: int) -> str:
+    """Which widths had any starts, and of which widths."""
+    done = ranges(hunt.rounds)
+    if len(hunt.rounds) == max_width:
+        return f"width{'s' * (max_width > 1)} tried: {done}"
+    return f"widths tried: {done}, of 1 to {max_width}"
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Integers as text.
+
+    Example:
+        >>> from llr.recovery.words import ranges
+        >>> ranges([1, 2, 3, 7])
+        '1 to 3, 7'
+    """
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def _smallest(fits: Mapping[int, WidthFit]) -> str:
+    least = min(fits.values(), key=lambda fit: fit.error)
+    return f"smallest relative error is {math.sqrt(least.error):.1e} (root mean square, width {least.width})"
+
+
+def _narrowest(fits: Mapping[int, WidthFit], net: Net) -> str:
+    """Why this network is returned, if it is not the closest one."""
+    own = fits[net.width].error
+    if own <= min(fit.error for fit in fits.values()):
+        return ""
+    return (
+        f", and width {net.width} is the narrowest with at most {AS_CLOSE:g} times as much, "
+        f"{math.sqrt(own):.1e}"
+    )
+
+
+def constant(net: Net, x: Tensor, size: float) -> str:
+    """Advice if a neuron acts as an output bias, which the network does not have; empty otherwise."""
+    if net.c is not None:
+        return ""
+    values = ACTIVATIONS[net.activation][0](net.before(x))
+    largest = values.abs().amax(0)
+    flat = values.amax(0) - values.amin(0) <= _CONSTANT * largest
+    counts = largest * net.a.abs().amax(0) > _CONSTANT * size
+    if len(x) < 2 or not bool((flat & counts).any()):
+        return ""
+    return "output_bias=True, since a neuron of the fit is constant on the samples"
+
+
+def stopped(hunt: Hunt, max_width: int) -> str:
     """Why the search ended."""
     if hunt.spent.stopped:
         return "The search was interrupted"
@@ -176,12 +274,18 @@ def stopped(hunt: Hunt) -> str:
         return f"The budget of {counted(budget.starts, 'start')} is spent"
     if hunt.spent.left(1) <= 0:
         return f"The budget of {budget.seconds:g} seconds is spent"
-    why = (
-        "ReLU networks that fit may differ from the function"
-        if not hunt.kind.analytic
-        else "there are too few samples to determine a network of any width"
+    if not hunt.kind.analytic:
+        return (
+            f"Every width had {LEAST_ROUNDS} rounds of starts; ReLU networks that fit may differ from the "
+            "function, so that no more are made"
+        )
+    few = _undetermined(hunt, max_width)
+    return (
+        f"The samples are too few to determine {'a network' if len(few) > 1 else 'one'} of "
+        f"width{'s' * (len(few) > 1)} {ranges(few)}, so that {'these' if len(few) > 1 else 'it'} had no more "
+        f"than {LEAST_ROUNDS} rounds of starts"
+        + ("" if len(few) == max_width else ", and the share of the budget for the others is spent")
     )
-    return f"Every width had {LEAST_ROUNDS} rounds of starts; {why}, so that no more are made"
 
 
 def where(domain: Domain, sampled: bool) -> str:

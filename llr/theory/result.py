@@ -8,6 +8,7 @@ from typing import Literal
 
 from llr.results import Record
 from llr.results.html import Table, Verdict
+from llr.results.phrases import counted
 
 Status = Literal["exact", "almost everywhere", "bounds"]
 
@@ -76,7 +77,7 @@ class Dimension(Record):
         elif self.status == "almost everywhere":
             proved = str(self.upper)
             statement += f"; for almost all parameters, at least {self.lower} for all"
-        head = f"{self.what} = {proved} of {self.n_params} parameters ({statement})"
+        head = f"{self.what} = {proved} of {counted(self.n_params, 'parameter')} ({statement})"
         return "\n".join([head, *(f"  {t.dimension:+5d}  {t.text}" for t in self.terms)])
 
     def _rules(self) -> Iterator[tuple[bool, str]]:

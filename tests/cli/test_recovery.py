@@ -28,7 +28,7 @@ FOREVER = ("--max-width", 3, "--starts", 10**9)
 
 @pytest.fixture(autouse=True)
 def noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Data that no network fits."""
+    """Data that no network found fits."""
     monkeypatch.chdir(tmp_path)
     np.save("data.npy", np.random.default_rng(0).standard_normal((60, 3)))
 
@@ -52,7 +52,7 @@ class TestRecover:
             code=130,
         )
         assert result.stderr == "interrupted\n"
-        assert result.stdout.startswith("not_found")
+        assert result.stdout.startswith("not found")
         assert "was interrupted" in result.stdout
         assert "a larger budget" not in result.stdout
         written = json.loads(Path("r.json").read_text())

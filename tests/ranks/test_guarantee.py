@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -111,7 +112,33 @@ class TestSampleSizes:
         counted = has_llr_guarantee(model, x, model_rank=48, certify=False)
         assert (counted.holds, counted.proved) == (False, False)
         assert "ambiguous" in counted.reason
+        assert counted.ambiguous
+        assert str(counted).startswith("no LLR guarantee, by an ambiguous count: the rank on")
+        assert counted._verdict() == ("no LLR guarantee, by an ambiguous count", "doubt")
         assert json.loads(json.dumps(few.to_dict(), allow_nan=False))["proved"] is True
+
+    def test_doubt_is_in_the_verdict(self) -> None:
+        """A rank that is only counted is never announced like a proof, and never with its tone."""
+        model, x = two_layer(TWO), samples(12, 2)
+        exact = model_rank(model)
+        counted = has_llr_guarantee(model, x, model_rank=8, certify=False)
+        assert (counted.holds, counted.proved, counted.ambiguous) == (True, False, False)
+        assert str(counted).startswith("LLR guarantee, by a count: ")
+        assert counted._verdict()[1] == "good"
+        doubted = [
+            replace(exact, upper=9, ambiguous=True, reason="no gap"),
+            replace(exact, upper=9, saturated=False, reason="few samples"),
+        ]
+        for target in doubted:
+            for certify in (True, False):
+                found = has_llr_guarantee(model, x, model_rank=target, certify=certify)
+                assert (found.holds, found.proved, found.ambiguous) == (True, False, True)
+                assert str(found).startswith("LLR guarantee, by an ambiguous count: ")
+                assert found._verdict()[1] == "doubt"
+        params = {"w": torch.ones(2, 1, dtype=F64)}
+        own = has_llr_guarantee(lambda p, z: torch.tanh(z @ p["w"]), x, params=params, model_rank=2)
+        assert (own.holds, own.proved) == (True, False)
+        assert own.ambiguous is ("ambiguous" in own.reason)
 
     def test_observed_entries(self) -> None:
         # A matrix of rank 1: dim T = m + n - 1, and a set of entries has the guarantee iff it

@@ -254,7 +254,9 @@ class TestCommands:
 
     def test_recover_what_does_not_fit(self, table: Path) -> None:
         out = run("recover", table, "--max-width", 1, "--starts", 50, code=1)
-        assert "not_found: no network of width 1 fits; 50 starts" in out.stdout
+        assert (
+            "not found: no network that fits was found in 50 starts (width tried: 1)" in out.stdout
+        )
 
     def test_recover_bad_input(self, table: Path) -> None:
         assert "with inputs and, in the last 3 columns" in refusal(

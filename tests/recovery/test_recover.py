@@ -141,7 +141,10 @@ class TestWhatIsNotRecovered:
         found = found_again(target, 30, 0, max_width=2, bias=False, budget=300)
         assert (found.status, found.width, found.size) == ("not_found", 2, None)
         assert found.starts == 300
-        assert "300 starts reached a relative error of" in found.claim
+        assert (
+            "found in 300 starts (widths tried: 1 to 2); the smallest relative error is"
+            in found.claim
+        )
         assert "The budget of 300 starts is spent" in found.claim
         assert "a larger budget" in found.advice
         assert not found
@@ -149,7 +152,7 @@ class TestWhatIsNotRecovered:
         with torch.no_grad():
             off = float((found.model(x) - y).norm() / y.norm())  # one measure of error in all lines
         lines = str(found).splitlines()
-        assert f"relative error of {off:.1e} (root mean square, width 2)" in lines[0]
+        assert f"relative error is {off:.1e} (root mean square, width 2)" in lines[0]
         assert lines[2].startswith(
             f"  width 2: relative error {off:.1e} (root mean square), Jacobian of"
         )
@@ -245,7 +248,7 @@ class TestNoise:
     def test_too_small_a_noise_is_noticed(self) -> None:
         found = self.of(1, std=0.1, told=0.001)
         assert found.status == "not_found"
-        assert "larger than noise of 0.001 explains" in found.claim
+        assert "whose residuals are explained by noise of 0.001" in found.claim
 
     def test_repeated_inputs_may_differ(self) -> None:
         target = Target.separated(TwoLayer(1, 1), seed=1)

@@ -21,6 +21,7 @@ from llr.recovery.sweep.spec import Cell, Spec
 from llr.recovery.sweep.store import Store, open_store
 from llr.recovery.sweep.worker import work
 from llr.results import Record
+from llr.results.phrases import counted
 from llr.results.progress import duration, followed, step
 
 
@@ -60,7 +61,7 @@ class Tally(Record):
         return "no estimate yet" if self.eta is None else f"{duration(self.eta)} to go"
 
     def __str__(self) -> str:
-        text = f"{self.done} of {self.total} cells done, {self.failed} failed, {self.left} left"
+        text = f"{self.done} of {counted(self.total, 'cell')} done, {self.failed} failed, {self.left} left"
         return text if not self.seconds else f"{text}; {self.now} computed in {self.seconds:.1f} s"
 
     def _rules(self) -> Iterator[tuple[bool, str]]:

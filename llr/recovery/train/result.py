@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from llr.recovery.train.data import Data
 from llr.recovery.train.machines import Ensemble
+from llr.results.phrases import counted
 from llr.results.record import Record as Base
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class Training(Base):
         counts = {end: status.count(end) for end in ("converged", "diverged", "stalled")}
         counts = {end: n for end, n in counts.items() if n or end != "stalled"}
         return (
-            f"{len(status)} members: {', '.join(f'{n} {end}' for end, n in counts.items())}, "
+            f"{counted(len(status), 'member')}: {', '.join(f'{n} {end}' for end, n in counts.items())}, "
             f"{status.count('steps')} out of steps after "
             f"{int(self.steps.max())}; relative squared error {middle:.3g} (median), "
             f"{float(self.relative.min()):.3g} (least)"

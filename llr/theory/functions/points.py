@@ -18,6 +18,7 @@ from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.results import Record
 from llr.results.html import Verdict
+from llr.results.phrases import counted
 from llr.theory.result import Dimension
 from llr.theory.structures.groups import group_neurons
 from llr.theory.structures.structure import (
@@ -76,9 +77,11 @@ class Points(Record):
 
     def __str__(self) -> str:
         """The number and its reason."""
-        value = str(self.lower) if self.status == "exact" else f"{self.lower} to {self.upper}"
-        of = f"{self.outputs} output{'s' * (self.outputs > 1)} each"
-        return f"{value} points of {of} ({self.reason}; Proposition 2.7)\n{self.dimension}"
+        value = counted(self.lower, "point")
+        if self.status != "exact":
+            value = f"{self.lower} to {counted(self.upper, 'point')}"
+        of = f"{counted(self.outputs, 'output')} each"
+        return f"{value} of {of} ({self.reason}; Proposition 2.7)\n{self.dimension}"
 
     def _rules(self) -> Iterator[tuple[bool, str]]:
         yield (

@@ -14,6 +14,7 @@ from llr.inputs.accept import a_module, takes
 from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.results import Record
 from llr.results.html import Table
+from llr.results.phrases import counted
 from llr.theory.functions.hinge_function import affine_size
 from llr.theory.functions.prices import makes_constants
 from llr.theory.result import Status
@@ -75,7 +76,7 @@ class Stratification(Record):
 
     def __str__(self) -> str:
         """A table."""
-        head = f"{self.architecture}, {self.n_params} parameters"
+        head = f"{self.architecture}, {counted(self.n_params, 'parameter')}"
         width = max(len(str(self.n_params)), 4)
         lines = []
         for row in self.rows:
@@ -145,8 +146,8 @@ def rank_stratification(architecture: nn.Module) -> Stratification:
 def _table(net: Structure) -> tuple[str, Iterator[FunctionClass]]:
     if isinstance(net, TwoLayerNet):
         words = (
-            f"two-layer network of {net.activation}, {_count(net.d, 'input')}, width {net.m}, "
-            f"{_count(net.q, 'output')}"
+            f"two-layer network of {net.activation}, {counted(net.d, 'input')}, width {net.m}, "
+            f"{counted(net.q, 'output')}"
         )
         parity = PARITY[net.activation]
         if parity == "polynomial":
@@ -154,8 +155,8 @@ def _table(net: Structure) -> tuple[str, Iterator[FunctionClass]]:
         return words, _sines(net) if parity == "sin" else _neurons(net)
     if isinstance(net, ConvNet):
         kind = "shared" if net.shared else "locally connected"
-        words = f"{kind} convolution of {net.activation}, {_count(net.d, 'input')}"
-        return f"{words}, {_count(len(net.kernels), 'kernel')} of length {net.s}", _kernels(net)
+        words = f"{kind} convolution of {net.activation}, {counted(net.d, 'input')}"
+        return f"{words}, {counted(len(net.kernels), 'kernel')} of length {net.s}", _kernels(net)
     if isinstance(net, Factorization):
         m, p, n = len(net.A), len(net.B), len(net.B[0])
         return f"matrix factorization ({m} x {p}) ({p} x {n})", _matrices(m, n, min(m, n, p))
@@ -227,8 +228,8 @@ def _sines(net: TwoLayerNet) -> Iterator[FunctionClass]:
     for both in range(net.m // 2 + 1 if two_phases else 1):
         for one in range(net.m - 2 * both + 1):
             size = one * (q + d + net.beta) + both * (2 * q + 2 * d) + out
-            parts = [f"{_count(one, 'direction')} at one phase"] if one else []
-            parts += [f"{_count(both, 'direction')} at two phases"] if both else []
+            parts = [f"{counted(one, 'direction')} at one phase"] if one else []
+            parts += [f"{counted(both, 'direction')} at two phases"] if both else []
             words = " and ".join(parts)
             yield _exactly(size, _joined(words, "any constant" * bool(out)) or "zero")
             if not out and net.b is not None and one + 2 * both < net.m:
@@ -260,11 +261,11 @@ def _kernels(net: ConvNet) -> Iterator[FunctionClass]:
         yield _exactly(int(net.activation in ("sigmoid", "softplus")), "zero")
         for k in range(1, len(net.kernels) + 1):
             status: Status = "exact" if odd else "bounds"
-            yield FunctionClass(k * each, f"{_count(k, 'kernel')} of length {net.s}", status)
+            yield FunctionClass(k * each, f"{counted(k, 'kernel')} of length {net.s}", status)
         return
     yield _exactly(0, "zero")
     for c in range(1, len(net.kernels) * net.p + 1):
-        yield _exactly(c * (net.s + 1), f"{_count(c, 'kernel')} at one position each")
+        yield _exactly(c * (net.s + 1), f"{counted(c, 'kernel')} at one position each")
 
 
 def _matrices(rows: int, columns: int, most: int) -> Iterator[FunctionClass]:
@@ -330,13 +331,9 @@ def _exactly(size: int, words: str) -> FunctionClass:
 
 def _functions(k: int, out: int, further: str = "") -> str:
     """The text for k neurons and a further part, with any constant if there is an output bias."""
-    words = _joined(_count(k, "neuron") if k else "", further)
+    words = _joined(counted(k, "neuron") if k else "", further)
     return _joined(words, "any constant" * bool(out)) or "zero"
 
 
 def _joined(words: str, further: str) -> str:
     return f"{words} and {further}" if words and further else words or further
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' * (number != 1)}"

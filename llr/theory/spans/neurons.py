@@ -27,6 +27,7 @@ from llr.linalg.balls import LOWEST_BITS, coefficients
 from llr.linalg.elimination import Scaled, find_pivots, prove
 from llr.results import Record
 from llr.results.html import Table, Verdict
+from llr.results.phrases import counted
 from llr.theory.spans.span import Function, Span
 from llr.theory.spans.symbols import ONE, Symbols, Vector, combined
 from llr.theory.structures.structure import exact_row
@@ -81,8 +82,9 @@ class Independence(Record):
         beside = ", beside constants" if self.constant else ""
         known = "proved" if self.proved else "proved bounds"
         head = (
-            f"{found} of {self.n_neurons} neurons are linearly independent{beside} ({known}, by values at "
-            f"{self.n_samples} points)"
+            f"{found} of {counted(self.n_neurons, 'neuron')} "
+            f"{'is' if self.n_neurons == 1 else 'are'} linearly independent{beside} ({known}, by values at "
+            f"{counted(self.n_samples, 'point')})"
         )
         return "\n".join([head, *(f"  {relation}" for relation in self.relations)])
 

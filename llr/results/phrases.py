@@ -7,18 +7,21 @@ def counted(count: int, noun: str) -> str:
     """A number and its noun.
 
     Example:
-        >>> from llr.recovery.phrases import counted
+        >>> from llr.results.phrases import counted
         >>> counted(1, "sample"), counted(1200, "sample")
         ('1 sample', '1,200 samples')
+        >>> counted(3, "branch")
+        '3 branches'
     """
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+    plural = noun + ("es" if noun.endswith("ch") else "s")
+    return f"{count:,} {noun if count == 1 else plural}"
 
 
 def there_are(count: int, noun: str) -> str:
     """The start of a sentence about a number.
 
     Example:
-        >>> from llr.recovery.phrases import there_are
+        >>> from llr.results.phrases import there_are
         >>> there_are(1, "sample"), there_are(2, "sample")
         ('there is 1 sample', 'there are 2 samples')
     """
@@ -29,7 +32,7 @@ def a(noun: str) -> str:
     """A noun with its indefinite article.
 
     Example:
-        >>> from llr.recovery.phrases import a
+        >>> from llr.results.phrases import a
         >>> a("tanh network"), a("erf network")
         ('a tanh network', 'an erf network')
     """
