@@ -298,7 +298,7 @@ class RankResult(Record):
 
         Tensors become nested lists, the dtype its name and the certificate a dictionary. An infinite gap
         becomes None, since JSON has no infinity. :meth:`from_dict` makes a result of the dictionary. Its
-        fields are equal to the last bit; ``==`` is False, since it compares identity for results with tensors.
+        fields are equal to the last bit; ``==`` is False, since it compares identity.
 
         Args:
             spectrum: whether to include the singular values.
