@@ -297,8 +297,8 @@ class RankResult(Record):
         """The fields, and `clear` and `exact`, as plain values for strict JSON.
 
         Tensors become nested lists, the dtype its name and the certificate a dictionary. An infinite gap
-        becomes None, since JSON has no infinity. :meth:`from_dict` makes a result of the dictionary. Its
-        fields are equal to the last bit; ``==`` is False, since it compares identity.
+        becomes None, since JSON has no infinity. With ``spectrum=True``, :meth:`from_dict` makes a result
+        with fields that are equal to the last bit; ``==`` is False, since it compares identity.
 
         Args:
             spectrum: whether to include the singular values.

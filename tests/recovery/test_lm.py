@@ -21,7 +21,7 @@ from llr.inputs import warned as warnings_of_llr
 from llr.inputs.problem import read_problem
 from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
 from llr.operators import _ops
-from llr.recovery import Damping, Fits, initial, levenberg_marquardt, lm_reference
+from llr.recovery import Damping, Fits, initial, levenberg_marquardt, lm_native, lm_reference
 from llr.recovery.damping import CONVERGED, DAMPING, SKIPPED, STATUS
 
 from .train.cases import Own, Tied, frozen_bias
@@ -436,3 +436,24 @@ def test_memory():
 
 
 # --- What is refused -----------------------------------------------------------------------------------
+
+
+@native
+@pytest.mark.parametrize("first", [False, True])
+def test_blocks_of_starts_do_not_change_the_results(monkeypatch, first):
+    target, x = TwoLayer(2, 2, bias=False).double(), normal(12, 2)
+    y = target(x).detach()
+    starts = initial(target, 300, generator=torch.Generator().manual_seed(1))
+    sets = x.expand(3, -1, -1).contiguous(), torch.stack([y, y + 0.3, 2 * y])
+    which = torch.arange(300) % 3
+    whole = levenberg_marquardt(target, starts, *sets, which=which, first=first)
+    monkeypatch.setattr(lm_native, "_BLOCK_FLOPS", 0)
+    calls: list[tuple[int, int]] = []
+    parts = levenberg_marquardt(
+        target, starts, *sets, which=which, first=first, progress=lambda *c: calls.append(c)
+    )
+    for name in ("theta", "loss", "relative", "iterations", "codes"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name))
+    assert bool(whole.converged.any())
+    assert len(calls) > 3
+    assert calls[-1] == (300, 300)
