@@ -116,11 +116,9 @@ class TestCertify:
         verified = ("verify", "proof.json", *SOURCE)
         assert "\nholds: " in run(*verified, "--timeout", 300).stdout
         output = run(*verified, "--timeout", 1e-9, code=3).stdout
-        assert output == "not checked: --timeout 1e-09 seconds were over\n"
+        assert output.endswith("\nnot checked: --timeout 1e-09 seconds were over\n")
         output = run(*verified, "--max-bits", 32, code=3).stdout
-        assert output.startswith(
-            "not checked: bits is 64, more than --max-bits 32; give --max-bits 64"
-        )
+        assert "\nnot checked: bits is 64, more than --max-bits 32; give --max-bits 64" in output
         assert "--timeout" in run(*verified, "--timeout", "soon", code=2).output
         message = refusal(*verified, "--timeout", -1)
         assert (

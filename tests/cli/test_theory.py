@@ -225,7 +225,7 @@ class TestEmbedAndReduce:
         assert "ending in .png" in refusal(*arguments, "2-3-1", "--plot", "s.gif")
         assert "no such file" in refusal(*arguments, "2-3-1", "--check", "--inputs", "x.npy")
         Path("recurrent_nets.py").write_text("import torch\nnet = torch.nn.LSTM(1, 1)\n")
-        assert "llr.model_rank(model)" in refusal("reduce", "recurrent_nets:net")
+        assert "`llr model-rank` finds" in refusal("reduce", "recurrent_nets:net")
 
     def test_nothing_is_unpickled(self) -> None:
         class Trap:
