@@ -17,6 +17,7 @@ from llr.inputs.evaluation.surroundings import outside_inference_mode
 from llr.inputs.roles import a_generator, sizes
 from llr.inputs.tensors import refuse_complex
 from llr.models import Conv1dTwoLayer
+from llr.results.phrases import counted
 
 Numbers = Sequence[float] | Tensor
 Choice = TypeVar("Choice")
@@ -320,7 +321,7 @@ def wanted_hidden(network: Network, widths: Sequence[int] | int) -> tuple[int, .
     for layer, (wide, n) in enumerate(zip(widths[1:-1], network.hidden, strict=True)):
         if wide < n:
             raise ValueError(
-                f"widths has {wide} neurons in layer {layer}, but the model has {n}; expected at "
+                f"widths has {counted(wide, 'neuron')} in layer {layer}, but the model has {n}; expected at "
                 "least as many. llr.embedding.reduce makes a network narrower if its function allows it"
             )
     return tuple(widths[1:-1])

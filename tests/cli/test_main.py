@@ -24,6 +24,7 @@ from llr.cli import demo
 from llr.cli import main as cli
 from llr.models.load import load_model
 from llr.ranks.info import Check, SelfTest
+from llr.ranks.installation import Info
 
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native library:RuntimeWarning")
 
@@ -254,16 +255,16 @@ class TestErrors:
 
 
 def test_warnings_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    def warns() -> str:
+    def warns() -> Info:
         warnings.warn("something to know", UserWarning, stacklevel=1)
-        return "facts"
+        return Info({"a": "fact"})
 
     monkeypatch.setattr(llr, "info", warns)
     with warnings.catch_warnings():
         warnings.simplefilter("always")
         result = run("info")
     assert result.stderr == "warning: something to know\n"
-    assert result.stdout == "facts\n"
+    assert result.stdout == "a  fact\n"
 
 
 def test_info() -> None:

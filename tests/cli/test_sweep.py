@@ -117,7 +117,10 @@ class TestRun:
         [
             (("absent.toml",), "spec absent.toml: cannot be read"),
             (("spec.toml", "--runner", "nowhere:f"), "there is no module 'nowhere'"),
-            (("spec.toml", "--out", "spec.toml"), "spec.toml is not an SQLite file; it was not"),
+            (
+                ("spec.toml", "--out", "spec.toml"),
+                "--out spec.toml would overwrite SPEC, which",
+            ),
             (("spec.toml", "--lease", 0), "lease is 0.0; expected 0.1 to 3600 seconds"),
         ],
     )
@@ -167,7 +170,7 @@ class TestLooking:
 
     def test_status(self) -> None:
         assert run("sweep", "status", "spec.sqlite").stdout == (
-            "8 of 8 cells done, 0 failed, 0 left\nrunner helpers.sweep_cases:counted, 1 thread(s) a cell\n"
+            "8 of 8 cells done, 0 failed, 0 left\nrunner helpers.sweep_cases:counted, 1 thread a cell\n"
         )
 
     def test_status_of_failures(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,12 +220,12 @@ class TestEmbedAndReduce:
         arguments = ("embed", "mlp:2-2-1", "--to")
         assert ".safetensors" in refusal(*arguments, "2-3-1", "--out", "w.pt")
         message = refusal(*arguments, "2-1-1", "--out", "w.safetensors")
-        assert "widths has 1 neurons in layer 0, but the model has 2" in message
+        assert "--to has 1 neuron in layer 0, but the model has 2" in message
         assert not Path("w.safetensors").exists()
         assert "ending in .png" in refusal(*arguments, "2-3-1", "--plot", "s.gif")
         assert "no such file" in refusal(*arguments, "2-3-1", "--check", "--inputs", "x.npy")
         Path("recurrent_nets.py").write_text("import torch\nnet = torch.nn.LSTM(1, 1)\n")
-        assert "llr.model_rank(model)" in refusal("reduce", "recurrent_nets:net")
+        assert "`llr model-rank` finds" in refusal("reduce", "recurrent_nets:net")
 
     def test_nothing_is_unpickled(self) -> None:
         class Trap:
