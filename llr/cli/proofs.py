@@ -15,6 +15,7 @@ from llr.cli.options import json_option, max_bits_option, model_options
 from llr.cli.output import apart
 from llr.cli.shell import OPEN, as_json, deliver, reported, with_option_names
 from llr.cli.source import Source
+from llr.inputs.files.writing import write_atomic
 
 
 @click.command()
@@ -54,10 +55,11 @@ def certify(
 
 
 def _save(certificate: llr.Certificate, path: str | Path) -> None:
+    text = json.dumps(certificate.to_dict(), indent=1)
     if str(path) == "-":
-        click.echo(json.dumps(certificate.to_dict(), indent=1))
+        click.echo(text)
     else:
-        certificate.save(path)
+        write_atomic(path, f"{text}\n", devices=True)
 
 
 @click.command()

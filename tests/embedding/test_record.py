@@ -158,7 +158,7 @@ class TestBadInput:
         narrow = network(1, 2, 2, 1)
         for embed in (widen, random_compatible):
             with pytest.raises(
-                ValueError, match="widths has 1 neurons in layer 1, but the model has 2"
+                ValueError, match="widths has 1 neuron in layer 1, but the model has 2"
             ):
                 embed(narrow, [1, 3, 1, 1])
             with pytest.raises(ValueError, match=r"expected 4 numbers, .* \[1, 2, 2, 1\]"):

@@ -111,6 +111,7 @@ def test_nothing_to_show(shape: tuple[int, ...], tmp_path: Path) -> None:
     ("suffix", "magic"), [(".png", b"\x89PNG"), (".pdf", b"%PDF"), (".svg", b"<?xml")]
 )
 def test_formats(deficient: llr.RankResult, tmp_path: Path, suffix: str, magic: bytes) -> None:
+    (tmp_path / "new").mkdir()
     plot.save(deficient.plot().figure, tmp_path / f"new/s{suffix}")
     assert (tmp_path / f"new/s{suffix}").read_bytes().startswith(magic)
 
