@@ -13,7 +13,7 @@ from llr.models.parts import check_shape, check_sizes, check_tensors, linear, ma
 
 
 class SkipTwoLayer(nn.Module):
-    """``w_0 . x + sum_i a_i (w_i . x)_+``, ReLU neurons beside a linear map: maps (n, d) to (n, 1).
+    """ReLU neurons beside a linear map, ``w_0 x + sum_i a_i relu(w_i x)``; maps (n, d) to (n, 1).
 
     Its parts are ``model.skip`` (w_0) and ``model.neurons``, a :class:`TwoLayer`, or None without neurons.
 
@@ -90,7 +90,7 @@ class SkipTwoLayer(nn.Module):
 
 
 class NormalizedTwoLayer(nn.Module):
-    """``sum_i r_i (w_i . x)_+ / scale_i``, where scale_i is the norm of neuron i's outputs on some samples.
+    """Normalized ReLU neurons, ``sum_i r_i relu(w_i x) / scale_i``; scale_i is the norm of outputs on samples.
 
     Like a batch normalization without centring, in evaluation mode: the samples set the scales once, when the
     model is made. Its parts are ``model.neurons``, a :class:`TwoLayer` (w and r), and ``model.scale``, (m).
