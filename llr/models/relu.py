@@ -93,7 +93,8 @@ class NormalizedTwoLayer(nn.Module):
     """Normalized ReLU neurons, ``sum_i r_i relu(w_i x) / scale_i``; scale_i is a norm on samples.
 
     scale_i is the norm of the outputs of neuron i on some samples. Like a batch normalization without
-    centring, in evaluation mode: the samples set the scales once, when the model is made. Its parts are ``model.neurons``, a :class:`TwoLayer` (w and r), and ``model.scale``, (m).
+    centring, in evaluation mode: the samples set the scales once, when the model is made. Its parts are
+    ``model.neurons``, a :class:`TwoLayer` (w and r), and ``model.scale``, (m).
     """
 
     scale: Tensor
