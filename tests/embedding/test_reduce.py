@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import warnings
 from collections import defaultdict
 from fractions import Fraction
 from typing import Any
@@ -22,6 +20,7 @@ from helpers.embedding_cases import (
     normal,
     normal_samples,
     not_reduced,
+    two_layer,
     wider,
     widths_of,
 )
@@ -32,7 +31,6 @@ from llr.embedding import null, random_compatible, reduce, split, widen
 from llr.models import (
     Conv1dTwoLayer,
     DeepLinear,
-    MatrixFactorization,
     Polynomial,
     TwoLayer,
     mlp,
@@ -45,15 +43,6 @@ pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native libr
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def two_layer(
-    activation: str, neurons: list[tuple[float, float, float]], c: float | None = None
-) -> TwoLayer:
-    """Neurons as (w, b, a), one input, one output."""
-    w, b, a = (torch.tensor(part, dtype=F64) for part in zip(*neurons, strict=True))
-    out = None if c is None else torch.tensor([c], dtype=F64)
-    return TwoLayer.of(w[:, None], b, a[:, None], out, activation=activation)
 
 
 def same(one: nn.Module, other: nn.Module, d: int, tolerance: float = 1e-12) -> bool:
@@ -407,50 +396,3 @@ class TestKernels:
             assert found.widths == (4, 1, 1)
             assert not found.model.out.any()
             assert reduce(found.model).steps == ()
-
-
-class TestReport:
-    """The report of a reduction, and the arguments that it refuses."""
-
-    def test_text_and_json(self) -> None:
-        found = reduce(two_layer("tanh", [(1, 0.5, 1), (-1, -0.5, 2)]))
-        text = str(found).splitlines()
-        assert text[0].startswith("1-2-1 reduced to 1-1-1: proved to be the same function")
-        assert text[1:] == ["  layer 0: neuron 1 = -neuron 0: merged"]
-        plain = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-        assert plain["widths"] == [1, 1, 1]
-
-    @pytest.mark.parametrize("layer", [0, 1])
-    def test_nearly_equal_neurons(self, layer: int) -> None:
-        narrow = network(2, 2, 2, 1)
-        wide, _ = split(narrow, layer, 0, 0.5)
-        with torch.no_grad():
-            wide[2 * layer].weight[2] *= 1 + 1e-12
-        with pytest.warns(
-            UserWarning, match=f"layer {layer}: neurons .* 0 and 2 differ by"
-        ) as caught:
-            assert reduce(wide).widths[layer + 1] == 3
-        assert caught[0].filename == __file__
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            reduce(narrow)
-
-    def test_refused(self) -> None:
-        for model in (nn.LSTM(1, 1), MatrixFactorization(2, 1, 2)):
-            with pytest.raises(ValueError, match=r"llr\.model_rank\(model\)"):
-                reduce(model)
-        with pytest.raises(TypeError, match=r"expected an nn\.Module"):
-            reduce(torch.tanh)  # type: ignore[arg-type]
-        model = network(1, 2, 1)
-        with torch.no_grad():
-            model[0].bias[1] = torch.nan
-        with pytest.raises(ValueError, match=r"'0\.bias' is nan at index \(1,\)"):
-            reduce(model)
-        huge = two_layer("tanh", [(1, 0, 1.5e308), (1, 0, 1.5e308)])
-        with pytest.raises(ValueError, match="leave the range"):
-            reduce(huge)
-
-    def test_no_hidden_layer(self) -> None:
-        found = reduce(nn.Linear(2, 3).double())
-        assert found.widths == (2, 3)
-        assert found.steps == ()

@@ -11,7 +11,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from llr import certify
 from llr.embedding import Embedding, reduce
-from llr.models import Conv1dTwoLayer, mlp
+from llr.models import Conv1dTwoLayer, TwoLayer, mlp
 from llr.theory.spans.formal import formal
 from llr.theory.spans.formal_span import contained
 from llr.theory.spans.symbols import Symbols
@@ -124,3 +124,12 @@ def not_reduced(narrow: nn.Module, wide: nn.Module) -> str:
     with torch.no_grad():
         close = torch.allclose(narrow(x), found.model(x), rtol=1e-12, atol=1e-12)
     return "" if close else "other outputs"
+
+
+def two_layer(
+    activation: str, neurons: list[tuple[float, float, float]], c: float | None = None
+) -> TwoLayer:
+    """Neurons as (w, b, a), one input, one output."""
+    w, b, a = (torch.tensor(part, dtype=F64) for part in zip(*neurons, strict=True))
+    out = None if c is None else torch.tensor([c], dtype=F64)
+    return TwoLayer.of(w[:, None], b, a[:, None], out, activation=activation)

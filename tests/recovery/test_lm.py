@@ -4,135 +4,39 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from helpers.gpu_stand_in import GPU, on_gpu, stand_in
-from scipy.optimize import least_squares
-from torch import Tensor, nn
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch import Tensor
+from torch.nn.utils import parameters_to_vector
 
 import llr
 from llr.inputs import warned as warnings_of_llr
 from llr.inputs.problem import read_problem
-from llr.models import Conv1dTwoLayer, DeepLinear, MatrixFactorization, TwoLayer, mlp
+from llr.models import TwoLayer
 from llr.operators import _ops
 from llr.recovery import Damping, Fits, initial, levenberg_marquardt, lm_native, lm_reference
 from llr.recovery.damping import CONVERGED, DAMPING, SKIPPED, STATUS
 
-from .train.cases import Own, Tied, frozen_bias
+from .lm_cases import (
+    F64,
+    KNOWN,
+    OTHERS,
+    native,
+    normal,
+    placed,
+    problem,
+)
 
-F64 = torch.float64
-native = pytest.mark.skipif(not _ops.NATIVE, reason="needs the native library")
 pytestmark = pytest.mark.filterwarnings("ignore:llr runs without its native:RuntimeWarning")
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, dtype=F64, generator=torch.Generator().manual_seed(seed))
-
-
-def placed(model: nn.Module, theta: Tensor) -> nn.Module:
-    """The model in float64 with these values of its trainable parameters."""
-    vector_to_parameters(theta, [p for p in model.double().parameters() if p.requires_grad])
-    return model
-
-
-def hooked() -> nn.Module:
-    model = Conv1dTwoLayer(5, 3, 1)
-    model.register_forward_hook(lambda _, inputs, outputs: 2 * outputs + inputs[0][:, :1])
-    return model
-
-
-def vectors(*shape: int) -> Callable[[], Tensor]:
-    return lambda: normal(*shape, seed=3)
-
-
-def other_activation() -> nn.Module:
-    model = Conv1dTwoLayer(5, 3, 1)
-    model.act = nn.Softplus()
-    return model
-
-
-def index_pairs() -> Tensor:
-    return torch.tensor([[0, 0], [1, 3], [2, 1], [1, 3], [0, 2], [2, 2], [1, 0], [2, 3]])
-
-
-Case = tuple[Callable[[], nn.Module], Callable[[], Tensor], int]
-KNOWN: dict[str, Case] = {
-    "two-layer": (lambda: TwoLayer(3, 3), vectors(20, 3), 1),
-    "two-layer, few samples": (lambda: TwoLayer(3, 5, 2, output_bias=True), vectors(4, 3), 2),
-    "no bias": (lambda: TwoLayer(3, 4, bias=False, activation="erf"), vectors(30, 3), 1),
-    "deep": (lambda: mlp([3, 4, 3, 2], "softplus"), vectors(40, 3), 2),
-    "deep linear": (lambda: DeepLinear([3, 2, 2]), vectors(9, 3), 2),
-    "linear": (lambda: nn.Linear(3, 2), vectors(7, 3), 2),
-    "traced": (Own, vectors(20, 3), 2),
-    "traced, few samples": (Own, vectors(4, 3), 2),
-    "flattened": (
-        lambda: nn.Sequential(nn.Flatten(), nn.Linear(6, 3), nn.Tanh(), nn.Linear(3, 1)),
-        vectors(30, 2, 3),
-        1,
-    ),
-    "shared kernels": (lambda: Conv1dTwoLayer(5, 3, 2), vectors(30, 5), 1),
-    "own kernels": (
-        lambda: Conv1dTwoLayer(5, 3, 2, shared=False, activation="sin"),
-        vectors(9, 5),
-        1,
-    ),
-    "factorization": (lambda: MatrixFactorization(3, 2, 4), index_pairs, 1),
-}
-OTHERS: dict[str, Case] = {
-    "tied": (Tied, vectors(7, 3), 3),
-    "frozen": (frozen_bias, vectors(20, 3), 2),
-    "hooked": (hooked, vectors(20, 5), 1),
-    "other activation": (other_activation, vectors(20, 5), 1),
-    "convolution": (
-        lambda: nn.Sequential(nn.Conv1d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.Linear(6, 1)),
-        vectors(30, 1, 5),
-        1,
-    ),
-    "mixed activations": (
-        lambda: nn.Sequential(
-            nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 2), nn.GELU(), nn.Linear(2, 1)
-        ),
-        vectors(50, 3),
-        1,
-    ),
-}
-CASES = KNOWN | OTHERS
-
-
-def problem(case: str, starts: int = 5, sets: int = 3) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """A model, starts, and data sets that it does not fit exactly."""
-    build, samples, q = CASES[case]
-    torch.manual_seed(0)
-    model, x = build(), samples()
-    theta = initial(model, starts, scale=0.6, generator=torch.Generator().manual_seed(1))
-    xs = torch.stack([x.roll(k, 0) if k < 2 else x.flip(0) for k in range(sets)])
-    return model, theta, xs, normal(sets, len(x), q, seed=2)
 
 
 def without_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_ops, "NATIVE", False)
     monkeypatch.setattr(_ops, "REASON", "it was left out")
-
-
-def by_scipy(model: nn.Module, start: Tensor, x: Tensor, y: Tensor, method: str = "trf") -> Any:
-    """scipy's least squares from the same start, with autograd's Jacobian."""
-
-    def residuals(theta: np.ndarray) -> np.ndarray:
-        with torch.no_grad():
-            outputs = placed(model, torch.as_tensor(theta))(x)
-        return (outputs.reshape(y.shape) - y).flatten().numpy()
-
-    def jacobian(theta: np.ndarray) -> np.ndarray:
-        return llr.jacobian(placed(model, torch.as_tensor(theta)), x).flatten(0, 1).numpy()
-
-    tolerances = {"xtol": 1e-12, "ftol": 1e-14, "gtol": 1e-13, "max_nfev": 300}
-    return least_squares(residuals, start.numpy(), jacobian, method=method, **tolerances)
 
 
 def agree(one: Fits, other: Fits, allowed: float = 1e-9) -> None:
@@ -247,37 +151,25 @@ def test_the_torch_path_refills_its_pool(batch, first):
     assert not found.iterations[~kept].any()
 
 
-# --- Against scipy ---------------------------------------------------------------------------------
-
-
-PATIENT = Damping(0.01, 0.3, 2.0, stall=60, iterations=2000, progress=0.0)
-
-
-# Not in flat valleys, where scipy has not converged after hundreds of evaluations.
-@pytest.mark.parametrize("case", [case for case in CASES if case not in ("deep", "traced")])
-def test_where_scipy_ends(case):
-    """From starts near a minimum all methods find it."""
-    model, theta, x, y = problem(case, starts=1, sets=1)
-    y = placed(model, theta[0])(x[0]).detach().reshape(y[0].shape) + 0.003 * y[0]
-    starts = theta[0] + 0.01 * normal(3, theta.shape[1], seed=9)
-    fits = levenberg_marquardt(model, starts, x[0], y, damping=PATIENT, tol=1e-26)
-    scale, arrived = float(y.square().mean()), 0
-    for start, loss in zip(starts, fits.loss.tolist(), strict=True):
-        expected = by_scipy(model, start, x[0], y)
-        error = loss - 2 * expected.cost / y.numel()
-        assert error <= 1e-9 * scale
-        assert not expected.success or abs(error) <= 1e-7 * scale
-        arrived += expected.success
-    assert arrived >= 2
-
-
-def test_the_method_of_minpack_ends_there_too():
-    model, theta, x, _ = problem("no bias", sets=1)
-    y = placed(model, theta[0])(x[0]).detach() + 0.003 * normal(30, 1, seed=2)
-    fits = levenberg_marquardt(model, theta[:1] + 0.01, x[0], y, damping=PATIENT)
-    expected = by_scipy(model, theta[0] + 0.01, x[0], y, "lm")
-    assert float(fits.loss[0]) == pytest.approx(2 * expected.cost / 30, rel=1e-9)
-    assert np.abs(fits.theta[0].numpy() - expected.x).max() <= 1e-5
+@native
+@pytest.mark.parametrize("first", [False, True])
+def test_blocks_of_starts_do_not_change_the_results(monkeypatch, first):
+    target, x = TwoLayer(2, 2, bias=False).double(), normal(12, 2)
+    y = target(x).detach()
+    starts = initial(target, 300, generator=torch.Generator().manual_seed(1))
+    sets = x.expand(3, -1, -1).contiguous(), torch.stack([y, y + 0.3, 2 * y])
+    which = torch.arange(300) % 3
+    whole = levenberg_marquardt(target, starts, *sets, which=which, first=first)
+    monkeypatch.setattr(lm_native, "_BLOCK_FLOPS", 0)
+    calls: list[tuple[int, int]] = []
+    parts = levenberg_marquardt(
+        target, starts, *sets, which=which, first=first, progress=lambda *c: calls.append(c)
+    )
+    for name in ("theta", "loss", "relative", "iterations", "codes"):
+        assert torch.equal(getattr(parts, name), getattr(whole, name))
+    assert bool(whole.converged.any())
+    assert len(calls) > 3
+    assert calls[-1] == (300, 300)
 
 
 # --- What it says ------------------------------------------------------------------------------------
@@ -433,27 +325,3 @@ def test_memory():
     agree(here, there)
     with llr.set_memory_budget(one - 1), pytest.raises(ValueError, match="of one start take 7"):
         levenberg_marquardt(model, theta, x[0], y[0])
-
-
-# --- What is refused -----------------------------------------------------------------------------------
-
-
-@native
-@pytest.mark.parametrize("first", [False, True])
-def test_blocks_of_starts_do_not_change_the_results(monkeypatch, first):
-    target, x = TwoLayer(2, 2, bias=False).double(), normal(12, 2)
-    y = target(x).detach()
-    starts = initial(target, 300, generator=torch.Generator().manual_seed(1))
-    sets = x.expand(3, -1, -1).contiguous(), torch.stack([y, y + 0.3, 2 * y])
-    which = torch.arange(300) % 3
-    whole = levenberg_marquardt(target, starts, *sets, which=which, first=first)
-    monkeypatch.setattr(lm_native, "_BLOCK_FLOPS", 0)
-    calls: list[tuple[int, int]] = []
-    parts = levenberg_marquardt(
-        target, starts, *sets, which=which, first=first, progress=lambda *c: calls.append(c)
-    )
-    for name in ("theta", "loss", "relative", "iterations", "codes"):
-        assert torch.equal(getattr(parts, name), getattr(whole, name))
-    assert bool(whole.converged.any())
-    assert len(calls) > 3
-    assert calls[-1] == (300, 300)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -19,6 +22,7 @@ from llr.recovery import Recovery, Target, recover
 from llr.recovery.reproduce import Reproduction
 from llr.recovery.sweep import Tally
 from llr.recovery.train import GD, condensation, initial, narrow, train
+from llr.results import progress
 from llr.theory import relu
 
 
@@ -236,3 +240,19 @@ UNWRITTEN: dict[str, Callable[[], Any]] = {
     ),
 }
 """Results that print as the others do, but have files of their own or none."""
+
+ALL = {**MAKERS, **UNWRITTEN}
+
+
+def strict(content: dict[str, Any]) -> Any:
+    return json.loads(json.dumps(content, allow_nan=False))
+
+
+def fast_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second passes between two looks at the clock."""
+    ticks = itertools.count()
+    monkeypatch.setattr(progress, "clock", lambda: float(next(ticks)))
+
+
+def proved(**options: Any) -> llr.Certificate:
+    return llr.certify(net(1, 2, 1), points(14), **options)
