@@ -100,25 +100,48 @@ def solve(
 
     Many starts are solved in blocks, with their progress between them. Results do not depend on the blocks.
     """
+
+    def solved(starts: Tensor, which: Tensor) -> Solution:
+        theta, loss, iterations, status = _ops.lm_solve(
+            starts[:, known.order],
+            x.double(),
+            y,
+            which,
+            known.kind,
+            known.sizes,
+            known.activation,
+            known.biases,
+            damping=damping.start,
+            down=damping.down,
+            up=damping.up,
+            progress=damping.progress,
+            stall=damping.stall,
+            iterations=damping.iterations,
+            tol=tol,
+            first=first,
+        )
+        back = torch.empty_like(theta)
+        back[:, known.order] = theta
+        return Solution(back, loss, iterations, status)
+
     count, size = len(starts), _block(y[0].numel(), starts.shape[1], damping)
     if count <= size:
-        return _solved(known, starts, x, y, which, damping, tol, first)
+        return solved(starts, which)
     found = Solution(
         starts.clone(),
         starts.new_full((count,), torch.inf),
         torch.zeros(count, dtype=torch.int64),
         torch.full((count,), SKIPPED),
     )
-    fitted = torch.zeros(
-        len(x), dtype=torch.bool
-    )  # data sets of which the other starts are skipped
+    # Data sets of which the other starts are skipped.
+    fitted = torch.zeros(len(x), dtype=torch.bool)
     for begin in range(0, count, size):
         step("Levenberg-Marquardt: starts", begin, count)
         rows = torch.arange(begin, min(begin + size, count))
         rows = rows[~fitted[which[rows]]]
         if not len(rows):
             continue
-        part = _solved(known, starts[rows], x, y, which[rows], damping, tol, first)
+        part = solved(starts[rows], which[rows])
         for whole, some in zip(found, part, strict=True):
             whole[rows] = some
         if first:
@@ -133,36 +156,3 @@ def _block(rows: int, P: int, damping: Damping) -> int:
     flops = max(1, damping.iterations) * (2.0 * rows * P * side + side**3)
     least = 4 * _MOST_LANES * torch.get_num_threads()
     return max(least, int(_BLOCK_FLOPS / flops))
-
-
-def _solved(
-    known: Known,
-    starts: Tensor,
-    x: Tensor,
-    y: Tensor,
-    which: Tensor,
-    damping: Damping,
-    tol: float,
-    first: bool,
-) -> Solution:
-    theta, loss, iterations, status = _ops.lm_solve(
-        starts[:, known.order],
-        x.double(),
-        y,
-        which,
-        known.kind,
-        known.sizes,
-        known.activation,
-        known.biases,
-        damping=damping.start,
-        down=damping.down,
-        up=damping.up,
-        progress=damping.progress,
-        stall=damping.stall,
-        iterations=damping.iterations,
-        tol=tol,
-        first=first,
-    )
-    back = torch.empty_like(theta)
-    back[:, known.order] = theta
-    return Solution(back, loss, iterations, status)

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import os
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import FrameType
 from typing import Any
@@ -25,7 +26,7 @@ _WRITTEN_BY_USERS = (os.path.join(_OWN, "models"), os.path.join(_OWN, "activatio
 _STATISTICS = ("attention", "rng_state")
 
 
-class Observer(TorchDispatchMode):
+class Observer(TorchDispatchMode, ABC):
     """Receives every operation of a forward, and runs it."""
 
     def __torch_dispatch__(
@@ -38,9 +39,9 @@ class Observer(TorchDispatchMode):
         """Pass the operation on, with a dictionary of named arguments even if it is empty."""
         return self.operation(func, args, kwargs or {})
 
+    @abstractmethod
     def operation(self, func: Any, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
         """Run an operation, and record what is of interest."""
-        raise NotImplementedError
 
 
 class Watch(Observer):

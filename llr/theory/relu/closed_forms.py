@@ -59,9 +59,8 @@ def all_ones_probability(n: int, d: int) -> float:
         >>> llr.relu.all_ones_probability(20, 10)
         0.5
     """
-    check_int("n", n, 1)
-    check_int("d", d, 1)
-    return float(Fraction(sum(math.comb(n - 1, k) for k in range(d)), 2 ** (n - 1)))
+    _check_sizes(n, d)
+    return _at_least(n - d, n - 1)  # sum_{k<d}, with k and n - 1 - k exchanged
 
 
 @takes(n=whole, d=whole)
@@ -83,9 +82,8 @@ def gated_skip_probability(n: int, d: int) -> float:
         >>> llr.relu.gated_skip_probability(20, 10)
         0.5
     """
-    check_int("n", n, 1)
-    check_int("d", d, 1)
-    return float(Fraction(sum(math.comb(n - 1, k) for k in range(d, n)), 2 ** (n - 1)))
+    _check_sizes(n, d)
+    return _at_least(d, n - 1)
 
 
 @takes(n=whole, d=whole)
@@ -104,9 +102,8 @@ def normalized_neuron_probability(n: int, d: int) -> float:
         >>> llr.relu.normalized_neuron_probability(20, 10)
         0.5880985260009766
     """
-    check_int("n", n, 1)
-    check_int("d", d, 1)
-    return float(Fraction(sum(math.comb(n, k) for k in range(d, n + 1)), 2**n))
+    _check_sizes(n, d)
+    return _at_least(d, n)
 
 
 @takes(x=needed)
@@ -209,3 +206,14 @@ def neighbour_bounds(x: Tensor, target: nn.Module) -> Tensor:
     with np.errstate(divide="ignore", invalid="ignore"):
         bounds = np.where(squares > 0, 2 * heights / squares, np.inf)
     return torch.from_numpy(bounds)
+
+
+def _check_sizes(n: int, d: int) -> None:
+    check_int("n", n, 1)
+    check_int("d", d, 1)
+
+
+def _at_least(least: int, trials: int) -> float:
+    """P(Bin(trials, 1/2) >= least), correctly rounded."""
+    ways = sum(math.comb(trials, k) for k in range(max(least, 0), trials + 1))
+    return float(Fraction(ways, 2**trials))

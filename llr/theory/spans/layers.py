@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
@@ -17,7 +18,7 @@ ZERO, UNIT = Fraction(0), Fraction(1)
 BITS = 256
 
 
-class ExactLayers:
+class ExactLayers(ABC):
     """The layers of an MLP, and the steps of reductions.
 
     A subclass decides in :meth:`simplify` which neurons are removed. Biases are symbolic numbers, so the
@@ -77,9 +78,9 @@ class ExactLayers:
                     changed = True
                 self.signals = self.values(layer)
 
+    @abstractmethod
     def simplify(self, layer: int) -> bool:
         """Remove neurons of one kind; return whether there were any."""
-        raise NotImplementedError
 
     def delete_idle(self, layer: int) -> bool:
         """Delete neurons without outgoing weights."""
